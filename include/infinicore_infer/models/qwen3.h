@@ -1,0 +1,407 @@
+/*
+ * libinfinicore_infer: run Qwen3 dense models (0.6B to 32B) from C.
+ *
+ * A complete program (test/c/example.c is this text, compiled and run by the tests):
+ *
+ *     Qwen3Meta meta = {...};                       // sizes of the model, see Qwen3Meta
+ *     Qwen3Weights weights = {...};                 // pointers to the checkpoint's tensors
+ *     struct Qwen3Model *model = createQwen3Model(&meta, &weights, QWEN3_DEVICE_CPU, 1, NULL);
+ *     if (model == NULL) {
+ *         fprintf(stderr, "%s\n", qwen3LastError());
+ *         return 1;
+ *     }
+ *     struct KVCache *kv = createKVCache(model);
+ *
+ *     uint32_t tokens[] = {1, 2, 3}, ntok = 3, pos = 0, next = 0, topk = 1;
+ *     float temperature = 0.0f, topp = 1.0f;        // temperature 0 = greedy
+ *     for (int step = 0; step < 8; ++step) {
+ *         const uint32_t *input = step == 0 ? tokens : &next;
+ *         int32_t status = inferBatch(model, input, ntok, &ntok, 1, &pos, &kv,
+ *                                     &temperature, &topk, &topp, &next);
+ *         if (status != QWEN3_STATUS_SUCCESS) {
+ *             fprintf(stderr, "%s: %s\n", qwen3StatusName(status), qwen3LastError());
+ *             break;
+ *         }
+ *         printf("%u\n", (unsigned)next);
+ *         pos += ntok;                              // the first call was the prefill,
+ *         ntok = 1;                                 // every later one decodes one token
+ *     }
+ *     dropKVCache(model, kv);
+ *     destroyQwen3Model(model);
+ *
+ * Conventions
+ *   Sizes       nlayer layers, d hidden size, nh query heads, nkvh key/value heads, dh head size, di MLP size,
+ *               dctx context length in tokens, dvoc vocabulary size, ntok tokens of a call, nreq requests of a call.
+ *   Shapes      [a, b] is row-major: b is contiguous.
+ *   Errors      Functions that can fail return a Qwen3Status or NULL. qwen3LastError() then holds one line of text,
+ *               per thread, until that thread's next failing call. The library never exits, aborts, prints or throws.
+ *               A call that failed leaves the model and all caches usable.
+ *   Ownership   create* and duplicate* return handles that the caller owns and gives back to destroy* or drop*.
+ *               Host pointers passed in are borrowed for the call only (but see Qwen3ModelOptions.borrow_weights).
+ *   Threads     Every function may be called from any thread. Calls on one model (its caches included) are
+ *               serialised by a lock inside the model; different models run concurrently. The two exceptions are
+ *               said where they apply: destroyQwen3Model must be the last call, and qwen3Cancel never waits.
+ *   Results     Greedy output of a request is bit-for-bit the same alone or in any batch, with any number of
+ *               threads, and with the prompt passed whole or in chunks (CPU backend; see docs/numerics.md).
+ */
+#ifndef INFINICORE_INFER_MODELS_QWEN3_H
+#define INFINICORE_INFER_MODELS_QWEN3_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define QWEN3_API __declspec(dllexport)
+#elif defined(__GNUC__)
+#define QWEN3_API __attribute__((visibility("default")))
+#else
+#define QWEN3_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Version of this header: MAJOR.MINOR.PATCH. The ABI number changes only when old callers would break. */
+#define QWEN3_VERSION_STRING "0.1.0"
+#define QWEN3_ABI_VERSION 1
+
+/* ------------------------------------------------------------------ enums
+ * All enums are passed as int32_t. Values are never renumbered. */
+
+/* Values 0 to 13 mean what the same infiniStatus_t value means; ours start at 100. */
+typedef enum {
+    QWEN3_STATUS_SUCCESS = 0,
+    QWEN3_STATUS_INTERNAL_ERROR = 1,
+    QWEN3_STATUS_NOT_IMPLEMENTED = 2,
+    QWEN3_STATUS_BAD_PARAM = 3,
+    QWEN3_STATUS_NULL_POINTER = 4,
+    QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED = 5,
+    QWEN3_STATUS_DEVICE_NOT_FOUND = 6,
+    QWEN3_STATUS_DEVICE_NOT_INITIALIZED = 7,
+    QWEN3_STATUS_DEVICE_ARCHITECTURE_NOT_SUPPORTED = 8,
+    QWEN3_STATUS_BAD_TENSOR_DTYPE = 10,
+    QWEN3_STATUS_BAD_TENSOR_SHAPE = 11,
+    QWEN3_STATUS_BAD_TENSOR_STRIDES = 12,
+    QWEN3_STATUS_INSUFFICIENT_WORKSPACE = 13,
+    QWEN3_STATUS_OUT_OF_MEMORY = 100,    /* host or device memory, not the KV limit */
+    QWEN3_STATUS_OUT_OF_KV = 101,        /* the KV pool's limit: drop a cache or raise kv_limit_bytes, then retry */
+    QWEN3_STATUS_CONTEXT_OVERFLOW = 102, /* req_pos + req_len > dctx */
+    QWEN3_STATUS_CACHE_MISMATCH = 103,   /* a cache is not this model's, is used twice, or is shorter than req_pos */
+    QWEN3_STATUS_ABI_MISMATCH = 104,     /* a struct_size this library does not know */
+    QWEN3_STATUS_CANCELLED = 105,        /* qwen3Cancel or a progress callback asked to stop */
+    QWEN3_STATUS_BAD_WEIGHTS = 106       /* a weight is NaN or infinite */
+} Qwen3Status;
+
+/* Same numbers as infiniDtype_t. */
+typedef enum {
+    QWEN3_DTYPE_DEFAULT = 0, /* where an option allows it: let the library choose */
+    QWEN3_DTYPE_F16 = 12,
+    QWEN3_DTYPE_F32 = 13,
+    QWEN3_DTYPE_BF16 = 19
+} Qwen3DType;
+
+/* Same numbers as infiniDevice_t of InfiniCore 0.1.0. */
+typedef enum {
+    QWEN3_DEVICE_CPU = 0,
+    QWEN3_DEVICE_NVIDIA = 1,
+    QWEN3_DEVICE_CAMBRICON = 2,
+    QWEN3_DEVICE_ASCEND = 3,
+    QWEN3_DEVICE_METAX = 4,
+    QWEN3_DEVICE_MOORE = 5,
+    QWEN3_DEVICE_ILUVATAR = 6,
+    QWEN3_DEVICE_KUNLUN = 7,
+    QWEN3_DEVICE_HYGON = 8
+} Qwen3Device;
+
+typedef enum {
+    QWEN3_BACKEND_AUTO = 0,      /* CPU kernels for QWEN3_DEVICE_CPU, InfiniCore for every other device */
+    QWEN3_BACKEND_CPU = 1,       /* this library's own CPU kernels */
+    QWEN3_BACKEND_INFINICORE = 2 /* InfiniCore operators, also for QWEN3_DEVICE_CPU */
+} Qwen3Backend;
+
+/* How rotary frequencies are scaled; formulas are those of Hugging Face's rope_scaling / rope_parameters. */
+typedef enum {
+    QWEN3_ROPE_DEFAULT = 0,
+    QWEN3_ROPE_LINEAR = 1, /* uses rope_factor */
+    QWEN3_ROPE_YARN = 2,   /* uses rope_factor, rope_original_ctx, rope_attention_factor, rope_beta_*, rope_truncate */
+    QWEN3_ROPE_LLAMA3 = 3  /* uses rope_factor, rope_original_ctx, rope_low/high_freq_factor */
+} Qwen3RopeType;
+
+/* Arguments of qwen3StructSize. */
+typedef enum {
+    QWEN3_STRUCT_META = 0,
+    QWEN3_STRUCT_WEIGHTS = 1,
+    QWEN3_STRUCT_MODEL_OPTIONS = 2,
+    QWEN3_STRUCT_SAMPLING_PARAMS = 3,
+    QWEN3_STRUCT_SAMPLE_RESULT = 4,
+    QWEN3_STRUCT_STATS = 5
+} Qwen3StructKind;
+
+/* ------------------------------------------------------------------ model description (frozen layout) */
+
+/* Sizes and constants of a model, from its config.json. The library copies it. Every value is required. */
+typedef struct {
+    int32_t dt_logits;  /* Qwen3DType of activations on InfiniCore devices: F16, BF16 or F32 (CPU kernels use F32) */
+    size_t nlayer;      /* num_hidden_layers, >= 1 */
+    size_t d;           /* hidden_size */
+    size_t nh;          /* num_attention_heads */
+    size_t nkvh;        /* num_key_value_heads, divides nh */
+    size_t dh;          /* head_dim, even; NOT d / nh: Qwen3 states it separately */
+    size_t di;          /* intermediate_size */
+    size_t dctx;        /* context length in tokens: the highest position + 1; costs no memory by itself */
+    size_t dvoc;        /* vocab_size */
+    float epsilon;      /* rms_norm_eps, > 0 */
+    float theta;        /* rope_theta, > 0 */
+    uint32_t end_token; /* eos_token_id, < dvoc; informative: the library does not stop at it */
+} Qwen3Meta;
+
+/*
+ * Pointers to the checkpoint's tensors in host memory, whole (the library cuts them per device and packs them for
+ * its kernels). Arrays marked [nlayer] hold one pointer per layer.
+ *   dt_mat   dtype of embeddings, projections and projection biases; dt_norm  dtype of all norm weights.
+ *   Projections are [out, in] as in Hugging Face checkpoints when transpose_linear_weights != 0, and [in, out] when
+ *   it is 0 (the meaning InfiniCore-Infer gave the flag). Embeddings are always [dvoc, d].
+ *   Either the fused array or all of its split arrays is given; the other is NULL. Bias arrays may be NULL.
+ *   Pointers need no particular alignment.
+ */
+typedef struct {
+    size_t nlayer; /* must equal Qwen3Meta.nlayer */
+    int32_t dt_norm;
+    int32_t dt_mat;
+    int32_t transpose_linear_weights;
+    const void *input_embd;  /* [dvoc, d] */
+    const void *output_norm; /* [d] */
+    const void *output_embd; /* [dvoc, d], or NULL: tied to input_embd */
+
+    const void *const *attn_norm;   /* [nlayer] of [d]       input_layernorm */
+    const void *const *attn_q_norm; /* [nlayer] of [dh]      self_attn.q_norm */
+    const void *const *attn_k_norm; /* [nlayer] of [dh]      self_attn.k_norm */
+
+    const void *const *attn_qkv; /* [nlayer] of [(nh + 2 * nkvh) * dh, d]: q rows, then k, then v; or NULL */
+    const void *const *attn_q;   /* [nlayer] of [nh * dh, d], or NULL */
+    const void *const *attn_k;   /* [nlayer] of [nkvh * dh, d], or NULL */
+    const void *const *attn_v;   /* [nlayer] of [nkvh * dh, d], or NULL */
+    const void *const *attn_o;   /* [nlayer] of [d, nh * dh] */
+
+    const void *const *attn_qkv_b; /* [nlayer] of [(nh + 2 * nkvh) * dh], or NULL */
+    const void *const *attn_q_b;   /* [nlayer] of [nh * dh], or NULL */
+    const void *const *attn_k_b;   /* [nlayer] of [nkvh * dh], or NULL */
+    const void *const *attn_v_b;   /* [nlayer] of [nkvh * dh], or NULL */
+    const void *const *attn_o_b;   /* [nlayer] of [d], or NULL */
+
+    const void *const *ffn_norm;    /* [nlayer] of [d]       post_attention_layernorm */
+    const void *const *ffn_gate_up; /* [nlayer] of [2 * di, d]: gate rows, then up; or NULL */
+    const void *const *ffn_gate;    /* [nlayer] of [di, d], or NULL */
+    const void *const *ffn_up;      /* [nlayer] of [di, d], or NULL */
+    const void *const *ffn_down;    /* [nlayer] of [d, di] */
+} Qwen3Weights;
+
+/* ------------------------------------------------------------------ options (grow at the end) */
+
+/*
+ * Called while weights are packed, on the creating thread, after each layer. done and total are bytes of weights.
+ * Return 0 to go on; anything else makes createQwen3ModelEx fail with QWEN3_STATUS_CANCELLED. When it is called, no
+ * weight pointer passed so far is being read, so a loader may release clean file pages.
+ */
+typedef int (*Qwen3ProgressCallback)(void *user_data, uint64_t done, uint64_t total);
+
+/* Zero means "default" for every field. Fill with QWEN3_MODEL_OPTIONS_INIT, then set what you need. */
+typedef struct {
+    size_t struct_size;       /* sizeof(Qwen3ModelOptions) */
+    int32_t backend;          /* Qwen3Backend */
+    int32_t nthreads;         /* CPU threads, 1 to 1024; 0: the CPUs this process may use (affinity and cgroup quota) */
+    int32_t dt_weight;        /* packed weight format; DEFAULT: as given (dt_mat) */
+    int32_t dt_kv;            /* KV cache dtype; DEFAULT: F16 on CPU (F32 for F32 weights), dt_logits on InfiniCore */
+    uint64_t kv_limit_bytes;  /* most bytes of all caches together; 0: half of the memory free at create */
+    uint32_t max_step_tokens; /* tokens computed at a time, 1 to 65536: longer calls run in chunks; 0: 512 */
+    int32_t borrow_weights;   /* non-zero: an untied input_embd stays valid for the model's life and is not copied */
+    int32_t has_seed;         /* non-zero: seed below seeds inferBatch's draws; zero: a random seed */
+    uint64_t seed;
+    int32_t rope_type;           /* Qwen3RopeType */
+    float rope_factor;           /* > 0 */
+    uint32_t rope_original_ctx;  /* original_max_position_embeddings, tokens */
+    float rope_attention_factor; /* 0: 0.1 * ln(rope_factor) + 1 */
+    float rope_beta_fast;        /* 0: 32 */
+    float rope_beta_slow;        /* 0: 1 */
+    int32_t rope_no_truncate;    /* non-zero: YaRN's correction range is not rounded to whole dimensions */
+    float rope_low_freq_factor;
+    float rope_high_freq_factor;
+    Qwen3ProgressCallback progress; /* or NULL */
+    void *progress_user_data;
+} Qwen3ModelOptions;
+#define QWEN3_MODEL_OPTIONS_INIT                                                                                       \
+    {sizeof(Qwen3ModelOptions), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0, 0.0f, 0.0f, 0.0f, 0, 0.0f, 0.0f, NULL, NULL}
+
+/*
+ * How one request's next token is chosen. Steps, in order: logit bias, allowed tokens, repetition, presence and
+ * frequency penalties, temperature, top_k, top_p, min_p, one draw. Ties go to the lower token id.
+ */
+typedef struct {
+    size_t struct_size;       /* sizeof(Qwen3SamplingParams), the same in every element of an array */
+    float temperature;        /* >= 0, finite; 0: greedy */
+    uint32_t top_k;           /* keep the k likeliest; 0: all; 1: greedy */
+    float top_p;              /* in (0, 1]; keep the likeliest whose probabilities reach top_p */
+    float min_p;              /* in [0, 1); drop tokens below min_p times the likeliest */
+    float repetition_penalty; /* > 0; 1: off; over all of history */
+    float presence_penalty;   /* in [-2, 2]; over the last ngenerated tokens of history */
+    float frequency_penalty;  /* in [-2, 2]; likewise */
+    uint64_t seed;            /* same seed, position and logits: same token */
+    int32_t skip;             /* non-zero: no sampling for this request (a prefill chunk); its result is zeroed */
+    const uint32_t *history;  /* [nhistory] token ids for the penalties, prompt first; NULL if nhistory is 0 */
+    uint32_t nhistory;
+    uint32_t ngenerated;         /* <= nhistory: how many at the end of history were generated */
+    const uint32_t *bias_tokens; /* [nbias] ids < dvoc */
+    const float *bias_values;    /* [nbias] added to the logits; -INFINITY bans a token */
+    uint32_t nbias;
+    const uint32_t *allowed_mask; /* [(dvoc + 31) / 32] words; bit t % 32 of word t / 32 allows token t; NULL: all */
+    uint32_t top_logprobs;        /* 0 to 128: how many likeliest tokens to report */
+} Qwen3SamplingParams;
+/* Every member is spelled out so that -Wmissing-field-initializers stays quiet in C and C++. */
+#define QWEN3_SAMPLING_PARAMS_INIT                                                                                     \
+    {sizeof(Qwen3SamplingParams), 0.0f, 0, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0, 0, NULL, 0, 0, NULL, NULL, 0, NULL, 0}
+
+/* What one request got. Log-probabilities are natural logs of the model's own distribution: after bias, mask and
+ * penalties, before temperature and truncation. */
+typedef struct {
+    size_t struct_size;   /* sizeof(Qwen3SampleResult), set by the caller, the same in every element */
+    uint32_t token;       /* the chosen token */
+    uint32_t ntop;        /* entries written to the two arrays below */
+    float logprob;        /* of token */
+    uint32_t *top_tokens; /* caller's array [top_logprobs], or NULL when that is 0 */
+    float *top_logprobs;  /* caller's array [top_logprobs], or NULL when that is 0 */
+} Qwen3SampleResult;
+
+/* Current use of memory by one model, in bytes unless said. */
+typedef struct {
+    size_t struct_size;
+    uint64_t weight_bytes;  /* packed weights */
+    uint64_t scratch_bytes; /* activations and workspace, allocated at create */
+    uint64_t kv_used_bytes; /* blocks in use by all caches, shared ones once */
+    uint64_t kv_limit_bytes;
+    uint64_t kv_block_bytes;  /* bytes of one block */
+    uint32_t kv_block_tokens; /* tokens of one block */
+    uint32_t ncaches;         /* live caches */
+    uint32_t nthreads;
+} Qwen3Stats;
+
+struct Qwen3Model;
+struct KVCache;
+
+/* ------------------------------------------------------------------ model */
+
+/*
+ * Creates a model with default options. Same as createQwen3ModelEx with options NULL.
+ *   device   Qwen3Device; ndev >= 1 devices of that type (today 1); dev_ids [ndev] device indices or NULL: 0..ndev-1.
+ * Returns the model, or NULL: qwen3LastError says why and qwen3LastStatus its code (NULL_POINTER, BAD_PARAM,
+ * BAD_TENSOR_DTYPE, BAD_WEIGHTS, OUT_OF_MEMORY, DEVICE_*, NOT_IMPLEMENTED, CANCELLED).
+ * The weights may be freed when it returns. Thread-safe.
+ */
+QWEN3_API struct Qwen3Model *createQwen3Model(const Qwen3Meta *meta, const Qwen3Weights *weights, int32_t device,
+                                              int32_t ndev, const int32_t *dev_ids);
+
+/* As createQwen3Model, with options (NULL: all defaults). */
+QWEN3_API struct Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwen3Weights *weights, int32_t device,
+                                                int32_t ndev, const int32_t *dev_ids, const Qwen3ModelOptions *options);
+
+/* Frees a model and every cache of it that is still alive (their handles become invalid). NULL is a no-op; cannot
+ * fail. Must not run while another thread is inside a call on this model. */
+QWEN3_API void destroyQwen3Model(struct Qwen3Model *model);
+
+/* ------------------------------------------------------------------ KV caches
+ * A cache holds the keys and values of one token sequence. It is empty at first and grows block by block, drawn from
+ * the model's pool; nothing is reserved up to dctx. */
+
+/* Returns an empty cache of `model`, or NULL (NULL_POINTER, OUT_OF_MEMORY). Takes no KV memory yet. */
+QWEN3_API struct KVCache *createKVCache(const struct Qwen3Model *model);
+
+/* Returns a cache that holds the first seq_len tokens of `cache`, or NULL (NULL_POINTER; CACHE_MISMATCH: not a cache
+ * of this model; BAD_PARAM: seq_len exceeds the cache's length; OUT_OF_MEMORY). Copy-on-write: both share blocks until
+ * one of them writes, so it costs no KV memory now and takes time proportional to the number of blocks. */
+QWEN3_API struct KVCache *duplicateKVCache(const struct Qwen3Model *model, const struct KVCache *cache,
+                                           uint32_t seq_len);
+
+/* Frees a cache; blocks nobody shares go back to the pool. NULL, or a handle that is not (or no longer) a cache of
+ * this model, is a no-op. Cannot fail. */
+QWEN3_API void dropKVCache(const struct Qwen3Model *model, struct KVCache *cache);
+
+/* Writes the number of tokens held by `cache` to *length. Errors: NULL_POINTER, CACHE_MISMATCH. */
+QWEN3_API int32_t qwen3KVCacheLength(const struct Qwen3Model *model, const struct KVCache *cache, uint32_t *length);
+
+/* ------------------------------------------------------------------ running the model
+ *
+ * Common arguments of the three calls below:
+ *   tokens    [ntok] token ids < dvoc: the new tokens of every request, one request after the other
+ *   ntok      >= 1, equals the sum of req_lens
+ *   req_lens  [nreq] new tokens of each request, >= 1: a whole prompt, a chunk of one, or 1 to decode
+ *   nreq      >= 1
+ *   req_pos   [nreq] position of each request's first new token; at most its cache's length. A smaller value rewinds:
+ *             the cache's tokens from there on are replaced.
+ *   kv_caches [nreq] distinct caches of this model; each grows to req_pos + req_len
+ * Any mix of prefill and decode of any lengths may share a call.
+ *
+ * Status of all three: SUCCESS, or NULL_POINTER, BAD_PARAM (the message names argument, index, value and limit),
+ * CONTEXT_OVERFLOW, CACHE_MISMATCH, OUT_OF_KV (the message says how many bytes were needed; the caches are as they
+ * were), CANCELLED, OUT_OF_MEMORY, INTERNAL_ERROR or a device's status. Arguments are checked before any work. After
+ * an error during the work each cache of the call still holds its tokens before req_pos, no output of inferBatch or
+ * inferBatchEx has been written, and the logits of forwardBatch are unspecified.
+ */
+
+/*
+ * Runs one step and chooses each request's next token.
+ *   temperature [nreq] >= 0, 0 = greedy; topk [nreq] 0 = all, 1 = greedy; topp [nreq] in (0, 1]
+ *   output      [nreq] the chosen tokens
+ * Draws come from the model's own stream (Qwen3ModelOptions.seed); use inferBatchEx for a seed per request.
+ */
+QWEN3_API int32_t inferBatch(struct Qwen3Model *model, const uint32_t *tokens, uint32_t ntok, const uint32_t *req_lens,
+                             uint32_t nreq, const uint32_t *req_pos, struct KVCache **kv_caches,
+                             const float *temperature, const uint32_t *topk, const float *topp, uint32_t *output);
+
+/* As inferBatch, with all sampling settings: params [nreq] in, results [nreq] out. */
+QWEN3_API int32_t inferBatchEx(struct Qwen3Model *model, const uint32_t *tokens, uint32_t ntok,
+                               const uint32_t *req_lens, uint32_t nreq, const uint32_t *req_pos,
+                               struct KVCache **kv_caches, const Qwen3SamplingParams *params,
+                               Qwen3SampleResult *results);
+
+/* Runs one step and writes the logits of every token: logits is float32 [ntok, dvoc], whatever dt_logits is. */
+QWEN3_API int32_t forwardBatch(struct Qwen3Model *model, const uint32_t *tokens, uint32_t ntok,
+                               const uint32_t *req_lens, uint32_t nreq, const uint32_t *req_pos,
+                               struct KVCache **kv_caches, float *logits);
+
+/* Asks the step that is running on `model` in another thread to stop; it returns QWEN3_STATUS_CANCELLED within about
+ * a layer's time. Returns at once and does nothing when no step is running. NULL is a no-op. */
+QWEN3_API void qwen3Cancel(struct Qwen3Model *model);
+
+/* ------------------------------------------------------------------ information */
+
+/* One line about this thread's latest failed call ("" if none). Valid until this thread's next failing call. */
+QWEN3_API const char *qwen3LastError(void);
+
+/* Status of this thread's latest failed call (SUCCESS if none): for functions that return NULL on failure. */
+QWEN3_API int32_t qwen3LastStatus(void);
+
+/* "QWEN3_STATUS_BAD_PARAM" and so on; "unknown status" for other numbers. Static storage, never NULL. */
+QWEN3_API const char *qwen3StatusName(int32_t status);
+
+/* The library's version, "MAJOR.MINOR.PATCH". Static storage. */
+QWEN3_API const char *qwen3Version(void);
+
+/* The library's QWEN3_ABI_VERSION. */
+QWEN3_API uint32_t qwen3AbiVersion(void);
+
+/* sizeof the struct of that Qwen3StructKind as the library was built, 0 for unknown kinds: lets a binding check its
+ * own layout at load. */
+QWEN3_API size_t qwen3StructSize(int32_t kind);
+
+/* One line of key=value pairs separated by spaces: version, isa, infinicore (its version, or "none"), and with a
+ * model also backend, device and threads. With model NULL the text is static; else it lives as long as the model. */
+QWEN3_API const char *qwen3BuildInfo(const struct Qwen3Model *model);
+
+/* Fills *stats (struct_size set by the caller). Errors: NULL_POINTER, ABI_MISMATCH. */
+QWEN3_API int32_t qwen3GetStats(const struct Qwen3Model *model, Qwen3Stats *stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* INFINICORE_INFER_MODELS_QWEN3_H */

@@ -1,0 +1,244 @@
+// The extern "C" functions: check, call the engine, turn exceptions into statuses. No logic of their own.
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "api/guard.h"
+#include "api/validate.h"
+#include "model/engine.h"
+#include "ops/cpu/cpu_ops.h"
+#include "ops/infinicore/infinicore.h"
+
+using namespace q3;
+
+struct Qwen3Model {
+    Engine engine;
+    std::string build_info;
+};
+
+namespace {
+
+struct LastError {
+    int32_t status;
+    char text[640];
+};
+thread_local LastError last_error = {QWEN3_STATUS_SUCCESS, ""};
+
+std::string libraryInfo() {
+    return std::string("version=") + QWEN3_VERSION_STRING + " isa=" + cpu::isaName() +
+           " infinicore=" + infinicore::version();
+}
+
+// Handles are const in the signatures inherited from InfiniCore-Infer, although a cache changes the model's pool.
+Engine &engineOf(const Qwen3Model *model) {
+    requirePointer(model, "model");
+    return const_cast<Qwen3Model *>(model)->engine;
+}
+
+}  // namespace
+
+void q3::recordError(const char *function, int32_t status, const char *message) noexcept {
+    last_error.status = status;
+    std::snprintf(last_error.text, sizeof last_error.text, "%s: %s", function, message);
+}
+
+extern "C" {
+
+Qwen3Model *createQwen3Model(const Qwen3Meta *meta, const Qwen3Weights *weights, int32_t device, int32_t ndev,
+                             const int32_t *dev_ids) {
+    return createQwen3ModelEx(meta, weights, device, ndev, dev_ids, nullptr);
+}
+
+Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwen3Weights *weights, int32_t device, int32_t ndev,
+                               const int32_t *dev_ids, const Qwen3ModelOptions *options) {
+    std::unique_ptr<Qwen3Model> model;
+    guard("createQwen3Model", [&] {
+        requirePointer(meta, "meta");
+        requirePointer(weights, "weights");
+        const Qwen3ModelOptions checked = readOptions(options);
+        const ModelConfig config = readMeta(*meta, checked);
+        checkWeights(*meta, *weights);
+        const int32_t device_id = checkDevices(device, ndev, dev_ids);
+        const OpsOptions ops{checked.backend,   device,        device_id,      checked.nthreads,
+                             checked.dt_weight, checked.dt_kv, weights->dt_mat};
+        model.reset(new Qwen3Model{{config, meta->theta, *weights, ops, checked}, ""});
+        model->build_info = libraryInfo() + " " + model->engine.description();
+    });
+    return model.release();
+}
+
+void destroyQwen3Model(Qwen3Model *model) {
+    delete model;
+}
+
+KVCache *createKVCache(const Qwen3Model *model) {
+    KVCache *cache = nullptr;
+    guard("createKVCache", [&] { cache = engineOf(model).createCache(); });
+    return cache;
+}
+
+KVCache *duplicateKVCache(const Qwen3Model *model, const KVCache *cache, uint32_t seq_len) {
+    KVCache *copy = nullptr;
+    guard("duplicateKVCache", [&] {
+        requirePointer(cache, "cache");
+        copy = engineOf(model).duplicateCache(cache, seq_len);
+    });
+    return copy;
+}
+
+void dropKVCache(const Qwen3Model *model, KVCache *cache) {
+    if (model != nullptr && cache != nullptr) {
+        guard("dropKVCache", [&] { engineOf(model).dropCache(cache); });
+    }
+}
+
+int32_t qwen3KVCacheLength(const Qwen3Model *model, const KVCache *cache, uint32_t *length) {
+    return guard("qwen3KVCacheLength", [&] {
+        requirePointer(cache, "cache");
+        requirePointer(length, "length");
+        *length = engineOf(model).cacheLength(cache);
+    });
+}
+
+int32_t inferBatch(Qwen3Model *model, const uint32_t *tokens, uint32_t ntok, const uint32_t *req_lens, uint32_t nreq,
+                   const uint32_t *req_pos, KVCache **kv_caches, const float *temperature, const uint32_t *topk,
+                   const float *topp, uint32_t *output) {
+    return guard("inferBatch", [&] {
+        Engine &engine = engineOf(model);
+        const BatchArgs args{tokens, ntok, req_lens, nreq, req_pos, kv_caches};
+        checkBatch(engine.config(), args);
+        requirePointer(output, "output");
+        std::vector<Qwen3SamplingParams> params = plainSampling(args, temperature, topk, topp);
+        for (Qwen3SamplingParams &p : params) {
+            p.seed = engine.nextSeed();
+        }
+        std::vector<Qwen3SampleResult> results(nreq);
+        engine.infer(args, params.data(), false, results.data());
+        for (uint32_t r = 0; r < nreq; ++r) {
+            output[r] = results[r].token;
+        }
+    });
+}
+
+int32_t inferBatchEx(Qwen3Model *model, const uint32_t *tokens, uint32_t ntok, const uint32_t *req_lens, uint32_t nreq,
+                     const uint32_t *req_pos, KVCache **kv_caches, const Qwen3SamplingParams *params,
+                     Qwen3SampleResult *results) {
+    return guard("inferBatchEx", [&] {
+        Engine &engine = engineOf(model);
+        const BatchArgs args{tokens, ntok, req_lens, nreq, req_pos, kv_caches};
+        checkBatch(engine.config(), args);
+        const std::vector<Qwen3SamplingParams> checked = readSampling(engine.config(), args, params, results);
+        engine.infer(args, checked.data(), true, results);
+    });
+}
+
+int32_t forwardBatch(Qwen3Model *model, const uint32_t *tokens, uint32_t ntok, const uint32_t *req_lens, uint32_t nreq,
+                     const uint32_t *req_pos, KVCache **kv_caches, float *logits) {
+    return guard("forwardBatch", [&] {
+        Engine &engine = engineOf(model);
+        const BatchArgs args{tokens, ntok, req_lens, nreq, req_pos, kv_caches};
+        checkBatch(engine.config(), args);
+        requirePointer(logits, "logits");
+        engine.forward(args, logits);
+    });
+}
+
+void qwen3Cancel(Qwen3Model *model) {
+    if (model != nullptr) {
+        model->engine.cancel();
+    }
+}
+
+const char *qwen3LastError(void) {
+    return last_error.text;
+}
+
+int32_t qwen3LastStatus(void) {
+    return last_error.status;
+}
+
+const char *qwen3StatusName(int32_t status) {
+    switch (status) {
+#define QWEN3_STATUS_CASE(name)                                                                                        \
+    case QWEN3_STATUS_##name:                                                                                          \
+        return "QWEN3_STATUS_" #name
+        QWEN3_STATUS_CASE(SUCCESS);
+        QWEN3_STATUS_CASE(INTERNAL_ERROR);
+        QWEN3_STATUS_CASE(NOT_IMPLEMENTED);
+        QWEN3_STATUS_CASE(BAD_PARAM);
+        QWEN3_STATUS_CASE(NULL_POINTER);
+        QWEN3_STATUS_CASE(DEVICE_TYPE_NOT_SUPPORTED);
+        QWEN3_STATUS_CASE(DEVICE_NOT_FOUND);
+        QWEN3_STATUS_CASE(DEVICE_NOT_INITIALIZED);
+        QWEN3_STATUS_CASE(DEVICE_ARCHITECTURE_NOT_SUPPORTED);
+        QWEN3_STATUS_CASE(BAD_TENSOR_DTYPE);
+        QWEN3_STATUS_CASE(BAD_TENSOR_SHAPE);
+        QWEN3_STATUS_CASE(BAD_TENSOR_STRIDES);
+        QWEN3_STATUS_CASE(INSUFFICIENT_WORKSPACE);
+        QWEN3_STATUS_CASE(OUT_OF_MEMORY);
+        QWEN3_STATUS_CASE(OUT_OF_KV);
+        QWEN3_STATUS_CASE(CONTEXT_OVERFLOW);
+        QWEN3_STATUS_CASE(CACHE_MISMATCH);
+        QWEN3_STATUS_CASE(ABI_MISMATCH);
+        QWEN3_STATUS_CASE(CANCELLED);
+        QWEN3_STATUS_CASE(BAD_WEIGHTS);
+#undef QWEN3_STATUS_CASE
+    default:
+        return "unknown status";
+    }
+}
+
+const char *qwen3Version(void) {
+    return QWEN3_VERSION_STRING;
+}
+
+uint32_t qwen3AbiVersion(void) {
+    return QWEN3_ABI_VERSION;
+}
+
+size_t qwen3StructSize(int32_t kind) {
+    switch (kind) {
+    case QWEN3_STRUCT_META:
+        return sizeof(Qwen3Meta);
+    case QWEN3_STRUCT_WEIGHTS:
+        return sizeof(Qwen3Weights);
+    case QWEN3_STRUCT_MODEL_OPTIONS:
+        return sizeof(Qwen3ModelOptions);
+    case QWEN3_STRUCT_SAMPLING_PARAMS:
+        return sizeof(Qwen3SamplingParams);
+    case QWEN3_STRUCT_SAMPLE_RESULT:
+        return sizeof(Qwen3SampleResult);
+    case QWEN3_STRUCT_STATS:
+        return sizeof(Qwen3Stats);
+    default:
+        return 0;
+    }
+}
+
+const char *qwen3BuildInfo(const Qwen3Model *model) {
+    if (model != nullptr) {
+        return model->build_info.c_str();
+    }
+    try {
+        static const std::string info = libraryInfo();
+        return info.c_str();
+    } catch (...) {
+        return "version=" QWEN3_VERSION_STRING;
+    }
+}
+
+int32_t qwen3GetStats(const Qwen3Model *model, Qwen3Stats *stats) {
+    return guard("qwen3GetStats", [&] {
+        Engine &engine = engineOf(model);
+        requirePointer(stats, "stats");
+        if (stats->struct_size != sizeof(Qwen3Stats)) {
+            fail(QWEN3_STATUS_ABI_MISMATCH, "stats.struct_size is %zu, this library writes %zu bytes",
+                 stats->struct_size, sizeof(Qwen3Stats));
+        }
+        *stats = engine.stats();
+        stats->struct_size = sizeof(Qwen3Stats);
+    });
+}
+
+}  // extern "C"

@@ -1,0 +1,385 @@
+#include "api/validate.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "runtime/error.h"
+
+namespace q3 {
+namespace {
+
+constexpr uint32_t kMaxThreads = 1024;
+constexpr uint32_t kMaxStepTokens = 65536;
+constexpr uint32_t kDefaultStepTokens = 512;
+constexpr uint32_t kMaxTopLogprobs = 128;
+
+// One factor of a tensor's size: bounded so that products of four of them fit 64 bits.
+uint32_t readSize(size_t value, const char *name) {
+    constexpr size_t kLimit = size_t{1} << 24;
+    if (value == 0 || value > kLimit) {
+        fail(QWEN3_STATUS_BAD_PARAM, "meta.%s is %zu, must be 1 to %zu", name, value, kLimit);
+    }
+    return static_cast<uint32_t>(value);
+}
+
+void requireDType(int32_t dtype, const char *name, bool allow_default) {
+    if (!(isFloatDType(dtype) || (allow_default && dtype == QWEN3_DTYPE_DEFAULT))) {
+        fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "%s is %d, must be QWEN3_DTYPE_F16 (12), F32 (13) or BF16 (19)%s", name,
+             dtype, allow_default ? ", or 0 for the default" : "");
+    }
+}
+
+void requirePositive(float value, const char *name) {
+    if (!(std::isfinite(value) && value > 0.0F)) {
+        fail(QWEN3_STATUS_BAD_PARAM, "%s is %g, must be finite and > 0", name, static_cast<double>(value));
+    }
+}
+
+void requireRange(int64_t value, int64_t low, int64_t high, const char *name) {
+    if (value < low || value > high) {
+        fail(QWEN3_STATUS_BAD_PARAM, "%s is %lld, must be %lld to %lld", name, static_cast<long long>(value),
+             static_cast<long long>(low), static_cast<long long>(high));
+    }
+}
+
+// Copies a versioned struct into ours: a shorter one is an older caller (defaults fill the rest), a longer one a newer
+// caller, accepted as long as the part we do not know is zero.
+template <typename T> void readVersioned(const T *source, size_t minimum, T &out, const char *name) {
+    const size_t size = source->struct_size;
+    bool ok = size >= minimum;
+    for (size_t i = sizeof(T); ok && i < size; ++i) {
+        ok = reinterpret_cast<const unsigned char *>(source)[i] == 0;
+    }
+    if (!ok || size > sizeof(T) + 4096) {
+        fail(QWEN3_STATUS_ABI_MISMATCH, "%s.struct_size is %zu, this library knows %zu to %zu bytes", name, size,
+             minimum, sizeof(T));
+    }
+    std::memcpy(static_cast<void *>(&out), source, std::min(size, sizeof(T)));
+    out.struct_size = sizeof(T);
+}
+
+void checkRope(const Qwen3ModelOptions &o) {
+    requireRange(o.rope_type, QWEN3_ROPE_DEFAULT, QWEN3_ROPE_LLAMA3, "options.rope_type");
+    if (o.rope_type == QWEN3_ROPE_DEFAULT) {
+        return;
+    }
+    requirePositive(o.rope_factor, "options.rope_factor");
+    if (o.rope_type == QWEN3_ROPE_LINEAR) {
+        return;
+    }
+    requireRange(o.rope_original_ctx, 1, 1 << 30, "options.rope_original_ctx");
+    if (o.rope_type == QWEN3_ROPE_LLAMA3) {
+        requirePositive(o.rope_low_freq_factor, "options.rope_low_freq_factor");
+        if (!(o.rope_high_freq_factor > o.rope_low_freq_factor)) {
+            fail(QWEN3_STATUS_BAD_PARAM, "options.rope_high_freq_factor is %g, must exceed rope_low_freq_factor %g",
+                 static_cast<double>(o.rope_high_freq_factor), static_cast<double>(o.rope_low_freq_factor));
+        }
+        return;
+    }
+    const float optional[] = {o.rope_attention_factor, o.rope_beta_fast, o.rope_beta_slow};
+    const char *names[] = {"options.rope_attention_factor", "options.rope_beta_fast", "options.rope_beta_slow"};
+    for (int i = 0; i < 3; ++i) {
+        if (optional[i] != 0.0F) {
+            requirePositive(optional[i], names[i]);
+        }
+    }
+}
+
+}  // namespace
+
+void requirePointer(const void *pointer, const char *name) {
+    if (pointer == nullptr) {
+        fail(QWEN3_STATUS_NULL_POINTER, "%s is NULL", name);
+    }
+}
+
+Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options) {
+    Qwen3ModelOptions out{};
+    out.struct_size = sizeof out;
+    if (options != nullptr) {
+        readVersioned(options, sizeof(size_t), out, "options");
+    }
+    requireRange(out.backend, QWEN3_BACKEND_AUTO, QWEN3_BACKEND_INFINICORE, "options.backend");
+    requireRange(out.nthreads, 0, kMaxThreads, "options.nthreads");
+    requireDType(out.dt_weight, "options.dt_weight", true);
+    requireDType(out.dt_kv, "options.dt_kv", true);
+    requireRange(out.max_step_tokens, 0, kMaxStepTokens, "options.max_step_tokens");
+    if (out.max_step_tokens == 0) {
+        out.max_step_tokens = kDefaultStepTokens;
+    }
+    checkRope(out);
+    return out;
+}
+
+ModelConfig readMeta(const Qwen3Meta &meta, const Qwen3ModelOptions &options) {
+    ModelConfig c{};
+    c.nlayer = readSize(meta.nlayer, "nlayer");
+    c.d = readSize(meta.d, "d");
+    c.nh = readSize(meta.nh, "nh");
+    c.nkvh = readSize(meta.nkvh, "nkvh");
+    c.dh = readSize(meta.dh, "dh");
+    c.di = readSize(meta.di, "di");
+    c.dctx = readSize(meta.dctx, "dctx");
+    c.dvoc = readSize(meta.dvoc, "dvoc");
+    if (c.nh % c.nkvh != 0) {
+        fail(QWEN3_STATUS_BAD_PARAM, "meta.nh is %u, must be a multiple of meta.nkvh, %u", c.nh, c.nkvh);
+    }
+    if (c.dh % 2 != 0) {
+        fail(QWEN3_STATUS_BAD_PARAM, "meta.dh is %u, must be even: rotary embedding turns pairs", c.dh);
+    }
+    if (uint64_t{c.nh} * c.dh > (1U << 24)) {
+        fail(QWEN3_STATUS_BAD_PARAM, "meta.nh * meta.dh is %llu, must be at most %u",
+             static_cast<unsigned long long>(uint64_t{c.nh} * c.dh), 1U << 24);
+    }
+    requireDType(meta.dt_logits, "meta.dt_logits", false);
+    requirePositive(meta.epsilon, "meta.epsilon");
+    requirePositive(meta.theta, "meta.theta");
+    if (meta.end_token >= c.dvoc) {
+        fail(QWEN3_STATUS_BAD_PARAM, "meta.end_token is %u, must be below dvoc, %u", meta.end_token, c.dvoc);
+    }
+    c.epsilon = meta.epsilon;
+    c.dt_logits = meta.dt_logits;
+    c.max_step_tokens = std::min(options.max_step_tokens, c.dctx);
+    return c;
+}
+
+namespace {
+
+void requireLayers(const void *const *array, const char *name, size_t nlayer) {
+    if (array == nullptr) {
+        fail(QWEN3_STATUS_NULL_POINTER, "weights.%s is NULL", name);
+    }
+    for (size_t i = 0; i < nlayer; ++i) {
+        if (array[i] == nullptr) {
+            fail(QWEN3_STATUS_NULL_POINTER, "weights.%s[%zu] is NULL", name, i);
+        }
+    }
+}
+
+struct NamedArray {
+    const void *const *array;
+    const char *name;
+};
+
+// Exactly one of a fused array and its split arrays.
+void requireFusedOrSplit(const NamedArray &fused, const std::vector<NamedArray> &split, size_t nlayer) {
+    if (fused.array != nullptr) {
+        requireLayers(fused.array, fused.name, nlayer);
+    }
+    for (const NamedArray &part : split) {
+        if (fused.array == nullptr) {
+            requireLayers(part.array, part.name, nlayer);
+        } else if (part.array != nullptr) {
+            fail(QWEN3_STATUS_BAD_PARAM, "weights.%s and weights.%s are both given: one must be NULL", fused.name,
+                 part.name);
+        }
+    }
+}
+
+void requireOptional(const NamedArray &bias, const NamedArray &matrix, size_t nlayer) {
+    if (bias.array == nullptr) {
+        return;
+    }
+    if (matrix.array == nullptr) {
+        fail(QWEN3_STATUS_BAD_PARAM, "weights.%s is given, but weights.%s, which it belongs to, is NULL", bias.name,
+             matrix.name);
+    }
+    requireLayers(bias.array, bias.name, nlayer);
+}
+
+}  // namespace
+
+void checkWeights(const Qwen3Meta &meta, const Qwen3Weights &w) {
+    const size_t n = meta.nlayer;
+    if (w.nlayer != n) {
+        fail(QWEN3_STATUS_BAD_PARAM, "weights.nlayer is %zu, meta.nlayer is %zu", w.nlayer, n);
+    }
+    requireDType(w.dt_norm, "weights.dt_norm", false);
+    requireDType(w.dt_mat, "weights.dt_mat", false);
+    requirePointer(w.input_embd, "weights.input_embd");
+    requirePointer(w.output_norm, "weights.output_norm");
+    requireLayers(w.attn_norm, "attn_norm", n);
+    requireLayers(w.attn_q_norm, "attn_q_norm", n);
+    requireLayers(w.attn_k_norm, "attn_k_norm", n);
+    requireLayers(w.ffn_norm, "ffn_norm", n);
+    requireLayers(w.attn_o, "attn_o", n);
+    requireLayers(w.ffn_down, "ffn_down", n);
+    const NamedArray qkv{w.attn_qkv, "attn_qkv"};
+    const NamedArray q{w.attn_q, "attn_q"};
+    const NamedArray k{w.attn_k, "attn_k"};
+    const NamedArray v{w.attn_v, "attn_v"};
+    requireFusedOrSplit(qkv, {q, k, v}, n);
+    requireFusedOrSplit({w.ffn_gate_up, "ffn_gate_up"}, {{w.ffn_gate, "ffn_gate"}, {w.ffn_up, "ffn_up"}}, n);
+    requireOptional({w.attn_qkv_b, "attn_qkv_b"}, qkv, n);
+    requireOptional({w.attn_q_b, "attn_q_b"}, q, n);
+    requireOptional({w.attn_k_b, "attn_k_b"}, k, n);
+    requireOptional({w.attn_v_b, "attn_v_b"}, v, n);
+    requireOptional({w.attn_o_b, "attn_o_b"}, {w.attn_o, "attn_o"}, n);
+}
+
+int32_t checkDevices(int32_t device, int32_t ndev, const int32_t *dev_ids) {
+    requireRange(device, QWEN3_DEVICE_CPU, QWEN3_DEVICE_HYGON, "device");
+    if (ndev < 1) {
+        fail(QWEN3_STATUS_BAD_PARAM, "ndev is %d, must be at least 1", ndev);
+    }
+    if (ndev > 1) {
+        fail(QWEN3_STATUS_NOT_IMPLEMENTED, "ndev is %d: tensor parallelism is not implemented yet, use 1", ndev);
+    }
+    const int32_t id = dev_ids == nullptr ? 0 : dev_ids[0];
+    if (id < 0) {
+        fail(QWEN3_STATUS_BAD_PARAM, "dev_ids[0] is %d, must be at least 0", id);
+    }
+    return id;
+}
+
+void checkBatch(const ModelConfig &config, const BatchArgs &args) {
+    requirePointer(args.tokens, "tokens");
+    requirePointer(args.req_lens, "req_lens");
+    requirePointer(args.req_pos, "req_pos");
+    requirePointer(args.kv_caches, "kv_caches");
+    if (args.ntok == 0 || args.nreq == 0) {
+        fail(QWEN3_STATUS_BAD_PARAM, "%s is 0, must be at least 1", args.ntok == 0 ? "ntok" : "nreq");
+    }
+    uint64_t total = 0;
+    for (uint32_t r = 0; r < args.nreq; ++r) {
+        if (args.req_lens[r] == 0) {
+            fail(QWEN3_STATUS_BAD_PARAM, "req_lens[%u] is 0, must be at least 1", r);
+        }
+        requirePointer(args.kv_caches[r], ("kv_caches[" + std::to_string(r) + "]").c_str());
+        const uint64_t end = uint64_t{args.req_pos[r]} + args.req_lens[r];
+        if (end > config.dctx) {
+            fail(QWEN3_STATUS_CONTEXT_OVERFLOW,
+                 "request %u ends at position %llu (req_pos %u + req_lens %u), the context length is %u", r,
+                 static_cast<unsigned long long>(end), args.req_pos[r], args.req_lens[r], config.dctx);
+        }
+        total += args.req_lens[r];
+    }
+    if (total != args.ntok) {
+        fail(QWEN3_STATUS_BAD_PARAM, "ntok is %u, the sum of req_lens is %llu", args.ntok,
+             static_cast<unsigned long long>(total));
+    }
+    for (uint32_t i = 0; i < args.ntok; ++i) {
+        if (args.tokens[i] >= config.dvoc) {
+            fail(QWEN3_STATUS_BAD_PARAM, "tokens[%u] is %u, must be below the vocabulary size, %u", i, args.tokens[i],
+                 config.dvoc);
+        }
+    }
+}
+
+namespace {
+
+class RequestChecker {
+public:
+    RequestChecker(const char *array, uint32_t index) : array_(array), index_(index) {}
+
+    void range(float value, bool ok, const char *field, const char *allowed) const {
+        if (!(ok && std::isfinite(value))) {
+            fail(QWEN3_STATUS_BAD_PARAM, "%s is %g, must be %s", name(field).c_str(), static_cast<double>(value),
+                 allowed);
+        }
+    }
+    void temperature(float value, const char *field) const { range(value, value >= 0.0F, field, "finite and >= 0"); }
+    void topP(float value, const char *field) const { range(value, value > 0.0F && value <= 1.0F, field, "in (0, 1]"); }
+    void tokens(const uint32_t *ids, uint32_t count, uint32_t dvoc, const char *field) const {
+        if (count > 0) {
+            requirePointer(ids, name(field).c_str());
+        }
+        for (uint32_t i = 0; i < count; ++i) {
+            if (ids[i] >= dvoc) {
+                fail(QWEN3_STATUS_BAD_PARAM, "%s[%u] is %u, must be below the vocabulary size, %u", name(field).c_str(),
+                     i, ids[i], dvoc);
+            }
+        }
+    }
+    std::string name(const char *field) const {
+        const std::string element = std::string(array_) + "[" + std::to_string(index_) + "]";
+        return *field == '\0' ? element : element + "." + field;
+    }
+
+private:
+    const char *array_;
+    uint32_t index_;
+};
+
+void checkSampling(const ModelConfig &config, const Qwen3SamplingParams &p, uint32_t r) {
+    const RequestChecker check("params", r);
+    check.temperature(p.temperature, "temperature");
+    check.topP(p.top_p, "top_p");
+    check.range(p.min_p, p.min_p >= 0.0F && p.min_p < 1.0F, "min_p", "in [0, 1)");
+    check.range(p.repetition_penalty, p.repetition_penalty > 0.0F, "repetition_penalty", "finite and > 0");
+    const auto penalty = [&](float value, const char *field) {
+        check.range(value, value >= -2.0F && value <= 2.0F, field, "in [-2, 2]");
+    };
+    penalty(p.presence_penalty, "presence_penalty");
+    penalty(p.frequency_penalty, "frequency_penalty");
+    check.tokens(p.history, p.nhistory, config.dvoc, "history");
+    check.tokens(p.bias_tokens, p.nbias, config.dvoc, "bias_tokens");
+    if (p.nbias > 0) {
+        requirePointer(p.bias_values, check.name("bias_values").c_str());
+    }
+    for (uint32_t i = 0; i < p.nbias; ++i) {
+        if (std::isnan(p.bias_values[i]) || p.bias_values[i] == INFINITY) {
+            fail(QWEN3_STATUS_BAD_PARAM, "%s[%u] is %g, must be finite or -INFINITY", check.name("bias_values").c_str(),
+                 i, static_cast<double>(p.bias_values[i]));
+        }
+    }
+    if (p.ngenerated > p.nhistory) {
+        fail(QWEN3_STATUS_BAD_PARAM, "%s is %u, must be at most nhistory, %u", check.name("ngenerated").c_str(),
+             p.ngenerated, p.nhistory);
+    }
+    if (p.top_logprobs > kMaxTopLogprobs) {
+        fail(QWEN3_STATUS_BAD_PARAM, "%s is %u, must be at most %u", check.name("top_logprobs").c_str(), p.top_logprobs,
+             kMaxTopLogprobs);
+    }
+}
+
+}  // namespace
+
+std::vector<Qwen3SamplingParams> readSampling(const ModelConfig &config, const BatchArgs &args,
+                                              const Qwen3SamplingParams *params, const Qwen3SampleResult *results) {
+    requirePointer(params, "params");
+    requirePointer(results, "results");
+    // The first element's struct_size is the stride of the caller's array.
+    const size_t stride = params->struct_size;
+    std::vector<Qwen3SamplingParams> out(args.nreq, Qwen3SamplingParams QWEN3_SAMPLING_PARAMS_INIT);
+    for (uint32_t r = 0; r < args.nreq; ++r) {
+        const auto *source =
+            reinterpret_cast<const Qwen3SamplingParams *>(reinterpret_cast<const char *>(params) + r * stride);
+        const RequestChecker check("params", r);
+        if (results[r].struct_size != sizeof(Qwen3SampleResult)) {
+            fail(QWEN3_STATUS_ABI_MISMATCH, "results[%u].struct_size is %zu, this library writes %zu bytes", r,
+                 results[r].struct_size, sizeof(Qwen3SampleResult));
+        }
+        // The fields before `seed` have always existed.
+        readVersioned(source, offsetof(Qwen3SamplingParams, seed), out[r], check.name("").c_str());
+        if (source->struct_size != stride) {
+            fail(QWEN3_STATUS_ABI_MISMATCH, "%s is %zu, but %zu in params[0]", check.name("struct_size").c_str(),
+                 source->struct_size, stride);
+        }
+        checkSampling(config, out[r], r);
+        if (out[r].top_logprobs > 0 && out[r].skip == 0) {
+            const RequestChecker result("results", r);
+            requirePointer(results[r].top_tokens, result.name("top_tokens").c_str());
+            requirePointer(results[r].top_logprobs, result.name("top_logprobs").c_str());
+        }
+    }
+    return out;
+}
+
+std::vector<Qwen3SamplingParams> plainSampling(const BatchArgs &args, const float *temperature, const uint32_t *topk,
+                                               const float *topp) {
+    requirePointer(temperature, "temperature");
+    requirePointer(topk, "topk");
+    requirePointer(topp, "topp");
+    std::vector<Qwen3SamplingParams> out(args.nreq, Qwen3SamplingParams QWEN3_SAMPLING_PARAMS_INIT);
+    for (uint32_t r = 0; r < args.nreq; ++r) {
+        RequestChecker("temperature", r).temperature(temperature[r], "");
+        RequestChecker("topp", r).topP(topp[r], "");
+        out[r].temperature = temperature[r];
+        out[r].top_k = topk[r];
+        out[r].top_p = topp[r];
+    }
+    return out;
+}
+
+}  // namespace q3

@@ -1,0 +1,26 @@
+// Checks of everything a caller passes in, before any work. Messages name the argument, the index, the value and the
+// limit. All functions throw q3::Error.
+#pragma once
+
+#include <vector>
+
+#include "model/engine.h"
+#include "ops/types.h"
+
+namespace q3 {
+
+void requirePointer(const void *pointer, const char *name);
+
+// A full-size copy of a caller's options of whatever version, defaults filled in and ranges checked.
+Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options);
+ModelConfig readMeta(const Qwen3Meta &meta, const Qwen3ModelOptions &options);
+void checkWeights(const Qwen3Meta &meta, const Qwen3Weights &weights);
+int32_t checkDevices(int32_t device, int32_t ndev, const int32_t *dev_ids);  // the device index
+
+void checkBatch(const ModelConfig &config, const BatchArgs &args);
+std::vector<Qwen3SamplingParams> readSampling(const ModelConfig &config, const BatchArgs &args,
+                                              const Qwen3SamplingParams *params, const Qwen3SampleResult *results);
+std::vector<Qwen3SamplingParams> plainSampling(const BatchArgs &args, const float *temperature, const uint32_t *topk,
+                                               const float *topp);
+
+}  // namespace q3

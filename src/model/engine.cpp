@@ -1,0 +1,289 @@
+#include "model/engine.h"
+
+#include <algorithm>
+#include <random>
+
+#include "runtime/cpu_info.h"
+#include "runtime/error.h"
+
+namespace q3 {
+namespace {
+
+// Logit rows computed at a time: one pass over the head serves them all, at dvoc * 4 bytes each.
+constexpr uint32_t kLogitRows = 64;
+
+uint64_t randomSeed() {
+    std::random_device device;
+    return uint64_t{device()} << 32 | device();
+}
+
+uint64_t kvLimit(const Qwen3ModelOptions &options) {
+    if (options.kv_limit_bytes != 0) {
+        return options.kv_limit_bytes;
+    }
+    const uint64_t available = availableMemory();
+    return available == 0 ? ~uint64_t{0} : available / 2;
+}
+
+// Sets a flag for a scope.
+class Running {
+public:
+    explicit Running(std::atomic<bool> &flag) : flag_(flag) { flag_.store(true); }
+    ~Running() { flag_.store(false); }
+    Running(const Running &) = delete;
+    Running &operator=(const Running &) = delete;
+
+private:
+    std::atomic<bool> &flag_;
+};
+
+}  // namespace
+
+Engine::Engine(const ModelConfig &config, float theta, const Qwen3Weights &weights, const OpsOptions &ops_options,
+               const Qwen3ModelOptions &options)
+    : config_(config), rope_(config.dh, theta, options), ops_(makeOps(config, ops_options)), sampler_(config.dvoc),
+      seed_(options.has_seed != 0 ? options.seed : randomSeed()) {
+    forward_ = std::make_unique<Qwen3Forward>(config, packWeights(config, weights, options, *ops_), *ops_);
+    pool_ =
+        std::make_unique<BlockPool>(ops_->kvMemory(), ops_->kvBlockBytes(), ops_->kvBlockTokens(), kvLimit(options));
+    rope_cos_.resize(size_t{config.max_step_tokens} * (config.dh / 2));
+    rope_sin_.resize(rope_cos_.size());
+}
+
+uint64_t Engine::nextSeed() {
+    return seed_.fetch_add(1);
+}
+
+// ---------------------------------------------------------------- caches
+
+KVCache *Engine::adopt(std::unique_ptr<KVCache> cache) {
+    KVCache *handle = cache.get();
+    caches_.emplace(handle, std::move(cache));
+    return handle;
+}
+
+KVCache *Engine::createCache() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return adopt(std::make_unique<KVCache>(*pool_));
+}
+
+KVCache *Engine::duplicateCache(const KVCache *cache, uint32_t length) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const KVCache &source = owned(cache, "cache", 0);
+    if (length > source.length()) {
+        fail(QWEN3_STATUS_BAD_PARAM, "seq_len is %u, the cache holds %u tokens", length, source.length());
+    }
+    return adopt(source.duplicate(length));
+}
+
+void Engine::dropCache(const KVCache *cache) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    caches_.erase(cache);
+}
+
+uint32_t Engine::cacheLength(const KVCache *cache) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return owned(cache, "cache", 0).length();
+}
+
+// Looks the handle up before it is dereferenced, so that a dropped or foreign one is an error and not a crash.
+KVCache &Engine::owned(const KVCache *cache, const char *what, uint32_t index) {
+    const auto found = caches_.find(cache);
+    if (found == caches_.end()) {
+        fail(QWEN3_STATUS_CACHE_MISMATCH, "%s[%u] is not a live cache of this model (dropped, or of another model)",
+             what, index);
+    }
+    return *found->second;
+}
+
+// ---------------------------------------------------------------- steps
+
+void Engine::checkCaches(const BatchArgs &args) {
+    std::vector<const KVCache *> sorted(args.kv_caches, args.kv_caches + args.nreq);
+    std::sort(sorted.begin(), sorted.end());
+    const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+    for (uint32_t r = 0; r < args.nreq; ++r) {
+        const KVCache &cache = owned(args.kv_caches[r], "kv_caches", r);
+        if (twice != sorted.end() && *twice == &cache) {
+            fail(QWEN3_STATUS_CACHE_MISMATCH, "kv_caches[%u] is used more than once in this call", r);
+        }
+        if (args.req_pos[r] > cache.length()) {
+            fail(QWEN3_STATUS_CACHE_MISMATCH, "req_pos[%u] is %u, but kv_caches[%u] holds only %u tokens", r,
+                 args.req_pos[r], r, cache.length());
+        }
+    }
+}
+
+// Takes all blocks that the call will need, or changes nothing.
+void Engine::reserve(const BatchArgs &args) {
+    uint64_t needed = 0;
+    for (uint32_t r = 0; r < args.nreq; ++r) {
+        needed += args.kv_caches[r]->blocksNeeded(args.req_pos[r], args.req_lens[r]);
+    }
+    if (needed > pool_->blocksLeft()) {
+        fail(QWEN3_STATUS_OUT_OF_KV,
+             "this call needs %llu more bytes of KV cache, but %llu of kv_limit_bytes=%llu are in use: drop caches or "
+             "raise the limit",
+             static_cast<unsigned long long>(needed * pool_->blockBytes()),
+             static_cast<unsigned long long>(pool_->usedBytes()), static_cast<unsigned long long>(pool_->limitBytes()));
+    }
+    uint32_t r = 0;
+    try {
+        for (; r < args.nreq; ++r) {
+            args.kv_caches[r]->prepare(args.req_pos[r], args.req_lens[r]);
+        }
+    } catch (...) {
+        while (r-- > 0) {
+            args.kv_caches[r]->truncate(args.kv_caches[r]->length());
+        }
+        throw;
+    }
+}
+
+void Engine::execute(const BatchArgs &args, const ChunkSink &sink) {
+    checkCaches(args);
+    reserve(args);
+    cancel_.store(false);
+    const Running running(running_);
+    try {
+        runChunks(args, sink);
+    } catch (...) {
+        // Positions from req_pos on may be half written.
+        for (uint32_t r = 0; r < args.nreq; ++r) {
+            args.kv_caches[r]->truncate(args.req_pos[r]);
+        }
+        throw;
+    }
+    for (uint32_t r = 0; r < args.nreq; ++r) {
+        const uint32_t length = args.req_pos[r] + args.req_lens[r];
+        args.kv_caches[r]->setLength(length);
+        args.kv_caches[r]->truncate(length);
+    }
+}
+
+// Cuts the call into steps of at most max_step_tokens, in the order of the tokens.
+void Engine::runChunks(const BatchArgs &args, const ChunkSink &sink) {
+    uint32_t request = 0;
+    uint32_t done = 0;  // tokens of `request` already run
+    for (uint32_t first = 0; first < args.ntok;) {
+        Chunk chunk;
+        chunk.first_token = first;
+        chunk.plan.tokens = args.tokens + first;
+        uint32_t &ntok = chunk.plan.ntok;
+        while (request < args.nreq && ntok < config_.max_step_tokens) {
+            const uint32_t left = args.req_lens[request] - done;
+            const uint32_t take = std::min(left, config_.max_step_tokens - ntok);
+            chunk.plan.sequences.push_back(
+                {ntok, take, args.req_pos[request] + done, args.kv_caches[request]->blocks()});
+            ntok += take;
+            done += take;
+            if (take == left) {
+                chunk.finished.push_back(request);
+                chunk.finished_rows.push_back(ntok - 1);
+                ++request;
+                done = 0;
+            }
+        }
+        fillRope(chunk);
+        forward_->run(chunk.plan, cancel_);
+        sink(chunk);
+        first += ntok;
+    }
+}
+
+void Engine::fillRope(Chunk &chunk) {
+    const size_t half = config_.dh / 2;
+    for (const Sequence &sequence : chunk.plan.sequences) {
+        for (uint32_t i = 0; i < sequence.ntok; ++i) {
+            const size_t row = sequence.row + i;
+            rope_.fill(sequence.pos + i, rope_cos_.data() + row * half, rope_sin_.data() + row * half);
+        }
+    }
+    chunk.plan.rope_cos = rope_cos_.data();
+    chunk.plan.rope_sin = rope_sin_.data();
+}
+
+void Engine::forward(const BatchArgs &args, float *logits) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    execute(args, [&](const Chunk &chunk) {
+        uint32_t rows[kLogitRows];
+        for (uint32_t first = 0; first < chunk.plan.ntok; first += kLogitRows) {
+            const uint32_t count = std::min(kLogitRows, chunk.plan.ntok - first);
+            for (uint32_t i = 0; i < count; ++i) {
+                rows[i] = first + i;
+            }
+            forward_->logits(rows, count, logits + size_t{chunk.first_token + first} * config_.dvoc);
+        }
+    });
+}
+
+void Engine::infer(const BatchArgs &args, const Qwen3SamplingParams *params, bool want_logprobs,
+                   Qwen3SampleResult *results) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sampled_.resize(std::max<size_t>(sampled_.size(), args.nreq));
+    execute(args, [&](const Chunk &chunk) { sampleChunk(chunk, args, params, want_logprobs); });
+    for (uint32_t r = 0; r < args.nreq; ++r) {
+        const Sampled &sampled = sampled_[r];
+        results[r].token = sampled.result.token;
+        results[r].logprob = sampled.result.logprob;
+        results[r].ntop = sampled.result.ntop;
+        std::copy_n(sampled.top_tokens.begin(), sampled.result.ntop, results[r].top_tokens);
+        std::copy_n(sampled.top_logprobs.begin(), sampled.result.ntop, results[r].top_logprobs);
+    }
+}
+
+void Engine::sampleChunk(const Chunk &chunk, const BatchArgs &args, const Qwen3SamplingParams *params,
+                         bool want_logprobs) {
+    uint32_t rows[kLogitRows];
+    uint32_t requests[kLogitRows];
+    for (size_t i = 0; i < chunk.finished.size();) {
+        uint32_t count = 0;
+        for (; i < chunk.finished.size() && count < kLogitRows; ++i) {
+            const uint32_t r = chunk.finished[i];
+            if (params[r].skip != 0) {
+                sampled_[r].result = {};
+                continue;
+            }
+            rows[count] = chunk.finished_rows[i];
+            requests[count++] = r;
+        }
+        if (count == 0) {
+            break;
+        }
+        logits_.resize(std::max(logits_.size(), size_t{count} * config_.dvoc));
+        forward_->logits(rows, count, logits_.data());
+        for (uint32_t j = 0; j < count; ++j) {
+            const uint32_t r = requests[j];
+            Sampled &s = sampled_[r];
+            s.top_tokens.resize(params[r].top_logprobs);
+            s.top_logprobs.resize(params[r].top_logprobs);
+            s.result = {};
+            s.result.top_tokens = s.top_tokens.data();
+            s.result.top_logprobs = s.top_logprobs.data();
+            const uint32_t position = args.req_pos[r] + args.req_lens[r] - 1;
+            sampler_.sample(logits_.data() + size_t{j} * config_.dvoc, params[r], position, want_logprobs, s.result);
+        }
+    }
+}
+
+void Engine::cancel() noexcept {
+    if (running_.load()) {
+        cancel_.store(true);
+    }
+}
+
+Qwen3Stats Engine::stats() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Qwen3Stats stats{};
+    stats.weight_bytes = forward_->weights().bytes();
+    stats.scratch_bytes = ops_->scratchBytes();
+    stats.kv_used_bytes = pool_->usedBytes();
+    stats.kv_limit_bytes = pool_->limitBytes();
+    stats.kv_block_bytes = pool_->blockBytes();
+    stats.kv_block_tokens = pool_->blockTokens();
+    stats.ncaches = static_cast<uint32_t>(caches_.size());
+    stats.nthreads = ops_->threads();
+    return stats;
+}
+
+}  // namespace q3

@@ -1,0 +1,98 @@
+// One loaded model: its backend, weights, KV pool and caches, and the execution of checked batches. Everything public
+// is thread-safe; steps are serialised.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "model/qwen3.h"
+#include "model/rope.h"
+#include "ops/ops.h"
+#include "runtime/kv_cache.h"
+#include "runtime/sampler.h"
+
+namespace q3 {
+
+// The arguments shared by inferBatch, inferBatchEx and forwardBatch.
+struct BatchArgs {
+    const uint32_t *tokens;
+    uint32_t ntok;
+    const uint32_t *req_lens;
+    uint32_t nreq;
+    const uint32_t *req_pos;
+    KVCache *const *kv_caches;
+};
+
+class Engine {
+public:
+    Engine(const ModelConfig &config, float theta, const Qwen3Weights &weights, const OpsOptions &ops_options,
+           const Qwen3ModelOptions &options);
+
+    KVCache *createCache();
+    KVCache *duplicateCache(const KVCache *cache, uint32_t length);
+    void dropCache(const KVCache *cache) noexcept;
+    uint32_t cacheLength(const KVCache *cache);
+
+    // params [nreq] are complete and checked; results [nreq] are written only on success.
+    void infer(const BatchArgs &args, const Qwen3SamplingParams *params, bool want_logprobs,
+               Qwen3SampleResult *results);
+    void forward(const BatchArgs &args, float *logits);
+    void cancel() noexcept;
+
+    // The seed of request `index` in the next plain inferBatch.
+    uint64_t nextSeed();
+
+    const ModelConfig &config() const { return config_; }
+    std::string description() const { return ops_->description(); }
+    Qwen3Stats stats();
+
+private:
+    // The part of a call that runs as one step.
+    struct Chunk {
+        StepPlan plan;
+        uint32_t first_token = 0;
+        std::vector<uint32_t> finished;       // requests whose last token is in this chunk
+        std::vector<uint32_t> finished_rows;  // and its row
+    };
+    using ChunkSink = std::function<void(const Chunk &)>;
+
+    KVCache *adopt(std::unique_ptr<KVCache> cache);
+    KVCache &owned(const KVCache *cache, const char *what, uint32_t index);
+    void checkCaches(const BatchArgs &args);
+    void reserve(const BatchArgs &args);
+    void execute(const BatchArgs &args, const ChunkSink &sink);
+    void runChunks(const BatchArgs &args, const ChunkSink &sink);
+    void fillRope(Chunk &chunk);
+    void sampleChunk(const Chunk &chunk, const BatchArgs &args, const Qwen3SamplingParams *params, bool want_logprobs);
+
+    ModelConfig config_;
+    Rope rope_;
+    std::unique_ptr<Ops> ops_;
+    std::unique_ptr<Qwen3Forward> forward_;
+    std::unique_ptr<BlockPool> pool_;
+    Sampler sampler_;
+    std::atomic<uint64_t> seed_;
+
+    std::mutex mutex_;
+    std::unordered_map<const KVCache *, std::unique_ptr<KVCache>> caches_;
+
+    std::atomic<bool> running_{false};
+    std::atomic<bool> cancel_{false};
+
+    // Scratch of a step.
+    std::vector<float> rope_cos_, rope_sin_;
+    std::vector<float> logits_;
+    struct Sampled {
+        Qwen3SampleResult result;
+        std::vector<uint32_t> top_tokens;
+        std::vector<float> top_logprobs;
+    };
+    std::vector<Sampled> sampled_;
+};
+
+}  // namespace q3

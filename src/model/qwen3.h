@@ -1,0 +1,34 @@
+// The Qwen3 forward pass, written once for every backend.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "model/weights.h"
+#include "ops/ops.h"
+
+namespace q3 {
+
+class Qwen3Forward {
+public:
+    // Allocates all activations for config.max_step_tokens rows.
+    Qwen3Forward(const ModelConfig &config, ModelWeights weights, Ops &ops);
+
+    // Runs all layers over the plan's tokens and appends their keys and values. Throws CANCELLED between layers once
+    // `cancel` is set.
+    void run(const StepPlan &plan, const std::atomic<bool> &cancel);
+
+    // Logits [nrows, dvoc] of rows (indices < plan.ntok) of the step that ran last.
+    void logits(const uint32_t *rows, uint32_t nrows, float *out);
+
+    const ModelWeights &weights() const { return weights_; }
+
+private:
+    ModelConfig c_;
+    ModelWeights weights_;
+    Ops &op_;
+    // The residual stream is x_; a branch's output waits in delta_ until the next norm adds it.
+    Activation x_, h_, qkv_, attn_, act_, delta_;
+};
+
+}  // namespace q3

@@ -1,0 +1,145 @@
+#include "model/weights.h"
+
+#include "runtime/error.h"
+
+namespace q3 {
+namespace {
+
+const void *at(const void *const *array, uint32_t layer) {
+    return array == nullptr ? nullptr : array[layer];
+}
+
+class Packer {
+public:
+    Packer(const ModelConfig &config, const Qwen3Weights &weights, const Qwen3ModelOptions &options, Ops &ops)
+        : c_(config), w_(weights), options_(options), ops_(ops) {
+        const uint64_t layer = uint64_t{c_.d} * (c_.qkvWidth() + c_.nh * c_.dh + 3 * uint64_t{c_.di});
+        const uint64_t tables = uint64_t{c_.dvoc} * c_.d * (w_.output_embd == nullptr ? 1 : 2);
+        total_ = (layer * c_.nlayer + tables) * dtypeSize(w_.dt_mat);
+        layer_bytes_ = layer * dtypeSize(w_.dt_mat);
+    }
+
+    ModelWeights pack() {
+        ModelWeights result;
+        result.layers.reserve(c_.nlayer);
+        for (uint32_t i = 0; i < c_.nlayer; ++i) {
+            result.layers.push_back(packLayer(i));
+            report(layer_bytes_ * (i + 1));
+        }
+        const bool tied = w_.output_embd == nullptr;
+        result.output_norm = vector("output_norm", -1, w_.output_norm, c_.d);
+        result.head =
+            ops_.packLinear(table(tied ? "input_embd" : "output_embd", tied ? w_.input_embd : w_.output_embd));
+        result.embedding = ops_.packEmbedding(table("input_embd", w_.input_embd), tied ? result.head.get() : nullptr,
+                                              options_.borrow_weights != 0);
+        report(total_);
+        return result;
+    }
+
+private:
+    LayerWeights packLayer(uint32_t i) {
+        const uint32_t q = c_.nh * c_.dh;
+        const uint32_t kv = c_.nkvh * c_.dh;
+        LayerWeights l;
+        l.attn_norm = vector("attn_norm", static_cast<int32_t>(i), w_.attn_norm[i], c_.d);
+        l.q_norm = vector("attn_q_norm", static_cast<int32_t>(i), w_.attn_q_norm[i], c_.dh);
+        l.k_norm = vector("attn_k_norm", static_cast<int32_t>(i), w_.attn_k_norm[i], c_.dh);
+        l.ffn_norm = vector("ffn_norm", static_cast<int32_t>(i), w_.ffn_norm[i], c_.d);
+
+        LinearSource qkv = source("attn_qkv", i);
+        if (w_.attn_qkv != nullptr) {
+            addStacked(qkv, w_.attn_qkv[i], at(w_.attn_qkv_b, i), {q, kv, kv}, c_.d);
+        } else {
+            addStacked(qkv, w_.attn_q[i], at(w_.attn_q_b, i), {q}, c_.d);
+            addStacked(qkv, w_.attn_k[i], at(w_.attn_k_b, i), {kv}, c_.d);
+            addStacked(qkv, w_.attn_v[i], at(w_.attn_v_b, i), {kv}, c_.d);
+        }
+        l.attn_qkv = ops_.packLinear(qkv);
+
+        LinearSource o = source("attn_o", i);
+        addStacked(o, w_.attn_o[i], at(w_.attn_o_b, i), {c_.d}, q);
+        l.attn_o = ops_.packLinear(o);
+
+        LinearSource gate_up = source("ffn_gate_up", i);
+        if (w_.ffn_gate_up != nullptr) {
+            addStacked(gate_up, w_.ffn_gate_up[i], nullptr, {c_.di, c_.di}, c_.d);
+        } else {
+            addStacked(gate_up, w_.ffn_gate[i], nullptr, {c_.di}, c_.d);
+            addStacked(gate_up, w_.ffn_up[i], nullptr, {c_.di}, c_.d);
+        }
+        l.ffn_gate_up = ops_.packGateUp(gate_up);
+
+        LinearSource down = source("ffn_down", i);
+        addStacked(down, w_.ffn_down[i], nullptr, {c_.d}, c_.di);
+        l.ffn_down = ops_.packLinear(down);
+        return l;
+    }
+
+    LinearSource source(const char *name, uint32_t layer) const {
+        return {name, static_cast<int32_t>(layer), w_.dt_mat, {}};
+    }
+
+    // Appends the parts of one tensor that stacks `rows` output features, in whichever of the two layouts.
+    void addStacked(LinearSource &target, const void *data, const void *bias, std::initializer_list<uint32_t> rows,
+                    uint32_t cols) const {
+        const size_t size = dtypeSize(target.dtype);
+        const bool rows_first = w_.transpose_linear_weights != 0;
+        size_t total = 0;
+        for (const uint32_t n : rows) {
+            total += n;
+        }
+        size_t offset = 0;
+        for (const uint32_t n : rows) {
+            const size_t element = rows_first ? offset * cols : offset;
+            HostMatrix part{};
+            part.data = static_cast<const char *>(data) + element * size;
+            part.rows = n;
+            part.cols = cols;
+            part.row_stride = rows_first ? cols : 1;
+            part.col_stride = rows_first ? 1 : total;
+            part.bias = bias == nullptr ? nullptr : static_cast<const char *>(bias) + offset * size;
+            target.parts.push_back(part);
+            offset += n;
+        }
+    }
+
+    LinearSource table(const char *name, const void *data) const {
+        return {name, -1, w_.dt_mat, {HostMatrix{data, c_.dvoc, c_.d, c_.d, 1, nullptr}}};
+    }
+
+    std::unique_ptr<Vector> vector(const char *name, int32_t layer, const void *data, uint32_t size) {
+        return ops_.packVector({name, layer, w_.dt_norm, data, size});
+    }
+
+    void report(uint64_t done) const {
+        if (options_.progress != nullptr && options_.progress(options_.progress_user_data, done, total_) != 0) {
+            fail(QWEN3_STATUS_CANCELLED, "the progress callback stopped loading after %llu of %llu bytes",
+                 static_cast<unsigned long long>(done), static_cast<unsigned long long>(total_));
+        }
+    }
+
+    const ModelConfig &c_;
+    const Qwen3Weights &w_;
+    const Qwen3ModelOptions &options_;
+    Ops &ops_;
+    uint64_t total_ = 0;
+    uint64_t layer_bytes_ = 0;
+};
+
+}  // namespace
+
+uint64_t ModelWeights::bytes() const {
+    uint64_t total = head->bytes() + embedding->bytes() + output_norm->bytes();
+    for (const LayerWeights &l : layers) {
+        total += l.attn_norm->bytes() + l.q_norm->bytes() + l.k_norm->bytes() + l.ffn_norm->bytes();
+        total += l.attn_qkv->bytes() + l.attn_o->bytes() + l.ffn_gate_up->bytes() + l.ffn_down->bytes();
+    }
+    return total;
+}
+
+ModelWeights packWeights(const ModelConfig &config, const Qwen3Weights &weights, const Qwen3ModelOptions &options,
+                         Ops &ops) {
+    return Packer(config, weights, options, ops).pack();
+}
+
+}  // namespace q3

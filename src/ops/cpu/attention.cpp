@@ -1,0 +1,125 @@
+// Causal GQA attention over KV blocks. A work item is (sequence, KV head, up to kQueryRows query rows); its rows are
+// the queries of all heads that share the KV head, so each K and V tile is read once for all of them. Scratch is a
+// fixed size per thread whatever the context length.
+#include "ops/cpu/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "ops/cpu/cpu_ops.h"
+
+namespace q3::cpu {
+
+void CpuOps::attention(Activation out, Activation qkv, uint32_t layer) {
+    const uint32_t tokens_per_item = query_rows_ / config_.group();
+    queries_.clear();
+    for (const Sequence &sequence : plan_->sequences) {
+        for (uint32_t first = 0; first < sequence.ntok; first += tokens_per_item) {
+            for (uint32_t head = 0; head < config_.nkvh; ++head) {
+                queries_.push_back({&sequence, head, first, std::min(tokens_per_item, sequence.ntok - first)});
+            }
+        }
+    }
+    pool_.parallelFor(static_cast<uint32_t>(queries_.size()), 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        for (uint32_t i = begin; i < end; ++i) {
+            attendItem(queries_[i], out, qkv, layer, attention_scratch_[thread].as<float>());
+        }
+    });
+}
+
+void CpuOps::attendItem(const Query &item, Activation out, Activation qkv, uint32_t layer, float *scratch) const {
+    const uint32_t dh = config_.dh;
+    const uint32_t group = config_.group();
+    const uint32_t rows = item.ntok * group;
+    const AttentionScratch s(scratch, query_rows_, dh, kSplit);
+    const float scale = 1.0F / std::sqrt(static_cast<float>(dh));
+    const auto offset = [&](uint32_t r, uint32_t width) {
+        return size_t{item.sequence->row + item.first + r / group} * width + (item.kv_head * group + r % group) * dh;
+    };
+    for (uint32_t r = 0; r < rows; ++r) {
+        const float *q = static_cast<const float *>(qkv.data) + offset(r, qkv.width);
+        for (uint32_t i = 0; i < dh; ++i) {
+            s.query[size_t{r} * dh + i] = q[i] * scale;
+        }
+        s.maximum[r] = -std::numeric_limits<float>::infinity();
+        s.sum[r] = 0.0F;
+    }
+    std::fill_n(s.total, size_t{rows} * value_width_, 0.0F);
+
+    const uint32_t keys = item.sequence->pos + item.first + item.ntok;  // visible to the item's last row
+    for (uint32_t first_key = 0; first_key < keys; first_key += kSplit) {
+        attendSplit(item, layer, first_key, std::min(kSplit, keys - first_key), s);
+    }
+
+    for (uint32_t r = 0; r < rows; ++r) {
+        float *o = static_cast<float *>(out.data) + offset(r, out.width);
+        const float inverse = 1.0F / s.sum[r];
+        for (uint32_t i = 0; i < dh; ++i) {
+            o[i] = s.total[size_t{r} * value_width_ + i] * inverse;
+        }
+    }
+}
+
+// Adds keys [first_key, first_key + nkeys) to the running result of every row.
+void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, uint32_t nkeys,
+                         const AttentionScratch &s) const {
+    const uint32_t rows = item.ntok * config_.group();
+    const auto for_tiles = [&](auto &&body) {  // body(tile, offset of its first key in the split, its keys, row, nrows)
+        for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
+            void *block = item.sequence->kv_blocks[(first_key + key) / kBlockTokens];
+            const KvTile tile = kvTile(block, layer, item.kv_head);
+            for (uint32_t row = 0; row < rows; row += kTileRows) {
+                body(tile, key, std::min(kBlockTokens, nkeys - key), row, std::min(kTileRows, rows - row));
+            }
+        }
+    };
+    for_tiles([&](const KvTile &tile, uint32_t key, uint32_t, uint32_t row, uint32_t nrows) {
+        kernels_.tile[kv_type_](s.query + size_t{row} * config_.dh, config_.dh, 1, tile.keys, kBlockTokens, config_.dh,
+                                s.scores + size_t{row} * kSplit + key, kSplit, nrows, false);
+    });
+
+    const auto visible = [&](uint32_t r) {  // keys of this split that row r may see
+        const uint32_t end = item.sequence->pos + item.first + r / config_.group() + 1;
+        return end <= first_key ? 0 : std::min(nkeys, end - first_key);
+    };
+    float part_maximum[kMaxQueryRows];
+    float part_sum[kMaxQueryRows];
+    for (uint32_t r = 0; r < rows; ++r) {
+        float *scores = s.scores + size_t{r} * kSplit;
+        const uint32_t count = visible(r);
+        if (count > 0) {
+            part_maximum[r] = kernels_.max(scores, count);
+            part_sum[r] = kernels_.expSum(scores, count, part_maximum[r]);
+        }
+        std::fill(scores + count, scores + nkeys, 0.0F);  // masked keys weigh nothing below
+    }
+
+    for_tiles([&](const KvTile &tile, uint32_t key, uint32_t count, uint32_t row, uint32_t nrows) {
+        const size_t column_bytes = size_t{kPanelRows} * dtypeSize(dt_kv_);
+        for (uint32_t panel = 0; panel < value_width_ / kPanelRows; ++panel) {
+            kernels_.tile[kv_type_](
+                s.scores + size_t{row} * kSplit + key, kSplit, 1, tile.values + panel * column_bytes, value_width_,
+                count, s.part + size_t{row} * value_width_ + size_t{panel} * kPanelRows, value_width_, nrows, key > 0);
+        }
+    });
+
+    for (uint32_t r = 0; r < rows; ++r) {
+        if (visible(r) == 0) {
+            continue;
+        }
+        const float maximum = std::max(s.maximum[r], part_maximum[r]);
+        const float keep = std::exp(s.maximum[r] - maximum);  // 0 for the first split
+        const float take = std::exp(part_maximum[r] - maximum);
+        s.maximum[r] = maximum;
+        s.sum[r] = s.sum[r] * keep + part_sum[r] * take;
+        float *total = s.total + size_t{r} * value_width_;
+        const float *part = s.part + size_t{r} * value_width_;
+        for (uint32_t i = 0; i < value_width_; ++i) {
+            total[i] = total[i] * keep + part[i] * take;
+        }
+    }
+}
+
+}  // namespace q3::cpu

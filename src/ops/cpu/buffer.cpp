@@ -1,0 +1,49 @@
+#include "ops/cpu/buffer.h"
+
+#include <sys/mman.h>
+
+#include "runtime/error.h"
+
+namespace q3::cpu {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+}  // namespace
+
+// mmap gives zeroed pages that cost nothing until touched. Large buffers ask for huge pages: a decode step streams the
+// weights once, and with 4 KiB pages it also streams their page tables.
+Buffer::Buffer(size_t bytes) {
+    if (bytes == 0) {
+        return;
+    }
+    const bool huge = bytes >= 2 * kHugePage;
+    const size_t size = huge ? (bytes + kHugePage - 1) / kHugePage * kHugePage : bytes;
+    const size_t slack = huge ? kHugePage : 0;
+    void *mapped = mmap(nullptr, size + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) {
+        fail(QWEN3_STATUS_OUT_OF_MEMORY, "out of memory: could not allocate %zu bytes", bytes);
+    }
+    auto *start = static_cast<char *>(mapped);
+    if (huge) {  // trim to a 2 MiB boundary
+        const size_t head = (kHugePage - reinterpret_cast<size_t>(start) % kHugePage) % kHugePage;
+        if (head > 0) {
+            munmap(start, head);
+        }
+        if (slack > head) {
+            munmap(start + head + size, slack - head);
+        }
+        start += head;
+        madvise(start, size, MADV_HUGEPAGE);  // a hint: refusal changes nothing but speed
+    }
+    data_ = start;
+    bytes_ = size;
+}
+
+Buffer::~Buffer() {
+    if (data_ != nullptr) {
+        munmap(data_, bytes_);
+    }
+}
+
+}  // namespace q3::cpu

@@ -1,0 +1,209 @@
+#include "ops/cpu/cpu_ops.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "ops/cpu/dispatch.h"
+#include "runtime/cpu_info.h"
+#include "runtime/error.h"
+
+namespace q3::cpu {
+namespace {
+
+constexpr uint32_t kMaxThreads = 1024;
+
+uint32_t roundUp(uint32_t value, uint32_t unit) {
+    return (value + unit - 1) / unit * unit;
+}
+
+const CpuLinear &asLinear(const Linear &linear) {
+    return static_cast<const CpuLinear &>(linear);
+}
+const CpuVector &asVector(const Vector &vector) {
+    return static_cast<const CpuVector &>(vector);
+}
+float *floats(Activation a) {
+    return static_cast<float *>(a.data);
+}
+
+// Rows of a cheap per-row node that are worth a fork.
+constexpr uint32_t kRowGrain = 4;
+
+}  // namespace
+
+const char *isaName() noexcept {
+    try {
+        return selectKernels().name;
+    } catch (...) {
+        return "unsupported";
+    }
+}
+
+std::unique_ptr<Ops> makeCpuOps(const ModelConfig &config, const OpsOptions &options) {
+    return std::make_unique<CpuOps>(config, options);
+}
+
+CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
+    : config_(config), dt_weight_(options.dt_weight == QWEN3_DTYPE_DEFAULT ? options.dt_mat : options.dt_weight),
+      dt_kv_(options.dt_kv != QWEN3_DTYPE_DEFAULT
+                 ? options.dt_kv
+                 : (dt_weight_ == QWEN3_DTYPE_F32 ? QWEN3_DTYPE_F32 : QWEN3_DTYPE_F16)),
+      kv_type_(weightType(dt_kv_)), query_rows_(std::max(kQueryRows, config.group())),
+      value_width_(roundUp(config.dh, kPanelRows)), max_rows_(roundUp(config.max_step_tokens, kTileRows)),
+      kernels_(selectKernels()),
+      pool_(options.nthreads > 0 ? static_cast<uint32_t>(options.nthreads) : std::min(availableCpus(), kMaxThreads)) {
+    if (query_rows_ > kMaxQueryRows) {
+        fail(QWEN3_STATUS_BAD_PARAM, "nh / nkvh is %u: the CPU backend supports at most %u query heads per KV head",
+             config.group(), kMaxQueryRows);
+    }
+    const uint32_t widest = std::max({config.d, config.nh * config.dh, config.di});
+    packed_rows_ = Buffer(size_t{max_rows_} * widest * sizeof(float));
+    for (uint32_t i = 0; i < pool_.size(); ++i) {
+        product_scratch_.emplace_back((kDepth + 2 * size_t{max_rows_}) * kPanelRows * sizeof(float));
+        attention_scratch_.emplace_back(AttentionScratch::floats(query_rows_, config.dh, kSplit) * sizeof(float));
+    }
+}
+
+std::unique_ptr<Linear> CpuOps::packLinear(const LinearSource &source) {
+    return packPanels(source, dt_weight_, false, pool_);
+}
+
+std::unique_ptr<Linear> CpuOps::packGateUp(const LinearSource &gate_up) {
+    return packPanels(gate_up, dt_weight_, true, pool_);
+}
+
+std::unique_ptr<Vector> CpuOps::packVector(const VectorSource &source) {
+    return packFloats(source);
+}
+
+std::unique_ptr<Linear> CpuOps::packEmbedding(const LinearSource &source, const Linear *head, bool borrow) {
+    if (head != nullptr) {
+        auto tied = std::make_unique<CpuTiedTable>();
+        tied->head = &asLinear(*head);
+        return tied;
+    }
+    return packTable(source, borrow, pool_);
+}
+
+Activation CpuOps::allocate(uint32_t rows, uint32_t width) {
+    activations_.emplace_back(size_t{rows} * width * sizeof(float));
+    return {activations_.back().data(), width};
+}
+
+void *CpuOps::KvMemory::allocate(size_t bytes) {
+    void *block = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (block == nullptr) {
+        fail(QWEN3_STATUS_OUT_OF_MEMORY, "out of memory: could not allocate a KV block of %zu bytes", bytes);
+    }
+    std::memset(block, 0, bytes);
+    return block;
+}
+
+void CpuOps::KvMemory::release(void *block) noexcept {
+    std::free(block);
+}
+
+void CpuOps::KvMemory::copy(void *dst, const void *src, size_t bytes) {
+    std::memcpy(dst, src, bytes);
+}
+
+CpuOps::KvTile CpuOps::kvTile(void *block, uint32_t layer, uint32_t head) const {
+    const size_t size = dtypeSize(dt_kv_);
+    char *keys = static_cast<char *>(block) + layer * kvLayerBytes() + head * kvHeadElements() * size;
+    return {keys, keys + size_t{config_.dh} * kBlockTokens * size};
+}
+
+void CpuOps::embed(Activation x, const Linear &table) {
+    pool_.parallelFor(plan_->ntok, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
+        for (uint32_t i = begin; i < end; ++i) {
+            readRow(table, plan_->tokens[i], floats(x) + size_t{i} * x.width);
+        }
+    });
+}
+
+void CpuOps::addRmsnorm(Activation h, Activation x, Activation delta, const Vector &weight, float epsilon) {
+    const uint32_t d = x.width;
+    pool_.parallelFor(plan_->ntok, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
+        for (uint32_t i = begin; i < end; ++i) {
+            float *row = floats(x) + size_t{i} * d;
+            if (delta.data != nullptr) {
+                kernels_.add(row, floats(delta) + size_t{i} * d, d);
+            }
+            kernels_.rmsnorm(floats(h) + size_t{i} * d, row, asVector(weight).data(), d, epsilon);
+        }
+    });
+}
+
+void CpuOps::gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
+                           const Vector &weight, float epsilon) {
+    const uint32_t d = x.width;
+    pool_.parallelFor(nrows, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
+        for (uint32_t i = begin; i < end; ++i) {
+            float *row = floats(out) + size_t{i} * d;
+            std::memcpy(row, floats(x) + size_t{rows[i]} * d, d * sizeof(float));
+            if (delta.data != nullptr) {
+                kernels_.add(row, floats(delta) + size_t{rows[i]} * d, d);
+            }
+            kernels_.rmsnorm(row, row, asVector(weight).data(), d, epsilon);
+        }
+    });
+}
+
+void CpuOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
+                             uint32_t layer) {
+    const ModelConfig &c = config_;
+    const size_t size = dtypeSize(dt_kv_);
+    for (const Sequence &sequence : plan_->sequences) {
+        pool_.parallelFor(sequence.ntok, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
+            // K is scattered into its tile: convert the head once, then place element by element.
+            alignas(32) float converted[2 * kPanelRows];
+            for (uint32_t i = begin; i < end; ++i) {
+                const uint32_t row = sequence.row + i;
+                float *q = floats(qkv) + size_t{row} * qkv.width;
+                const float *cos = plan_->rope_cos + size_t{row} * (c.dh / 2);
+                const float *sin = plan_->rope_sin + size_t{row} * (c.dh / 2);
+                for (uint32_t h = 0; h < c.nh + c.nkvh; ++h) {  // k heads follow the q heads
+                    float *head = q + size_t{h} * c.dh;
+                    const Vector &norm = h < c.nh ? q_norm : k_norm;
+                    kernels_.rmsnorm(head, head, asVector(norm).data(), c.dh, epsilon);
+                    kernels_.rope(head, cos, sin, c.dh / 2);
+                }
+                const uint32_t pos = sequence.pos + i;
+                void *block = sequence.kv_blocks[pos / kBlockTokens];
+                const uint32_t slot = pos % kBlockTokens;
+                for (uint32_t h = 0; h < c.nkvh; ++h) {
+                    const KvTile tile = kvTile(block, layer, h);
+                    const float *k = q + size_t{c.nh + h} * c.dh;
+                    const float *v = q + size_t{c.nh + c.nkvh + h} * c.dh;
+                    kernels_.store[kv_type_](tile.values + size_t{slot} * value_width_ * size, v, c.dh);
+                    for (uint32_t e = 0; e < c.dh; e += kPanelRows) {
+                        const uint32_t n = std::min(kPanelRows, c.dh - e);
+                        kernels_.store[kv_type_](converted, k + e, n);
+                        for (uint32_t j = 0; j < n; ++j) {
+                            std::memcpy(tile.keys + (size_t{e + j} * kBlockTokens + slot) * size,
+                                        reinterpret_cast<const char *>(converted) + j * size, size);
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+size_t CpuOps::scratchBytes() const {
+    size_t total = packed_rows_.bytes();
+    for (const auto *group : {&activations_, &product_scratch_, &attention_scratch_}) {
+        for (const Buffer &buffer : *group) {
+            total += buffer.bytes();
+        }
+    }
+    return total;
+}
+
+std::string CpuOps::description() const {
+    return std::string("backend=cpu isa=") + kernels_.name + " threads=" + std::to_string(pool_.size()) +
+           " weights=" + dtypeName(dt_weight_) + " kv=" + dtypeName(dt_kv_);
+}
+
+}  // namespace q3::cpu

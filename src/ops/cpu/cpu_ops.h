@@ -1,0 +1,119 @@
+// The CPU backend: splits every node over the thread pool and calls one kernel table. Activations are float32.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ops/cpu/attention.h"
+#include "ops/cpu/buffer.h"
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/pack.h"
+#include "ops/ops.h"
+#include "runtime/thread_pool.h"
+
+namespace q3::cpu {
+
+std::unique_ptr<Ops> makeCpuOps(const ModelConfig &config, const OpsOptions &options);
+
+// Name of the kernel table that makeCpuOps would use, or "unsupported".
+const char *isaName() noexcept;
+
+class CpuOps final : public Ops {
+public:
+    CpuOps(const ModelConfig &config, const OpsOptions &options);
+
+    std::unique_ptr<Linear> packLinear(const LinearSource &source) override;
+    std::unique_ptr<Linear> packGateUp(const LinearSource &gate_up) override;
+    std::unique_ptr<Vector> packVector(const VectorSource &source) override;
+    std::unique_ptr<Linear> packEmbedding(const LinearSource &source, const Linear *head, bool borrow) override;
+    Activation allocate(uint32_t rows, uint32_t width) override;
+
+    uint32_t kvBlockTokens() const override { return kBlockTokens; }
+    size_t kvBlockBytes() const override { return config_.nlayer * kvLayerBytes(); }
+    BlockMemory &kvMemory() override { return kv_memory_; }
+
+    void beginStep(const StepPlan &plan) override { plan_ = &plan; }
+    void embed(Activation x, const Linear &table) override;
+    void addRmsnorm(Activation h, Activation x, Activation delta, const Vector &weight, float epsilon) override;
+    void linear(Activation out, Activation in, const Linear &weight) override;
+    void qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
+                         uint32_t layer) override;
+    void attention(Activation out, Activation qkv, uint32_t layer) override;
+    void linearSwiglu(Activation act, Activation h, const Linear &gate_up) override;
+    void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
+                       const Vector &weight, float epsilon) override;
+    void readLogits(float *logits, Activation in, uint32_t nrows, const Linear &head) override;
+
+    size_t scratchBytes() const override;
+    uint32_t threads() const override { return pool_.size(); }
+    std::string description() const override;
+
+private:
+    // A KV block's tokens: the width of a kernel tile, so that one K tile is one [dh][16] matrix.
+    static constexpr uint32_t kBlockTokens = kPanelRows;
+    // Keys per softmax pass. Attention is defined as: one softmax-weighted sum per split of 512 positions, counted from
+    // position 0, merged in order. It therefore depends neither on chunking nor on how the work is shared out.
+    static constexpr uint32_t kSplit = 512;
+    // Query rows per attention work item: enough to reuse a K/V tile from L1, small enough to share out the work.
+    static constexpr uint32_t kQueryRows = 48;
+    static constexpr uint32_t kMaxQueryRows = 256;  // and so the widest GQA group
+    // Weights unpacked to float at a time: 256 x 16 floats are half of a 32 KiB L1.
+    static constexpr uint32_t kDepth = 256;
+
+    // KV layout of a block: per layer, per KV head: K [dh][16 tokens], then V [16 tokens][value_width_].
+    struct KvTile {
+        char *keys;
+        char *values;
+    };
+    size_t kvHeadElements() const { return size_t{kBlockTokens} * (config_.dh + value_width_); }
+    size_t kvLayerBytes() const { return config_.nkvh * kvHeadElements() * dtypeSize(dt_kv_); }
+    KvTile kvTile(void *block, uint32_t layer, uint32_t head) const;
+
+    // One attention work item: the queries of `ntok` tokens for all heads that share a KV head. Rows are ordered
+    // token by token, and the heads of the group inside a token.
+    struct Query {
+        const Sequence *sequence;
+        uint32_t kv_head;
+        uint32_t first;  // first token, relative to the sequence's first row
+        uint32_t ntok;
+    };
+    void attendItem(const Query &item, Activation out, Activation qkv, uint32_t layer, float *scratch) const;
+    void attendSplit(const Query &item, uint32_t layer, uint32_t first_key, uint32_t nkeys,
+                     const AttentionScratch &s) const;
+
+    // One row-block of a linear layer: calls done(panel, buffer) with the finished [rows][16] products.
+    template <typename Epilogue>
+    void forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
+                   const Epilogue &epilogue);
+    void packRows(const float *in, uint32_t rows, size_t ld, uint32_t k);
+    void multiplyPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, float *unpacked, float *product) const;
+    void plainLinear(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
+
+    class KvMemory final : public BlockMemory {
+    public:
+        void *allocate(size_t bytes) override;
+        void release(void *block) noexcept override;
+        void copy(void *dst, const void *src, size_t bytes) override;
+    };
+
+    ModelConfig config_;
+    int32_t dt_weight_;
+    int32_t dt_kv_;
+    WeightType kv_type_;
+    uint32_t query_rows_;   // query rows per work item: kQueryRows, or a wider group
+    uint32_t value_width_;  // dh rounded up to whole tiles
+    uint32_t max_rows_;     // max_step_tokens rounded up to whole tiles
+    const Kernels &kernels_;
+    ThreadPool pool_;
+    KvMemory kv_memory_;
+    const StepPlan *plan_ = nullptr;
+
+    std::vector<Buffer> activations_;
+    Buffer packed_rows_;                     // GEMM's left side: [rows / 6][k][6]
+    std::vector<Buffer> product_scratch_;    // per thread: unpacked panel, then two products [max rows][16]
+    std::vector<Buffer> attention_scratch_;  // per thread, see attention.cpp
+    std::vector<Query> queries_;
+};
+
+}  // namespace q3::cpu

@@ -1,0 +1,62 @@
+// The table of single-threaded kernels that one instruction set provides. CpuOps splits the work over threads and calls
+// these on ranges; nothing here allocates, throws or knows threads.
+//
+// Numerics that every table keeps, so that results do not depend on batch size, chunking or thread count:
+//   * an output of a linear layer or an attention product is one chain of fused multiply-adds over k = 0, 1, 2, ...,
+//     one rounding each, whatever tile it was computed in; a chain that is cut (blocks of k) goes through a float;
+//   * reductions inside a row (sums of squares, of exponentials) depend on the row's length alone.
+//
+// Weight panels ("panel16"): 16 output rows side by side, k-major, one sequential stream per panel:
+//   f32, f16  [K][16]                       bf16  [ceil(K / 2)][16][2]   (even k low, odd k high in each 32-bit word)
+// The bf16 pairing makes its conversion one shift for even k and one mask for odd k per 8 rows.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace q3::cpu {
+
+constexpr uint32_t kPanelRows = 16;
+constexpr uint32_t kTileRows = 6;  // 6 x 16 floats are 12 of AVX2's 16 registers
+
+enum WeightType { kF32 = 0, kF16 = 1, kBf16 = 2, kWeightTypes = 3 };
+
+// y[r * ldy + j] = sum over k of x[r * ldx + k] * w[j][k], r < rows <= kTileRows, j < 16 * npanels.
+using GemvKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x,
+                            size_t ldx, uint32_t rows, float *y, size_t ldy);
+
+// out[i][16] = w[0..15][k0 + i] as float, i < count; k0 even.
+using UnpackKernel = void (*)(const void *panel, uint32_t k0, uint32_t count, float *out);
+
+// c[r * ldc + j] = (accumulate ? c[...] : 0) + sum over i < k of a[r * a_row + i * a_col] * b[i * ldb + j],
+// r < rows <= kTileRows, j < 16. b is plain row-major of the table entry's type.
+using TileKernel = void (*)(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb, uint32_t k, float *c,
+                            size_t ldc, uint32_t rows, bool accumulate);
+
+struct Kernels {
+    const char *name;
+    GemvKernel gemv[kWeightTypes];
+    UnpackKernel unpack[kWeightTypes];
+    TileKernel tile[kWeightTypes];
+    // out = x / sqrt(mean(x^2) + epsilon) * weight; out may be x
+    void (*rmsnorm)(float *out, const float *x, const float *weight, uint32_t n, float epsilon);
+    // x += delta
+    void (*add)(float *x, const float *delta, uint32_t n);
+    // (x[i], x[i + half]) rotated by (cos[i], sin[i]), i < half
+    void (*rope)(float *x, const float *cos, const float *sin, uint32_t half);
+    // largest of s[0..n), n >= 1
+    float (*max)(const float *s, uint32_t n);
+    // s[i] = exp(s[i] - shift); returns their sum. s[i] <= shift.
+    float (*expSum)(float *s, uint32_t n, float shift);
+    // out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]
+    void (*siluMul)(float *out, const float *gate, const float *up, uint32_t n);
+    // out = in converted; f16 saturates at +-65504 so that a large value does not become infinite in the KV cache
+    void (*store[kWeightTypes])(void *out, const float *in, uint32_t n);
+};
+
+extern const Kernels kScalarKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+#endif
+
+}  // namespace q3::cpu

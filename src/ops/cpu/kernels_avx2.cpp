@@ -1,0 +1,393 @@
+// AVX2 + FMA + F16C kernels. Compiled with those flags, so this file includes only intrinsics, C headers and kernels.h
+// and keeps everything in an unnamed namespace: an inline function compiled here must never replace its portable copy.
+//
+// Registers: a tile of R rows x 16 columns takes 2 R accumulators, so R <= 6 leaves 4 for the operands. The one-row
+// GEMV instead runs 4 panels at once: 8 independent chains cover the FMA latency, and 4 sequential streams per thread
+// keep more cache-line fills in flight than one does.
+#include <immintrin.h>
+
+#include "ops/cpu/kernels.h"
+
+namespace q3::cpu {
+namespace {
+
+inline __m256 loadF16(const uint16_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+}
+
+inline __m256 loadBf16(const uint16_t *p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+// 8 columns starting at element `index` of plain row-major data.
+template <WeightType T> inline __m256 loadPlain(const void *data, size_t index) {
+    if constexpr (T == kF32) {
+        return _mm256_loadu_ps(static_cast<const float *>(data) + index);
+    } else if constexpr (T == kF16) {
+        return loadF16(static_cast<const uint16_t *>(data) + index);
+    } else {
+        return loadBf16(static_cast<const uint16_t *>(data) + index);
+    }
+}
+
+// Rows [R] x panels [P] at once; all loops over R, P and halves unroll.
+template <WeightType T, int R, int P>
+void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx, float *y, size_t ldy) {
+    __m256 acc[R][P][2];
+    for (int r = 0; r < R; ++r) {
+        for (int p = 0; p < P; ++p) {
+            acc[r][p][0] = _mm256_setzero_ps();
+            acc[r][p][1] = _mm256_setzero_ps();
+        }
+    }
+    uint32_t i = 0;
+    if constexpr (T == kBf16) {
+        const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
+        for (; i + 2 <= k; i += 2) {
+            __m256 even[R];
+            __m256 odd[R];
+            for (int r = 0; r < R; ++r) {
+                even[r] = _mm256_broadcast_ss(x + r * ldx + i);
+                odd[r] = _mm256_broadcast_ss(x + r * ldx + i + 1);
+            }
+            for (int p = 0; p < P; ++p) {
+                const char *pair = panels + p * panel_bytes + size_t{i} * kPanelRows * 2;
+                for (int h = 0; h < 2; ++h) {
+                    const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i *>(pair) + h);
+                    const __m256 w_even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+                    const __m256 w_odd = _mm256_castsi256_ps(_mm256_and_si256(w, high));
+                    for (int r = 0; r < R; ++r) {
+                        acc[r][p][h] = _mm256_fmadd_ps(w_even, even[r], acc[r][p][h]);
+                        acc[r][p][h] = _mm256_fmadd_ps(w_odd, odd[r], acc[r][p][h]);
+                    }
+                }
+            }
+        }
+        if (i < k) {  // odd K: the last pair has only its even half
+            for (int p = 0; p < P; ++p) {
+                const char *pair = panels + p * panel_bytes + size_t{i} * kPanelRows * 2;
+                for (int h = 0; h < 2; ++h) {
+                    const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i *>(pair) + h);
+                    const __m256 w_even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+                    for (int r = 0; r < R; ++r) {
+                        acc[r][p][h] = _mm256_fmadd_ps(w_even, _mm256_broadcast_ss(x + r * ldx + i), acc[r][p][h]);
+                    }
+                }
+            }
+        }
+    } else {
+        for (; i < k; ++i) {
+            for (int p = 0; p < P; ++p) {
+                for (int h = 0; h < 2; ++h) {
+                    const __m256 w = loadPlain<T>(panels + p * panel_bytes, size_t{i} * kPanelRows + h * 8);
+                    for (int r = 0; r < R; ++r) {
+                        acc[r][p][h] = _mm256_fmadd_ps(w, _mm256_broadcast_ss(x + r * ldx + i), acc[r][p][h]);
+                    }
+                }
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int p = 0; p < P; ++p) {
+            _mm256_storeu_ps(y + r * ldy + p * kPanelRows, acc[r][p][0]);
+            _mm256_storeu_ps(y + r * ldy + p * kPanelRows + 8, acc[r][p][1]);
+        }
+    }
+}
+
+template <WeightType T, int R, int P>
+void gemvRows(const char *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
+              float *y, size_t ldy) {
+    uint32_t p = 0;
+    for (; p + P <= npanels; p += P) {
+        gemvTile<T, R, P>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
+    }
+    for (; p < npanels; ++p) {
+        gemvTile<T, R, 1>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
+    }
+}
+
+template <WeightType T>
+void gemv(const void *data, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx, uint32_t rows,
+          float *y, size_t ldy) {
+    const char *panels = static_cast<const char *>(data);
+    switch (rows) {
+    case 1:
+        return gemvRows<T, 1, 4>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+    case 2:
+        return gemvRows<T, 2, 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+    case 3:
+        return gemvRows<T, 3, 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+    case 4:
+        return gemvRows<T, 4, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+    case 5:
+        return gemvRows<T, 5, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+    default:
+        return gemvRows<T, 6, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+    }
+}
+
+template <WeightType T> void unpack(const void *panel, uint32_t k0, uint32_t count, float *out) {
+    uint32_t i = 0;
+    if constexpr (T == kBf16) {
+        const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
+        const auto *words =
+            reinterpret_cast<const __m256i *>(static_cast<const uint16_t *>(panel) + size_t{k0} * kPanelRows);
+        for (; i < count; i += 2, words += 2) {
+            for (int h = 0; h < 2; ++h) {
+                const __m256i w = _mm256_load_si256(words + h);
+                _mm256_storeu_ps(out + i * kPanelRows + h * 8, _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)));
+                if (i + 1 < count) {
+                    _mm256_storeu_ps(out + (i + 1) * kPanelRows + h * 8,
+                                     _mm256_castsi256_ps(_mm256_and_si256(w, high)));
+                }
+            }
+        }
+    } else {
+        for (; i < count * 2; ++i) {
+            _mm256_storeu_ps(out + i * 8, loadPlain<T>(panel, size_t{k0} * kPanelRows + i * 8));
+        }
+    }
+}
+
+template <WeightType T, int R>
+void tileRows(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb, uint32_t k, float *c, size_t ldc,
+              bool accumulate) {
+    __m256 acc[R][2];
+    for (int r = 0; r < R; ++r) {
+        acc[r][0] = accumulate ? _mm256_loadu_ps(c + r * ldc) : _mm256_setzero_ps();
+        acc[r][1] = accumulate ? _mm256_loadu_ps(c + r * ldc + 8) : _mm256_setzero_ps();
+    }
+    for (uint32_t i = 0; i < k; ++i) {
+        const __m256 b0 = loadPlain<T>(b, i * ldb);
+        const __m256 b1 = loadPlain<T>(b, i * ldb + 8);
+        for (int r = 0; r < R; ++r) {
+            const __m256 value = _mm256_broadcast_ss(a + r * a_row + i * a_col);
+            acc[r][0] = _mm256_fmadd_ps(value, b0, acc[r][0]);
+            acc[r][1] = _mm256_fmadd_ps(value, b1, acc[r][1]);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        _mm256_storeu_ps(c + r * ldc, acc[r][0]);
+        _mm256_storeu_ps(c + r * ldc + 8, acc[r][1]);
+    }
+}
+
+template <WeightType T>
+void tile(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb, uint32_t k, float *c, size_t ldc,
+          uint32_t rows, bool accumulate) {
+    switch (rows) {
+    case 1:
+        return tileRows<T, 1>(a, a_row, a_col, b, ldb, k, c, ldc, accumulate);
+    case 2:
+        return tileRows<T, 2>(a, a_row, a_col, b, ldb, k, c, ldc, accumulate);
+    case 3:
+        return tileRows<T, 3>(a, a_row, a_col, b, ldb, k, c, ldc, accumulate);
+    case 4:
+        return tileRows<T, 4>(a, a_row, a_col, b, ldb, k, c, ldc, accumulate);
+    case 5:
+        return tileRows<T, 5>(a, a_row, a_col, b, ldb, k, c, ldc, accumulate);
+    default:
+        return tileRows<T, 6>(a, a_row, a_col, b, ldb, k, c, ldc, accumulate);
+    }
+}
+
+inline float sumLanes(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    s = _mm_add_ss(s, _mm_movehdup_ps(s));
+    return _mm_cvtss_f32(s);
+}
+
+// exp for x <= 88.7, about 2 ulp (Cephes' polynomial); anything below -87.3 gives the smallest normal number.
+inline __m256 expPs(__m256 x) {
+    x = _mm256_max_ps(_mm256_min_ps(x, _mm256_set1_ps(88.3762626647949F)), _mm256_set1_ps(-87.3365478515625F));
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504088896341F)),
+                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375F), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4F), r);
+    __m256 p = _mm256_set1_ps(1.9875691500e-4F);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3F));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3F));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2F));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1F));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1F));
+    p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0F)));
+    const __m256i scale = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(scale));
+}
+
+// Lanes [0, n) on: for the last, partial vector of a row.
+inline __m256i laneMask(uint32_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+// Calls full(offset) for every whole vector of a row, then rest(offset, mask) once for what is left.
+template <typename Full, typename Rest> inline void forVectors(uint32_t n, Full full, Rest rest) {
+    uint32_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        full(i);
+    }
+    if (i < n) {
+        rest(i, laneMask(n - i));
+    }
+}
+
+void rmsnorm(float *out, const float *x, const float *weight, uint32_t n, float epsilon) {
+    __m256 sum = _mm256_setzero_ps();
+    forVectors(
+        n,
+        [&](uint32_t i) {
+            const __m256 v = _mm256_loadu_ps(x + i);
+            sum = _mm256_fmadd_ps(v, v, sum);
+        },
+        [&](uint32_t i, __m256i mask) {
+            const __m256 v = _mm256_maskload_ps(x + i, mask);
+            sum = _mm256_fmadd_ps(v, v, sum);
+        });
+    const float mean = sumLanes(sum) / static_cast<float>(n);
+    const __m256 scale = _mm256_set1_ps(1.0F / __builtin_sqrtf(mean + epsilon));
+    forVectors(
+        n,
+        [&](uint32_t i) {
+            const __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x + i), scale);
+            _mm256_storeu_ps(out + i, _mm256_mul_ps(v, _mm256_loadu_ps(weight + i)));
+        },
+        [&](uint32_t i, __m256i mask) {
+            const __m256 v = _mm256_mul_ps(_mm256_maskload_ps(x + i, mask), scale);
+            _mm256_maskstore_ps(out + i, mask, _mm256_mul_ps(v, _mm256_maskload_ps(weight + i, mask)));
+        });
+}
+
+void add(float *x, const float *delta, uint32_t n) {
+    forVectors(
+        n,
+        [&](uint32_t i) { _mm256_storeu_ps(x + i, _mm256_add_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(delta + i))); },
+        [&](uint32_t i, __m256i mask) {
+            const __m256 sum = _mm256_add_ps(_mm256_maskload_ps(x + i, mask), _mm256_maskload_ps(delta + i, mask));
+            _mm256_maskstore_ps(x + i, mask, sum);
+        });
+}
+
+void rope(float *x, const float *cos, const float *sin, uint32_t half) {
+    for (uint32_t i = 0; i < half; i += 8) {
+        const __m256i mask = laneMask(half - i);
+        const __m256 low = _mm256_maskload_ps(x + i, mask);
+        const __m256 high = _mm256_maskload_ps(x + half + i, mask);
+        const __m256 c = _mm256_maskload_ps(cos + i, mask);
+        const __m256 s = _mm256_maskload_ps(sin + i, mask);
+        _mm256_maskstore_ps(x + i, mask, _mm256_fmsub_ps(low, c, _mm256_mul_ps(high, s)));
+        _mm256_maskstore_ps(x + half + i, mask, _mm256_fmadd_ps(high, c, _mm256_mul_ps(low, s)));
+    }
+}
+
+float max(const float *s, uint32_t n) {
+    __m256 best = _mm256_set1_ps(s[0]);
+    uint32_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        best = _mm256_max_ps(best, _mm256_loadu_ps(s + i));
+    }
+    float lanes[8];
+    _mm256_storeu_ps(lanes, best);
+    float result = lanes[0];
+    for (int l = 1; l < 8; ++l) {
+        result = lanes[l] > result ? lanes[l] : result;
+    }
+    for (; i < n; ++i) {
+        result = s[i] > result ? s[i] : result;
+    }
+    return result;
+}
+
+float expSum(float *s, uint32_t n, float shift) {
+    const __m256 subtract = _mm256_set1_ps(shift);
+    __m256 sum = _mm256_setzero_ps();
+    forVectors(
+        n,
+        [&](uint32_t i) {
+            const __m256 e = expPs(_mm256_sub_ps(_mm256_loadu_ps(s + i), subtract));
+            _mm256_storeu_ps(s + i, e);
+            sum = _mm256_add_ps(sum, e);
+        },
+        [&](uint32_t i, __m256i mask) {
+            const __m256 e = expPs(_mm256_sub_ps(_mm256_maskload_ps(s + i, mask), subtract));
+            _mm256_maskstore_ps(s + i, mask, e);
+            sum = _mm256_add_ps(sum, _mm256_and_ps(e, _mm256_castsi256_ps(mask)));
+        });
+    return sumLanes(sum);
+}
+
+inline __m256 silu(__m256 g) {
+    const __m256 e = expPs(_mm256_sub_ps(_mm256_setzero_ps(), g));
+    return _mm256_div_ps(g, _mm256_add_ps(_mm256_set1_ps(1.0F), e));
+}
+
+void siluMul(float *out, const float *gate, const float *up, uint32_t n) {
+    forVectors(
+        n,
+        [&](uint32_t i) {
+            _mm256_storeu_ps(out + i, _mm256_mul_ps(silu(_mm256_loadu_ps(gate + i)), _mm256_loadu_ps(up + i)));
+        },
+        [&](uint32_t i, __m256i mask) {
+            const __m256 value = silu(_mm256_maskload_ps(gate + i, mask));
+            _mm256_maskstore_ps(out + i, mask, _mm256_mul_ps(value, _mm256_maskload_ps(up + i, mask)));
+        });
+}
+
+void storeF32(void *out, const float *in, uint32_t n) {
+    for (uint32_t i = 0; i < n; ++i) {
+        static_cast<float *>(out)[i] = in[i];
+    }
+}
+
+void storeHalves(uint16_t *out, __m128i halves, uint32_t n) {
+    uint16_t lanes[8];
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(lanes), halves);
+    for (uint32_t i = 0; i < n && i < 8; ++i) {
+        out[i] = lanes[i];
+    }
+}
+
+void storeF16(void *out, const float *in, uint32_t n) {
+    const __m256 top = _mm256_set1_ps(65504.0F);
+    const __m256 bottom = _mm256_set1_ps(-65504.0F);
+    for (uint32_t i = 0; i < n; i += 8) {
+        const __m256 v = _mm256_maskload_ps(in + i, laneMask(n - i));
+        // The operand order keeps a NaN a NaN.
+        const __m256 clamped = _mm256_max_ps(bottom, _mm256_min_ps(top, v));
+        storeHalves(static_cast<uint16_t *>(out) + i, _mm256_cvtps_ph(clamped, _MM_FROUND_TO_NEAREST_INT), n - i);
+    }
+}
+
+void storeBf16(void *out, const float *in, uint32_t n) {
+    for (uint32_t i = 0; i < n; i += 8) {
+        const __m256i bits = _mm256_castps_si256(_mm256_maskload_ps(in + i, laneMask(n - i)));
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+        const __m256i is_nan =
+            _mm256_cmpgt_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff)), _mm256_set1_epi32(0x7f800000));
+        const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+        const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+        storeHalves(static_cast<uint16_t *>(out) + i, halves, n - i);
+    }
+}
+
+}  // namespace
+
+const Kernels kAvx2Kernels = {
+    "avx2",
+    {gemv<kF32>, gemv<kF16>, gemv<kBf16>},
+    {unpack<kF32>, unpack<kF16>, unpack<kBf16>},
+    {tile<kF32>, tile<kF16>, tile<kBf16>},
+    rmsnorm,
+    add,
+    rope,
+    max,
+    expSum,
+    siluMul,
+    {storeF32, storeF16, storeBf16},
+};
+
+}  // namespace q3::cpu

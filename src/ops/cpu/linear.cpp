@@ -1,0 +1,135 @@
+// Linear layers on the CPU. Up to 6 rows (decode of small batches): weights are streamed once and multiplied straight
+// from their packed form. More rows (prefill): each panel is unpacked to float in L1 and multiplied by all rows, which
+// are first rearranged so that the tile kernel reads them in sequence. Both compute the same chain per output
+// (kernels.h), so a row's result does not depend on which path it took.
+#include <algorithm>
+#include <cstring>
+
+#include "ops/cpu/cpu_ops.h"
+
+namespace q3::cpu {
+namespace {
+
+// Bytes of weights per claim: long enough to hide the claim, short enough to balance two threads at the end.
+constexpr size_t kClaimBytes = size_t{128} << 10;
+
+uint32_t claimPanels(const CpuLinear &w, uint32_t step) {
+    const auto panels = static_cast<uint32_t>(kClaimBytes / std::max<size_t>(1, w.panel_bytes));
+    return std::max(step, panels / step * step);
+}
+
+void addBias(float *row, const float *bias) {
+    if (bias != nullptr) {
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            row[j] += bias[j];
+        }
+    }
+}
+
+}  // namespace
+
+// [rows][k] -> [rows / 6][k][6], the last group padded with zeros.
+void CpuOps::packRows(const float *in, uint32_t rows, size_t ld, uint32_t k) {
+    auto *packed = packed_rows_.as<float>();
+    const uint32_t groups = (rows + kTileRows - 1) / kTileRows;
+    pool_.parallelFor(groups, 1, [&](uint32_t begin, uint32_t end, uint32_t) {
+        for (uint32_t g = begin; g < end; ++g) {
+            float *out = packed + size_t{g} * k * kTileRows;
+            for (uint32_t r = 0; r < kTileRows; ++r) {
+                const uint32_t row = g * kTileRows + r;
+                const float *source = in + size_t{row} * ld;
+                for (uint32_t i = 0; i < k; ++i) {
+                    out[size_t{i} * kTileRows + r] = row < rows ? source[i] : 0.0F;
+                }
+            }
+        }
+    });
+}
+
+// product[rows][16] = packed rows times one panel
+void CpuOps::multiplyPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, float *unpacked, float *product) const {
+    const auto *packed = packed_rows_.as<float>();
+    for (uint32_t k0 = 0; k0 < w.in; k0 += kDepth) {
+        const uint32_t depth = std::min(kDepth, w.in - k0);
+        kernels_.unpack[w.type](w.panel(panel), k0, depth, unpacked);
+        for (uint32_t row = 0; row < rows; row += kTileRows) {
+            const float *a = packed + (size_t{row} * w.in + size_t{k0} * kTileRows);
+            kernels_.tile[kF32](a, 1, kTileRows, unpacked, kPanelRows, depth, product + size_t{row} * kPanelRows,
+                                kPanelRows, std::min(kTileRows, rows - row), k0 > 0);
+        }
+    }
+}
+
+// Calls epilogue(panel, product, ld) for every group of `step` panels; row r of panel p of the group is at
+// product + r * ld + p * 16 when small, or in the group's p-th [rows][16] block otherwise.
+template <typename Epilogue>
+void CpuOps::forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
+                       const Epilogue &epilogue) {
+    if (rows > kTileRows) {
+        packRows(in, rows, ld, w.in);
+        const size_t block = size_t{max_rows_} * kPanelRows;
+        pool_.parallelFor(w.npanels / step, std::max(1U, 4 / step), [&](uint32_t begin, uint32_t end, uint32_t thread) {
+            auto *unpacked = product_scratch_[thread].template as<float>();
+            float *products = unpacked + size_t{kDepth} * kPanelRows;
+            for (uint32_t g = begin; g < end; ++g) {
+                for (uint32_t p = 0; p < step; ++p) {
+                    multiplyPanel(w, g * step + p, rows, unpacked, products + p * block);
+                }
+                epilogue(g * step, products, block, kPanelRows);
+            }
+        });
+        return;
+    }
+    // 4 panels at a time: what the one-row kernel streams together.
+    constexpr uint32_t kTogether = 4;
+    const uint32_t claim = claimPanels(w, kTogether);
+    pool_.parallelFor(w.npanels, claim, [&](uint32_t begin, uint32_t end, uint32_t) {
+        float products[kTileRows * kTogether * kPanelRows];
+        constexpr size_t width = kTogether * kPanelRows;
+        for (uint32_t p = begin; p < end; p += kTogether) {
+            const uint32_t count = std::min(kTogether, end - p);
+            kernels_.gemv[w.type](w.panel(p), w.panel_bytes, count, w.in, in, ld, rows, products, width);
+            for (uint32_t q = 0; q < count; q += step) {
+                epilogue(p + q, products + size_t{q} * kPanelRows, kPanelRows, width);
+            }
+        }
+    });
+}
+
+void CpuOps::plainLinear(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w) {
+    forPanels(in, rows, w.in, w, 1, [&](uint32_t panel, float *product, size_t, size_t ld) {
+        const uint32_t first = panel * kPanelRows;
+        const uint32_t columns = std::min(kPanelRows, w.out - first);
+        for (uint32_t r = 0; r < rows; ++r) {
+            addBias(product + r * ld, w.biasOf(panel));
+            std::memcpy(out + r * ldo + first, product + r * ld, columns * sizeof(float));
+        }
+    });
+}
+
+void CpuOps::linear(Activation out, Activation in, const Linear &weight) {
+    plainLinear(static_cast<float *>(out.data), out.width, static_cast<const float *>(in.data), plan_->ntok,
+                static_cast<const CpuLinear &>(weight));
+}
+
+void CpuOps::linearSwiglu(Activation act, Activation h, const Linear &gate_up) {
+    const auto &w = static_cast<const CpuLinear &>(gate_up);
+    auto *out = static_cast<float *>(act.data);
+    const uint32_t rows = plan_->ntok;
+    forPanels(static_cast<const float *>(h.data), rows, w.in, w, 2,
+              [&](uint32_t panel, float *product, size_t next_panel, size_t ld) {
+                  const uint32_t first = panel / 2 * kPanelRows;
+                  const uint32_t columns = std::min(kPanelRows, w.out - first);
+                  for (uint32_t r = 0; r < rows; ++r) {
+                      const float *gate = product + r * ld;
+                      kernels_.siluMul(out + size_t{r} * act.width + first, gate, gate + next_panel, columns);
+                  }
+              });
+}
+
+void CpuOps::readLogits(float *logits, Activation in, uint32_t nrows, const Linear &head) {
+    const auto &w = static_cast<const CpuLinear &>(head);
+    plainLinear(logits, w.out, static_cast<const float *>(in.data), nrows, w);
+}
+
+}  // namespace q3::cpu

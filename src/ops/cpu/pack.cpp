@@ -1,0 +1,257 @@
+#include "ops/cpu/pack.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "ops/cpu/half.h"
+#include "runtime/error.h"
+
+namespace q3::cpu {
+namespace {
+
+// Tensors come at any alignment, so elements are read with memcpy.
+template <typename T> T readAs(const char *p) {
+    T value;
+    std::memcpy(&value, p, sizeof value);
+    return value;
+}
+
+float elementAsFloat(const char *p, int32_t dtype) {
+    switch (dtype) {
+    case QWEN3_DTYPE_F16:
+        return f16ToFloat(readAs<uint16_t>(p));
+    case QWEN3_DTYPE_BF16:
+        return bf16ToFloat(readAs<uint16_t>(p));
+    default:
+        return readAs<float>(p);
+    }
+}
+
+// The bit pattern of one element in the packed type; exact when the types are equal.
+template <typename Packed> Packed convertElement(const char *p, int32_t from, WeightType to) {
+    if constexpr (sizeof(Packed) == 4) {
+        return floatBits(elementAsFloat(p, from));
+    } else {
+        if ((to == kF16) == (from == QWEN3_DTYPE_F16) && from != QWEN3_DTYPE_F32) {
+            return readAs<uint16_t>(p);
+        }
+        const float value = elementAsFloat(p, from);
+        return to == kF16 ? floatToF16(value) : floatToBf16(value);
+    }
+}
+
+// The first element of a row that is not finite once packed, or -1. Packing bf16 or f32 to f16 can overflow.
+template <typename Packed> int64_t findNonFinite(const std::vector<Packed> &row, WeightType type) {
+    const Packed exponent = static_cast<Packed>(type == kF32 ? 0x7f800000U : (type == kF16 ? 0x7c00U : 0x7f80U));
+    Packed any = 0;
+    for (const Packed value : row) {
+        any |= static_cast<Packed>((value & exponent) == exponent);
+    }
+    if (any == 0) {
+        return -1;
+    }
+    const auto bad = [&](Packed value) { return (value & exponent) == exponent; };
+    return std::find_if(row.begin(), row.end(), bad) - row.begin();
+}
+
+std::string describe(const char *name, int32_t layer) {
+    return layer < 0 ? std::string(name) : std::string(name) + " of layer " + std::to_string(layer);
+}
+
+// Reads whole rows of a stacked source and remembers the first bad element of all threads.
+template <typename Packed> class RowReader {
+public:
+    RowReader(const LinearSource &source, WeightType type) : source_(source), type_(type) {}
+
+    void read(uint32_t row, std::vector<Packed> &out) {
+        size_t part = 0;
+        uint32_t local = row;
+        while (local >= source_.parts[part].rows) {
+            local -= source_.parts[part].rows;
+            ++part;
+        }
+        const HostMatrix &matrix = source_.parts[part];
+        const size_t size = dtypeSize(source_.dtype);
+        const char *start = static_cast<const char *>(matrix.data) + local * matrix.row_stride * size;
+        const bool same =
+            size == sizeof(Packed) && (size == 4 || (type_ == kF16) == (source_.dtype == QWEN3_DTYPE_F16));
+        if (same && matrix.col_stride == 1) {
+            std::memcpy(out.data(), start, out.size() * size);
+        } else {
+            for (size_t i = 0; i < out.size(); ++i) {
+                out[i] = convertElement<Packed>(start + i * matrix.col_stride * size, source_.dtype, type_);
+            }
+        }
+        const int64_t bad = findNonFinite(out, type_);
+        if (bad >= 0) {
+            uint64_t expected = kNone;
+            bad_.compare_exchange_strong(expected, uint64_t{row} << 32 | static_cast<uint64_t>(bad));
+        }
+    }
+
+    void check() const {
+        const uint64_t bad = bad_.load();
+        if (bad != kNone) {
+            fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN, infinite or too large for %s at row %u, column %u",
+                 describe(source_.name, source_.layer).c_str(),
+                 type_ == kF32 ? "f32" : (type_ == kF16 ? "f16" : "bf16"), static_cast<uint32_t>(bad >> 32),
+                 static_cast<uint32_t>(bad));
+        }
+    }
+
+private:
+    static constexpr uint64_t kNone = ~uint64_t{0};
+    const LinearSource &source_;
+    WeightType type_;
+    std::atomic<uint64_t> bad_{kNone};
+};
+
+// Rows [first, first + 16) of the packed layer; rows past the end stay zero.
+template <typename Packed>
+void packPanel(RowReader<Packed> &reader, uint32_t first, uint32_t end, uint32_t k, WeightType type,
+               std::vector<Packed> &row, Packed *panel) {
+    for (uint32_t j = 0; j < kPanelRows && first + j < end; ++j) {
+        reader.read(first + j, row);
+        if (type == kBf16) {
+            for (uint32_t i = 0; i < k; ++i) {
+                panel[(size_t{i} / 2 * kPanelRows + j) * 2 + i % 2] = row[i];
+            }
+        } else {
+            for (uint32_t i = 0; i < k; ++i) {
+                panel[size_t{i} * kPanelRows + j] = row[i];
+            }
+        }
+    }
+}
+
+template <typename Packed> void packAll(const LinearSource &source, CpuLinear &linear, ThreadPool &pool) {
+    RowReader<Packed> reader(source, linear.type);
+    // One row buffer per thread, allocated here: the pool's body must not throw.
+    std::vector<std::vector<Packed>> rows(pool.size(), std::vector<Packed>(linear.in));
+    pool.parallelFor(linear.npanels, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        for (uint32_t p = begin; p < end; ++p) {
+            const uint32_t block = linear.interleaved ? p / 2 : p;
+            const uint32_t offset = linear.interleaved && p % 2 == 1 ? linear.out : 0;
+            auto *panel = reinterpret_cast<Packed *>(linear.panels.as<char>() + p * linear.panel_bytes);
+            packPanel<Packed>(reader, offset + block * kPanelRows, offset + linear.out, linear.in, linear.type,
+                              rows[thread], panel);
+        }
+    });
+    reader.check();
+}
+
+void packBias(const LinearSource &source, CpuLinear &linear) {
+    const bool any = std::any_of(source.parts.begin(), source.parts.end(),
+                                 [](const HostMatrix &part) { return part.bias != nullptr; });
+    if (!any) {
+        return;
+    }
+    linear.bias = Buffer(size_t{linear.npanels} * kPanelRows * sizeof(float));
+    uint32_t row = 0;
+    for (const HostMatrix &part : source.parts) {
+        for (uint32_t i = 0; i < part.rows && part.bias != nullptr; ++i) {
+            const char *p = static_cast<const char *>(part.bias) + i * dtypeSize(source.dtype);
+            const float value = elementAsFloat(p, source.dtype);
+            if (!std::isfinite(value)) {
+                fail(QWEN3_STATUS_BAD_WEIGHTS, "the bias of %s is NaN or infinite at index %u",
+                     describe(source.name, source.layer).c_str(), row + i);
+            }
+            linear.bias.as<float>()[row + i] = value;
+        }
+        row += part.rows;
+    }
+}
+
+}  // namespace
+
+WeightType weightType(int32_t dtype) {
+    return dtype == QWEN3_DTYPE_F32 ? kF32 : (dtype == QWEN3_DTYPE_F16 ? kF16 : kBf16);
+}
+
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool) {
+    auto linear = std::make_unique<CpuLinear>();
+    uint32_t rows = 0;
+    for (const HostMatrix &part : source.parts) {
+        rows += part.rows;
+    }
+    linear->type = weightType(dtype);
+    linear->in = source.parts[0].cols;
+    linear->interleaved = interleave;
+    linear->out = interleave ? rows / 2 : rows;
+    linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (interleave ? 2 : 1);
+    const size_t padded = linear->type == kBf16 ? (size_t{linear->in} + 1) / 2 * 2 : linear->in;
+    linear->panel_bytes = padded * kPanelRows * dtypeSize(dtype);
+    linear->panels = Buffer(linear->panel_bytes * linear->npanels);
+    if (linear->type == kF32) {
+        packAll<uint32_t>(source, *linear, pool);
+    } else {
+        packAll<uint16_t>(source, *linear, pool);
+    }
+    packBias(source, *linear);
+    return linear;
+}
+
+std::unique_ptr<CpuVector> packFloats(const VectorSource &source) {
+    auto vector = std::make_unique<CpuVector>();
+    vector->size = source.size;
+    vector->buffer = Buffer(source.size * sizeof(float));
+    for (uint32_t i = 0; i < source.size; ++i) {
+        const char *p = static_cast<const char *>(source.data) + i * dtypeSize(source.dtype);
+        const float value = elementAsFloat(p, source.dtype);
+        if (!std::isfinite(value)) {
+            fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN or infinite at index %u",
+                 describe(source.name, source.layer).c_str(), i);
+        }
+        vector->buffer.as<float>()[i] = value;
+    }
+    return vector;
+}
+
+std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool) {
+    const HostMatrix &matrix = source.parts[0];
+    auto table = std::make_unique<CpuTable>();
+    table->dtype = source.dtype;
+    table->rows = matrix.rows;
+    table->cols = matrix.cols;
+    table->data = matrix.data;
+    if (!borrow) {
+        const size_t row_bytes = matrix.cols * dtypeSize(source.dtype);
+        table->owned = Buffer(matrix.rows * row_bytes);
+        pool.parallelFor(matrix.rows, 256, [&](uint32_t begin, uint32_t end, uint32_t) {
+            std::memcpy(table->owned.as<char>() + begin * row_bytes,
+                        static_cast<const char *>(matrix.data) + begin * row_bytes, (end - begin) * row_bytes);
+        });
+        table->data = table->owned.data();
+    }
+    return table;
+}
+
+void readRow(const Linear &table, uint32_t row, float *out) {
+    if (const auto *tied = dynamic_cast<const CpuTiedTable *>(&table)) {
+        const CpuLinear &head = *tied->head;
+        const char *panel = head.panel(row / kPanelRows);
+        const uint32_t j = row % kPanelRows;
+        for (uint32_t i = 0; i < head.in; ++i) {
+            if (head.type == kF32) {
+                out[i] = reinterpret_cast<const float *>(panel)[size_t{i} * kPanelRows + j];
+            } else if (head.type == kF16) {
+                out[i] = f16ToFloat(reinterpret_cast<const uint16_t *>(panel)[size_t{i} * kPanelRows + j]);
+            } else {
+                const size_t index = (size_t{i} / 2 * kPanelRows + j) * 2 + i % 2;
+                out[i] = bf16ToFloat(reinterpret_cast<const uint16_t *>(panel)[index]);
+            }
+        }
+        return;
+    }
+    const auto &plain = static_cast<const CpuTable &>(table);
+    const size_t size = dtypeSize(plain.dtype);
+    const char *start = static_cast<const char *>(plain.data) + size_t{row} * plain.cols * size;
+    for (uint32_t i = 0; i < plain.cols; ++i) {
+        out[i] = elementAsFloat(start + i * size, plain.dtype);
+    }
+}
+
+}  // namespace q3::cpu

@@ -1,0 +1,65 @@
+// Packs linear layers from the caller's layout into panels (kernels.h), in parallel, checking for NaN and infinity.
+#pragma once
+
+#include <memory>
+
+#include "ops/cpu/buffer.h"
+#include "ops/cpu/kernels.h"
+#include "ops/ops.h"
+#include "runtime/thread_pool.h"
+
+namespace q3::cpu {
+
+WeightType weightType(int32_t dtype);
+
+class CpuVector final : public Vector {
+public:
+    Buffer buffer;  // float [size]
+    uint32_t size = 0;
+    const float *data() const { return buffer.as<float>(); }
+    size_t bytes() const override { return size * sizeof(float); }
+};
+
+class CpuLinear final : public Linear {
+public:
+    WeightType type = kF32;
+    uint32_t out = 0;  // output features
+    uint32_t in = 0;
+    uint32_t npanels = 0;
+    size_t panel_bytes = 0;
+    bool interleaved = false;  // gate panels at even, up panels at odd indices; `out` counts gate rows only
+    Buffer panels;
+    Buffer bias;  // float [16 * npanels] in panel order, or empty
+    size_t bytes() const override { return panels.bytes() + bias.bytes(); }
+
+    const char *panel(uint32_t index) const { return panels.as<char>() + index * panel_bytes; }
+    const float *biasOf(uint32_t panel_index) const {
+        return bias.data() == nullptr ? nullptr : bias.as<float>() + size_t{panel_index} * kPanelRows;
+    }
+};
+
+// A row-major table, for token embeddings that are not shared with the head.
+class CpuTable final : public Linear {
+public:
+    int32_t dtype = 0;
+    uint32_t rows = 0, cols = 0;
+    Buffer owned;                // or
+    const void *data = nullptr;  // the caller's memory
+    size_t bytes() const override { return owned.bytes(); }
+};
+
+// Rows of an embedding that live in the tied head's panels.
+class CpuTiedTable final : public Linear {
+public:
+    const CpuLinear *head = nullptr;
+    size_t bytes() const override { return 0; }
+};
+
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool);
+std::unique_ptr<CpuVector> packFloats(const VectorSource &source);
+std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool);
+
+// out[n] = row of a table as floats
+void readRow(const Linear &table, uint32_t row, float *out);
+
+}  // namespace q3::cpu

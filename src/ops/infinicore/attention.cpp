@@ -1,0 +1,150 @@
+// Attention over KV blocks with InfiniCore's gemm, causal softmax and rearrange.
+//
+// A block holds, layer after layer, keys [nkvh, T, dh] and values [nkvh, T, dh] of T = kvBlockTokens() tokens. The
+// query rows of a sequence are handled in ranges of at most query_rows_, cut so that their scores fit into scores_:
+// memory grows with the context, not with its square. Scores are of type A, as the operators require.
+#include <algorithm>
+#include <cmath>
+
+#include "ops/infinicore/infinicore_ops.h"
+
+namespace q3::infinicore {
+
+// Whole blocks, so that the gemm descriptors of full blocks change once per block and not with every token.
+size_t InfinicoreOps::scoreStride(uint32_t total) const {
+    return (size_t(total) + block_tokens_ - 1) / block_tokens_ * block_tokens_;
+}
+
+// How many of the next `remaining` query rows, from position pos on, to handle at a time.
+uint32_t InfinicoreOps::fitRows(uint32_t pos, uint32_t remaining) const {
+    const uint32_t rows = std::min(remaining, query_rows_);
+    const size_t fit = score_elements_ / (config_.nh * scoreStride(pos + rows));
+    return uint32_t(std::clamp<size_t>(fit, 1, rows));
+}
+
+// Keys of a layer in a block of the sequence; the values follow.
+char *InfinicoreOps::keys(const Sequence &sequence, uint32_t block, uint32_t layer) const {
+    return static_cast<char *>(sequence.kv_blocks[block]) + layer * layerBlockBytes();
+}
+
+void InfinicoreOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
+                                    uint32_t layer) {
+    DeviceScope scope(*device_);
+    const uint32_t ntok = plan().ntok, dh = config_.dh, half = dh / 2;
+    const Tensor positions = vector1d(positions_.data(), INFINI_DTYPE_I32, ntok);  // row i of the step's own tables
+    const Tensor sin = matrix(rope_.data(), dtype_, ntok, half, half);
+    const Tensor cos = matrix(rope_.data() + size_t(ntok) * half * size_, dtype_, ntok, half, half);
+    const auto normRope = [&](uint32_t first_head, uint32_t heads, const Vector &weight) {
+        const Tensor x = batch(at(qkv, 0, size_t(first_head) * dh), dtype_, ntok, heads, dh, qkv.width, dh);
+        kernels_->rmsNorm(x, x, norm(static_cast<const DeviceVector &>(weight)), epsilon);
+        kernels_->rope(x, positions, sin, cos);
+    };
+    normRope(0, config_.nh, q_norm);
+    normRope(config_.nh, config_.nkvh, k_norm);
+    storeKv(at(qkv), layer);
+}
+
+// One rearrange per sequence and block: in a block the values follow the keys, and in qkv they do too.
+void InfinicoreOps::storeKv(char *qkv, uint32_t layer) {
+    const size_t width = config_.qkvWidth(), dh = config_.dh, heads = 2 * size_t(config_.nkvh);
+    for (const Sequence &sequence : plan().sequences) {
+        for (uint32_t i = 0, n; i < sequence.ntok; i += n) {
+            const uint32_t pos = sequence.pos + i, offset = pos % block_tokens_;
+            n = std::min(sequence.ntok - i, block_tokens_ - offset);
+            char *const src = qkv + ((sequence.row + i) * width + config_.nh * dh) * size_;
+            char *const dst = keys(sequence, pos / block_tokens_, layer) + offset * dh * size_;
+            kernels_->rearrange(batch(dst, dtype_, heads, n, dh, block_tokens_ * dh, dh),
+                                batch(src, dtype_, heads, n, dh, dh, width));
+        }
+    }
+}
+
+void InfinicoreOps::attention(Activation out, Activation qkv, uint32_t layer) {
+    DeviceScope scope(*device_);
+    for (const Sequence &sequence : plan().sequences) {
+        for (uint32_t first = 0, rows; first < sequence.ntok; first += rows) {
+            rows = fitRows(sequence.pos + first, sequence.ntok - first);
+            const uint32_t total = sequence.pos + first + rows;
+            attendRows(at(out, sequence.row + first), at(qkv, sequence.row + first),
+                       {sequence, first, rows, total, scoreStride(total)}, layer);
+        }
+    }
+}
+
+// out and qkv point at the first row of the range.
+void InfinicoreOps::attendRows(char *out, char *qkv, const QueryRange &range, uint32_t layer) {
+    const size_t rows = range.rows, nh = config_.nh, nkvh = config_.nkvh, dh = config_.dh, group = config_.group();
+    const size_t width = config_.qkvWidth();
+    // [nkvh, group * rows, dh], so that one product per KV head serves its whole group. A single row lies like that
+    // already; more are brought into that order and back.
+    Tensor q = batch(qkv, dtype_, nkvh, group, dh, group * dh, dh);
+    Tensor o = batch(out, dtype_, nkvh, group, dh, group * dh, dh);
+    const Tensor out_rows = batch(out, dtype_, nh, rows, dh, dh, nh * dh);
+    const Tensor o_rows = batch(o_.data(), dtype_, nh, rows, dh, rows * dh, dh);
+    if (rows > 1) {
+        kernels_->rearrange(batch(q_.data(), dtype_, nh, rows, dh, rows * dh, dh),
+                            batch(qkv, dtype_, nh, rows, dh, dh, width));
+        q = batch(q_.data(), dtype_, nkvh, group * rows, dh, group * rows * dh, dh);
+        o = batch(o_.data(), dtype_, nkvh, group * rows, dh, group * rows * dh, dh);
+    }
+    scoreKeys(q, range, layer);
+    maskScores(range);
+    kernels_->causalSoftmax(batch(scores_.data(), dtype_, nh, rows, range.total, rows * range.ld, range.ld));
+    sumValues(o, range, layer);
+    if (rows > 1) kernels_->rearrange(out_rows, o_rows);
+}
+
+// scores[nkvh, group * rows, total] = q K^T / sqrt(dh), a block's columns at a time.
+void InfinicoreOps::scoreKeys(const Tensor &q, const QueryRange &range, uint32_t layer) {
+    const size_t dh = config_.dh, height = size_t(config_.group()) * range.rows;
+    const float scale = 1.0f / std::sqrt(float(dh));
+    for (uint32_t first = 0; first < range.total; first += block_tokens_) {
+        const size_t n = std::min(block_tokens_, range.total - first);
+        const Tensor k = batch(keys(range.sequence, first / block_tokens_, layer), dtype_, config_.nkvh, dh, n,
+                               block_tokens_ * dh, 1, dh);
+        const Tensor scores = batch(scores_.data() + first * size_, dtype_, config_.nkvh, height, n,
+                                    height * range.ld, range.ld);
+        kernels_->gemm(scores, q, k, scale, 0.0f);
+    }
+}
+
+// InfiniCore 0.1.0's causal softmax for CUDA-like devices masks by thread instead of by column and lets keys of the
+// future through when the width exceeds the thread block (its issue #746). Keys that already score -infinity get
+// probability 0 whatever the operator does, so the last `rows` columns are masked here, where the causal edge lies.
+void InfinicoreOps::maskScores(const QueryRange &range) {
+    if (!mask_ || range.rows == 1 || (range.total <= tuning_.mask_width && !tuning_.mask_on_cpu)) return;
+    const size_t rows = range.rows;
+    const Tensor edge = batch(scores_.data() + (range.total - rows) * size_, dtype_, config_.nh, rows, rows,
+                              rows * range.ld, range.ld);
+    kernels_->add(edge, edge, batch(mask_.data(), dtype_, config_.nh, rows, rows, 0, query_rows_));
+}
+
+// out[nkvh, group * rows, dh] = scores V. Adding up block by block would round to type A after every block; 16-bit
+// types therefore gather the values of many blocks first and round once per gather_blocks_.
+void InfinicoreOps::sumValues(const Tensor &out, const QueryRange &range, uint32_t layer) {
+    const size_t dh = config_.dh, height = size_t(config_.group()) * range.rows;
+    const size_t values_offset = layerBlockBytes() / 2, block_stride = block_tokens_ * dh;
+    const bool gather = values_ && range.total > block_tokens_;
+    const uint32_t step = gather ? gather_blocks_ * block_tokens_ : block_tokens_;
+    const size_t gather_stride = size_t(step) * dh;
+    for (uint32_t first = 0; first < range.total; first += step) {
+        const uint32_t n = std::min(step, range.total - first);
+        char *data = keys(range.sequence, first / block_tokens_, layer) + values_offset;
+        if (gather) {
+            for (uint32_t i = 0; i < n; i += block_tokens_) {
+                const uint32_t part = std::min(block_tokens_, n - i);
+                char *const src = keys(range.sequence, (first + i) / block_tokens_, layer) + values_offset;
+                kernels_->rearrange(
+                    batch(values_.data() + i * dh * size_, dtype_, config_.nkvh, part, dh, gather_stride, dh),
+                    batch(src, dtype_, config_.nkvh, part, dh, block_stride, dh));
+            }
+            data = values_.data();
+        }
+        const Tensor v = batch(data, dtype_, config_.nkvh, n, dh, gather ? gather_stride : block_stride, dh);
+        const Tensor scores = batch(scores_.data() + first * size_, dtype_, config_.nkvh, height, n,
+                                    height * range.ld, range.ld);
+        kernels_->gemm(out, scores, v, 1.0f, first == 0 ? 0.0f : 1.0f);
+    }
+}
+
+}  // namespace q3::infinicore

@@ -1,0 +1,134 @@
+#include "ops/infinicore/descriptors.h"
+
+#include <cstring>
+
+#include "ops/infinicore/check.h"
+
+namespace q3::infinicore {
+
+Tensor vector1d(void *data, infiniDtype_t dtype, size_t n) { return {{dtype, 1, {n}, {1}}, data}; }
+
+Tensor matrix(void *data, infiniDtype_t dtype, size_t rows, size_t cols, size_t row_stride, size_t col_stride) {
+    return {{dtype, 2, {rows, cols}, {ptrdiff_t(row_stride), ptrdiff_t(col_stride)}}, data};
+}
+
+Tensor batch(void *data, infiniDtype_t dtype, size_t n, size_t rows, size_t cols, size_t stride, size_t row_stride,
+             size_t col_stride) {
+    return {{dtype, 3, {n, rows, cols}, {ptrdiff_t(stride), ptrdiff_t(row_stride), ptrdiff_t(col_stride)}}, data};
+}
+
+size_t OpKeyHash::operator()(const OpKey &key) const {
+    uint64_t hash = 0x9e3779b97f4a7c15ull;
+    const auto mix = [&hash](uint64_t value) {
+        hash = (hash ^ value) * 0xff51afd7ed558ccdull;
+        hash ^= hash >> 32;
+    };
+    mix(uint64_t(key.kind));
+    mix(key.scalar);
+    for (uint32_t i = 0; i < key.ntensors; ++i) {
+        const TensorLayout &layout = key.tensors[i];
+        mix(uint64_t(layout.dtype) * 8 + layout.ndim);
+        for (uint32_t dim = 0; dim < layout.ndim; ++dim) {
+            mix(layout.shape[dim]);
+            mix(uint64_t(layout.strides[dim]));
+        }
+    }
+    return size_t(hash);
+}
+
+DescriptorCache::DescriptorCache(std::shared_ptr<Device> device) : device_(std::move(device)) {
+    INFINI_CHECK(infiniopCreateHandle(&handle_));
+}
+
+DescriptorCache::~DescriptorCache() {
+    young_.clear();  // descriptors go before the handle they were made with
+    old_.clear();
+    infiniopDestroyHandle(handle_);
+}
+
+const OpDescriptor &DescriptorCache::get(const OpKey &key) {
+    if (const auto it = young_.find(key); it != young_.end()) return it->second;
+    if (young_.size() >= kGeneration) {
+        device_->synchronize();  // running operators may still use what is destroyed
+        old_.clear();
+        old_.swap(young_);
+    }
+    if (auto node = old_.extract(key); !node.empty()) return young_.insert(std::move(node)).position->second;
+    return young_.emplace(key, create(key)).first->second;
+}
+
+namespace {
+
+class TensorDescriptor {
+public:
+    TensorDescriptor() = default;
+    ~TensorDescriptor() {
+        if (handle_ != nullptr) infiniopDestroyTensorDescriptor(handle_);
+    }
+    TensorDescriptor(const TensorDescriptor &) = delete;
+    TensorDescriptor &operator=(const TensorDescriptor &) = delete;
+    void create(const TensorLayout &layout) {
+        INFINI_CHECK(infiniopCreateTensorDescriptor(&handle_, layout.ndim, layout.shape.data(), layout.strides.data(),
+                                                    layout.dtype));
+    }
+    operator infiniopTensorDescriptor_t() const { return handle_; }
+
+private:
+    infiniopTensorDescriptor_t handle_ = nullptr;
+};
+
+}  // namespace
+
+OpDescriptor DescriptorCache::create(const OpKey &key) const {
+    std::array<TensorDescriptor, 5> t;
+    for (uint32_t i = 0; i < key.ntensors; ++i) t[i].create(key.tensors[i]);
+
+    OpDescriptor result;
+    InfiniopDescriptor *handle = nullptr;
+    size_t &bytes = result.workspace_bytes;
+    // Takes ownership at once, so that a failing workspace query does not leak.
+    const auto own = [&](infiniStatus_t (*destroy)(InfiniopDescriptor *)) { result.handle = {handle, destroy}; };
+    switch (key.kind) {
+    case OpKind::Gemm:
+        INFINI_CHECK(infiniopCreateGemmDescriptor(handle_, &handle, t[0], t[1], t[2]));
+        own(infiniopDestroyGemmDescriptor);
+        INFINI_CHECK(infiniopGetGemmWorkspaceSize(handle, &bytes));
+        break;
+    case OpKind::Add:
+        INFINI_CHECK(infiniopCreateAddDescriptor(handle_, &handle, t[0], t[1], t[2]));
+        own(infiniopDestroyAddDescriptor);
+        INFINI_CHECK(infiniopGetAddWorkspaceSize(handle, &bytes));
+        break;
+    case OpKind::RmsNorm: {
+        float epsilon;
+        std::memcpy(&epsilon, &key.scalar, sizeof epsilon);
+        INFINI_CHECK(infiniopCreateRMSNormDescriptor(handle_, &handle, t[0], t[1], t[2], epsilon));
+        own(infiniopDestroyRMSNormDescriptor);
+        INFINI_CHECK(infiniopGetRMSNormWorkspaceSize(handle, &bytes));
+        break;
+    }
+    case OpKind::Rope:
+        INFINI_CHECK(infiniopCreateRoPEDescriptor(handle_, &handle, t[0], t[1], t[2], t[3], t[4],
+                                                  static_cast<infiniopRoPEAlgo_t>(key.scalar)));
+        own(infiniopDestroyRoPEDescriptor);
+        INFINI_CHECK(infiniopGetRoPEWorkspaceSize(handle, &bytes));
+        break;
+    case OpKind::CausalSoftmax:
+        INFINI_CHECK(infiniopCreateCausalSoftmaxDescriptor(handle_, &handle, t[0], t[1]));
+        own(infiniopDestroyCausalSoftmaxDescriptor);
+        INFINI_CHECK(infiniopGetCausalSoftmaxWorkspaceSize(handle, &bytes));
+        break;
+    case OpKind::SwiGLU:
+        INFINI_CHECK(infiniopCreateSwiGLUDescriptor(handle_, &handle, t[0], t[1], t[2]));
+        own(infiniopDestroySwiGLUDescriptor);
+        INFINI_CHECK(infiniopGetSwiGLUWorkspaceSize(handle, &bytes));
+        break;
+    case OpKind::Rearrange:  // uses no workspace
+        INFINI_CHECK(infiniopCreateRearrangeDescriptor(handle_, &handle, t[0], t[1]));
+        own(infiniopDestroyRearrangeDescriptor);
+        break;
+    }
+    return result;
+}
+
+}  // namespace q3::infinicore

@@ -1,0 +1,208 @@
+#include "ops/infinicore/memory.h"
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <vector>
+
+#include "ops/infinicore/check.h"
+#include "ops/infinicore/devices.h"
+#include "runtime/error.h"
+
+// From libgomp, which libinfiniop uses. Declared here because <omp.h> is missing from some compilers.
+extern "C" {
+int omp_get_max_threads(void);
+void omp_set_num_threads(int);
+}
+
+namespace q3::infinicore {
+
+static constexpr size_t kZeroChunk = size_t(1) << 20;
+
+// ------------------------------------------------------------------ Device
+
+static void initRuntime() {
+    static std::once_flag once;  // stays unset when the call throws, so that the next caller tries again
+    std::call_once(once, [] { INFINI_CHECK(infinirtInit()); });
+}
+
+std::shared_ptr<Device> Device::open(int32_t type, int32_t id, int32_t nthreads) {
+    if (type < 0 || type > QWEN3_DEVICE_HYGON)
+        fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED, "device %d is no Qwen3Device", int(type));
+    initRuntime();
+    const auto infini_type = static_cast<infiniDevice_t>(type);
+    int count = 0;
+    const infiniStatus_t status = infinirtGetDeviceCount(infini_type, &count);
+    if (status == INFINI_STATUS_DEVICE_TYPE_NOT_SUPPORTED)
+        fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED,
+             "the installed InfiniCore was built without device %s: run `%s`, then rebuild this library",
+             deviceName(type), installCommand(type));
+    if (status != INFINI_STATUS_SUCCESS)
+        fail(QWEN3_STATUS_DEVICE_NOT_FOUND, "InfiniCore cannot count the %s devices (status %d): is the driver there?",
+             deviceName(type), int(status));
+    if (id < 0 || id >= count)
+        fail(QWEN3_STATUS_DEVICE_NOT_FOUND, "device %s:%d does not exist: InfiniCore sees %d %s device%s",
+             deviceName(type), int(id), count, deviceName(type), count == 1 ? "" : "s");
+
+    std::shared_ptr<Device> device(new Device(infini_type, id));
+    device->threads_ = !device->isCpu() ? 1 : uint32_t(nthreads > 0 ? nthreads : omp_get_max_threads());
+    DeviceScope scope(*device);
+    INFINI_CHECK(infinirtStreamCreate(&device->stream_));
+    device->has_stream_ = true;
+    return device;
+}
+
+Device::~Device() {
+    if (!has_stream_) return;
+    try {
+        DeviceScope scope(*this);
+        infinirtStreamDestroy(stream_);
+    } catch (...) {  // the device is gone, and its stream with it
+    }
+}
+
+std::string Device::name() const { return std::string(deviceName(type_)) + ":" + std::to_string(id_); }
+
+void Device::synchronize() const { INFINI_CHECK(infinirtStreamSynchronize(stream_)); }
+
+// InfiniCore 0.1.0 has no memset: one chunk from the host, then copies within the device that double it.
+void Device::zero(void *data, size_t bytes) const {
+    if (bytes == 0) return;
+    if (isCpu()) {
+        std::memset(data, 0, bytes);
+        return;
+    }
+    char *const base = static_cast<char *>(data);
+    size_t done = std::min(bytes, kZeroChunk);
+    const std::vector<char> zeros(done, 0);
+    uploadAsync(base, zeros.data(), done);
+    while (done < bytes) {
+        const size_t size = std::min(done, bytes - done);
+        copyAsync(base + done, base, size);
+        done += size;
+    }
+    synchronize();
+}
+
+void Device::upload(void *dst, const void *src, size_t bytes) const {
+    uploadAsync(dst, src, bytes);
+    synchronize();
+}
+
+void Device::uploadAsync(void *dst, const void *src, size_t bytes) const {
+    INFINI_CHECK(infinirtMemcpyAsync(dst, src, bytes, INFINIRT_MEMCPY_H2D, stream_));
+}
+
+void Device::downloadAsync(void *dst, const void *src, size_t bytes) const {
+    INFINI_CHECK(infinirtMemcpyAsync(dst, src, bytes, INFINIRT_MEMCPY_D2H, stream_));
+}
+
+void Device::copyAsync(void *dst, const void *src, size_t bytes) const {
+    INFINI_CHECK(infinirtMemcpyAsync(dst, src, bytes, INFINIRT_MEMCPY_D2D, stream_));
+}
+
+// ------------------------------------------------------------------ DeviceScope
+
+DeviceScope::DeviceScope(const Device &device) {
+    infinirtGetDevice(&old_type_, &old_id_);
+    restore_device_ = old_type_ != device.type() || old_id_ != device.id();
+    // Always set: the native runtime's current device may differ from infinirt's. A failed call still changes
+    // infinirt's own idea of the device, so that is undone before throwing.
+    const infiniStatus_t status = infinirtSetDevice(device.type(), device.id());
+    if (status != INFINI_STATUS_SUCCESS) {
+        try {
+            failStatus(status, "infinirtSetDevice");
+        } catch (...) {
+            infinirtSetDevice(old_type_, old_id_);
+            throw;
+        }
+    }
+    if (device.isCpu()) {
+        const int threads = omp_get_max_threads();
+        if (uint32_t(threads) != device.threads()) {
+            omp_set_num_threads(int(device.threads()));
+            old_threads_ = threads;
+        }
+    }
+}
+
+DeviceScope::~DeviceScope() {
+    if (old_threads_ > 0) omp_set_num_threads(old_threads_);
+    if (restore_device_) infinirtSetDevice(old_type_, old_id_);
+}
+
+// ------------------------------------------------------------------ Buffer
+
+// CUDA reports exhausted memory as INTERNAL_ERROR; the CPU device reports SUCCESS and a null pointer.
+static void *allocateRaw(const Device &device, size_t bytes, Buffer::Place place) {
+    void *data = nullptr;
+    const infiniStatus_t status =
+        place == Buffer::Place::Device ? infinirtMalloc(&data, bytes) : infinirtMallocHost(&data, bytes);
+    if (status != INFINI_STATUS_SUCCESS || data == nullptr)
+        fail(QWEN3_STATUS_OUT_OF_MEMORY, "cannot allocate %zu bytes of %s memory on %s (InfiniCore status %d)", bytes,
+             place == Buffer::Place::Device ? "device" : "pinned host", device.name().c_str(), int(status));
+    return data;
+}
+
+Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes, Place place)
+    : device_(std::move(device)), bytes_(bytes), place_(place) {
+    DeviceScope scope(*device_);
+    data_ = allocateRaw(*device_, std::max<size_t>(bytes, 1), place);
+    try {
+        if (place == Place::Host)
+            std::memset(data_, 0, bytes);
+        else
+            device_->zero(data_, bytes);
+    } catch (...) {
+        place == Place::Host ? infinirtFreeHost(data_) : infinirtFree(data_);
+        throw;
+    }
+}
+
+Buffer::~Buffer() {
+    if (data_ == nullptr) return;
+    try {
+        DeviceScope scope(*device_);
+        infinirtStreamSynchronize(device_->stream());  // nothing may still use it
+        place_ == Place::Host ? infinirtFreeHost(data_) : infinirtFree(data_);
+    } catch (...) {  // the device is gone, and its memory with it
+    }
+}
+
+void Buffer::swap(Buffer &other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(place_, other.place_);
+}
+
+// ------------------------------------------------------------------ DeviceBlockMemory
+
+void *DeviceBlockMemory::allocate(size_t bytes) {
+    DeviceScope scope(*device_);
+    void *block = allocateRaw(*device_, std::max<size_t>(bytes, 1), Buffer::Place::Device);
+    try {
+        device_->zero(block, bytes);
+    } catch (...) {
+        infinirtFree(block);
+        throw;
+    }
+    return block;
+}
+
+void DeviceBlockMemory::release(void *block) noexcept {
+    if (block == nullptr) return;
+    try {
+        DeviceScope scope(*device_);
+        infinirtStreamSynchronize(device_->stream());
+        infinirtFree(block);
+    } catch (...) {
+    }
+}
+
+void DeviceBlockMemory::copy(void *dst, const void *src, size_t bytes) {
+    DeviceScope scope(*device_);
+    device_->copyAsync(dst, src, bytes);
+}
+
+}  // namespace q3::infinicore

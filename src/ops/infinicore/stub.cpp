@@ -1,0 +1,17 @@
+// Built instead of the other files of this folder when InfiniCore was not found.
+#include "ops/infinicore/devices.h"
+#include "ops/infinicore/infinicore.h"
+#include "runtime/error.h"
+
+namespace q3::infinicore {
+
+const char *version() { return "none"; }
+
+std::unique_ptr<Ops> makeInfinicoreOps(const ModelConfig &, const OpsOptions &options) {
+    fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED,
+         "device %s needs InfiniCore, and this library was built without it: run `%s`, then rebuild with "
+         "`xmake f --infinicore=y` and `xmake`",
+         deviceName(options.device), installCommand(options.device));
+}
+
+}  // namespace q3::infinicore

@@ -1,0 +1,189 @@
+#include "ops/infinicore/weights.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "ops/infinicore/convert.h"
+#include "runtime/error.h"
+
+namespace q3::infinicore {
+
+static constexpr size_t kStagingBytes = size_t(8) << 20;
+
+namespace {
+
+// Where a value comes from, for messages.
+struct Origin {
+    const char *name;
+    int32_t layer;
+    const char *what;  // "" or " bias"
+    uint32_t first_row;
+};
+
+[[noreturn]] void failValue(const Origin &origin, uint32_t row, uint32_t col, float value, int32_t dtype) {
+    const std::string layer = origin.layer < 0 ? "" : " of layer " + std::to_string(origin.layer);
+    const char *problem = std::isnan(value) ? "is NaN" : std::isinf(value) ? "is infinite" : "overflows";
+    const std::string hint = std::isfinite(value) ? std::string(" ") + dtypeName(dtype) : "";
+    fail(QWEN3_STATUS_BAD_WEIGHTS, "weight %s%s%s: row %u, column %u (%g) %s%s", origin.name, origin.what,
+         layer.c_str(), origin.first_row + row, col, double(value), problem, hint.c_str());
+}
+
+// dst[rows, cols] (contiguous, of type To) = rows [row, row + rows) of source (of type From).
+template <class From, class To>
+void convertRows(void *dst, const HostMatrix &source, uint32_t row, uint32_t rows, const Origin &origin,
+                 int32_t dtype) {
+    const size_t cols = source.cols;
+    const auto index = [&](size_t r, size_t c) { return (row + r) * source.row_stride + c * source.col_stride; };
+    const auto one = [&](size_t r, size_t c) -> bool {  // true: not finite
+        const auto bits = load<From>(source.data, index(r, c));
+        if constexpr (std::is_same_v<From, To>) {
+            store<To>(dst, r * cols + c, bits);
+            return (bits & From::kExponent) == From::kExponent;
+        } else {
+            const auto converted = To::fromFloat(From::toFloat(bits));
+            store<To>(dst, r * cols + c, converted);
+            return (converted & To::kExponent) == To::kExponent;
+        }
+    };
+    bool bad = false;
+    if (source.row_stride < source.col_stride) {  // transposed: walk down the columns, where memory is contiguous
+        for (size_t c = 0; c < cols; ++c)
+            for (size_t r = 0; r < rows; ++r) bad |= one(r, c);
+    } else {
+        for (size_t r = 0; r < rows; ++r)
+            for (size_t c = 0; c < cols; ++c) bad |= one(r, c);
+    }
+    if (!bad) return;
+    for (uint32_t r = 0; r < rows; ++r)
+        for (uint32_t c = 0; c < cols; ++c)
+            if (one(r, c)) failValue(origin, row + r, c, From::toFloat(load<From>(source.data, index(r, c))), dtype);
+}
+
+void convert(void *dst, int32_t dst_dtype, const HostMatrix &source, int32_t src_dtype, uint32_t row, uint32_t rows,
+             const Origin &origin) {
+    withType(src_dtype, [&](auto from) {
+        withType(dst_dtype, [&](auto to) {
+            convertRows<decltype(from), decltype(to)>(dst, source, row, rows, origin, dst_dtype);
+        });
+    });
+}
+
+// The whole matrix, as contiguous [rows, cols] of dst_dtype, to dst on the device.
+void uploadMatrix(const Device &device, char *dst, int32_t dst_dtype, const HostMatrix &source, int32_t src_dtype,
+                  const Origin &origin) {
+    const size_t row_bytes = source.cols * dtypeSize(dst_dtype);
+    const uint32_t step = uint32_t(std::clamp<size_t>(kStagingBytes / std::max<size_t>(row_bytes, 1), 1, source.rows));
+    std::vector<char> staging(device.isCpu() ? 0 : step * row_bytes);
+    for (uint32_t row = 0; row < source.rows; row += step) {
+        const uint32_t rows = std::min(step, source.rows - row);
+        char *const target = dst + row * row_bytes;
+        if (device.isCpu()) {
+            convert(target, dst_dtype, source, src_dtype, row, rows, origin);
+        } else {
+            convert(staging.data(), dst_dtype, source, src_dtype, row, rows, origin);
+            device.upload(target, staging.data(), rows * row_bytes);
+        }
+    }
+}
+
+// Rows and columns of a source with all parts stacked.
+void shapeOf(const LinearSource &source, uint32_t &rows, uint32_t &cols) {
+    if (source.parts.empty()) fail(QWEN3_STATUS_INTERNAL_ERROR, "weight %s has no parts", source.name);
+    if (!isFloatDType(source.dtype))
+        fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, int(source.dtype));
+    rows = 0;
+    cols = source.parts[0].cols;
+    for (const HostMatrix &part : source.parts) {
+        if (part.cols != cols || part.rows == 0 || part.data == nullptr)
+            fail(QWEN3_STATUS_INTERNAL_ERROR, "weight %s has parts that do not fit", source.name);
+        rows += part.rows;
+    }
+}
+
+}  // namespace
+
+void HostEmbedding::readRow(void *dst, uint32_t row) const {
+    if (table_dtype == dst_dtype && table.col_stride == 1) {
+        const size_t size = dtypeSize(dst_dtype);
+        std::memcpy(dst, static_cast<const char *>(table.data) + row * table.row_stride * size, cols * size);
+        return;
+    }
+    convert(dst, dst_dtype, table, table_dtype, row, 1, {"input_embd", -1, "", 0});
+}
+
+std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, const LinearSource &source,
+                                         int32_t dtype) {
+    auto linear = std::make_unique<DeviceLinear>();
+    shapeOf(source, linear->rows, linear->cols);
+    const size_t size = dtypeSize(dtype);
+    const bool has_bias =
+        std::any_of(source.parts.begin(), source.parts.end(), [](const HostMatrix &p) { return p.bias != nullptr; });
+    linear->weight = Buffer(device, size_t(linear->rows) * linear->cols * size);
+    if (has_bias) linear->bias = Buffer(device, linear->rows * size);  // zeroed: parts without bias need no more
+
+    DeviceScope scope(*device);
+    uint32_t first_row = 0;
+    for (const HostMatrix &part : source.parts) {
+        uploadMatrix(*device, linear->weight.data() + size_t(first_row) * linear->cols * size, dtype, part,
+                     source.dtype, {source.name, source.layer, "", first_row});
+        if (part.bias != nullptr) {
+            const HostMatrix column{part.bias, part.rows, 1, 1, 1, nullptr};
+            uploadMatrix(*device, linear->bias.data() + first_row * size, dtype, column, source.dtype,
+                         {source.name, source.layer, " bias", first_row});
+        }
+        first_row += part.rows;
+    }
+    return linear;
+}
+
+std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const VectorSource &source,
+                                         int32_t dtype) {
+    if (!isFloatDType(source.dtype))
+        fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, int(source.dtype));
+    auto vector = std::make_unique<DeviceVector>();
+    vector->size = source.size;
+    vector->dtype = source.dtype == dtype ? dtype : int32_t(QWEN3_DTYPE_F32);  // the norm operator takes either
+    vector->data = Buffer(device, source.size * dtypeSize(vector->dtype));
+    DeviceScope scope(*device);
+    const HostMatrix row{source.data, 1, source.size, source.size, 1, nullptr};
+    uploadMatrix(*device, vector->data.data(), vector->dtype, row, source.dtype, {source.name, source.layer, "", 0});
+    return vector;
+}
+
+std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearSource &source, int32_t dtype,
+                                             const DeviceLinear *head, bool borrow) {
+    auto embedding = std::make_unique<HostEmbedding>();
+    shapeOf(source, embedding->rows, embedding->cols);
+    embedding->dst_dtype = dtype;
+    const uint32_t rows = embedding->rows, cols = embedding->cols;
+    if (device.isCpu() && head != nullptr && head->rows == rows && head->cols == cols) {
+        embedding->table = {head->weight.data(), rows, cols, cols, 1, nullptr};  // checked when it was packed
+        embedding->table_dtype = dtype;
+        return embedding;
+    }
+    const size_t row_bytes = cols * dtypeSize(dtype);
+    borrow = borrow && source.parts.size() == 1;
+    if (!borrow) {
+        embedding->owned_bytes = rows * row_bytes;
+        embedding->owned.reset(new char[embedding->owned_bytes]);
+    }
+    std::vector<char> scratch(borrow ? row_bytes : 0);
+    uint32_t first_row = 0;
+    for (const HostMatrix &part : source.parts) {
+        const Origin origin{source.name, source.layer, "", first_row};
+        for (uint32_t row = 0; row < part.rows; ++row)
+            convert(borrow ? scratch.data() : embedding->owned.get() + (first_row + row) * row_bytes, dtype, part,
+                    source.dtype, row, 1, origin);
+        first_row += part.rows;
+    }
+    if (borrow) {
+        embedding->table = source.parts[0];
+        embedding->table_dtype = source.dtype;
+    } else {
+        embedding->table = {embedding->owned.get(), rows, cols, cols, 1, nullptr};
+        embedding->table_dtype = dtype;
+    }
+    return embedding;
+}
+
+}  // namespace q3::infinicore

@@ -1,0 +1,47 @@
+// Weights on the device, packed from the caller's memory.
+#pragma once
+
+#include "ops/infinicore/memory.h"
+
+namespace q3::infinicore {
+
+// [rows, cols] row-major on the device, all parts of the source stacked.
+class DeviceLinear final : public Linear {
+public:
+    size_t bytes() const override { return weight.bytes() + bias.bytes(); }
+    uint32_t rows = 0, cols = 0;
+    Buffer weight;
+    Buffer bias;  // [rows], or empty
+};
+
+class DeviceVector final : public Vector {
+public:
+    size_t bytes() const override { return data.bytes(); }
+    uint32_t size = 0;
+    int32_t dtype = 0;
+    Buffer data;
+};
+
+// The token embedding stays in host memory: InfiniCore 0.1.0 has no embedding operator, so rows are gathered there
+// and go to the device in one copy per step.
+class HostEmbedding final : public Linear {
+public:
+    size_t bytes() const override { return owned_bytes; }
+    void readRow(void *dst, uint32_t row) const;  // [cols] in dst_dtype
+
+    uint32_t rows = 0, cols = 0;
+    int32_t dst_dtype = 0, table_dtype = 0;
+    HostMatrix table{};  // borrowed, in `owned`, or the head's memory on the CPU device
+    std::unique_ptr<char[]> owned;
+    size_t owned_bytes = 0;
+};
+
+// All throw BAD_WEIGHTS for NaN, infinities, and values that become infinite in `dtype`.
+std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, const LinearSource &source,
+                                         int32_t dtype);
+std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const VectorSource &source,
+                                         int32_t dtype);
+std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearSource &source, int32_t dtype,
+                                             const DeviceLinear *head, bool borrow);
+
+}  // namespace q3::infinicore

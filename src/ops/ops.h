@@ -1,0 +1,99 @@
+// The one interface between the forward pass (src/model/qwen3.cpp) and the backends (cpu/, infinicore/).
+//
+// Methods are fused nodes: as large as the CPU kernels want them; a backend without a fused kernel composes smaller
+// ones behind the same method. Shapes are given per call with ntok = plan.ntok. A method enters this file only when
+// the model needs it and every backend serves it. All methods throw q3::Error on failure; after a throw the backend
+// must accept beginStep again. One thread at a time calls into an Ops.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "ops/types.h"
+
+namespace q3 {
+
+// A packed linear layer [out, in]; its layout is the backend's secret.
+class Linear {
+public:
+    virtual ~Linear() = default;
+    virtual size_t bytes() const = 0;
+};
+
+// A packed vector (norm weights).
+class Vector {
+public:
+    virtual ~Vector() = default;
+    virtual size_t bytes() const = 0;
+};
+
+// Where KV blocks live. A block holds kvBlockTokens() tokens of all layers; what is where inside is the backend's.
+class BlockMemory {
+public:
+    virtual ~BlockMemory() = default;
+    virtual void *allocate(size_t bytes) = 0;  // throws OUT_OF_MEMORY
+    virtual void release(void *block) noexcept = 0;
+    virtual void copy(void *dst, const void *src, size_t bytes) = 0;
+};
+
+class Ops {
+public:
+    virtual ~Ops() = default;
+
+    // --- set-up; may allocate
+    virtual std::unique_ptr<Linear> packLinear(const LinearSource &source) = 0;
+    virtual std::unique_ptr<Linear> packGateUp(const LinearSource &gate_up) = 0;  // for linearSwiglu; parts gate, up
+    virtual std::unique_ptr<Vector> packVector(const VectorSource &source) = 0;
+    // Token embedding [dvoc, d]. head: the packed lm_head when it is tied to the embedding (rows may be read from
+    // there), else null. borrow: source stays valid for the life of the result.
+    virtual std::unique_ptr<Linear> packEmbedding(const LinearSource &source, const Linear *head, bool borrow) = 0;
+    virtual Activation allocate(uint32_t rows, uint32_t width) = 0;  // lives as long as this Ops
+
+    // --- KV storage
+    virtual uint32_t kvBlockTokens() const = 0;
+    virtual size_t kvBlockBytes() const = 0;  // all layers, K and V
+    virtual BlockMemory &kvMemory() = 0;
+
+    // --- one step
+    virtual void beginStep(const StepPlan &plan) = 0;  // plan stays valid until the next beginStep
+    // x[ntok, d] = table[tokens]
+    virtual void embed(Activation x, const Linear &table) = 0;
+    // x += delta (skipped when delta.data is null); h = x / sqrt(mean(x^2) + epsilon) * weight     [ntok, d]
+    virtual void addRmsnorm(Activation h, Activation x, Activation delta, const Vector &weight, float epsilon) = 0;
+    // out[ntok, out] = in[ntok, in] W^T + bias
+    virtual void linear(Activation out, Activation in, const Linear &weight) = 0;
+    // qkv[ntok, (nh + 2 nkvh) dh]: RMSNorm over each q and k head, NeoX rope on q and k in place (k may be left
+    // stale), K and V appended to the plan's blocks.
+    virtual void qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
+                                 uint32_t layer) = 0;
+    // out[ntok, nh dh] = causal GQA attention of q (in qkv) over the plan's blocks, scale 1 / sqrt(dh)
+    virtual void attention(Activation out, Activation qkv, uint32_t layer) = 0;
+    // act[ntok, di] = silu(h W_gate^T) * (h W_up^T)
+    virtual void linearSwiglu(Activation act, Activation h, const Linear &gate_up) = 0;
+    // out[nrows, d] = rmsnorm((x + delta)[rows], weight); rows are indices < ntok in host memory
+    virtual void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
+                               const Vector &weight, float epsilon) = 0;
+    // logits[nrows, dvoc], float32 in host memory, complete on return; in[nrows, d]
+    virtual void readLogits(float *logits, Activation in, uint32_t nrows, const Linear &head) = 0;
+
+    // --- information
+    virtual size_t scratchBytes() const = 0;
+    virtual uint32_t threads() const = 0;
+    virtual std::string description() const = 0;  // "backend=cpu isa=avx2 threads=2"
+};
+
+struct OpsOptions {
+    int32_t backend;  // Qwen3Backend
+    int32_t device;   // Qwen3Device
+    int32_t device_id;
+    int32_t nthreads;
+    int32_t dt_weight;
+    int32_t dt_kv;
+    int32_t dt_mat;  // dtype of the checkpoint's matrices
+};
+
+// The backend for these options (factory.cpp). Throws DEVICE_TYPE_NOT_SUPPORTED and how to install InfiniCore when
+// this build has none.
+std::unique_ptr<Ops> makeOps(const ModelConfig &config, const OpsOptions &options);
+
+}  // namespace q3

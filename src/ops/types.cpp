@@ -1,0 +1,18 @@
+#include "ops/types.h"
+
+namespace q3 {
+
+const char *dtypeName(int32_t dtype) {
+    switch (dtype) {
+    case QWEN3_DTYPE_F16:
+        return "f16";
+    case QWEN3_DTYPE_BF16:
+        return "bf16";
+    case QWEN3_DTYPE_F32:
+        return "f32";
+    default:
+        return "invalid";
+    }
+}
+
+}  // namespace q3

@@ -1,0 +1,80 @@
+// Plain types shared by the model and the backends. No ownership, no behaviour beyond size arithmetic.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "infinicore_infer/models/qwen3.h"
+
+namespace q3 {
+
+inline constexpr size_t dtypeSize(int32_t dtype) {
+    return dtype == QWEN3_DTYPE_F32 ? 4 : 2;
+}
+inline constexpr bool isFloatDType(int32_t dtype) {
+    return dtype == QWEN3_DTYPE_F16 || dtype == QWEN3_DTYPE_BF16 || dtype == QWEN3_DTYPE_F32;
+}
+const char *dtypeName(int32_t dtype);  // "f16", "bf16", "f32"; "invalid" otherwise
+
+// Checked copy of what the forward pass needs of Qwen3Meta and the rope options.
+struct ModelConfig {
+    uint32_t nlayer, d, nh, nkvh, dh, di, dctx, dvoc;
+    float epsilon;
+    int32_t dt_logits;
+    uint32_t max_step_tokens;
+    uint32_t qkvWidth() const { return (nh + 2 * nkvh) * dh; }
+    uint32_t group() const { return nh / nkvh; }  // query heads per KV head
+};
+
+// A rectangle of weights in the caller's memory: element (row, col) at data[row * row_stride + col * col_stride],
+// strides in elements. Rows are output features.
+struct HostMatrix {
+    const void *data;
+    uint32_t rows, cols;
+    size_t row_stride, col_stride;
+    const void *bias;  // [rows] of the same dtype, or null
+};
+
+// A linear layer as the checkpoint gives it: parts stacked by rows (q, k, v; gate, up).
+struct LinearSource {
+    const char *name;  // for messages: "attn_qkv"
+    int32_t layer;     // -1 outside layers
+    int32_t dtype;
+    std::vector<HostMatrix> parts;
+};
+
+struct VectorSource {
+    const char *name;
+    int32_t layer;
+    int32_t dtype;
+    const void *data;
+    uint32_t size;
+};
+
+// Activations of one step in the backend's memory: row-major [max rows, width]. The element type is the backend's
+// (float on CPU, dt_logits on InfiniCore).
+struct Activation {
+    void *data = nullptr;
+    uint32_t width = 0;
+};
+
+// One request's share of a step. Its rows of the activations are [row, row + ntok).
+struct Sequence {
+    uint32_t row;
+    uint32_t ntok;
+    uint32_t pos;            // position of its first row; keys 0 .. pos + i are visible to row + i
+    void *const *kv_blocks;  // [ceil((pos + ntok) / kvBlockTokens())] writable from block pos / kvBlockTokens() on
+};
+
+// Everything a backend needs to know about one step; built once, read by every op of the step. Host pointers, valid
+// until the step ends.
+struct StepPlan {
+    uint32_t ntok = 0;
+    const uint32_t *tokens = nullptr;  // [ntok]
+    const float *rope_cos = nullptr;   // [ntok, dh / 2], attention scaling included
+    const float *rope_sin = nullptr;   // [ntok, dh / 2]
+    std::vector<Sequence> sequences;
+};
+
+}  // namespace q3

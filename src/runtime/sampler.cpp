@@ -1,0 +1,165 @@
+#include "runtime/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "runtime/error.h"
+
+namespace q3 {
+namespace {
+
+constexpr float kBanned = -std::numeric_limits<float>::infinity();
+
+uint64_t splitMix64(uint64_t x) {
+    x += 0x9E3779B97F4A7C15ULL;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL;
+    return x ^ (x >> 31);
+}
+
+// Index of the largest logit, the lowest one on ties. NaN compares false everywhere and is found by the caller.
+uint32_t argmax(const float *logits, uint32_t count) {
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < count; ++i) {
+        if (logits[i] > logits[best]) {
+            best = i;
+        }
+    }
+    return best;
+}
+
+}  // namespace
+
+double uniform(uint64_t seed, uint64_t counter) {
+    return static_cast<double>(splitMix64(splitMix64(seed) ^ counter) >> 11) * 0x1.0p-53;
+}
+
+void Sampler::sample(float *logits, const Qwen3SamplingParams &params, uint32_t position, bool want_logprobs,
+                     Qwen3SampleResult &result) {
+    adjust(logits, params);
+    const uint32_t best = argmax(logits, dvoc_);
+    if (logits[best] == kBanned) {
+        fail(QWEN3_STATUS_BAD_PARAM, "allowed_mask and bias leave no token of the vocabulary of %u to choose", dvoc_);
+    }
+    const bool greedy = params.temperature == 0.0F || params.top_k == 1;
+    result.token = greedy ? best : draw(logits, params, position);
+    result.ntop = 0;
+    result.logprob = 0.0F;
+    if (want_logprobs) {
+        reportLogprobs(logits, params, result);
+    }
+}
+
+void Sampler::adjust(float *logits, const Qwen3SamplingParams &params) {
+    for (uint32_t i = 0; i < dvoc_; ++i) {
+        if (std::isnan(logits[i])) {
+            fail(QWEN3_STATUS_INTERNAL_ERROR, "the model produced NaN as logit of token %u", i);
+        }
+    }
+    for (uint32_t i = 0; i < params.nbias; ++i) {
+        logits[params.bias_tokens[i]] += params.bias_values[i];
+    }
+    if (params.allowed_mask != nullptr) {
+        for (uint32_t i = 0; i < dvoc_; ++i) {
+            if ((params.allowed_mask[i / 32] >> (i % 32) & 1U) == 0) {
+                logits[i] = kBanned;
+            }
+        }
+    }
+    const float repetition = params.repetition_penalty;
+    if (repetition != 1.0F) {
+        seen_.assign(params.history, params.history + params.nhistory);
+        std::sort(seen_.begin(), seen_.end());
+        seen_.erase(std::unique(seen_.begin(), seen_.end()), seen_.end());
+        for (const uint32_t token : seen_) {
+            logits[token] = logits[token] > 0.0F ? logits[token] / repetition : logits[token] * repetition;
+        }
+    }
+    if (params.presence_penalty != 0.0F || params.frequency_penalty != 0.0F) {
+        seen_.assign(params.history + (params.nhistory - params.ngenerated), params.history + params.nhistory);
+        std::sort(seen_.begin(), seen_.end());
+        for (size_t i = 0; i < seen_.size(); ++i) {
+            const bool first = i == 0 || seen_[i] != seen_[i - 1];
+            logits[seen_[i]] -= params.frequency_penalty + (first ? params.presence_penalty : 0.0F);
+        }
+    }
+}
+
+void Sampler::selectLikeliest(const float *logits, uint32_t count) {
+    const auto likelier = [](const Candidate &a, const Candidate &b) {
+        return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+    };
+    candidates_.clear();
+    for (uint32_t i = 0; i < dvoc_; ++i) {
+        if (logits[i] != kBanned) {
+            candidates_.push_back({logits[i], i});
+        }
+    }
+    if (count < candidates_.size()) {
+        std::nth_element(candidates_.begin(), candidates_.begin() + count, candidates_.end(), likelier);
+        candidates_.resize(count);
+    }
+    std::sort(candidates_.begin(), candidates_.end(), likelier);
+}
+
+uint32_t Sampler::draw(const float *logits, const Qwen3SamplingParams &params, uint32_t position) {
+    selectLikeliest(logits, params.top_k == 0 ? dvoc_ : params.top_k);
+    const double scale = 1.0 / static_cast<double>(params.temperature);
+    const double best = static_cast<double>(candidates_[0].logit);
+    probs_.resize(candidates_.size());
+    double total = 0.0;
+    for (size_t i = 0; i < candidates_.size(); ++i) {
+        // (x - best) first: with a tiny temperature the scaled logits themselves would overflow.
+        probs_[i] = std::exp((static_cast<double>(candidates_[i].logit) - best) * scale);
+        total += probs_[i];
+    }
+    size_t keep = candidates_.size();
+    if (params.top_p < 1.0F) {
+        double sum = 0.0;
+        for (size_t i = 0; i < keep; ++i) {
+            sum += probs_[i];
+            if (sum >= static_cast<double>(params.top_p) * total) {
+                keep = i + 1;
+            }
+        }
+    }
+    if (params.min_p > 0.0F) {
+        while (keep > 1 && probs_[keep - 1] < static_cast<double>(params.min_p) * probs_[0]) {
+            --keep;
+        }
+    }
+    total = 0.0;
+    for (size_t i = 0; i < keep; ++i) {
+        total += probs_[i];
+    }
+    double target = uniform(params.seed, position) * total;
+    for (size_t i = 0; i + 1 < keep; ++i) {
+        target -= probs_[i];
+        if (target < 0.0) {
+            return candidates_[i].token;
+        }
+    }
+    return candidates_[keep - 1].token;
+}
+
+void Sampler::reportLogprobs(const float *logits, const Qwen3SamplingParams &params, Qwen3SampleResult &result) {
+    const double best = static_cast<double>(logits[argmax(logits, dvoc_)]);
+    double sum = 0.0;
+    for (uint32_t i = 0; i < dvoc_; ++i) {
+        sum += std::exp(static_cast<double>(logits[i]) - best);
+    }
+    const double log_sum = best + std::log(sum);
+    result.logprob = static_cast<float>(static_cast<double>(logits[result.token]) - log_sum);
+    if (params.top_logprobs == 0) {
+        return;
+    }
+    selectLikeliest(logits, params.top_logprobs);
+    result.ntop = static_cast<uint32_t>(candidates_.size());
+    for (uint32_t i = 0; i < result.ntop; ++i) {
+        result.top_tokens[i] = candidates_[i].token;
+        result.top_logprobs[i] = static_cast<float>(static_cast<double>(candidates_[i].logit) - log_sum);
+    }
+}
+
+}  // namespace q3

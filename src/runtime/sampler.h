@@ -1,0 +1,41 @@
+// Chooses the next token of one request from its float32 logits, on the host, for every backend alike.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "infinicore_infer/models/qwen3.h"
+
+namespace q3 {
+
+// Reusable scratch; one per model.
+class Sampler {
+public:
+    explicit Sampler(uint32_t dvoc) : dvoc_(dvoc) { candidates_.reserve(dvoc); }
+
+    // logits [dvoc] is modified. position seeds the draw together with params.seed. Writes result.token, and the
+    // log-probabilities when want_logprobs. Throws BAD_PARAM when the mask and biases leave no token, and
+    // INTERNAL_ERROR when a logit is NaN.
+    void sample(float *logits, const Qwen3SamplingParams &params, uint32_t position, bool want_logprobs,
+                Qwen3SampleResult &result);
+
+private:
+    struct Candidate {
+        float logit;
+        uint32_t token;
+    };
+    void adjust(float *logits, const Qwen3SamplingParams &params);
+    void reportLogprobs(const float *logits, const Qwen3SamplingParams &params, Qwen3SampleResult &result);
+    void selectLikeliest(const float *logits, uint32_t count);
+    uint32_t draw(const float *logits, const Qwen3SamplingParams &params, uint32_t position);
+
+    uint32_t dvoc_;
+    std::vector<Candidate> candidates_;
+    std::vector<double> probs_;
+    std::vector<uint32_t> seen_;  // sorted distinct tokens of the history
+};
+
+// A uniform number in [0, 1) from a seed and a counter; the same on every machine.
+double uniform(uint64_t seed, uint64_t counter);
+
+}  // namespace q3

@@ -1,0 +1,118 @@
+#include "runtime/thread_pool.h"
+
+#include <algorithm>
+
+#include "runtime/cpu_info.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace q3 {
+namespace {
+
+// About 50 microseconds of polling: longer than the gap between two ops of a step, shorter than anybody notices.
+constexpr uint32_t kSpinLimit = 2000;
+
+void relax() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(uint32_t nthreads) : nthreads_(std::max(1U, nthreads)) {
+    // With more threads than CPUs, polling steals the time of the thread that is waited for.
+    spin_limit_ = nthreads_ <= availableCpus() ? kSpinLimit : 0;
+    workers_.reserve(nthreads_ - 1);
+    try {
+        for (uint32_t i = 1; i < nthreads_; ++i) {
+            workers_.emplace_back([this, i] { workerLoop(i); });
+        }
+    } catch (...) {
+        stop();
+        throw;
+    }
+}
+
+ThreadPool::~ThreadPool() {
+    stop();
+}
+
+void ThreadPool::stop() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        quit_.store(true);
+        generation_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (std::thread &worker : workers_) {
+        worker.join();
+    }
+    workers_.clear();
+}
+
+void ThreadPool::run(uint32_t count, uint32_t grain, Invoke invoke, const void *body) {
+    invoke_ = invoke;
+    body_ = body;
+    count_ = count;
+    grain_ = grain;
+    next_.store(0, std::memory_order_relaxed);
+    active_.store(nthreads_ - 1, std::memory_order_relaxed);
+    generation_.fetch_add(1);  // seq_cst: ordered against the sleeper's hint below
+    if (sleepers_hint_.load() > 0) {
+        // Taking the lock makes sure that a worker about to sleep either sees the new generation or gets the notify.
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+        }
+        wake_.notify_all();
+    }
+    work(0);
+    for (uint32_t spin = 0; active_.load(std::memory_order_acquire) != 0; ++spin) {
+        if (spin < spin_limit_) {
+            relax();
+        } else {
+            std::this_thread::yield();
+        }
+    }
+}
+
+void ThreadPool::work(uint32_t thread) {
+    while (true) {
+        const uint64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
+        if (begin >= count_) {
+            return;
+        }
+        const auto end = static_cast<uint32_t>(std::min<uint64_t>(begin + grain_, count_));
+        invoke_(body_, static_cast<uint32_t>(begin), end, thread);
+    }
+}
+
+void ThreadPool::workerLoop(uint32_t thread) {
+    uint32_t seen = 0;
+    while (true) {
+        uint32_t spin = 0;
+        while (generation_.load() == seen) {
+            if (spin < spin_limit_) {
+                ++spin;
+                relax();
+                continue;
+            }
+            std::unique_lock<std::mutex> lock(mutex_);
+            sleepers_hint_.fetch_add(1);
+            wake_.wait(lock, [&] { return generation_.load() != seen; });
+            sleepers_hint_.fetch_sub(1);
+        }
+        if (quit_.load()) {
+            return;
+        }
+        ++seen;  // a job cannot end before every worker has joined it, so none is ever skipped
+        work(thread);
+        active_.fetch_sub(1, std::memory_order_release);
+    }
+}
+
+}  // namespace q3

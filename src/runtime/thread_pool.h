@@ -1,0 +1,67 @@
+// A fork-join pool for short, memory-bound loops: a decode step forks a few hundred times, so a fork must cost about a
+// microsecond when workers are awake, and must not burn CPUs or collapse when they are not.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace q3 {
+
+class ThreadPool {
+public:
+    explicit ThreadPool(uint32_t nthreads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool &) = delete;
+    ThreadPool &operator=(const ThreadPool &) = delete;
+
+    uint32_t size() const { return nthreads_; }
+
+    // Calls body(begin, end, thread) over [0, count) in chunks of at most `grain`, claimed in order by whoever is
+    // free; returns when all are done. thread < size(). Runs inline when there is one chunk. body must not throw.
+    // One caller at a time.
+    template <typename Body> void parallelFor(uint32_t count, uint32_t grain, const Body &body) {
+        if (count == 0) {
+            return;
+        }
+        if (nthreads_ == 1 || count <= grain) {
+            body(0U, count, 0U);
+            return;
+        }
+        run(
+            count, grain,
+            [](const void *b, uint32_t begin, uint32_t end, uint32_t thread) {
+                (*static_cast<const Body *>(b))(begin, end, thread);
+            },
+            &body);
+    }
+
+private:
+    using Invoke = void (*)(const void *body, uint32_t begin, uint32_t end, uint32_t thread);
+    void run(uint32_t count, uint32_t grain, Invoke invoke, const void *body);
+    void work(uint32_t thread);
+    void workerLoop(uint32_t thread);
+    void stop();
+
+    uint32_t nthreads_;
+    uint32_t spin_limit_;
+    std::vector<std::thread> workers_;
+
+    // The job; written by the caller before generation_ is advanced.
+    Invoke invoke_ = nullptr;
+    const void *body_ = nullptr;
+    uint32_t count_ = 0;
+    uint32_t grain_ = 1;
+    alignas(64) std::atomic<uint64_t> next_{0};
+    alignas(64) std::atomic<uint32_t> generation_{0};
+    alignas(64) std::atomic<uint32_t> active_{0};  // workers still in the current job
+    std::atomic<bool> quit_{false};
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::atomic<uint32_t> sleepers_hint_{0};
+};
+
+}  // namespace q3

@@ -1,0 +1,104 @@
+"""`xmake install`, then a C program that finds the library through pkg-config and one through CMake."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+#include <infinicore_infer.h>
+#include <stdio.h>
+int main(void) {
+    printf("%s %s\\n", qwen3Version(), qwen3BuildInfo(NULL));
+    return createKVCache(NULL) == NULL && qwen3LastStatus() == QWEN3_STATUS_NULL_POINTER ? 0 : 1;
+}
+"""
+CMAKE = """
+cmake_minimum_required(VERSION 3.16)
+project(consumer C)
+find_package(infinicore_infer 0.1 REQUIRED)
+add_executable(consumer consumer.c)
+target_link_libraries(consumer PRIVATE infinicore_infer::infinicore_infer)
+"""
+
+
+def run(command: list[str], cwd: Path, **env: str) -> str:
+    result = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, "XMAKE_ROOT": "y", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, f"{command}:\n{result.stdout}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("install")
+    run([str(ROOT / ".venv/bin/xmake"), "install", "-o", str(path), "infinicore_infer"], ROOT)
+    return path
+
+
+def test_installed_files(prefix: Path) -> None:
+    installed = {str(p.relative_to(prefix)) for p in prefix.rglob("*") if not p.is_dir()}
+    assert installed == {
+        "include/infinicore_infer.h",
+        "include/infinicore_infer/models/qwen3.h",
+        "lib/libinfinicore_infer.so",
+        "lib/libinfinicore_infer.so.0",
+        "lib/libinfinicore_infer.so.0.1.0",
+        "lib/pkgconfig/infinicore_infer.pc",
+        "lib/cmake/infinicore_infer/infinicore_infer-config.cmake",
+        "lib/cmake/infinicore_infer/infinicore_infer-config-version.cmake",
+    }
+
+
+def test_pkg_config_consumer(prefix: Path, tmp_path: Path) -> None:
+    tool = shutil.which("pkg-config") or shutil.which("pkgconf")
+    pc = prefix / "lib/pkgconfig"
+    if tool:
+        flags = run(
+            [tool, "--cflags", "--libs", "infinicore_infer"], tmp_path, PKG_CONFIG_PATH=str(pc)
+        ).split()
+    else:  # the same two lines, read by hand
+        text = (pc / "infinicore_infer.pc").read_text()
+        fields = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+        flags = [
+            part.replace("${libdir}", f"{prefix}/lib").replace("${includedir}", f"{prefix}/include")
+            for part in (fields["Cflags"] + " " + fields["Libs"]).split()
+        ]
+    (tmp_path / "consumer.c").write_text(PROGRAM)
+    run(
+        [
+            "gcc",
+            "-Wall",
+            "-Werror",
+            "consumer.c",
+            "-o",
+            "consumer",
+            *flags,
+            f"-Wl,-rpath,{prefix}/lib",
+        ],
+        tmp_path,
+    )
+    assert run(["./consumer"], tmp_path).startswith("0.1.0 version=0.1.0 isa=")
+
+
+def test_cmake_consumer(prefix: Path, tmp_path: Path) -> None:
+    cmake = shutil.which("cmake") or str(ROOT / ".venv/bin/cmake")
+    if not Path(cmake).exists():
+        pytest.skip("no cmake on this machine: the CMake package was not tried")
+    (tmp_path / "consumer.c").write_text(PROGRAM)
+    (tmp_path / "CMakeLists.txt").write_text(CMAKE)
+    run([cmake, "-S", ".", "-B", "build", f"-DCMAKE_PREFIX_PATH={prefix}"], tmp_path)
+    run([cmake, "--build", "build"], tmp_path)
+    assert "version=0.1.0" in run(["build/consumer"], tmp_path)

@@ -1,0 +1,209 @@
+// Every kernel of every table this CPU can run against the scalar table, on odd sizes. Products are compared bit for
+// bit: the tables promise the same chain of fused multiply-adds (kernels.h). Exponentials and sums are compared within
+// the rounding of their size.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "ops/cpu/half.h"
+#include "ops/cpu/kernels.h"
+
+using namespace q3::cpu;
+
+namespace {
+
+std::mt19937 rng(1);
+
+std::vector<float> randomFloats(size_t n, float scale = 1.0F) {
+    std::normal_distribution<float> normal(0.0F, scale);
+    std::vector<float> out(n);
+    for (float &value : out) {
+        value = normal(rng);
+    }
+    return out;
+}
+
+// Random weights of one type in whatever layout: n elements, 64-byte aligned as panels are.
+struct AlignedWeights {
+    std::vector<float> storage;
+    void *data = nullptr;
+    AlignedWeights(WeightType type, size_t n) : storage(n + 32) {
+        auto address = reinterpret_cast<uintptr_t>(storage.data());
+        data = reinterpret_cast<void *>((address + 63) / 64 * 64);
+        const std::vector<float> values = randomFloats(n);
+        kScalarKernels.store[type](data, values.data(), static_cast<uint32_t>(n));
+    }
+};
+
+size_t typeSize(WeightType type) {
+    return type == kF32 ? 4 : 2;
+}
+
+bool same(const std::vector<float> &a, const std::vector<float> &b) {
+    return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+void testGemvAndUnpack(const Kernels &kernels, WeightType type) {
+    for (const uint32_t k : {1U, 2U, 7U, 64U, 257U}) {
+        for (const uint32_t npanels : {1U, 3U, 4U, 9U}) {
+            const size_t padded = type == kBf16 ? (k + 1) / 2 * 2 : k;
+            const size_t panel_bytes = padded * kPanelRows * typeSize(type);
+            const AlignedWeights weights(type, padded * kPanelRows * npanels);
+            for (uint32_t rows = 1; rows <= kTileRows; ++rows) {
+                const std::vector<float> x = randomFloats(size_t{rows} * k);
+                std::vector<float> expected(size_t{rows} * npanels * kPanelRows, 1.0F);
+                std::vector<float> actual(expected.size(), 2.0F);
+                kScalarKernels.gemv[type](weights.data, panel_bytes, npanels, k, x.data(), k, rows, expected.data(),
+                                          size_t{npanels} * kPanelRows);
+                kernels.gemv[type](weights.data, panel_bytes, npanels, k, x.data(), k, rows, actual.data(),
+                                   size_t{npanels} * kPanelRows);
+                CHECK(same(expected, actual));
+            }
+            const uint32_t k0 = k > 4 ? 2 : 0;
+            std::vector<float> expected(size_t{k - k0} * kPanelRows);
+            std::vector<float> actual(expected.size());
+            kScalarKernels.unpack[type](weights.data, k0, k - k0, expected.data());
+            kernels.unpack[type](weights.data, k0, k - k0, actual.data());
+            CHECK(same(expected, actual));
+        }
+    }
+}
+
+void testTile(const Kernels &kernels, WeightType type) {
+    for (const uint32_t k : {1U, 5U, 16U, 131U}) {
+        for (uint32_t rows = 1; rows <= kTileRows; ++rows) {
+            for (const bool accumulate : {false, true}) {
+                const size_t ldb = kPanelRows + 3;
+                const AlignedWeights b(type, k * ldb);
+                const std::vector<float> a = randomFloats(size_t{k} * kTileRows);
+                std::vector<float> expected = randomFloats(kTileRows * 20);
+                std::vector<float> actual = expected;
+                kScalarKernels.tile[type](a.data(), 1, kTileRows, b.data, ldb, k, expected.data(), 20, rows,
+                                          accumulate);
+                kernels.tile[type](a.data(), 1, kTileRows, b.data, ldb, k, actual.data(), 20, rows, accumulate);
+                CHECK(same(expected, actual));
+            }
+        }
+    }
+}
+
+bool near(const std::vector<float> &a, const std::vector<float> &b, float tolerance) {
+    for (size_t i = 0; i < a.size(); ++i) {
+        if (!(std::fabs(a[i] - b[i]) <= tolerance * std::max(1.0F, std::fabs(a[i])))) {
+            std::fprintf(stderr, "element %zu: %g and %g\n", i, static_cast<double>(a[i]), static_cast<double>(b[i]));
+            return false;
+        }
+    }
+    return true;
+}
+
+void testRows(const Kernels &kernels) {
+    const float eps = std::numeric_limits<float>::epsilon();
+    for (const uint32_t n : {1U, 2U, 8U, 13U, 64U, 515U}) {
+        const std::vector<float> x = randomFloats(n, 3.0F);
+        const std::vector<float> w = randomFloats(n);
+        std::vector<float> expected(n);
+        std::vector<float> actual(n);
+        kScalarKernels.rmsnorm(expected.data(), x.data(), w.data(), n, 1e-6F);
+        kernels.rmsnorm(actual.data(), x.data(), w.data(), n, 1e-6F);
+        CHECK(near(expected, actual, 8 * eps));
+
+        expected = x;
+        actual = x;
+        kScalarKernels.add(expected.data(), w.data(), n);
+        kernels.add(actual.data(), w.data(), n);
+        CHECK(same(expected, actual));
+
+        CHECK(kernels.max(x.data(), n) == kScalarKernels.max(x.data(), n));
+
+        const float top = kScalarKernels.max(x.data(), n);
+        expected = x;
+        actual = x;
+        const float expected_sum = kScalarKernels.expSum(expected.data(), n, top);
+        const float actual_sum = kernels.expSum(actual.data(), n, top);
+        CHECK(near(expected, actual, 4 * eps));
+        CHECK(std::fabs(expected_sum - actual_sum) <= 8 * eps * expected_sum);
+
+        kScalarKernels.siluMul(expected.data(), x.data(), w.data(), n);
+        kernels.siluMul(actual.data(), x.data(), w.data(), n);
+        CHECK(near(expected, actual, 8 * eps));
+
+        const std::vector<float> cosine = randomFloats(n);
+        const std::vector<float> sine = randomFloats(n);
+        expected = randomFloats(size_t{2} * n);
+        actual = expected;
+        kScalarKernels.rope(expected.data(), cosine.data(), sine.data(), n);
+        kernels.rope(actual.data(), cosine.data(), sine.data(), n);
+        CHECK(near(expected, actual, 4 * eps));
+    }
+    // Far ends of exp: no overflow, no NaN.
+    std::vector<float> extreme = {0.0F, -1.0F, -50.0F, -104.0F, -1000.0F, -std::numeric_limits<float>::infinity()};
+    const float sum = kernels.expSum(extreme.data(), static_cast<uint32_t>(extreme.size()), 0.0F);
+    CHECK(std::isfinite(sum) && extreme[0] == 1.0F && extreme[3] < 1e-37F && extreme[5] < 1e-37F);
+    std::vector<float> gates = {-1000.0F, 1000.0F, 0.0F};
+    const std::vector<float> ones(3, 1.0F);
+    kernels.siluMul(gates.data(), gates.data(), ones.data(), 3);
+    CHECK(std::fabs(gates[0]) < 1e-30F && gates[1] == 1000.0F && gates[2] == 0.0F);
+}
+
+void testStore(const Kernels &kernels) {
+    std::vector<float> values = randomFloats(29, 100.0F);
+    const float special[] = {0.0F, -0.0F, 65504.0F, 65519.9F, 65520.0F, -1e9F, 1e-8F, 6e-8F, 6.1e-5F, 1.0F + 0x1p-11F};
+    values.insert(values.end(), special, special + 10);
+    for (const WeightType type : {kF32, kF16, kBf16}) {
+        std::vector<char> expected(values.size() * 4, 0);
+        std::vector<char> actual(values.size() * 4, 0);
+        kScalarKernels.store[type](expected.data(), values.data(), static_cast<uint32_t>(values.size()));
+        kernels.store[type](actual.data(), values.data(), static_cast<uint32_t>(values.size()));
+        CHECK(expected == actual);
+    }
+}
+
+// The scalar conversions themselves: every 16-bit pattern survives the round trip, and rounding is to nearest even.
+void testHalf() {
+    for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+        const auto half = static_cast<uint16_t>(bits);
+        const float f16 = f16ToFloat(half);
+        const float bf16 = bf16ToFloat(half);
+        CHECK(std::isnan(f16) || floatToF16(f16) == half);
+        CHECK(std::isnan(bf16) || floatToBf16(bf16) == half);
+#if defined(__FLT16_MAX__)
+        _Float16 compiler;
+        std::memcpy(&compiler, &half, sizeof half);
+        CHECK(std::isnan(f16) || static_cast<float>(compiler) == f16);
+#endif
+    }
+    CHECK(floatToF16(1.0F + 0x1p-11F) == floatToF16(1.0F));
+    CHECK(f16ToFloat(floatToF16(1.0F + 3 * 0x1p-11F)) == 1.0F + 0x1p-9F);
+    CHECK(floatToF16(1e6F) == 0x7c00);
+    CHECK(std::isnan(f16ToFloat(floatToF16(std::nanf("")))));
+    CHECK(std::isnan(bf16ToFloat(floatToBf16(std::nanf("")))));
+}
+
+void testTable(const Kernels &kernels) {
+    std::printf("table %s\n", kernels.name);
+    for (const WeightType type : {kF32, kF16, kBf16}) {
+        testGemvAndUnpack(kernels, type);
+        testTile(kernels, type);
+    }
+    testRows(kernels);
+    testStore(kernels);
+}
+
+}  // namespace
+
+int main() {
+    testHalf();
+    testTable(kScalarKernels);
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+        testTable(kAvx2Kernels);
+    } else {
+        std::printf("skipped: table avx2, this CPU lacks AVX2, FMA or F16C\n");
+    }
+#endif
+    return q3test::finish("test_kernels");
+}

@@ -1,0 +1,174 @@
+// The KV block pool and caches against a plain model of what they should hold, and the thread pool.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "check.h"
+#include "runtime/error.h"
+#include "runtime/kv_cache.h"
+#include "runtime/sampler.h"
+#include "runtime/thread_pool.h"
+
+namespace {
+
+constexpr uint32_t kBlockTokens = 4;
+
+// Counts live allocations and can fail the n-th one.
+class CountingMemory final : public q3::BlockMemory {
+public:
+    void *allocate(size_t bytes) override {
+        if (fail_in > 0 && --fail_in == 0) {
+            q3::fail(QWEN3_STATUS_OUT_OF_MEMORY, "injected");
+        }
+        ++live;
+        return std::malloc(bytes);
+    }
+    void release(void *block) noexcept override {
+        --live;
+        std::free(block);
+    }
+    void copy(void *dst, const void *src, size_t bytes) override { std::memcpy(dst, src, bytes); }
+    int live = 0;
+    int fail_in = 0;
+};
+
+// What a backend does: one value per token, written where the block table says.
+void append(KVCache &cache, uint32_t pos, const std::vector<int> &values) {
+    cache.prepare(pos, static_cast<uint32_t>(values.size()));
+    for (uint32_t i = 0; i < values.size(); ++i) {
+        const uint32_t at = pos + i;
+        static_cast<int *>(cache.blocks()[at / kBlockTokens])[at % kBlockTokens] = values[i];
+    }
+    cache.setLength(pos + static_cast<uint32_t>(values.size()));
+    cache.truncate(cache.length());
+}
+
+std::vector<int> contents(const KVCache &cache) {
+    std::vector<int> out;
+    for (uint32_t i = 0; i < cache.length(); ++i) {
+        out.push_back(static_cast<int *>(cache.blocks()[i / kBlockTokens])[i % kBlockTokens]);
+    }
+    return out;
+}
+
+// Random creates, duplicates, appends, rewinds and drops; every cache must always hold what its model holds.
+void testRandomSharing() {
+    CountingMemory memory;
+    {
+        q3::BlockPool pool(memory, kBlockTokens * sizeof(int), kBlockTokens, 1 << 20);
+        std::vector<std::pair<std::unique_ptr<KVCache>, std::vector<int>>> caches;
+        std::mt19937 rng(7);
+        int next_value = 0;
+        for (int step = 0; step < 4000; ++step) {
+            const uint32_t action = rng() % 5;
+            if (caches.empty() || (action == 0 && caches.size() < 20)) {
+                caches.emplace_back(std::make_unique<KVCache>(pool), std::vector<int>{});
+                continue;
+            }
+            const size_t i = rng() % caches.size();
+            auto &[cache, expected] = caches[i];
+            if (action == 1 && caches.size() < 20) {
+                const auto length = static_cast<uint32_t>(rng() % (expected.size() + 1));
+                auto copy = cache->duplicate(length);
+                caches.emplace_back(std::move(copy), std::vector<int>(expected.begin(), expected.begin() + length));
+            } else if (action == 2) {
+                caches.erase(caches.begin() + static_cast<ptrdiff_t>(i));
+            } else {
+                const auto pos = static_cast<uint32_t>(action == 3 ? expected.size() : rng() % (expected.size() + 1));
+                std::vector<int> values(1 + rng() % 9);
+                for (int &value : values) {
+                    value = next_value++;
+                }
+                const uint64_t before = pool.usedBytes();
+                const uint64_t needed = cache->blocksNeeded(pos, static_cast<uint32_t>(values.size()));
+                append(*cache, pos, values);
+                CHECK(pool.usedBytes() <= before + needed * pool.blockBytes());
+                expected.resize(pos);
+                expected.insert(expected.end(), values.begin(), values.end());
+            }
+            for (const auto &[live, want] : caches) {
+                CHECK(contents(*live) == want);
+            }
+        }
+        caches.clear();
+        CHECK(pool.usedBytes() == 0);
+    }
+    CHECK(memory.live == 0);
+}
+
+void testFailedPrepareChangesNothing() {
+    CountingMemory memory;
+    q3::BlockPool pool(memory, kBlockTokens * sizeof(int), kBlockTokens, 1 << 20);
+    KVCache cache(pool);
+    append(cache, 0, {1, 2, 3, 4, 5});
+    const auto copy = cache.duplicate(5);
+    const uint64_t used = pool.usedBytes();
+    memory.fail_in = 2;  // the first of the three blocks needed succeeds
+    bool thrown = false;
+    try {
+        cache.prepare(5, 10);
+    } catch (const q3::Error &error) {
+        thrown = error.status() == QWEN3_STATUS_OUT_OF_MEMORY;
+    }
+    CHECK(thrown);
+    CHECK(pool.usedBytes() == used);
+    CHECK((contents(cache) == std::vector<int>{1, 2, 3, 4, 5}));
+    CHECK((contents(*copy) == std::vector<int>{1, 2, 3, 4, 5}));
+}
+
+void testThreadPool(uint32_t nthreads) {
+    q3::ThreadPool pool(nthreads);
+    CHECK(pool.size() == nthreads);
+    for (int round = 0; round < 300; ++round) {
+        const auto count = static_cast<uint32_t>(1 + round * 7 % 90);
+        const auto grain = static_cast<uint32_t>(1 + round % 5);
+        std::vector<std::atomic<int>> visits(count);
+        std::atomic<bool> bad_thread{false};
+        pool.parallelFor(count, grain, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+            if (thread >= nthreads || end > count) {
+                bad_thread = true;
+            }
+            for (uint32_t i = begin; i < end; ++i) {
+                visits[i].fetch_add(1);
+            }
+        });
+        for (const auto &visit : visits) {
+            CHECK(visit.load() == 1);
+        }
+        CHECK(!bad_thread.load());
+        if (round % 100 == 99) {  // let the workers fall asleep
+            std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        }
+    }
+    pool.parallelFor(0, 1, [](uint32_t, uint32_t, uint32_t) { CHECK(false); });
+}
+
+void testUniform() {
+    std::set<double> values;
+    double sum = 0;
+    for (uint64_t seed = 0; seed < 100; ++seed) {
+        for (uint64_t position = 0; position < 100; ++position) {
+            const double value = q3::uniform(seed, position);
+            CHECK(value >= 0.0 && value < 1.0);
+            values.insert(value);
+            sum += value;
+        }
+    }
+    CHECK(values.size() == 10000);
+    CHECK(sum / 10000 > 0.48 && sum / 10000 < 0.52);
+}
+
+}  // namespace
+
+int main() {
+    testRandomSharing();
+    testFailedPrepareChangesNothing();
+    for (const uint32_t nthreads : {1U, 2U, 3U, 8U}) {
+        testThreadPool(nthreads);
+    }
+    testUniform();
+    return q3test::finish("test_runtime");
+}

@@ -1,0 +1,168 @@
+-- Builds libinfinicore_infer and its C++ tests.
+--   xmake f -m release|debug [--infinicore=y|n] [--sanitizer=address|thread]   configure
+--   xmake                                    build the library
+--   xmake build -g tests                     build the C++ tests
+--   xmake install -o PREFIX infinicore_infer install library, headers and pkg-config file
+set_project("infinicore_infer")
+set_version("0.1.0")
+set_languages("cxx17", "c99")
+set_warnings("all", "extra", "error")
+add_rules("mode.release", "mode.debug")
+
+option("infinicore")
+    set_showmenu(true)
+    set_default("auto")
+    set_values("auto", "y", "n")
+    set_description("Build the InfiniCore backend (auto: if found at INFINI_ROOT or .infini)")
+option_end()
+
+option("sanitizer")
+    set_showmenu(true)
+    set_default("none")
+    set_values("none", "address", "thread")
+    set_description("address (with undefined-behaviour checks) or thread")
+option_end()
+
+local function infini_root()
+    local root = os.getenv("INFINI_ROOT")
+    if not root or root == "" then
+        root = path.join(os.projectdir(), ".infini")
+    end
+    return root
+end
+
+local root = infini_root()
+local wish = tostring(get_config("infinicore"))  -- y and n arrive as booleans
+local found = os.isfile(path.join(root, "include", "infiniop.h"))
+local with_infinicore = wish == "true" or wish == "y" or (wish ~= "false" and wish ~= "n" and found)
+
+if get_config("sanitizer") == "address" then
+    add_cxflags("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", {force = true})
+    add_ldflags("-fsanitize=address,undefined", {force = true})
+    add_shflags("-fsanitize=address,undefined", {force = true})
+elseif get_config("sanitizer") == "thread" then
+    add_cxflags("-fsanitize=thread", "-fno-omit-frame-pointer", "-O1", {force = true})
+    add_ldflags("-fsanitize=thread", {force = true})
+    add_shflags("-fsanitize=thread", {force = true})
+end
+
+-- Contracting a * b + c into one rounding would make results depend on the compiler; kernels ask for it explicitly.
+add_cxflags("-ffp-contract=off", {force = true})
+add_includedirs("include", "src")
+
+rule("infinicore_backend")
+    on_load(function(target)
+        if not with_infinicore then
+            return
+        end
+        target:add("sysincludedirs", path.join(root, "include"))
+        target:add("linkdirs", path.join(root, "lib"))
+        -- libinfiniop uses OpenMP without naming its run-time library.
+        target:add("links", "infiniop", "infinirt", "infiniccl")
+        target:add("syslinks", "gomp")
+        target:add("rpathdirs", path.join(root, "lib"))
+        target:add("ldflags", "-Wl,-rpath-link," .. path.join(root, "lib"), {force = true})
+    end)
+rule_end()
+
+-- Everything but the C API, compiled once and shared by the library and the C++ tests, which see internals.
+target("q3_core")
+    set_kind("static")
+    set_symbols("hidden")
+    set_default(false)
+    add_cxflags("-fPIC", "-fvisibility=hidden", {force = true})
+    if is_mode("release") then
+        set_optimize("fastest")
+    end
+    add_files("src/runtime/*.cpp", "src/model/*.cpp", "src/ops/*.cpp")
+    add_files("src/ops/cpu/*.cpp|kernels_avx2.cpp")
+    if is_arch("x86_64", "x64", "i386") then
+        add_files("src/ops/cpu/kernels_avx2.cpp", {cxflags = {"-mavx2", "-mfma", "-mf16c"}})
+    end
+    add_rules("infinicore_backend")
+    if with_infinicore then
+        add_files("src/ops/infinicore/*.cpp|stub.cpp")
+    else
+        add_files("src/ops/infinicore/stub.cpp")
+    end
+    add_syslinks("pthread", {public = true})
+target_end()
+
+target("infinicore_infer")
+    set_kind("shared")
+    add_deps("q3_core")
+    add_files("src/api/*.cpp")
+    if is_mode("release") then
+        set_optimize("fastest")
+    end
+    add_cxflags("-fvisibility=hidden", "-fvisibility-inlines-hidden", {force = true})
+    add_rules("infinicore_backend")
+    add_shflags("-Wl,-soname,libinfinicore_infer.so.0", "-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic",
+                "-Wl,--version-script=" .. path.join(os.projectdir(), "src", "api", "exports.map"), {force = true})
+    add_headerfiles("include/(infinicore_infer.h)", "include/(infinicore_infer/models/*.h)")
+    after_build(function(target)
+        local link = path.join(target:targetdir(), "libinfinicore_infer.so.0")
+        os.tryrm(link)
+        os.ln("libinfinicore_infer.so", link)
+    end)
+    after_install(function(target)
+        local prefix = target:installdir()
+        local lib = path.join(prefix, "lib")
+        os.mv(path.join(lib, "libinfinicore_infer.so"), path.join(lib, "libinfinicore_infer.so.0.1.0"))
+        os.tryrm(path.join(lib, "libinfinicore_infer.so.0"))
+        os.ln("libinfinicore_infer.so.0.1.0", path.join(lib, "libinfinicore_infer.so.0"))
+        os.ln("libinfinicore_infer.so.0", path.join(lib, "libinfinicore_infer.so"))
+        io.writefile(path.join(lib, "pkgconfig", "infinicore_infer.pc"), string.format([[
+prefix=%s
+libdir=${prefix}/lib
+includedir=${prefix}/include
+
+Name: infinicore_infer
+Description: Run Qwen3 dense models from C
+Version: 0.1.0
+Libs: -L${libdir} -linfinicore_infer
+Cflags: -I${includedir}
+]], path.absolute(prefix)))
+        local cmake = path.join(lib, "cmake", "infinicore_infer")
+        io.writefile(path.join(cmake, "infinicore_infer-config.cmake"), [[
+get_filename_component(_prefix "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
+if(NOT TARGET infinicore_infer::infinicore_infer)
+  add_library(infinicore_infer::infinicore_infer SHARED IMPORTED)
+  set_target_properties(infinicore_infer::infinicore_infer PROPERTIES
+    IMPORTED_LOCATION "${_prefix}/lib/libinfinicore_infer.so.0.1.0"
+    IMPORTED_SONAME "libinfinicore_infer.so.0"
+    INTERFACE_INCLUDE_DIRECTORIES "${_prefix}/include")
+endif()
+]])
+        io.writefile(path.join(cmake, "infinicore_infer-config-version.cmake"), [[
+set(PACKAGE_VERSION "0.1.0")
+if(PACKAGE_FIND_VERSION VERSION_LESS_EQUAL PACKAGE_VERSION AND PACKAGE_FIND_VERSION_MAJOR EQUAL 0)
+  set(PACKAGE_VERSION_COMPATIBLE TRUE)
+endif()
+if(PACKAGE_FIND_VERSION VERSION_EQUAL PACKAGE_VERSION)
+  set(PACKAGE_VERSION_EXACT TRUE)
+endif()
+]])
+    end)
+target_end()
+
+-- C++ tests see the internals; C tests use the public header only, linked statically so that sanitizers see all code.
+for _, pattern in ipairs({"test_*.cpp", "test_*.c"}) do
+    for _, file in ipairs(os.files(path.join(os.projectdir(), "test", "cpp", pattern))) do
+        local name = path.basename(file)
+        if with_infinicore or name ~= "test_infinicore_ops" then
+            target(name)
+                set_kind("binary")
+                set_group("tests")
+                set_default(false)
+                add_files(file)
+                if pattern == "test_*.c" then
+                    add_files("src/api/*.cpp")
+                end
+                add_deps("q3_core")
+                add_rules("infinicore_backend")
+                add_syslinks("m")
+            target_end()
+        end
+    end
+end
