@@ -166,3 +166,15 @@ for _, pattern in ipairs({"test_*.cpp", "test_*.c"}) do
         end
     end
 end
+
+-- Measures the machine for scripts/bench.py.
+if is_arch("x86_64", "x64") then
+    target("bench_machine")
+        set_kind("binary")
+        set_group("bench")
+        set_default(false)
+        set_optimize("fastest")
+        add_files("test/bench/machine.cpp")
+        add_syslinks("pthread")
+    target_end()
+end

@@ -236,7 +236,7 @@ void checkBatch(const ModelConfig &config, const BatchArgs &args) {
     requirePointer(args.tokens, "tokens");
     requirePointer(args.req_lens, "req_lens");
     requirePointer(args.req_pos, "req_pos");
-    requirePointer(args.kv_caches, "kv_caches");
+    requirePointer(static_cast<const void *>(args.kv_caches), "kv_caches");
     if (args.ntok == 0 || args.nreq == 0) {
         fail(QWEN3_STATUS_BAD_PARAM, "%s is 0, must be at least 1", args.ntok == 0 ? "ntok" : "nreq");
     }

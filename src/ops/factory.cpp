@@ -1,10 +1,23 @@
+#include <algorithm>
+
 #include "ops/cpu/cpu_ops.h"
 #include "ops/infinicore/infinicore.h"
+#include "runtime/cpu_info.h"
 #include "runtime/error.h"
 
 namespace q3 {
 
-std::unique_ptr<Ops> makeOps(const ModelConfig &config, const OpsOptions &options) {
+namespace {
+
+constexpr uint32_t kMaxThreads = 1024;
+
+}  // namespace
+
+std::unique_ptr<Ops> makeOps(const ModelConfig &config, const OpsOptions &wanted) {
+    OpsOptions options = wanted;
+    if (options.nthreads == 0) {
+        options.nthreads = static_cast<int32_t>(std::min(availableCpus(), kMaxThreads));
+    }
     if (options.backend == QWEN3_BACKEND_INFINICORE ||
         (options.backend == QWEN3_BACKEND_AUTO && options.device != QWEN3_DEVICE_CPU)) {
         return infinicore::makeInfinicoreOps(config, options);

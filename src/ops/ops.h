@@ -86,7 +86,7 @@ struct OpsOptions {
     int32_t backend;  // Qwen3Backend
     int32_t device;   // Qwen3Device
     int32_t device_id;
-    int32_t nthreads;
+    int32_t nthreads;  // makeOps: 0 for as many as the process may use; backends always get a number
     int32_t dt_weight;
     int32_t dt_kv;
     int32_t dt_mat;  // dtype of the checkpoint's matrices

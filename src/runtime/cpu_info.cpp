@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <limits>
 #include <string>
@@ -32,8 +33,8 @@ double cgroupCpuQuota() {
         std::ifstream file("/sys/fs/cgroup" + path + "/cpu.max");
         std::string quota;
         double period = 0;
-        if (file >> quota >> period && quota != "max" && period > 0) {
-            best = std::min(best, std::stod(quota) / period);
+        if (file >> quota >> period && std::strtod(quota.c_str(), nullptr) > 0 && period > 0) {
+            best = std::min(best, std::strtod(quota.c_str(), nullptr) / period);
         }
         if (path.find('/') == std::string::npos) {
             break;
@@ -63,13 +64,9 @@ uint32_t availableCpus() {
     if (sched_getaffinity(0, sizeof set, &set) == 0) {
         cpus = static_cast<uint32_t>(CPU_COUNT(&set));
     }
-    try {
-        const double quota = cgroupCpuQuota();
-        if (quota < cpus) {
-            cpus = static_cast<uint32_t>(std::ceil(quota));
-        }
-    } catch (const std::exception &) {
-        // A malformed cgroup file is no reason to fail: the affinity mask stands.
+    const double quota = cgroupCpuQuota();
+    if (quota < cpus) {
+        cpus = static_cast<uint32_t>(std::ceil(quota));
     }
     return std::max(1U, cpus);
 }

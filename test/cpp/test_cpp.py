@@ -20,7 +20,7 @@ def run(command: list[str | Path], env: dict[str, str] | None = None, timeout: f
     result = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
-        env={**os.environ, "XMAKE_ROOT": "y", **(env or {})},
+        env={**os.environ, "XMAKE_ROOT": "y", "OMP_WAIT_POLICY": "passive", **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

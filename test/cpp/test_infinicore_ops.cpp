@@ -23,14 +23,14 @@ void omp_set_num_threads(int);
 
 static int failures = 0;
 
-#define CHECK(condition, ...)                                    \
-    do {                                                         \
-        if (!(condition)) {                                      \
-            ++failures;                                          \
-            std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-            std::printf(__VA_ARGS__);                            \
-            std::printf("\n");                                   \
-        }                                                        \
+#define CHECK(condition, ...)                                                                                          \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            ++failures;                                                                                                \
+            std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition);                                                \
+            std::printf(__VA_ARGS__);                                                                                  \
+            std::printf("\n");                                                                                         \
+        }                                                                                                              \
     } while (0)
 
 using Floats = std::vector<float>;
@@ -45,7 +45,9 @@ static std::mt19937 generator(1);
 static Floats randoms(size_t n, float scale = 1.0f) {
     std::normal_distribution<float> normal(0.0f, scale);
     Floats values(n);
-    for (float &value : values) value = normal(generator);
+    for (float &value : values) {
+        value = normal(generator);
+    }
     return values;
 }
 static Floats rounded(int32_t dtype, Floats values) {
@@ -74,7 +76,9 @@ static void expectNear(const char *what, const Floats &actual, const std::vector
                        const std::vector<double> &tolerance) {
     CHECK(actual.size() == expected.size(), "%s: %zu values, expected %zu", what, actual.size(), expected.size());
     for (size_t i = 0; i < std::min(actual.size(), expected.size()); ++i) {
-        if (std::abs(actual[i] - expected[i]) <= tolerance[i]) continue;  // false for NaN
+        if (std::abs(actual[i] - expected[i]) <= tolerance[i]) {
+            continue;  // false for NaN
+        }
         CHECK(false, "%s: [%zu] is %g, expected %g +- %g", what, i, actual[i], expected[i], tolerance[i]);
         return;
     }
@@ -116,11 +120,15 @@ static void testConvert() {
         const int exponent = int(bits >> 10 & 31), mantissa = int(bits & 1023);
         if (exponent < 31) {
             double value = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
-            if (bits & 0x8000) value = -value;
+            if (bits & 0x8000) {
+                value = -value;
+            }
             CHECK(half == value, "f16 %04x is %g", bits, double(half));
             CHECK(F16::fromFloat(half) == bits, "f16 %04x", bits);
         }
-        if (!std::isnan(brain)) CHECK(BF16::fromFloat(brain) == bits, "bf16 %04x", bits);
+        if (!std::isnan(brain)) {
+            CHECK(BF16::fromFloat(brain) == bits, "bf16 %04x", bits);
+        }
     }
     CHECK(F16::fromFloat(65519.9f) == 0x7bff && F16::fromFloat(65520.0f) == 0x7c00, "f16 overflow");
     CHECK(F16::fromFloat(1.0f + 0x1p-11f) == 0x3c00 && F16::fromFloat(1.0f + 0x3p-11f) == 0x3c02, "f16 ties");
@@ -154,7 +162,9 @@ struct Step {
                 }
             }
         }
-        for (size_t i = 0; i < blocks.size(); ++i) sequences[i].kv_blocks = blocks[i].data();
+        for (size_t i = 0; i < blocks.size(); ++i) {
+            sequences[i].kv_blocks = blocks[i].data();
+        }
         plan.sequences = std::move(sequences);
         plan.tokens = tokens.data();
         plan.rope_cos = cos.data();
@@ -184,8 +194,11 @@ struct Matrix {  // a linear layer in several parts, each in its own memory, and
             const Floats part = rounded(source_dtype, randoms(size_t(n) * cols, 0.3f));
             const size_t ld = (transposed ? n : cols) + 3;  // a rectangle of something wider
             Floats padded((transposed ? cols : n) * ld, NAN);
-            for (uint32_t r = 0; r < n; ++r)
-                for (uint32_t c = 0; c < cols; ++c) padded[transposed ? c * ld + r : r * ld + c] = part[r * cols + c];
+            for (uint32_t r = 0; r < n; ++r) {
+                for (uint32_t c = 0; c < cols; ++c) {
+                    padded[transposed ? c * ld + r : r * ld + c] = part[r * cols + c];
+                }
+            }
             memory.push_back(encoded(source_dtype, padded));
             HostMatrix matrix{memory.back().data() + 1, n, cols, transposed ? 1 : ld, transposed ? ld : 1, nullptr};
             Floats part_bias(n, 0.0f);
@@ -205,7 +218,8 @@ struct Matrix {  // a linear layer in several parts, each in its own memory, and
 };
 
 // y = W x + b in double, and how far off the backend may be.
-static void referenceLinear(const Matrix &w, const float *x, uint32_t row, int32_t dtype, double &y, double &tolerance) {
+static void referenceLinear(const Matrix &w, const float *x, uint32_t row, int32_t dtype, double &y,
+                            double &tolerance) {
     double sum = 0, absolute = 0;
     for (uint32_t c = 0; c < w.cols; ++c) {
         sum += double(w.values[row * w.cols + c]) * x[c];
@@ -233,8 +247,9 @@ static void testLinear(int32_t dtype) {
             ops.beginStep(step.plan);
             ops.linear(out, in, *packed);
             std::vector<double> expected(ntok * w.rows), tolerance(ntok * w.rows);
-            for (uint32_t i = 0; i < ntok * w.rows; ++i)
+            for (uint32_t i = 0; i < ntok * w.rows; ++i) {
                 referenceLinear(w, &x[i / w.rows * w.cols], i % w.rows, dtype, expected[i], tolerance[i]);
+            }
             expectNear("linear", ops.download(out.data, expected.size()), expected, tolerance);
 
             Floats logits(ntok * w.rows);
@@ -271,9 +286,12 @@ static void testSwiglu(int32_t dtype) {
 }
 
 // rmsnorm(x) * w of one row of the exact input x.
-static void referenceNorm(const double *x, const Floats &w, float epsilon, int32_t dtype, double *y, double *tolerance) {
+static void referenceNorm(const double *x, const Floats &w, float epsilon, int32_t dtype, double *y,
+                          double *tolerance) {
     double sum = 0;
-    for (size_t i = 0; i < w.size(); ++i) sum += x[i] * x[i];
+    for (size_t i = 0; i < w.size(); ++i) {
+        sum += x[i] * x[i];
+    }
     const double scale = 1 / std::sqrt(sum / double(w.size()) + epsilon);
     for (size_t i = 0; i < w.size(); ++i) {
         y[i] = x[i] * scale * w[i];
@@ -309,8 +327,9 @@ static void testNorms(int32_t dtype, int32_t norm_dtype) {
         }
         expectNear("x += delta", sums, exact, tolerance);
         exact.assign(sums.begin(), sums.end());
-        for (uint32_t i = 0; i < ntok; ++i)
+        for (uint32_t i = 0; i < ntok; ++i) {
             referenceNorm(&exact[i * d], w, config.epsilon, dtype, &expected[i * d], &tolerance[i * d]);
+        }
         expectNear("addRmsnorm", ops.download(h.data, n), expected, tolerance);
         std::vector<double> gathered_expected, gathered_tolerance;
         for (uint32_t row : rows) {
@@ -338,8 +357,9 @@ static void testEmbedding(int32_t dtype) {
             ops.beginStep(step.plan);
             ops.embed(x, embedding);
             const Floats rows = ops.download(x.data, ntok * config.d);
-            for (uint32_t i = 0; i < ntok * config.d; ++i)
+            for (uint32_t i = 0; i < ntok * config.d; ++i) {
                 CHECK(rows[i] == table.values[step.tokens[i / config.d] * config.d + i % config.d], "%s %u", what, i);
+            }
         };
         test("borrowed", *borrowed);
         std::fill(table.memory[0].begin(), table.memory[0].end(), char(-1));  // the others must not read it again
@@ -356,10 +376,13 @@ static void testEmbedding(int32_t dtype) {
 // Each sequence is checked against the keys and values it should have by then.
 class AttentionTest {
 public:
-    AttentionTest(int32_t dtype, const Tuning &tuning, const std::vector<std::vector<std::pair<uint32_t, uint32_t>>> &steps)
+    AttentionTest(int32_t dtype, const Tuning &tuning,
+                  const std::vector<std::vector<std::pair<uint32_t, uint32_t>>> &steps)
         : dtype_(dtype), config_(smallConfig(dtype)), ops_(config_, cpuOptions(dtype), tuning) {
         Floats w = rounded(dtype, randoms(2 * config_.dh));
-        for (float &value : w) value = std::abs(value) + 0.3f;
+        for (float &value : w) {
+            value = std::abs(value) + 0.3f;
+        }
         w = rounded(dtype, w);
         q_weight_.assign(w.begin(), w.begin() + config_.dh);
         k_weight_.assign(w.begin() + config_.dh, w.end());
@@ -368,11 +391,16 @@ public:
         k_norm_ = ops_.packVector({"attn_k_norm", 0, dtype, raw_k.data() + 1, config_.dh});
         qkv_ = ops_.allocate(config_.max_step_tokens, config_.qkvWidth());
         out_ = ops_.allocate(config_.max_step_tokens, config_.nh * config_.dh);
-        for (const auto &step : steps) run(step);
+        for (const auto &step : steps) {
+            run(step);
+        }
     }
     ~AttentionTest() {
-        for (auto &sequence : sequences_)
-            for (void *block : sequence.blocks) ops_.kvMemory().release(block);
+        for (auto &sequence : sequences_) {
+            for (void *block : sequence.blocks) {
+                ops_.kvMemory().release(block);
+            }
+        }
     }
     Floats outputs;
 
@@ -387,10 +415,13 @@ private:
         std::vector<Sequence> sequences;
         std::vector<std::vector<void *>> blocks;
         for (const auto &[id, ntok] : requests) {
-            if (id >= sequences_.size()) sequences_.resize(id + 1);
+            if (id >= sequences_.size()) {
+                sequences_.resize(id + 1);
+            }
             History &history = sequences_[id];
-            while (history.blocks.size() * ops_.kvBlockTokens() < history.length + ntok)
+            while (history.blocks.size() * ops_.kvBlockTokens() < history.length + ntok) {
                 history.blocks.push_back(ops_.kvMemory().allocate(ops_.kvBlockBytes()));
+            }
             sequences.push_back({0, ntok, history.length, nullptr});
             blocks.push_back(history.blocks);
         }
@@ -399,15 +430,18 @@ private:
         for (uint32_t layer = 0; layer < config_.nlayer; ++layer) {
             // A row's values depend on its sequence, position and layer only, so that outputs can be compared.
             Floats input;
-            for (size_t s = 0; s < requests.size(); ++s)
+            for (size_t s = 0; s < requests.size(); ++s) {
                 for (uint32_t i = 0; i < requests[s].second; ++i) {
                     generator.seed((requests[s].first * 1000 + sequences[s].pos + i) * 2 + layer);
                     const Floats row = randoms(width, 2.0f);
                     input.insert(input.end(), row.begin(), row.end());
                 }
+            }
             input = rounded(dtype_, input);
             ops_.upload(qkv_.data, input.data(), input.size());
-            if (layer == 0) ops_.beginStep(step.plan);
+            if (layer == 0) {
+                ops_.beginStep(step.plan);
+            }
             ops_.qkNormRopeStore(qkv_, *q_norm_, *k_norm_, config_.epsilon, layer);
             const Floats qkv = ops_.download(qkv_.data, size_t(ntok) * width);
             checkNormRope(step, input, qkv);
@@ -444,8 +478,8 @@ private:
         expectNear("qkNormRopeStore", qkv, expected, tolerance);
     }
 
-    void checkAttention(const Step &step, const std::vector<std::pair<uint32_t, uint32_t>> &requests,
-                        const Floats &qkv, const Floats &out) {
+    void checkAttention(const Step &step, const std::vector<std::pair<uint32_t, uint32_t>> &requests, const Floats &qkv,
+                        const Floats &out) {
         const uint32_t dh = config_.dh, width = config_.qkvWidth(), kv = config_.nkvh * dh;
         std::vector<double> expected(out.size()), tolerance(out.size());
         for (size_t s = 0; s < requests.size(); ++s) {
@@ -480,7 +514,9 @@ private:
             highest = std::max(highest, p[j]);
             error = std::max(error, unit(dtype_) * std::abs(p[j]) + (dh + 4) * kUnit32 * absolute);
         }
-        for (double &score : p) sum += score = std::exp(score - highest);
+        for (double &score : p) {
+            sum += score = std::exp(score - highest);
+        }
         for (uint32_t i = 0; i < dh; ++i) {
             double absolute = 0;
             expected[i] = 0;
@@ -491,8 +527,9 @@ private:
             // Scores off by `error` change a probability by the factor exp(2 error) at most; then two roundings of
             // the probabilities, one per partial sum of values, and the sums' own.
             const double roundings = 3 + history.length / 48.0;
-            tolerance[i] = absolute * (std::expm1(2 * error) + roundings * unit(dtype_) +
-                                       (2.0 * history.length + 8) * kUnit32) + (dtype_ == QWEN3_DTYPE_F16 ? 1e-5 : 1e-7);
+            tolerance[i] =
+                absolute * (std::expm1(2 * error) + roundings * unit(dtype_) + (2.0 * history.length + 8) * kUnit32) +
+                (dtype_ == QWEN3_DTYPE_F16 ? 1e-5 : 1e-7);
         }
     }
 
@@ -527,13 +564,13 @@ private:
 static void testAttention(int32_t dtype) {
     // (sequence, tokens) per step: prefill, decode and chunks mixed, across the borders of blocks of 16 tokens.
     const std::vector<std::vector<std::pair<uint32_t, uint32_t>>> steps = {
-        {{0, 37}, {1, 1}, {2, 16}}, {{3, 5}, {0, 1}, {1, 20}, {2, 1}}, {{0, 26}, {3, 1}, {1, 12}, {2, 15}},
-        {{2, 1}, {1, 1}, {0, 1}, {3, 58}}, {{3, 3}, {0, 60}, {1, 1}}, {{0, 20}, {2, 1}},
+        {{0, 37}, {1, 1}, {2, 16}},        {{3, 5}, {0, 1}, {1, 20}, {2, 1}}, {{0, 26}, {3, 1}, {1, 12}, {2, 15}},
+        {{2, 1}, {1, 1}, {0, 1}, {3, 58}}, {{3, 3}, {0, 60}, {1, 1}},         {{0, 20}, {2, 1}},
     };
     std::vector<Tuning> tunings(5, smallTuning());
-    tunings[1].score_bytes = 1;             // one query row at a time, or few
+    tunings[1].score_bytes = 1;  // one query row at a time, or few
     tunings[2].query_rows = 5;
-    tunings[3].mask_on_cpu = true;          // as on devices whose softmax masks wrongly
+    tunings[3].mask_on_cpu = true;  // as on devices whose softmax masks wrongly
     tunings[4].mask_on_cpu = true;
     tunings[4].score_bytes = 6 * 160 * 7 * dtypeSize(dtype);
     tunings[4].query_rows = 11;
@@ -541,7 +578,9 @@ static void testAttention(int32_t dtype) {
     for (size_t i = 0; i < tunings.size(); ++i) {
         generator.seed(5);  // the same norm weights
         const AttentionTest test(dtype, tunings[i], steps);
-        if (i == 0) first = test.outputs;
+        if (i == 0) {
+            first = test.outputs;
+        }
         CHECK(test.outputs == first, "%s: tuning %zu changes results", dtypeName(dtype), i);
     }
 
@@ -551,8 +590,11 @@ static void testAttention(int32_t dtype) {
     const AttentionTest alone(dtype, smallTuning(), {{{2, 32}}});
     const auto row = [&](size_t step, size_t request) {
         size_t rows = 0;
-        for (size_t s = 0; s <= step; ++s)
-            for (size_t r = 0; r < (s == step ? request : steps[s].size()); ++r) rows += steps[s][r].second;
+        for (size_t s = 0; s <= step; ++s) {
+            for (size_t r = 0; r < (s == step ? request : steps[s].size()); ++r) {
+                rows += steps[s][r].second;
+            }
+        }
         return first.begin() + ptrdiff_t(rows * width);
     };
     CHECK(std::equal(row(0, 2), row(0, 2) + 16 * width, alone.outputs.begin()), "batched prefill differs");
@@ -570,7 +612,8 @@ static void testErrors() {
     const ModelConfig config = smallConfig(QWEN3_DTYPE_F16);
     OpsOptions options = cpuOptions(QWEN3_DTYPE_F16);
     options.device_id = 5;
-    expectError(QWEN3_STATUS_DEVICE_NOT_FOUND, "InfiniCore sees 1 cpu device", [&] { makeInfinicoreOps(config, options); });
+    expectError(QWEN3_STATUS_DEVICE_NOT_FOUND, "InfiniCore sees 1 cpu device",
+                [&] { makeInfinicoreOps(config, options); });
     options.device_id = -1;
     expectError(QWEN3_STATUS_DEVICE_NOT_FOUND, "cpu:-1", [&] { makeInfinicoreOps(config, options); });
     options = cpuOptions(QWEN3_DTYPE_F16);
@@ -585,10 +628,11 @@ static void testErrors() {
     ModelConfig huge = config;
     huge.max_step_tokens = 65536;
     huge.d = 2000000000;
-    expectError(QWEN3_STATUS_OUT_OF_MEMORY, "cannot allocate", [&] { makeInfinicoreOps(huge, cpuOptions(QWEN3_DTYPE_F16)); });
+    expectError(QWEN3_STATUS_OUT_OF_MEMORY, "cannot allocate",
+                [&] { makeInfinicoreOps(huge, cpuOptions(QWEN3_DTYPE_F16)); });
 
     InfinicoreOps ops(config, cpuOptions(QWEN3_DTYPE_F16), smallTuning());
-    CHECK(ops.description() == "backend=infinicore infinicore=0.1.0 device=cpu:0", "%s", ops.description().c_str());
+    CHECK(ops.description() == "backend=infinicore device=cpu:0 threads=2", "%s", ops.description().c_str());
     CHECK(std::string(version()) == "0.1.0", "%s", version());
     CHECK(ops.threads() == 2, "%u", ops.threads());
     const size_t before = ops.scratchBytes();
@@ -607,18 +651,23 @@ static void testErrors() {
             expectError(QWEN3_STATUS_BAD_WEIGHTS, "test_weight of layer 3: row 6, column 7 (nan) is NaN",
                         [&] { ops.packLinear(w.source); });
             floatsTo(dtype, bad, &values[1], 1);
-            expectError(QWEN3_STATUS_BAD_WEIGHTS, "row 6, column 7 (-inf) is infinite", [&] { ops.packLinear(w.source); });
-            for (bool borrow : {false, true})
+            expectError(QWEN3_STATUS_BAD_WEIGHTS, "row 6, column 7 (-inf) is infinite",
+                        [&] { ops.packLinear(w.source); });
+            for (bool borrow : {false, true}) {
                 expectError(QWEN3_STATUS_BAD_WEIGHTS, "row 6, column 7",
                             [&] { ops.packEmbedding(w.source, nullptr, borrow); });
-            if (dtype == QWEN3_DTYPE_F16) continue;
+            }
+            if (dtype == QWEN3_DTYPE_F16) {
+                continue;
+            }
             const float large = 1e5f;
             floatsTo(dtype, bad, &large, 1);
             expectError(QWEN3_STATUS_BAD_WEIGHTS, "overflows f16", [&] { ops.packLinear(w.source); });
         }
         Matrix w(dtype, QWEN3_DTYPE_F16, {4}, config.d, false, true);
         const float nan = NAN;
-        floatsTo(dtype, const_cast<char *>(static_cast<const char *>(w.source.parts[0].bias)) + 3 * dtypeSize(dtype), &nan, 1);
+        floatsTo(dtype, const_cast<char *>(static_cast<const char *>(w.source.parts[0].bias)) + 3 * dtypeSize(dtype),
+                 &nan, 1);
         expectError(QWEN3_STATUS_BAD_WEIGHTS, "test_weight bias of layer 3: row 3", [&] { ops.packLinear(w.source); });
         Floats norm(config.d, 1.0f);
         norm[8] = INFINITY;
@@ -669,9 +718,8 @@ static void testDescriptors() {
     const ModelConfig config = smallConfig(QWEN3_DTYPE_F32);
     std::unique_ptr<InfinicoreOps> ops;
     std::unique_ptr<Vector> weight;
-    omp_set_num_threads(1);
     std::thread([&] {
-        const int threads = omp_get_max_threads();
+        omp_set_num_threads(1);  // of this thread; the backend uses 2
         ops = std::make_unique<InfinicoreOps>(config, cpuOptions(QWEN3_DTYPE_F32), smallTuning());
         const Floats ones(config.d, 1.0f);
         weight = ops->packVector({"norm", 0, QWEN3_DTYPE_F32, ones.data(), config.d});
@@ -680,17 +728,20 @@ static void testDescriptors() {
         ops->upload(x.data, values.data(), config.d);
         const Step step(config, QWEN3_DTYPE_F32, {{0, 1, 0, nullptr}});
         ops->beginStep(step.plan);
-        for (int round = 0; round < 2; ++round)
+        for (int round = 0; round < 2; ++round) {
             for (int i = 0; i < 3000; ++i) {
                 const float epsilon = float(i) * 0.01f;
                 ops->addRmsnorm(h, x, {}, *weight, epsilon);
-                if (i % 100 != 0) continue;
+                if (i % 100 != 0) {
+                    continue;
+                }
                 const double expected = 2 / std::sqrt(4 + epsilon);
                 CHECK(std::abs(ops->download(h.data, 1)[0] - expected) < 1e-5, "epsilon %g", epsilon);
             }
+        }
         const size_t size = ops->kernels().cache().size();
         CHECK(size <= 2 * DescriptorCache::kGeneration && size > DescriptorCache::kGeneration, "%zu descriptors", size);
-        CHECK(omp_get_max_threads() == threads, "the caller's OpenMP setting changed");
+        CHECK(omp_get_max_threads() == 1, "the caller's OpenMP setting changed");
     }).join();
     ops.reset();  // before the weights, which keep the device alive
     weight.reset();
@@ -701,13 +752,17 @@ int main() {
     for (int32_t dtype : {QWEN3_DTYPE_F32, QWEN3_DTYPE_F16, QWEN3_DTYPE_BF16}) {
         testLinear(dtype);
         testSwiglu(dtype);
-        for (int32_t norm_dtype : {QWEN3_DTYPE_F32, QWEN3_DTYPE_F16, QWEN3_DTYPE_BF16}) testNorms(dtype, norm_dtype);
+        for (int32_t norm_dtype : {QWEN3_DTYPE_F32, QWEN3_DTYPE_F16, QWEN3_DTYPE_BF16}) {
+            testNorms(dtype, norm_dtype);
+        }
         testEmbedding(dtype);
         testAttention(dtype);
     }
     testErrors();
     testBlockMemory();
     testDescriptors();
-    if (failures == 0) std::printf("ok\n");
+    if (failures == 0) {
+        std::printf("ok\n");
+    }
     return failures == 0 ? 0 : 1;
 }

@@ -5,13 +5,10 @@
 #include <cstring>
 
 #include "ops/cpu/dispatch.h"
-#include "runtime/cpu_info.h"
 #include "runtime/error.h"
 
 namespace q3::cpu {
 namespace {
-
-constexpr uint32_t kMaxThreads = 1024;
 
 uint32_t roundUp(uint32_t value, uint32_t unit) {
     return (value + unit - 1) / unit * unit;
@@ -51,8 +48,7 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
                  : (dt_weight_ == QWEN3_DTYPE_F32 ? QWEN3_DTYPE_F32 : QWEN3_DTYPE_F16)),
       kv_type_(weightType(dt_kv_)), query_rows_(std::max(kQueryRows, config.group())),
       value_width_(roundUp(config.dh, kPanelRows)), max_rows_(roundUp(config.max_step_tokens, kTileRows)),
-      kernels_(selectKernels()),
-      pool_(options.nthreads > 0 ? static_cast<uint32_t>(options.nthreads) : std::min(availableCpus(), kMaxThreads)) {
+      kernels_(selectKernels()), pool_(static_cast<uint32_t>(options.nthreads)) {
     if (query_rows_ > kMaxQueryRows) {
         fail(QWEN3_STATUS_BAD_PARAM, "nh / nkvh is %u: the CPU backend supports at most %u query heads per KV head",
              config.group(), kMaxQueryRows);
@@ -202,7 +198,7 @@ size_t CpuOps::scratchBytes() const {
 }
 
 std::string CpuOps::description() const {
-    return std::string("backend=cpu isa=") + kernels_.name + " threads=" + std::to_string(pool_.size()) +
+    return std::string("backend=cpu device=cpu:0 threads=") + std::to_string(pool_.size()) +
            " weights=" + dtypeName(dt_weight_) + " kv=" + dtypeName(dt_kv_);
 }
 

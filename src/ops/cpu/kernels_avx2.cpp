@@ -8,6 +8,9 @@
 
 #include "ops/cpu/kernels.h"
 
+// Accumulators live in registers only if the compiler unrolls the loops over them, which -O3 alone does not promise.
+#define Q3_UNROLL _Pragma("GCC unroll 8")
+
 namespace q3::cpu {
 namespace {
 
@@ -35,7 +38,9 @@ template <WeightType T> inline __m256 loadPlain(const void *data, size_t index) 
 template <WeightType T, int R, int P>
 void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx, float *y, size_t ldy) {
     __m256 acc[R][P][2];
+    Q3_UNROLL
     for (int r = 0; r < R; ++r) {
+        Q3_UNROLL
         for (int p = 0; p < P; ++p) {
             acc[r][p][0] = _mm256_setzero_ps();
             acc[r][p][1] = _mm256_setzero_ps();
@@ -47,16 +52,20 @@ void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x
         for (; i + 2 <= k; i += 2) {
             __m256 even[R];
             __m256 odd[R];
+            Q3_UNROLL
             for (int r = 0; r < R; ++r) {
                 even[r] = _mm256_broadcast_ss(x + r * ldx + i);
                 odd[r] = _mm256_broadcast_ss(x + r * ldx + i + 1);
             }
+            Q3_UNROLL
             for (int p = 0; p < P; ++p) {
                 const char *pair = panels + p * panel_bytes + size_t{i} * kPanelRows * 2;
+                Q3_UNROLL
                 for (int h = 0; h < 2; ++h) {
                     const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i *>(pair) + h);
                     const __m256 w_even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
                     const __m256 w_odd = _mm256_castsi256_ps(_mm256_and_si256(w, high));
+                    Q3_UNROLL
                     for (int r = 0; r < R; ++r) {
                         acc[r][p][h] = _mm256_fmadd_ps(w_even, even[r], acc[r][p][h]);
                         acc[r][p][h] = _mm256_fmadd_ps(w_odd, odd[r], acc[r][p][h]);
@@ -65,11 +74,14 @@ void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x
             }
         }
         if (i < k) {  // odd K: the last pair has only its even half
+            Q3_UNROLL
             for (int p = 0; p < P; ++p) {
                 const char *pair = panels + p * panel_bytes + size_t{i} * kPanelRows * 2;
+                Q3_UNROLL
                 for (int h = 0; h < 2; ++h) {
                     const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i *>(pair) + h);
                     const __m256 w_even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+                    Q3_UNROLL
                     for (int r = 0; r < R; ++r) {
                         acc[r][p][h] = _mm256_fmadd_ps(w_even, _mm256_broadcast_ss(x + r * ldx + i), acc[r][p][h]);
                     }
@@ -78,9 +90,12 @@ void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x
         }
     } else {
         for (; i < k; ++i) {
+            Q3_UNROLL
             for (int p = 0; p < P; ++p) {
+                Q3_UNROLL
                 for (int h = 0; h < 2; ++h) {
                     const __m256 w = loadPlain<T>(panels + p * panel_bytes, size_t{i} * kPanelRows + h * 8);
+                    Q3_UNROLL
                     for (int r = 0; r < R; ++r) {
                         acc[r][p][h] = _mm256_fmadd_ps(w, _mm256_broadcast_ss(x + r * ldx + i), acc[r][p][h]);
                     }
@@ -88,7 +103,9 @@ void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x
             }
         }
     }
+    Q3_UNROLL
     for (int r = 0; r < R; ++r) {
+        Q3_UNROLL
         for (int p = 0; p < P; ++p) {
             _mm256_storeu_ps(y + r * ldy + p * kPanelRows, acc[r][p][0]);
             _mm256_storeu_ps(y + r * ldy + p * kPanelRows + 8, acc[r][p][1]);
@@ -135,6 +152,7 @@ template <WeightType T> void unpack(const void *panel, uint32_t k0, uint32_t cou
         const auto *words =
             reinterpret_cast<const __m256i *>(static_cast<const uint16_t *>(panel) + size_t{k0} * kPanelRows);
         for (; i < count; i += 2, words += 2) {
+            Q3_UNROLL
             for (int h = 0; h < 2; ++h) {
                 const __m256i w = _mm256_load_si256(words + h);
                 _mm256_storeu_ps(out + i * kPanelRows + h * 8, _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)));
@@ -155,6 +173,7 @@ template <WeightType T, int R>
 void tileRows(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb, uint32_t k, float *c, size_t ldc,
               bool accumulate) {
     __m256 acc[R][2];
+    Q3_UNROLL
     for (int r = 0; r < R; ++r) {
         acc[r][0] = accumulate ? _mm256_loadu_ps(c + r * ldc) : _mm256_setzero_ps();
         acc[r][1] = accumulate ? _mm256_loadu_ps(c + r * ldc + 8) : _mm256_setzero_ps();
@@ -162,12 +181,14 @@ void tileRows(const float *a, size_t a_row, size_t a_col, const void *b, size_t 
     for (uint32_t i = 0; i < k; ++i) {
         const __m256 b0 = loadPlain<T>(b, i * ldb);
         const __m256 b1 = loadPlain<T>(b, i * ldb + 8);
+        Q3_UNROLL
         for (int r = 0; r < R; ++r) {
             const __m256 value = _mm256_broadcast_ss(a + r * a_row + i * a_col);
             acc[r][0] = _mm256_fmadd_ps(value, b0, acc[r][0]);
             acc[r][1] = _mm256_fmadd_ps(value, b1, acc[r][1]);
         }
     }
+    Q3_UNROLL
     for (int r = 0; r < R; ++r) {
         _mm256_storeu_ps(c + r * ldc, acc[r][0]);
         _mm256_storeu_ps(c + r * ldc + 8, acc[r][1]);

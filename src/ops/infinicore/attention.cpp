@@ -91,7 +91,9 @@ void InfinicoreOps::attendRows(char *out, char *qkv, const QueryRange &range, ui
     maskScores(range);
     kernels_->causalSoftmax(batch(scores_.data(), dtype_, nh, rows, range.total, rows * range.ld, range.ld));
     sumValues(o, range, layer);
-    if (rows > 1) kernels_->rearrange(out_rows, o_rows);
+    if (rows > 1) {
+        kernels_->rearrange(out_rows, o_rows);
+    }
 }
 
 // scores[nkvh, group * rows, total] = q K^T / sqrt(dh), a block's columns at a time.
@@ -102,8 +104,8 @@ void InfinicoreOps::scoreKeys(const Tensor &q, const QueryRange &range, uint32_t
         const size_t n = std::min(block_tokens_, range.total - first);
         const Tensor k = batch(keys(range.sequence, first / block_tokens_, layer), dtype_, config_.nkvh, dh, n,
                                block_tokens_ * dh, 1, dh);
-        const Tensor scores = batch(scores_.data() + first * size_, dtype_, config_.nkvh, height, n,
-                                    height * range.ld, range.ld);
+        const Tensor scores =
+            batch(scores_.data() + first * size_, dtype_, config_.nkvh, height, n, height * range.ld, range.ld);
         kernels_->gemm(scores, q, k, scale, 0.0f);
     }
 }
@@ -112,10 +114,12 @@ void InfinicoreOps::scoreKeys(const Tensor &q, const QueryRange &range, uint32_t
 // future through when the width exceeds the thread block (its issue #746). Keys that already score -infinity get
 // probability 0 whatever the operator does, so the last `rows` columns are masked here, where the causal edge lies.
 void InfinicoreOps::maskScores(const QueryRange &range) {
-    if (!mask_ || range.rows == 1 || (range.total <= tuning_.mask_width && !tuning_.mask_on_cpu)) return;
+    if (!mask_ || range.rows == 1 || (range.total <= tuning_.mask_width && !tuning_.mask_on_cpu)) {
+        return;
+    }
     const size_t rows = range.rows;
-    const Tensor edge = batch(scores_.data() + (range.total - rows) * size_, dtype_, config_.nh, rows, rows,
-                              rows * range.ld, range.ld);
+    const Tensor edge =
+        batch(scores_.data() + (range.total - rows) * size_, dtype_, config_.nh, rows, rows, rows * range.ld, range.ld);
     kernels_->add(edge, edge, batch(mask_.data(), dtype_, config_.nh, rows, rows, 0, query_rows_));
 }
 
@@ -141,8 +145,8 @@ void InfinicoreOps::sumValues(const Tensor &out, const QueryRange &range, uint32
             data = values_.data();
         }
         const Tensor v = batch(data, dtype_, config_.nkvh, n, dh, gather ? gather_stride : block_stride, dh);
-        const Tensor scores = batch(scores_.data() + first * size_, dtype_, config_.nkvh, height, n,
-                                    height * range.ld, range.ld);
+        const Tensor scores =
+            batch(scores_.data() + first * size_, dtype_, config_.nkvh, height, n, height * range.ld, range.ld);
         kernels_->gemm(out, scores, v, 1.0f, first == 0 ? 0.0f : 1.0f);
     }
 }

@@ -9,7 +9,9 @@ namespace q3::infinicore {
 [[noreturn]] void failStatus(infiniStatus_t status, const char *call);
 
 inline void check(infiniStatus_t status, const char *call) {
-    if (status != INFINI_STATUS_SUCCESS) failStatus(status, call);
+    if (status != INFINI_STATUS_SUCCESS) {
+        failStatus(status, call);
+    }
 }
 
 }  // namespace q3::infinicore

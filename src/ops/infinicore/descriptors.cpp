@@ -6,7 +6,9 @@
 
 namespace q3::infinicore {
 
-Tensor vector1d(void *data, infiniDtype_t dtype, size_t n) { return {{dtype, 1, {n}, {1}}, data}; }
+Tensor vector1d(void *data, infiniDtype_t dtype, size_t n) {
+    return {{dtype, 1, {n}, {1}}, data};
+}
 
 Tensor matrix(void *data, infiniDtype_t dtype, size_t rows, size_t cols, size_t row_stride, size_t col_stride) {
     return {{dtype, 2, {rows, cols}, {ptrdiff_t(row_stride), ptrdiff_t(col_stride)}}, data};
@@ -47,13 +49,17 @@ DescriptorCache::~DescriptorCache() {
 }
 
 const OpDescriptor &DescriptorCache::get(const OpKey &key) {
-    if (const auto it = young_.find(key); it != young_.end()) return it->second;
+    if (const auto it = young_.find(key); it != young_.end()) {
+        return it->second;
+    }
     if (young_.size() >= kGeneration) {
         device_->synchronize();  // running operators may still use what is destroyed
         old_.clear();
         old_.swap(young_);
     }
-    if (auto node = old_.extract(key); !node.empty()) return young_.insert(std::move(node)).position->second;
+    if (auto node = old_.extract(key); !node.empty()) {
+        return young_.insert(std::move(node)).position->second;
+    }
     return young_.emplace(key, create(key)).first->second;
 }
 
@@ -63,7 +69,9 @@ class TensorDescriptor {
 public:
     TensorDescriptor() = default;
     ~TensorDescriptor() {
-        if (handle_ != nullptr) infiniopDestroyTensorDescriptor(handle_);
+        if (handle_ != nullptr) {
+            infiniopDestroyTensorDescriptor(handle_);
+        }
     }
     TensorDescriptor(const TensorDescriptor &) = delete;
     TensorDescriptor &operator=(const TensorDescriptor &) = delete;
@@ -81,7 +89,9 @@ private:
 
 OpDescriptor DescriptorCache::create(const OpKey &key) const {
     std::array<TensorDescriptor, 5> t;
-    for (uint32_t i = 0; i < key.ntensors; ++i) t[i].create(key.tensors[i]);
+    for (uint32_t i = 0; i < key.ntensors; ++i) {
+        t[i].create(key.tensors[i]);
+    }
 
     OpDescriptor result;
     InfiniopDescriptor *handle = nullptr;

@@ -7,31 +7,50 @@ namespace q3::infinicore {
 
 inline const char *deviceName(int device) {
     switch (device) {
-    case QWEN3_DEVICE_CPU: return "cpu";
-    case QWEN3_DEVICE_NVIDIA: return "nvidia";
-    case QWEN3_DEVICE_CAMBRICON: return "cambricon";
-    case QWEN3_DEVICE_ASCEND: return "ascend";
-    case QWEN3_DEVICE_METAX: return "metax";
-    case QWEN3_DEVICE_MOORE: return "moore";
-    case QWEN3_DEVICE_ILUVATAR: return "iluvatar";
-    case QWEN3_DEVICE_KUNLUN: return "kunlun";
-    case QWEN3_DEVICE_HYGON: return "hygon";
-    default: return "unknown";
+    case QWEN3_DEVICE_CPU:
+        return "cpu";
+    case QWEN3_DEVICE_NVIDIA:
+        return "nvidia";
+    case QWEN3_DEVICE_CAMBRICON:
+        return "cambricon";
+    case QWEN3_DEVICE_ASCEND:
+        return "ascend";
+    case QWEN3_DEVICE_METAX:
+        return "metax";
+    case QWEN3_DEVICE_MOORE:
+        return "moore";
+    case QWEN3_DEVICE_ILUVATAR:
+        return "iluvatar";
+    case QWEN3_DEVICE_KUNLUN:
+        return "kunlun";
+    case QWEN3_DEVICE_HYGON:
+        return "hygon";
+    default:
+        return "unknown";
     }
 }
 
 // The command that installs InfiniCore with that device.
 inline const char *installCommand(int device) {
     switch (device) {
-    case QWEN3_DEVICE_NVIDIA: return "python scripts/install_infinicore.py --nv-gpu";
-    case QWEN3_DEVICE_CAMBRICON: return "python scripts/install_infinicore.py --cambricon-mlu";
-    case QWEN3_DEVICE_ASCEND: return "python scripts/install_infinicore.py --ascend-npu";
-    case QWEN3_DEVICE_METAX: return "python scripts/install_infinicore.py --metax-gpu";
-    case QWEN3_DEVICE_MOORE: return "python scripts/install_infinicore.py --moore-gpu";
-    case QWEN3_DEVICE_ILUVATAR: return "python scripts/install_infinicore.py --iluvatar-gpu";
-    case QWEN3_DEVICE_KUNLUN: return "python scripts/install_infinicore.py --kunlun-xpu";
-    case QWEN3_DEVICE_HYGON: return "python scripts/install_infinicore.py --sugon-dcu";
-    default: return "python scripts/install_infinicore.py";
+    case QWEN3_DEVICE_NVIDIA:
+        return "python scripts/install_infinicore.py --nv-gpu";
+    case QWEN3_DEVICE_CAMBRICON:
+        return "python scripts/install_infinicore.py --cambricon-mlu";
+    case QWEN3_DEVICE_ASCEND:
+        return "python scripts/install_infinicore.py --ascend-npu";
+    case QWEN3_DEVICE_METAX:
+        return "python scripts/install_infinicore.py --metax-gpu";
+    case QWEN3_DEVICE_MOORE:
+        return "python scripts/install_infinicore.py --moore-gpu";
+    case QWEN3_DEVICE_ILUVATAR:
+        return "python scripts/install_infinicore.py --iluvatar-gpu";
+    case QWEN3_DEVICE_KUNLUN:
+        return "python scripts/install_infinicore.py --kunlun-xpu";
+    case QWEN3_DEVICE_HYGON:
+        return "python scripts/install_infinicore.py --sugon-dcu";
+    default:
+        return "python scripts/install_infinicore.py";
     }
 }
 

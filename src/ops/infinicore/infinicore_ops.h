@@ -97,12 +97,12 @@ private:
 
     std::unique_ptr<Kernels> kernels_;
     std::vector<Buffer> activations_;
-    Buffer wide_;       // [max_step_tokens, max(2 di, d)]: gate and up; gathered deltas
-    Buffer q_, o_;      // [nh, query_rows, dh]: queries and outputs, head by head
-    Buffer scores_;     // [nh, query_rows, keys]
-    Buffer values_;     // [nkvh, gather_blocks * block_tokens, dh], 16-bit types only
-    Buffer mask_;       // [query_rows, query_rows]: 0, and -infinity above the diagonal
-    Buffer positions_;  // int32 0, 1, 2, ... [max_step_tokens]
+    Buffer wide_;                  // [max_step_tokens, max(2 di, d)]: gate and up; gathered deltas
+    Buffer q_, o_;                 // [nh, query_rows, dh]: queries and outputs, head by head
+    Buffer scores_;                // [nh, query_rows, keys]
+    Buffer values_;                // [nkvh, gather_blocks * block_tokens, dh], 16-bit types only
+    Buffer mask_;                  // [query_rows, query_rows]: 0, and -infinity above the diagonal
+    Buffer positions_;             // int32 0, 1, 2, ... [max_step_tokens]
     Buffer rope_, rope_host_;      // [2, max_step_tokens, dh / 2]: sin, cos
     Buffer embed_host_;            // [max_step_tokens, d]
     Buffer logits_, logits_host_;  // [logits_rows_, dvoc]; the CPU needs no copy on the host

@@ -27,22 +27,26 @@ static void initRuntime() {
 }
 
 std::shared_ptr<Device> Device::open(int32_t type, int32_t id, int32_t nthreads) {
-    if (type < 0 || type > QWEN3_DEVICE_HYGON)
+    if (type < 0 || type > QWEN3_DEVICE_HYGON) {
         fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED, "device %d is no Qwen3Device", int(type));
+    }
     initRuntime();
     const auto infini_type = static_cast<infiniDevice_t>(type);
     int count = 0;
     const infiniStatus_t status = infinirtGetDeviceCount(infini_type, &count);
-    if (status == INFINI_STATUS_DEVICE_TYPE_NOT_SUPPORTED)
+    if (status == INFINI_STATUS_DEVICE_TYPE_NOT_SUPPORTED) {
         fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED,
              "the installed InfiniCore was built without device %s: run `%s`, then rebuild this library",
              deviceName(type), installCommand(type));
-    if (status != INFINI_STATUS_SUCCESS)
+    }
+    if (status != INFINI_STATUS_SUCCESS) {
         fail(QWEN3_STATUS_DEVICE_NOT_FOUND, "InfiniCore cannot count the %s devices (status %d): is the driver there?",
              deviceName(type), int(status));
-    if (id < 0 || id >= count)
+    }
+    if (id < 0 || id >= count) {
         fail(QWEN3_STATUS_DEVICE_NOT_FOUND, "device %s:%d does not exist: InfiniCore sees %d %s device%s",
              deviceName(type), int(id), count, deviceName(type), count == 1 ? "" : "s");
+    }
 
     std::shared_ptr<Device> device(new Device(infini_type, id));
     device->threads_ = !device->isCpu() ? 1 : uint32_t(nthreads > 0 ? nthreads : omp_get_max_threads());
@@ -53,7 +57,9 @@ std::shared_ptr<Device> Device::open(int32_t type, int32_t id, int32_t nthreads)
 }
 
 Device::~Device() {
-    if (!has_stream_) return;
+    if (!has_stream_) {
+        return;
+    }
     try {
         DeviceScope scope(*this);
         infinirtStreamDestroy(stream_);
@@ -61,13 +67,19 @@ Device::~Device() {
     }
 }
 
-std::string Device::name() const { return std::string(deviceName(type_)) + ":" + std::to_string(id_); }
+std::string Device::name() const {
+    return std::string(deviceName(type_)) + ":" + std::to_string(id_);
+}
 
-void Device::synchronize() const { INFINI_CHECK(infinirtStreamSynchronize(stream_)); }
+void Device::synchronize() const {
+    INFINI_CHECK(infinirtStreamSynchronize(stream_));
+}
 
 // InfiniCore 0.1.0 has no memset: one chunk from the host, then copies within the device that double it.
 void Device::zero(void *data, size_t bytes) const {
-    if (bytes == 0) return;
+    if (bytes == 0) {
+        return;
+    }
     if (isCpu()) {
         std::memset(data, 0, bytes);
         return;
@@ -127,8 +139,12 @@ DeviceScope::DeviceScope(const Device &device) {
 }
 
 DeviceScope::~DeviceScope() {
-    if (old_threads_ > 0) omp_set_num_threads(old_threads_);
-    if (restore_device_) infinirtSetDevice(old_type_, old_id_);
+    if (old_threads_ > 0) {
+        omp_set_num_threads(old_threads_);
+    }
+    if (restore_device_) {
+        infinirtSetDevice(old_type_, old_id_);
+    }
 }
 
 // ------------------------------------------------------------------ Buffer
@@ -138,9 +154,10 @@ static void *allocateRaw(const Device &device, size_t bytes, Buffer::Place place
     void *data = nullptr;
     const infiniStatus_t status =
         place == Buffer::Place::Device ? infinirtMalloc(&data, bytes) : infinirtMallocHost(&data, bytes);
-    if (status != INFINI_STATUS_SUCCESS || data == nullptr)
+    if (status != INFINI_STATUS_SUCCESS || data == nullptr) {
         fail(QWEN3_STATUS_OUT_OF_MEMORY, "cannot allocate %zu bytes of %s memory on %s (InfiniCore status %d)", bytes,
              place == Buffer::Place::Device ? "device" : "pinned host", device.name().c_str(), int(status));
+    }
     return data;
 }
 
@@ -149,10 +166,11 @@ Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes, Place place)
     DeviceScope scope(*device_);
     data_ = allocateRaw(*device_, std::max<size_t>(bytes, 1), place);
     try {
-        if (place == Place::Host)
+        if (place == Place::Host) {
             std::memset(data_, 0, bytes);
-        else
+        } else {
             device_->zero(data_, bytes);
+        }
     } catch (...) {
         place == Place::Host ? infinirtFreeHost(data_) : infinirtFree(data_);
         throw;
@@ -160,7 +178,9 @@ Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes, Place place)
 }
 
 Buffer::~Buffer() {
-    if (data_ == nullptr) return;
+    if (data_ == nullptr) {
+        return;
+    }
     try {
         DeviceScope scope(*device_);
         infinirtStreamSynchronize(device_->stream());  // nothing may still use it
@@ -191,7 +211,9 @@ void *DeviceBlockMemory::allocate(size_t bytes) {
 }
 
 void DeviceBlockMemory::release(void *block) noexcept {
-    if (block == nullptr) return;
+    if (block == nullptr) {
+        return;
+    }
     try {
         DeviceScope scope(*device_);
         infinirtStreamSynchronize(device_->stream());

@@ -5,7 +5,9 @@
 
 namespace q3::infinicore {
 
-const char *version() { return "none"; }
+const char *version() {
+    return "none";
+}
 
 std::unique_ptr<Ops> makeInfinicoreOps(const ModelConfig &, const OpsOptions &options) {
     fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED,

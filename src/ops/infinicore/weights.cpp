@@ -47,16 +47,28 @@ void convertRows(void *dst, const HostMatrix &source, uint32_t row, uint32_t row
     };
     bool bad = false;
     if (source.row_stride < source.col_stride) {  // transposed: walk down the columns, where memory is contiguous
-        for (size_t c = 0; c < cols; ++c)
-            for (size_t r = 0; r < rows; ++r) bad |= one(r, c);
+        for (size_t c = 0; c < cols; ++c) {
+            for (size_t r = 0; r < rows; ++r) {
+                bad |= one(r, c);
+            }
+        }
     } else {
-        for (size_t r = 0; r < rows; ++r)
-            for (size_t c = 0; c < cols; ++c) bad |= one(r, c);
+        for (size_t r = 0; r < rows; ++r) {
+            for (size_t c = 0; c < cols; ++c) {
+                bad |= one(r, c);
+            }
+        }
     }
-    if (!bad) return;
-    for (uint32_t r = 0; r < rows; ++r)
-        for (uint32_t c = 0; c < cols; ++c)
-            if (one(r, c)) failValue(origin, row + r, c, From::toFloat(load<From>(source.data, index(r, c))), dtype);
+    if (!bad) {
+        return;
+    }
+    for (uint32_t r = 0; r < rows; ++r) {
+        for (uint32_t c = 0; c < cols; ++c) {
+            if (one(r, c)) {
+                failValue(origin, row + r, c, From::toFloat(load<From>(source.data, index(r, c))), dtype);
+            }
+        }
+    }
 }
 
 void convert(void *dst, int32_t dst_dtype, const HostMatrix &source, int32_t src_dtype, uint32_t row, uint32_t rows,
@@ -88,14 +100,18 @@ void uploadMatrix(const Device &device, char *dst, int32_t dst_dtype, const Host
 
 // Rows and columns of a source with all parts stacked.
 void shapeOf(const LinearSource &source, uint32_t &rows, uint32_t &cols) {
-    if (source.parts.empty()) fail(QWEN3_STATUS_INTERNAL_ERROR, "weight %s has no parts", source.name);
-    if (!isFloatDType(source.dtype))
+    if (source.parts.empty()) {
+        fail(QWEN3_STATUS_INTERNAL_ERROR, "weight %s has no parts", source.name);
+    }
+    if (!isFloatDType(source.dtype)) {
         fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, int(source.dtype));
+    }
     rows = 0;
     cols = source.parts[0].cols;
     for (const HostMatrix &part : source.parts) {
-        if (part.cols != cols || part.rows == 0 || part.data == nullptr)
+        if (part.cols != cols || part.rows == 0 || part.data == nullptr) {
             fail(QWEN3_STATUS_INTERNAL_ERROR, "weight %s has parts that do not fit", source.name);
+        }
         rows += part.rows;
     }
 }
@@ -119,7 +135,9 @@ std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, 
     const bool has_bias =
         std::any_of(source.parts.begin(), source.parts.end(), [](const HostMatrix &p) { return p.bias != nullptr; });
     linear->weight = Buffer(device, size_t(linear->rows) * linear->cols * size);
-    if (has_bias) linear->bias = Buffer(device, linear->rows * size);  // zeroed: parts without bias need no more
+    if (has_bias) {
+        linear->bias = Buffer(device, linear->rows * size);  // zeroed: parts without bias need no more
+    }
 
     DeviceScope scope(*device);
     uint32_t first_row = 0;
@@ -138,8 +156,9 @@ std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, 
 
 std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const VectorSource &source,
                                          int32_t dtype) {
-    if (!isFloatDType(source.dtype))
+    if (!isFloatDType(source.dtype)) {
         fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, int(source.dtype));
+    }
     auto vector = std::make_unique<DeviceVector>();
     vector->size = source.size;
     vector->dtype = source.dtype == dtype ? dtype : int32_t(QWEN3_DTYPE_F32);  // the norm operator takes either
@@ -171,9 +190,10 @@ std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearS
     uint32_t first_row = 0;
     for (const HostMatrix &part : source.parts) {
         const Origin origin{source.name, source.layer, "", first_row};
-        for (uint32_t row = 0; row < part.rows; ++row)
+        for (uint32_t row = 0; row < part.rows; ++row) {
             convert(borrow ? scratch.data() : embedding->owned.get() + (first_row + row) * row_bytes, dtype, part,
                     source.dtype, row, 1, origin);
+        }
         first_row += part.rows;
     }
     if (borrow) {

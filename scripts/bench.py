@@ -1,0 +1,332 @@
+"""Measures prefill and decode speed and compares it with what the machine can do.
+
+    python scripts/bench.py --model 0.6b --dtype bf16 -p 512 -n 32
+    python scripts/bench.py --model 0.6b 1.7b -p 128 512 -n 16 -d 0 1024 -b 1 4 --format md
+
+Models are random weights of an official Qwen3 shape, so nothing has to be downloaded: speed depends on shapes only.
+Every run first measures the machine: read bandwidth B (best of several access patterns) and the float32 multiply-add peak
+P, both with the same number of threads. Decode is compared with B (weights and KV read per step), prefill with P.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import ctypes
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from libinfinicore_infer import DataType, DeviceType, Qwen3ModelOptions, Qwen3Weights
+from numpy.typing import NDArray
+from qwen3_config import Qwen3MetaFromConfig
+from qwen3_runtime import KVCache, NativeModel, StepRequest, sampling_struct
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# hidden, layers, query heads, KV heads, MLP, tied
+SHAPES = {
+    "0.6b": (1024, 28, 16, 8, 3072, True),
+    "1.7b": (2048, 28, 16, 8, 6144, True),
+    "4b": (2560, 36, 32, 8, 9728, True),
+    "8b": (4096, 36, 32, 8, 12288, False),
+    "14b": (5120, 40, 40, 8, 17408, False),
+    "32b": (5120, 64, 64, 8, 25600, False),
+}
+VOCABULARY = 151936
+HEAD_SIZE = 128
+
+
+def official_config(name: str) -> dict[str, Any]:
+    """Return the config.json contents of an official Qwen3 dense model."""
+    hidden, layers, heads, kv_heads, inner, tied = SHAPES[name]
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "attention_bias": False,
+        "eos_token_id": 151645,
+        "head_dim": HEAD_SIZE,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "max_position_embeddings": 40960,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+        "vocab_size": VOCABULARY,
+    }
+
+
+class _Progress:
+    """The loader's callback, with nothing to show."""
+
+    cancelled = False
+
+    def __call__(self, user_data: int | None, done: int, total: int) -> int:
+        return 0
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+
+class RandomWeights(Qwen3Weights):
+    """Weights that all point into one block of random numbers, large enough for the largest tensor."""
+
+    def __init__(self, meta: Qwen3MetaFromConfig, dtype: DataType) -> None:
+        """Draw the block; about 0.02 standard deviation, as trained weights have."""
+        largest = max(meta.dvoc * meta.d, meta.di * meta.d, meta.nh * meta.dh * meta.d)
+        pattern = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
+        block = np.resize(pattern, largest)
+        ones = np.ones(max(meta.d, meta.dh), np.float32)
+        self._keep = [self._convert(block, dtype), ones]
+        data, norm = (array.ctypes.data for array in self._keep)
+        per_layer = (ctypes.c_void_p * meta.nlayer)
+        super().__init__(
+            nlayer=meta.nlayer,
+            dt_norm=DataType.F32,
+            dt_mat=dtype,
+            transpose_linear_weights=1,
+            input_embd=data,
+            output_norm=norm,
+            output_embd=None if meta.tie_word_embeddings else data,
+        )
+        for name in ("attn_norm", "attn_q_norm", "attn_k_norm", "ffn_norm"):
+            setattr(self, name, per_layer(*[norm] * meta.nlayer))
+        for name in ("attn_q", "attn_k", "attn_v", "attn_o", "ffn_gate", "ffn_up", "ffn_down"):
+            setattr(self, name, per_layer(*[data] * meta.nlayer))
+
+    @staticmethod
+    def _convert(values: NDArray[np.float32], dtype: DataType) -> NDArray[Any]:
+        if dtype == DataType.BF16:
+            return (values.view(np.uint32) >> 16).astype(np.uint16)
+        return values.astype(np.float16) if dtype == DataType.F16 else values
+
+
+@dataclasses.dataclass(slots=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        model: Shape name.
+        dtype: Weight format.
+        test: "pp512" (prefill of 512 tokens) or "tg32" (32 decode steps), with "@d1024" for the context before it.
+        batch: Sequences at once.
+        tok_s: Tokens per second of all sequences, median of the repetitions.
+        spread: (maximum - minimum) / median of the repetitions.
+        gb_s: Bytes of weights and KV read per second, decode only.
+        of_bandwidth: gb_s over the machine's B.
+        gflop_s: Arithmetic per second.
+        of_peak: gflop_s over the machine's P.
+    """
+
+    model: str
+    dtype: str
+    threads: int
+    test: str
+    batch: int
+    tok_s: float
+    spread: float
+    gb_s: float
+    of_bandwidth: float
+    gflop_s: float
+    of_peak: float
+
+
+def measure_machine(threads: int) -> dict[str, Any]:
+    """Run the machine benchmark with the same number of threads.
+
+    Raises:
+        FileNotFoundError: It has not been built.
+    """
+    programs = sorted((ROOT / "build" / "linux").glob("*/release/bench_machine"))
+    if not programs:
+        raise FileNotFoundError("bench_machine is not built: run `.venv/bin/xmake build bench_machine`")
+    output = subprocess.run([programs[0], str(threads)], check=True, capture_output=True, text=True).stdout
+    result: dict[str, Any] = json.loads(output)
+    return result
+
+
+def cpu_name() -> str:
+    """Return the CPU's model name and family, as far as the system says."""
+    try:
+        fields = dict(
+            line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if ":" in line
+        )
+    except OSError:
+        return platform.processor() or "unknown CPU"
+    clean = {key.strip(): value.strip() for key, value in fields.items()}
+    return f"{clean.get('model name', '?')} family {clean.get('cpu family', '?')} model {clean.get('model', '?')}"
+
+
+class Bench:
+    """One loaded model and the figures its measurements are compared with."""
+
+    def __init__(self, name: str, dtype: DataType, args: argparse.Namespace, machine: dict[str, Any]) -> None:
+        """Load random weights of the shape `name`."""
+        self.name, self.dtype, self.machine = name, dtype, machine
+        self.meta = Qwen3MetaFromConfig(official_config(name))
+        options = Qwen3ModelOptions(nthreads=args.threads, kv_limit_bytes=args.kv_limit << 20)
+        weights = RandomWeights(self.meta, dtype)
+        device = DeviceType.parse(args.device)
+        start = time.perf_counter()
+        self.model = NativeModel(self.meta, weights, options, device, [0], _Progress())  # type: ignore[arg-type]
+        self.load_seconds = time.perf_counter() - start
+        self.threads = self.model.stats()["nthreads"]
+        self.rng = np.random.default_rng(1)
+
+    def _tokens(self, count: int) -> NDArray[np.uint32]:
+        return self.rng.integers(0, self.meta.dvoc, count).astype(np.uint32)
+
+    def _step(self, caches: Sequence[KVCache], tokens: int) -> None:
+        greedy = sampling_struct()
+        self.model.step([StepRequest(c, self._tokens(tokens), len(c), greedy) for c in caches])
+
+    def _flops(self, tokens: int, first: int, logit_rows: int) -> float:
+        """Multiply-adds x 2 of one sequence's `tokens` tokens from position `first` on."""
+        m = self.meta
+        linear = m.nlayer * m.d * ((m.nh * 2 + m.nkvh * 2) * m.dh + 3 * m.di)
+        keys = sum(range(first + 1, first + tokens + 1))
+        return 2.0 * (linear * tokens + logit_rows * m.d * m.dvoc) + 4.0 * keys * m.nh * m.dh * m.nlayer
+
+    def run(self, batch: int, depth: int, prompt: int, generate: int, repetitions: int) -> Row:
+        """Measure one prefill (`generate` 0) or `generate` decode steps, after `depth` tokens of context."""
+        times = []
+        for repeat in range(repetitions + 1):
+            caches = [self.model.create_kv_cache() for _ in range(batch)]
+            if depth:
+                for cache in caches:
+                    self._step([cache], depth)
+            action: Callable[[], None]
+            if generate:
+                self._step(caches, 1)
+
+                def action(caches: Sequence[KVCache] = caches) -> None:
+                    for _ in range(generate):
+                        self._step(caches, 1)
+            else:
+
+                def action(caches: Sequence[KVCache] = caches) -> None:
+                    self._step(caches, prompt)
+
+            start = time.perf_counter()
+            action()
+            if repeat:  # the first one warms up
+                times.append(time.perf_counter() - start)
+            for cache in caches:
+                cache.close()
+        return self._row(batch, depth, prompt, generate, times)
+
+    def _row(self, batch: int, depth: int, prompt: int, generate: int, times: list[float]) -> Row:
+        seconds = float(np.median(times))
+        tokens = batch * (generate or prompt)
+        first = depth + (1 if generate else 0)
+        flops = batch * self._flops(generate or prompt, first, generate or 1) / seconds / 1e9
+        rate = 0.0
+        if generate:
+            stats = self.model.stats()
+            kv_token = stats["kv_block_bytes"] / stats["kv_block_tokens"]
+            kv = batch * kv_token * sum(range(first + 1, first + generate + 1))
+            weights = stats["weight_bytes"]
+            if not self.meta.tie_word_embeddings:  # the table of input embeddings is not streamed
+                weights -= self.meta.dvoc * self.meta.d * (4 if self.dtype == DataType.F32 else 2)
+            rate = (generate * weights + kv) / seconds / 1e9
+        return Row(
+            model=self.name,
+            dtype=self.dtype.name.lower(),
+            threads=self.threads,
+            test=(f"tg{generate}" if generate else f"pp{prompt}") + (f"@d{depth}" if depth else ""),
+            batch=batch,
+            tok_s=tokens / seconds,
+            spread=(max(times) - min(times)) / seconds,
+            gb_s=rate,
+            of_bandwidth=rate / self.machine["bandwidth_gbps"],
+            gflop_s=flops,
+            of_peak=flops / self.machine["fma_gflops"],
+        )
+
+
+def write_rows(rows: list[Row], machine: dict[str, Any], form: str) -> None:
+    """Print the table."""
+    if form == "json":
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+        facts = {"cpu": cpu_name(), "commit": commit, "date": time.strftime("%Y-%m-%d"), "machine": machine}
+        print(json.dumps({**facts, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
+        return
+    names = [field.name for field in dataclasses.fields(Row)]
+    cells = [
+        [f"{value:.3g}" if isinstance(value, float) else str(value) for value in dataclasses.astuple(row)]
+        for row in rows
+    ]
+    if form == "csv":
+        csv.writer(sys.stdout).writerows([names, *cells])
+        return
+    print(f"{cpu_name()}: B = {machine['bandwidth_gbps']} GB/s, P = {machine['fma_gflops']} GFLOP/s\n")
+    print("| " + " | ".join(names) + " |")
+    print("|" + "---|" * len(names))
+    for line in cells:
+        print("| " + " | ".join(line) + " |")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=SHAPES, default=["0.6b"], help="official shapes")
+    parser.add_argument("--dtype", nargs="+", choices=["bf16", "f16", "f32"], default=["bf16"], help="weight formats")
+    parser.add_argument("-p", "--prompt", nargs="*", type=int, default=[512], help="prefill lengths, tokens")
+    parser.add_argument("-n", "--generate", nargs="*", type=int, default=[32], help="decode steps")
+    parser.add_argument("-b", "--batch", nargs="+", type=int, default=[1], help="sequences at once")
+    parser.add_argument("-d", "--depth", nargs="+", type=int, default=[0], help="context before the test, tokens")
+    parser.add_argument("-r", "--repeat", type=int, default=3, help="repetitions, after one warm-up")
+    parser.add_argument("--threads", type=int, default=0, help="0: all CPUs of this process")
+    parser.add_argument("--kv-limit", type=int, default=4096, help="MiB of KV cache")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--format", choices=["md", "csv", "json"], default="md")
+    args = parser.parse_args(argv)
+    for name in ("prompt", "generate", "batch", "repeat"):
+        values = getattr(args, name)
+        if any(value < 1 for value in (values if isinstance(values, list) else [values])):
+            parser.error(f"--{name} takes numbers from 1 on")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    args = parse_arguments(argv)
+    rows: list[Row] = []
+    machine: dict[str, Any] = {}
+    for name in args.model:
+        for dtype in args.dtype:
+            if not machine:
+                threads = args.threads or len(os.sched_getaffinity(0))
+                machine = measure_machine(threads)
+            bench = Bench(name, DataType.parse(dtype), args, machine)
+            print(f"{name} {dtype}: packed in {bench.load_seconds:.1f} s", file=sys.stderr)
+            for depth in args.depth:
+                for batch in args.batch:
+                    tests = [(prompt, 0) for prompt in args.prompt] + [(0, n) for n in args.generate]
+                    for prompt, generate in tests:
+                        rows.append(bench.run(batch, depth, prompt, generate, args.repeat))
+                        print(f"  {rows[-1].test} batch {batch}: {rows[-1].tok_s:.1f} tok/s", file=sys.stderr)
+            bench.model.close()
+    write_rows(rows, machine, args.format)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
