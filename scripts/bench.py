@@ -3,9 +3,10 @@
     python scripts/bench.py --model 0.6b --dtype bf16 -p 512 -n 32
     python scripts/bench.py --model 0.6b 1.7b -p 128 512 -n 16 -d 0 1024 -b 1 4 --format md
 
-Models are random weights of an official Qwen3 shape, so nothing has to be downloaded: speed depends on shapes only.
-Every run first measures the machine: read bandwidth B (best of several access patterns) and the float32 multiply-add peak
-P, both with the same number of threads. Decode is compared with B (weights and KV read per step), prefill with P.
+Models are random weights of an official Qwen3 shape, so nothing has to be downloaded: speed depends
+on shapes only. Every run first measures the machine: read bandwidth B (best of several access
+patterns) and the float32 multiply-add peak P, both with the same number of threads. Decode is
+compared with B (weights and KV read per step), prefill with P.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class _Progress:
 
 
 class RandomWeights(Qwen3Weights):
-    """Weights that all point into one block of random numbers, large enough for the largest tensor."""
+    """Weights that all point into one block of random numbers as large as the largest tensor."""
 
     def __init__(self, meta: Qwen3MetaFromConfig, dtype: DataType) -> None:
         """Draw the block; about 0.02 standard deviation, as trained weights have."""
@@ -94,7 +95,7 @@ class RandomWeights(Qwen3Weights):
         ones = np.ones(max(meta.d, meta.dh), np.float32)
         self._keep = [self._convert(block, dtype), ones]
         data, norm = (array.ctypes.data for array in self._keep)
-        per_layer = (ctypes.c_void_p * meta.nlayer)
+        per_layer = ctypes.c_void_p * meta.nlayer
         super().__init__(
             nlayer=meta.nlayer,
             dt_norm=DataType.F32,
@@ -123,7 +124,8 @@ class Row:
     Attributes:
         model: Shape name.
         dtype: Weight format.
-        test: "pp512" (prefill of 512 tokens) or "tg32" (32 decode steps), with "@d1024" for the context before it.
+        test: "pp512" (prefill of 512 tokens) or "tg32" (32 decode steps), with "@d1024" for the
+            context before it.
         batch: Sequences at once.
         tok_s: Tokens per second of all sequences, median of the repetitions.
         spread: (maximum - minimum) / median of the repetitions.
@@ -154,8 +156,12 @@ def measure_machine(threads: int) -> dict[str, Any]:
     """
     programs = sorted((ROOT / "build" / "linux").glob("*/release/bench_machine"))
     if not programs:
-        raise FileNotFoundError("bench_machine is not built: run `.venv/bin/xmake build bench_machine`")
-    output = subprocess.run([programs[0], str(threads)], check=True, capture_output=True, text=True).stdout
+        raise FileNotFoundError(
+            "bench_machine is not built: run `.venv/bin/xmake build bench_machine`"
+        )
+    output = subprocess.run(
+        [programs[0], str(threads)], check=True, capture_output=True, text=True
+    ).stdout
     result: dict[str, Any] = json.loads(output)
     return result
 
@@ -164,18 +170,23 @@ def cpu_name() -> str:
     """Return the CPU's model name and family, as far as the system says."""
     try:
         fields = dict(
-            line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if ":" in line
+            line.split(":", 1)
+            for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+            if ":" in line
         )
     except OSError:
         return platform.processor() or "unknown CPU"
     clean = {key.strip(): value.strip() for key, value in fields.items()}
-    return f"{clean.get('model name', '?')} family {clean.get('cpu family', '?')} model {clean.get('model', '?')}"
+    family = f"family {clean.get('cpu family', '?')} model {clean.get('model', '?')}"
+    return f"{clean.get('model name', '?')} {family}"
 
 
 class Bench:
     """One loaded model and the figures its measurements are compared with."""
 
-    def __init__(self, name: str, dtype: DataType, args: argparse.Namespace, machine: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, dtype: DataType, args: argparse.Namespace, machine: dict[str, Any]
+    ) -> None:
         """Load random weights of the shape `name`."""
         self.name, self.dtype, self.machine = name, dtype, machine
         self.meta = Qwen3MetaFromConfig(official_config(name))
@@ -198,12 +209,14 @@ class Bench:
     def _flops(self, tokens: int, first: int, logit_rows: int) -> float:
         """Multiply-adds x 2 of one sequence's `tokens` tokens from position `first` on."""
         m = self.meta
-        linear = m.nlayer * m.d * ((m.nh * 2 + m.nkvh * 2) * m.dh + 3 * m.di)
+        heads = 2 * (m.nh + m.nkvh) * m.dh  # q, k, v and o
+        linear = int(m.nlayer * m.d * (heads + 3 * m.di))
         keys = sum(range(first + 1, first + tokens + 1))
-        return 2.0 * (linear * tokens + logit_rows * m.d * m.dvoc) + 4.0 * keys * m.nh * m.dh * m.nlayer
+        attention = int(4 * keys * m.nh * m.dh * m.nlayer)
+        return float(2 * (linear * tokens + logit_rows * int(m.d * m.dvoc)) + attention)
 
     def run(self, batch: int, depth: int, prompt: int, generate: int, repetitions: int) -> Row:
-        """Measure one prefill (`generate` 0) or `generate` decode steps, after `depth` tokens of context."""
+        """Measure one prefill, or `generate` decode steps, after `depth` tokens of context."""
         times = []
         for repeat in range(repetitions + 1):
             caches = [self.model.create_kv_cache() for _ in range(batch)]
@@ -263,20 +276,34 @@ def write_rows(rows: list[Row], machine: dict[str, Any], form: str) -> None:
     """Print the table."""
     if form == "json":
         commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         ).stdout.strip()
-        facts = {"cpu": cpu_name(), "commit": commit, "date": time.strftime("%Y-%m-%d"), "machine": machine}
+        facts = {
+            "cpu": cpu_name(),
+            "commit": commit,
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": machine,
+        }
         print(json.dumps({**facts, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
         return
     names = [field.name for field in dataclasses.fields(Row)]
     cells = [
-        [f"{value:.3g}" if isinstance(value, float) else str(value) for value in dataclasses.astuple(row)]
+        [
+            f"{value:.3g}" if isinstance(value, float) else str(value)
+            for value in dataclasses.astuple(row)
+        ]
         for row in rows
     ]
     if form == "csv":
         csv.writer(sys.stdout).writerows([names, *cells])
         return
-    print(f"{cpu_name()}: B = {machine['bandwidth_gbps']} GB/s, P = {machine['fma_gflops']} GFLOP/s\n")
+    print(
+        f"{cpu_name()}: B = {machine['bandwidth_gbps']} GB/s, P = {machine['fma_gflops']} GFLOP/s\n"
+    )
     print("| " + " | ".join(names) + " |")
     print("|" + "---|" * len(names))
     for line in cells:
@@ -285,14 +312,30 @@ def write_rows(rows: list[Row], machine: dict[str, Any], form: str) -> None:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", choices=SHAPES, default=["0.6b"], help="official shapes")
-    parser.add_argument("--dtype", nargs="+", choices=["bf16", "f16", "f32"], default=["bf16"], help="weight formats")
-    parser.add_argument("-p", "--prompt", nargs="*", type=int, default=[512], help="prefill lengths, tokens")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", nargs="+", choices=SHAPES, default=["0.6b"], help="official shapes"
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=["bf16", "f16", "f32"],
+        default=["bf16"],
+        help="weight formats",
+    )
+    parser.add_argument(
+        "-p", "--prompt", nargs="*", type=int, default=[512], help="prefill lengths, tokens"
+    )
     parser.add_argument("-n", "--generate", nargs="*", type=int, default=[32], help="decode steps")
     parser.add_argument("-b", "--batch", nargs="+", type=int, default=[1], help="sequences at once")
-    parser.add_argument("-d", "--depth", nargs="+", type=int, default=[0], help="context before the test, tokens")
-    parser.add_argument("-r", "--repeat", type=int, default=3, help="repetitions, after one warm-up")
+    parser.add_argument(
+        "-d", "--depth", nargs="+", type=int, default=[0], help="context before the test, tokens"
+    )
+    parser.add_argument(
+        "-r", "--repeat", type=int, default=3, help="repetitions, after one warm-up"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0: all CPUs of this process")
     parser.add_argument("--kv-limit", type=int, default=4096, help="MiB of KV cache")
     parser.add_argument("--device", default="cpu")
@@ -319,10 +362,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name} {dtype}: packed in {bench.load_seconds:.1f} s", file=sys.stderr)
             for depth in args.depth:
                 for batch in args.batch:
-                    tests = [(prompt, 0) for prompt in args.prompt] + [(0, n) for n in args.generate]
+                    tests = [(prompt, 0) for prompt in args.prompt] + [
+                        (0, n) for n in args.generate
+                    ]
                     for prompt, generate in tests:
                         rows.append(bench.run(batch, depth, prompt, generate, args.repeat))
-                        print(f"  {rows[-1].test} batch {batch}: {rows[-1].tok_s:.1f} tok/s", file=sys.stderr)
+                        print(
+                            f"  {rows[-1].test} batch {batch}: {rows[-1].tok_s:.1f} tok/s",
+                            file=sys.stderr,
+                        )
             bench.model.close()
     write_rows(rows, machine, args.format)
     return 0

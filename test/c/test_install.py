@@ -1,4 +1,4 @@
-"""`xmake install`, then a C program that finds the library through pkg-config and one through CMake."""
+"""`xmake install`, then a C program through pkg-config and one through CMake."""
 
 from __future__ import annotations
 

@@ -862,6 +862,20 @@ static void testOutOfKv(const Setup *base, const uint32_t expected[NGREEDY]) {
     CHECK(qwen3KVCacheLength(model, copy, &length) == QWEN3_STATUS_SUCCESS && length == 2 * block);
     dropKVCache(model, copy);
 
+    /* two that share a block write to it in one call: one copy of it is enough, which is all that is left */
+    copy = duplicateKVCache(model, first, 2 * block - 1);
+    {
+        const uint32_t last[2] = {tokens[2 * block - 1], tokens[2 * block - 1]}, topk[2] = {1, 1}, one_each[2] = {1, 1};
+        const uint32_t last_pos[2] = {2 * block - 1, 2 * block - 1};
+        const float temperature[2] = {0, 0}, topp[2] = {1, 1};
+        struct KVCache *batch[2] = {first, copy};
+        uint32_t output[2] = {0, 0};
+        status = inferBatch(model, last, 2, one_each, 2, last_pos, batch, temperature, topk, topp, output);
+        report(status == QWEN3_STATUS_SUCCESS, __FILE__, __LINE__, "two writers of a shared block: %s", qwen3LastError());
+        CHECK(output[0] == alone && output[1] == alone);
+    }
+    dropKVCache(model, copy);
+
     /* the first cache is intact: its last token again gives the same answer; then make room */
     CHECK(step(model, tokens + 2 * block - 1, 1, 2 * block - 1, first, &next) == QWEN3_STATUS_SUCCESS && next == alone);
     dropKVCache(model, first);

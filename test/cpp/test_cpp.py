@@ -1,4 +1,4 @@
-"""Runs the C++ and C test programs: release build, and under AddressSanitizer + UBSan and ThreadSanitizer."""
+"""Runs the C++ and C test programs: release, ASan + UBSan, and TSan builds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 XMAKE = ROOT / ".venv" / "bin" / "xmake"
 PROGRAMS = sorted(p.stem for p in (ROOT / "test" / "cpp").glob("test_*.c*"))
-# InfiniCore brings its own OpenMP threads, which ThreadSanitizer cannot follow, so the sanitizer builds leave it out.
+# InfiniCore brings its own OpenMP threads, which ThreadSanitizer cannot follow, so the sanitizer
+# builds leave it out.
 SANITIZED = [name for name in PROGRAMS if name != "test_infinicore_ops"]
 
 
@@ -40,11 +41,20 @@ def release_tests() -> Path:
 
 @pytest.fixture(scope="session", params=["address", "thread"])
 def sanitizer_tests(request: pytest.FixtureRequest) -> Path:
-    """Configures and builds a sanitizer tree of its own, leaving the release configuration alone."""
+    """Configures and builds a sanitizer tree of its own, apart from the release build."""
     kind = str(request.param)
     env = {"XMAKE_CONFIGDIR": str(ROOT / "build" / f".config-{kind}")}
     output = ROOT / "build" / kind
-    flags = ["-y", "-m", "debug", "--require=no", "--infinicore=n", f"--sanitizer={kind}", "-o", output]
+    flags = [
+        "-y",
+        "-m",
+        "debug",
+        "--require=no",
+        "--infinicore=n",
+        f"--sanitizer={kind}",
+        "-o",
+        output,
+    ]
     run([XMAKE, "f", "-c", *flags], env)
     run([XMAKE, "build", "-g", "tests"], env)
     return next((output / "linux").glob("*/debug"))
@@ -64,9 +74,11 @@ def test_sanitized(sanitizer_tests: Path, name: str) -> None:
 
 
 def test_isa_objects_export_nothing_inline() -> None:
-    """An inline function compiled with AVX2 flags must not be able to replace its portable copy at link time."""
+    """No inline function compiled with AVX2 flags may replace its portable copy at link time."""
     objects = list((ROOT / "build" / ".objs" / "q3_core").rglob("kernels_avx2.cpp.o"))
     assert objects, "the release build has no kernels_avx2.cpp.o"
     for path in objects:
-        weak = [line for line in run(["nm", "-C", path]).splitlines() if " W " in line or " V " in line]
+        weak = [
+            line for line in run(["nm", "-C", path]).splitlines() if " W " in line or " V " in line
+        ]
         assert not weak, weak

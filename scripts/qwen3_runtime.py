@@ -1,0 +1,423 @@
+"""Owns a model and its KV caches inside the library: lifetimes, steps and logits, in token ids.
+
+Text, sampling policy and scheduling live above this module; ctypes details end here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import POINTER, byref, c_float, c_int32, c_uint32, c_void_p
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from libinfinicore_infer import (
+    DeviceType,
+    ProgressCallback,
+    Qwen3ModelOptions,
+    Qwen3SampleResult,
+    Qwen3SamplingParams,
+    Qwen3Stats,
+    check,
+    check_handle,
+    load_library,
+)
+from numpy.typing import NDArray
+from qwen3_config import Qwen3MetaFromConfig
+from qwen3_weights import LoadProgress, Qwen3WeightsImpl
+
+
+def token_array(tokens: Sequence[int] | NDArray[Any], dvoc: int) -> NDArray[np.uint32]:
+    """Return token ids as a contiguous uint32 array [ntok].
+
+    Raises:
+        ValueError: There are none, or one is not a whole number from 0 to dvoc - 1.
+    """
+    array = np.asarray(tokens)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError("tokens must be a list of at least one token id")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"token ids must be whole numbers, got {array.dtype}")
+    bad = np.flatnonzero((array < 0) | (array >= dvoc))
+    if bad.size:
+        i = int(bad[0])
+        raise ValueError(f"token {i} is {array[i]}; ids of this model are from 0 to {dvoc - 1}")
+    return np.ascontiguousarray(array, np.uint32)
+
+
+class KVCache:
+    """Keys and values of one token sequence, owned by a model.
+
+    A context manager; also released when garbage collected. ``len(cache)`` is the number of tokens
+    it holds.
+
+    Attributes:
+        tokens: The token ids it holds, so that a later prompt can reuse a common beginning.
+    """
+
+    def __init__(self, owner: NativeModel, handle: int, tokens: list[int]) -> None:
+        """Wrap a handle; use :meth:`NativeModel.create_kv_cache`."""
+        self.owner = owner
+        self.tokens = tokens
+        self._handle: int | None = handle
+        # The finalizer may run on any thread in the middle of anything, so it takes no lock and
+        # calls no C; the model drops what is in its bin at its next call.
+        self._finalizer = weakref.finalize(self, owner.bin.append, handle)
+        # The model frees its caches when it goes, and the system frees all at exit.
+        self._finalizer.atexit = False
+
+    @property
+    def handle(self) -> int:
+        """The library's pointer.
+
+        Raises:
+            ValueError: The cache or its model is closed.
+        """
+        if self._handle is None:
+            raise ValueError("this KV cache is closed")
+        if self.owner.closed:
+            raise ValueError("the model of this KV cache is closed")
+        return self._handle
+
+    def __len__(self) -> int:
+        """Return how many tokens the cache holds."""
+        return self.owner.kv_cache_length(self)
+
+    def __bool__(self) -> bool:
+        """Return whether the cache is open; without this an empty one would be false."""
+        return self._handle is not None
+
+    def close(self) -> None:
+        """Give the memory back. Closing twice, or after the model, does nothing."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._finalizer.detach()
+            self.tokens = []
+            self.owner.drop_handle(handle)
+
+    def __enter__(self) -> KVCache:
+        """Return self."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close."""
+        self.close()
+
+
+@dataclass(slots=True)
+class StepRequest:
+    """One request's share of a step.
+
+    Attributes:
+        cache: Its cache.
+        tokens: New token ids, at least one.
+        position: Position of the first new token; at most the cache's length.
+        sampling: How to choose the next token; ``None``: do not (a prefill chunk).
+    """
+
+    cache: KVCache
+    tokens: Sequence[int] | NDArray[Any]
+    position: int
+    sampling: Qwen3SamplingParams | None = None
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What one request got from a step.
+
+    Attributes:
+        token: The chosen token; 0 without sampling.
+        logprob: Its natural log-probability.
+        top: The likeliest tokens and their log-probabilities, if asked for.
+    """
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]] = field(default_factory=list)
+
+
+@contextmanager
+def _interrupt_cancels(progress: LoadProgress) -> Iterator[None]:
+    """Let Ctrl-C cancel the loading.
+
+    Python raises KeyboardInterrupt inside the callback, where ctypes would print and drop it. So a
+    handler only sets a flag, and the exception is raised once the library has returned.
+    """
+    current = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or current is not signal.default_int_handler:
+        yield
+        return
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        progress.cancelled = True
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    except Exception:
+        if progress.cancelled:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, current)
+    # Pressed too late to cancel: the caller still asked to stop.
+    if progress.cancelled:
+        raise KeyboardInterrupt
+
+
+class NativeModel:
+    """A model inside the library.
+
+    All methods may be called from any thread; calls take turns, except :meth:`cancel`.
+    """
+
+    def __init__(
+        self,
+        meta: Qwen3MetaFromConfig,
+        weights: Qwen3WeightsImpl,
+        options: Qwen3ModelOptions,
+        device: DeviceType,
+        dev_ids: Sequence[int],
+        progress: LoadProgress,
+    ) -> None:
+        """Create the model; takes as long as packing the weights takes.
+
+        Raises:
+            Qwen3Error: Or a subclass: the library refused; the message says why.
+            KeyboardInterrupt: Ctrl-C was pressed meanwhile; nothing is left allocated.
+        """
+        self._lib = load_library()
+        self._meta = meta
+        self._lock = threading.RLock()
+        self._cancel_lock = threading.Lock()
+        self.bin: deque[int] = deque()
+        self._handle: int | None = None
+        callback = ProgressCallback(progress)
+        options.progress = callback
+        ids = (c_int32 * len(dev_ids))(*dev_ids)
+        try:
+            with _interrupt_cancels(progress):
+                handle = check_handle(
+                    self._lib,
+                    self._lib.createQwen3ModelEx(
+                        byref(meta), byref(weights), device, len(dev_ids), ids, byref(options)
+                    ),
+                )
+                self._finalizer = weakref.finalize(self, self._lib.destroyQwen3Model, handle)
+                # Not at exit: a daemon thread may be inside a call then, and the system frees all.
+                self._finalizer.atexit = False
+        except BaseException:
+            # An interrupt that came after the model was made must not leak it.
+            finalizer = getattr(self, "_finalizer", None)
+            if finalizer is not None:
+                finalizer()
+            raise
+        finally:
+            progress.finish()
+        self._handle = handle
+        # Borrowed weights stay mapped for the model's life.
+        self._weights = weights if options.borrow_weights else None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the model is gone."""
+        return self._handle is None
+
+    def _use(self) -> int:
+        """Return the pointer; the lock is held. Also drop caches whose Python side is gone."""
+        if self._handle is None:
+            raise ValueError("this model is closed")
+        while self.bin:
+            self._lib.dropKVCache(self._handle, self.bin.popleft())
+        return self._handle
+
+    def close(self) -> None:
+        """Free the model and all its caches, after a running step ends. Safe to call twice."""
+        with self._lock, self._cancel_lock:
+            if self._handle is not None:
+                self._handle = None
+                self._finalizer()
+                self.bin.clear()
+                self._weights = None
+
+    def cancel(self) -> None:
+        """Ask a step running in another thread to stop; never waits for it."""
+        with self._cancel_lock:
+            if self._handle is not None:
+                self._lib.qwen3Cancel(self._handle)
+
+    # ------------------------------------------------------------------ caches
+
+    def create_kv_cache(self) -> KVCache:
+        """Return an empty cache; it takes no KV memory yet.
+
+        Raises:
+            ValueError: The model is closed.
+            MemoryError: Out of host memory.
+        """
+        with self._lock:
+            handle = check_handle(self._lib, self._lib.createKVCache(self._use()))
+            return KVCache(self, handle, [])
+
+    def duplicate_kv_cache(self, cache: KVCache, length: int | None = None) -> KVCache:
+        """Return a cache with the first tokens of another; both share memory until one changes.
+
+        Args:
+            cache: A cache of this model.
+            length: How many tokens; ``None``: all.
+
+        Raises:
+            ValueError: The cache is closed, another model's, or shorter than length.
+        """
+        with self._lock:
+            model = self._use()
+            self._check_owner(cache)
+            count = len(cache) if length is None else length
+            if not 0 <= count <= 0xFFFFFFFF:
+                raise ValueError(f"length must not be negative, got {count}")
+            handle = check_handle(self._lib, self._lib.duplicateKVCache(model, cache.handle, count))
+            return KVCache(self, handle, cache.tokens[:count])
+
+    def kv_cache_length(self, cache: KVCache) -> int:
+        """Return how many tokens a cache holds.
+
+        Raises:
+            ValueError: The cache or the model is closed.
+        """
+        with self._lock:
+            length = c_uint32()
+            model = self._use()
+            check(self._lib, self._lib.qwen3KVCacheLength(model, cache.handle, byref(length)))
+            return length.value
+
+    def drop_handle(self, handle: int) -> None:
+        """Drop a cache by its pointer; does nothing after the model is gone."""
+        with self._lock:
+            if self._handle is not None:
+                self._lib.dropKVCache(self._handle, handle)
+
+    def _check_owner(self, cache: KVCache) -> None:
+        if cache.owner is not self:
+            raise ValueError("this KV cache belongs to another model")
+
+    # ------------------------------------------------------------------ running
+
+    @contextmanager
+    def _batch(self, requests: Sequence[StepRequest]) -> Iterator[tuple[list[Any], int]]:
+        """Check and flatten requests; keep the caches' token lists true whatever happens."""
+        if not requests:
+            raise ValueError("a step needs at least one request")
+        arrays = [token_array(request.tokens, self._meta.dvoc) for request in requests]
+        for i, request in enumerate(requests):
+            self._check_owner(request.cache)
+            if not 0 <= request.position <= self._meta.dctx:
+                raise ValueError(f"request {i}: position {request.position} is not in the context")
+        n = len(requests)
+        tokens = np.concatenate(arrays)
+        with self._lock:
+            arguments = [
+                self._use(),
+                tokens.ctypes.data_as(POINTER(c_uint32)),
+                tokens.size,
+                (c_uint32 * n)(*(array.size for array in arrays)),
+                n,
+                (c_uint32 * n)(*(request.position for request in requests)),
+                (c_void_p * n)(*(request.cache.handle for request in requests)),
+            ]
+            try:
+                yield arguments, tokens.size
+            except BaseException:
+                # Only what lies before the position is sure to be as it was.
+                for request in requests:
+                    del request.cache.tokens[request.position :]
+                raise
+            for request, array in zip(requests, arrays, strict=True):
+                del request.cache.tokens[request.position :]
+                request.cache.tokens.extend(array.tolist())
+
+    def step(self, requests: Sequence[StepRequest]) -> list[StepResult]:
+        """Compute new tokens of several requests and choose each one's next token.
+
+        Raises:
+            ValueError: A request is not acceptable.
+            Qwen3OutOfKVError: The KV memory limit is reached; caches are as they were.
+            Qwen3Cancelled: :meth:`cancel` was called meanwhile.
+            Qwen3Error: Anything else the library reports.
+        """
+        n = len(requests)
+        params = (Qwen3SamplingParams * max(n, 1))()
+        results = (Qwen3SampleResult * max(n, 1))()
+        tops: list[Any] = [None] * n
+        for i, request in enumerate(requests):
+            if request.sampling is not None:
+                # A structure copy; the pointers in it are kept alive by the original.
+                params[i] = request.sampling
+            else:
+                params[i] = _SKIP
+            results[i].struct_size = ctypes.sizeof(Qwen3SampleResult)
+            count = params[i].top_logprobs
+            if count:
+                tops[i] = ((c_uint32 * count)(), (c_float * count)())
+                results[i].top_tokens, results[i].top_logprobs = tops[i]
+        with self._batch(requests) as (arguments, _):
+            check(self._lib, self._lib.inferBatchEx(*arguments, params, results))
+        return [
+            StepResult(
+                result.token,
+                result.logprob,
+                list(zip(top[0][: result.ntop], top[1][: result.ntop], strict=True)) if top else [],
+            )
+            for result, top in zip(results, tops, strict=False)
+        ]
+
+    def forward(self, requests: Sequence[StepRequest]) -> NDArray[np.float32]:
+        """Compute new tokens of several requests and return all their logits.
+
+        Returns:
+            float32 [ntok, dvoc], request after request.
+
+        Raises:
+            As :meth:`step`.
+        """
+        with self._batch(requests) as (arguments, ntok):
+            logits = np.empty((ntok, self._meta.dvoc), np.float32)
+            pointer = logits.ctypes.data_as(POINTER(c_float))
+            check(self._lib, self._lib.forwardBatch(*arguments, pointer))
+        return logits
+
+    # ------------------------------------------------------------------ information
+
+    def stats(self) -> dict[str, int]:
+        """Return memory use: the fields of ``Qwen3Stats`` by name, bytes unless named otherwise."""
+        stats = Qwen3Stats(struct_size=ctypes.sizeof(Qwen3Stats))
+        with self._lock:
+            check(self._lib, self._lib.qwen3GetStats(self._use(), byref(stats)))
+        names = [name for name, _ in Qwen3Stats._fields_ if name != "struct_size"]
+        return {name: int(getattr(stats, name)) for name in names}
+
+    def build_info(self) -> dict[str, str]:
+        """Return version, instruction set, backend, device and threads by name."""
+        with self._lock:
+            line = self._lib.qwen3BuildInfo(self._use()).decode("utf-8", "replace")
+        return dict(pair.split("=", 1) for pair in line.split() if "=" in pair)
+
+
+def sampling_struct(**fields: Any) -> Qwen3SamplingParams:
+    """Return ``Qwen3SamplingParams`` with the neutral value in every field not given."""
+    neutral = {
+        "struct_size": ctypes.sizeof(Qwen3SamplingParams),
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+    }
+    return Qwen3SamplingParams(**{**neutral, **fields})
+
+
+_SKIP = sampling_struct(skip=1)

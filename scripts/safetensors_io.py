@@ -1,0 +1,347 @@
+"""Reads safetensors checkpoints as numpy views into memory-mapped files.
+
+The `safetensors` package would be the natural choice, but its numpy interface cannot return
+bfloat16 (numpy has no such type) and it copies tensors. The library wants plain pointers, so this
+module maps the file and hands out views; bfloat16 comes as uint16 beside the tag ``"BF16"``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+# The same bound the safetensors package uses; a larger header is a corrupt length field.
+MAX_HEADER_BYTES = 100_000_000
+
+# safetensors dtype: numpy type of the view. BF16 and F8 have no numpy type: raw bits.
+_NUMPY_TYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "F8_E4M3": np.uint8,
+    "F8_E5M2": np.uint8,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
+
+
+class SafetensorsError(ValueError):
+    """A checkpoint file is damaged, incomplete or of an unknown kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a checkpoint.
+
+    Attributes:
+        name: Its name in the file.
+        dtype: The safetensors dtype, such as ``"BF16"``.
+        shape: Its shape.
+        data: Read-only view into the mapped file; uint16 bits for BF16.
+        file: The file it is in.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: NDArray[Any]
+    file: Path
+
+    @property
+    def address(self) -> int:
+        """Address of the first byte in memory; valid while the checkpoint is open."""
+        return int(self.data.ctypes.data)
+
+    def to_float32(self) -> NDArray[np.float32]:
+        """Return the values as a new float32 array of the same shape."""
+        if self.dtype == "BF16":
+            return (self.data.astype(np.uint32) << 16).view(np.float32)
+        return self.data.astype(np.float32)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SafetensorsError(f"key {twice!r} appears twice")
+    return result
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        SafetensorsError: The file is not valid JSON, or not an object.
+        OSError: The file cannot be read.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise SafetensorsError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SafetensorsError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _parse_header(path: Path, view: memoryview) -> tuple[dict[str, Any], int]:
+    """Return the header's entries and the file offset at which tensor data begins."""
+    size = len(view)
+    if bytes(view[: len(_LFS_MAGIC)]) == _LFS_MAGIC:
+        raise SafetensorsError(
+            f"{path}: is a git-lfs pointer, not the weights; fetch them with 'git lfs pull'"
+        )
+    if size < 8:
+        raise SafetensorsError(f"{path}: truncated: {size} bytes, a header needs at least 8")
+    length = int.from_bytes(view[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise SafetensorsError(
+            f"{path}: header of {length} bytes is too large (limit {MAX_HEADER_BYTES}); "
+            "not a safetensors file?"
+        )
+    if 8 + length > size:
+        raise SafetensorsError(
+            f"{path}: truncated: header ends at byte {8 + length}, the file has {size}"
+        )
+    try:
+        header = json.loads(
+            bytes(view[8 : 8 + length]).decode("utf-8"), object_pairs_hook=_no_duplicates
+        )
+    except SafetensorsError as error:
+        raise SafetensorsError(f"{path}: corrupt header: {error}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise SafetensorsError(f"{path}: corrupt header: not valid JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise SafetensorsError(f"{path}: corrupt header: not a JSON object")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _parse_entry(where: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
+    """Check one header entry by itself; return dtype, shape, begin and end."""
+    if not isinstance(entry, dict):
+        raise SafetensorsError(f"{where}: header entry is not a JSON object")
+    for key in ("dtype", "shape", "data_offsets"):
+        if key not in entry:
+            raise SafetensorsError(f"{where}: header entry has no {key!r}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _NUMPY_TYPES:
+        raise SafetensorsError(f"{where}: unsupported dtype {dtype!r}")
+    if not isinstance(shape, list) or not all(_is_size(n) for n in shape):
+        raise SafetensorsError(f"{where}: bad shape {shape!r}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(n) for n in offsets):
+        raise SafetensorsError(f"{where}: bad data_offsets {offsets!r}")
+    begin, end = offsets
+    expected = math.prod(shape) * int(np.dtype(_NUMPY_TYPES[dtype]).itemsize)
+    if end - begin != expected:
+        raise SafetensorsError(
+            f"{where}: {dtype} {shape} needs {expected} bytes, data_offsets give {end - begin}"
+        )
+    return dtype, tuple(shape), begin, end
+
+
+class SafetensorsFile(Mapping[str, Tensor]):
+    """One mapped safetensors file; a mapping from tensor names to :class:`Tensor`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Map the file and check its whole header.
+
+        Raises:
+            SafetensorsError: The file is damaged; the message names the file and the tensor.
+            OSError: The file cannot be opened.
+        """
+        self.path = Path(path)
+        with open(self.path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise SafetensorsError(f"{self.path}: truncated: the file is empty")
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            self._tensors = self._parse()
+        except BaseException:
+            self.close()
+            raise
+
+    def _parse(self) -> dict[str, Tensor]:
+        with memoryview(self._map) as view:
+            header, data_start = _parse_header(self.path, view)
+        data_size = len(self._map) - data_start
+        tensors: dict[str, Tensor] = {}
+        spans: list[tuple[int, int, str]] = []
+        for name, entry in header.items():
+            where = f"{self.path}: tensor {name!r}"
+            dtype, shape, begin, end = _parse_entry(where, entry)
+            if end > data_size:
+                raise SafetensorsError(
+                    f"{where}: data ends at byte {end} of {data_size}: "
+                    "the file is truncated or the offsets are wrong"
+                )
+            spans.append((begin, end, name))
+            data = (
+                np.frombuffer(self._map, _NUMPY_TYPES[dtype], math.prod(shape), data_start + begin)
+                if end > begin
+                else np.empty(0, _NUMPY_TYPES[dtype])
+            )
+            tensors[name] = Tensor(name, dtype, shape, data.reshape(shape), self.path)
+        covered = 0
+        for begin, end, name in sorted(spans):
+            if begin < covered:
+                raise SafetensorsError(f"{self.path}: tensor {name!r}: overlaps another tensor")
+            if begin > covered:
+                raise SafetensorsError(
+                    f"{self.path}: tensor {name!r}: {begin - covered} bytes before it belong to no "
+                    "tensor"
+                )
+            covered = end
+        if covered != data_size:
+            raise SafetensorsError(
+                f"{self.path}: {data_size - covered} bytes at the end belong to no tensor"
+            )
+        return tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return one tensor."""
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the tensors' names."""
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """Return how many tensors there are."""
+        return len(self._tensors)
+
+    def release_pages(self) -> None:
+        """Let the system take back the pages read so far; reading again brings them back."""
+        # Not on every platform; only a saving, so its absence is no error.
+        advice = getattr(mmap, "MADV_DONTNEED", None)
+        if advice is not None and not self._map.closed:
+            self._map.madvise(advice)
+
+    def close(self) -> None:
+        """Unmap the file. Views that are still referenced keep the mapping alive until they go."""
+        self._tensors = {}
+        try:
+            self._map.close()
+        except BufferError:
+            # A caller still holds a view: the mapping goes with the last one of them.
+            pass
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """All tensors of a model folder: one ``model.safetensors``, or shards named by an index."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Open and check every file.
+
+        Args:
+            folder: The model's folder, or one ``.safetensors`` file.
+
+        Raises:
+            SafetensorsError: A file is damaged, a shard is missing, or shards and index disagree.
+            FileNotFoundError: There are no safetensors files.
+        """
+        self.folder = Path(folder)
+        self.files: list[SafetensorsFile] = []
+        self._tensors: dict[str, Tensor] = {}
+        index_path = self.folder / INDEX_NAME
+        try:
+            if self.folder.is_file():
+                self._add(self.folder)
+            elif (self.folder / SINGLE_NAME).is_file():
+                self._add(self.folder / SINGLE_NAME)
+            elif index_path.is_file():
+                self._add_shards(index_path)
+            else:
+                raise FileNotFoundError(
+                    f"{self.folder}: no {SINGLE_NAME} and no {INDEX_NAME} in this folder"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def _add(self, path: Path) -> SafetensorsFile:
+        file = SafetensorsFile(path)
+        self.files.append(file)
+        for name, tensor in file.items():
+            if name in self._tensors:
+                raise SafetensorsError(
+                    f"tensor {name!r} is in two files: {self._tensors[name].file} and {path}"
+                )
+            self._tensors[name] = tensor
+        return file
+
+    def _add_shards(self, index_path: Path) -> None:
+        weight_map = read_json_object(index_path).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise SafetensorsError(f"{index_path}: has no 'weight_map'")
+        shards: dict[str, list[str]] = {}
+        for name, shard in weight_map.items():
+            # A shard is a file beside the index; anything else could point outside the folder.
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise SafetensorsError(f"{index_path}: tensor {name!r}: bad file name {shard!r}")
+            shards.setdefault(shard, []).append(name)
+        missing = sorted(shard for shard in shards if not (index_path.parent / shard).is_file())
+        if missing:
+            raise SafetensorsError(f"{index_path}: missing shards: {', '.join(missing)}")
+        for shard, names in sorted(shards.items()):
+            file = self._add(index_path.parent / shard)
+            lacking = [name for name in names if name not in file]
+            if lacking:
+                raise SafetensorsError(
+                    f"{file.path}: has no tensor {lacking[0]!r}, which {index_path.name} places "
+                    f"there ({len(lacking)} such tensors)"
+                )
+            extra = [name for name in file if name not in weight_map]
+            if extra:
+                raise SafetensorsError(
+                    f"{file.path}: tensor {extra[0]!r} is not in {index_path.name} "
+                    f"({len(extra)} such tensors)"
+                )
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return one tensor."""
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the tensors' names."""
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """Return how many tensors there are."""
+        return len(self._tensors)
+
+    def release_pages(self) -> None:
+        """Let the system take back the pages of all files read so far."""
+        for file in self.files:
+            file.release_pages()
+
+    def close(self) -> None:
+        """Unmap all files."""
+        self._tensors = {}
+        for file in self.files:
+            file.close()

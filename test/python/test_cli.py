@@ -1,0 +1,278 @@
+"""The command line, run as a user runs it: as a process, with pipes or in a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from python.helpers import DEMO, SCRIPTS, edit_json, make_text_model
+from qwen3 import Qwen3ForCausalLM
+
+COMMAND = [sys.executable, str(SCRIPTS / "qwen3.py")]
+
+
+def run(
+    *arguments: object, stdin: str | bytes = b"", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        input=data,
+        capture_output=True,
+        env={**os.environ, **environment},
+        timeout=60,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without end tokens and with room for minutes of output."""
+    folder = make_text_model(tmp_path_factory.mktemp("endless"), dctx=200_000, nlayer=4)
+    edit_json(folder / "config.json", eos_token_id=None)
+    (folder / "generation_config.json").unlink()
+    return folder
+
+
+def test_prompt_is_answered_as_by_the_class(
+    text_folder: Path, shared_model: Qwen3ForCausalLM
+) -> None:
+    done = run("--model-path", text_folder, "--prompt", "hello", "--max-tokens", 12)
+    expected = shared_model.chat([{"role": "user", "content": "hello"}], max_steps=12)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.rstrip("\n") == expected.text.rstrip("\n")
+    assert done.stdout.endswith("\n")
+
+
+def test_json_with_all_settings(text_folder: Path, shared_model: Qwen3ForCausalLM) -> None:
+    done = run(
+        *("--model-path", text_folder, "--device", "cpu", "--ndev", 1, "--threads", 1),
+        *("--prompt", "hello", "--system", "Be nice.", "--no-think", "--json", "--stats"),
+        *("--max-tokens", 9, "--temperature", 0.9, "--top-k", 40, "--top-p", 0.9, "--min-p", 0.01),
+        *("--seed", 7, "--presence-penalty", 0.5, "--repetition-penalty", 1.1),
+        *("--frequency-penalty", 0.1, "--stop", "zzz", "--stop", "qqq", "--context", 200),
+        *("--backend", "cpu", "--dtype", "f32"),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    messages = [
+        {"role": "system", "content": "Be nice."},
+        {"role": "user", "content": "hello"},
+    ]
+    expected = shared_model.chat(
+        messages,
+        enable_thinking=False,
+        max_steps=9,
+        temperature=0.9,
+        topk=40,
+        topp=0.9,
+        min_p=0.01,
+        seed=7,
+        presence_penalty=0.5,
+        repetition_penalty=1.1,
+        frequency_penalty=0.1,
+        stop=["zzz", "qqq"],
+    )
+    assert report["tokens"] == expected.tokens and report["text"] == expected.text
+    assert report["seed"] == 7 and report["finish_reason"] == expected.finish_reason
+    assert report["prompt_tokens"] == expected.prompt_tokens
+    assert report["completion_tokens"] == len(expected.tokens)
+    for words in ("prompt", "TTFT", "prefill", "decode", "tok/s"):
+        assert words in done.stderr
+
+
+def test_piped_prompt_raw(text_folder: Path, shared_model: Qwen3ForCausalLM) -> None:
+    arguments = ("--model-path", text_folder, "--raw", "--json", "--max-tokens", 6)
+    for stdin in ("你好 the cat\n", "你好 the cat"):
+        report = json.loads(run(*arguments, stdin=stdin).stdout)
+        assert report["tokens"] == shared_model.generate("你好 the cat", 6).tokens
+
+
+def test_default_is_the_demo_model() -> None:
+    assert (DEMO / "config.json").is_file(), "the demo checkpoint is missing"
+    done = run("--prompt", "Hello", "--max-tokens", 4)
+    assert done.returncode == 0 and "demo model" in done.stderr and str(DEMO) in done.stderr
+    quiet = run("--prompt", "Hello", "--max-tokens", 4, "--quiet")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    assert quiet.stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "toaster"], "known devices: cpu, nvidia"),
+        (["--dtype", "int3"], "unknown dtype"),
+        (["--temperature", "-1"], "temperature"),
+        (["--temperature", "warm"], "temperature"),
+        (["--top-p", "0"], "top_p"),
+        (["--top-k", "-3"], "top_k"),
+        (["--max-tokens", "0"], "max_steps"),
+        (["--seed", "-1"], "seed"),
+        (["--threads", "-1"], "threads"),
+        (["--ndev", "0"], "ndev"),
+        (["--context", "0"], "context"),
+        (["--stop", ""], "stop"),
+        (["--backend", "cuda"], "backend"),
+        (["--unknown"], "--unknown"),
+        (["--temp", "1"], "--temp"),
+        (["--raw", "--system", "x"], "--raw"),
+        (["--raw", "--no-think"], "--raw"),
+        (["--prompt", "  "], "empty"),
+        ([], "standard input is empty"),
+    ],
+)
+def test_usage_errors(arguments: list[str], words: str, text_folder: Path) -> None:
+    prompt = [] if not arguments or "--prompt" in arguments else ["--prompt", "hi"]
+    done = run("--model-path", text_folder, *prompt, *arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert words in done.stderr and "usage:" in done.stderr and "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_time_errors(text_folder: Path, tmp_path: Path) -> None:
+    def fails(words: str, *arguments: object, **environment: str) -> None:
+        done = run("--prompt", "hi", *arguments, **environment)
+        assert done.returncode == 1 and done.stdout == "", done.stderr
+        assert done.stderr.startswith("error: ") and words in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+
+    fails("no such model folder", "--model-path", tmp_path / "none")
+    fails("config.json", "--model-path", tmp_path)
+    fails("max_tokens", "--model-path", text_folder, "--context", 10**6)
+    fails("the context holds 4", "--model-path", text_folder, "--context", 4)
+    fails("no such library", "--model-path", text_folder, INFINICORE_INFER_LIB="/none.so")
+    fails("device", "--model-path", text_folder, "--device", "kunlun")
+
+
+def test_undecodable_input_and_closed_output(text_folder: Path) -> None:
+    done = run("--model-path", text_folder, stdin=b"\xff\xfe")
+    assert done.returncode == 1 and done.stderr.startswith("error: ")
+    shell = f'"{COMMAND[0]}" "{COMMAND[1]}" --model-path "{text_folder}" --prompt hi --raw | true'
+    closed = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in closed.stderr
+
+
+def test_help() -> None:
+    done = run("--help")
+    assert done.returncode == 0 and "--model-path" in done.stdout
+
+
+def test_ctrl_c_ends_a_prompt_with_130(endless: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "--model-path", str(endless), "--prompt", "hello", "--stats", "--quiet"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell that runs tests in the background makes them ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert b"Traceback" not in errors and b"end: cancelled" in errors
+
+
+class Terminal:
+    """The program in a terminal of its own."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            command = [*COMMAND, *map(str, arguments)]
+            os.execve(command[0], command, {**os.environ, "TERM": "dumb"})
+        self.seen = b""
+
+    def send(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def expect(self, words: str, seconds: float = 30) -> None:
+        """Waits until the words are printed, and forgets all output up to them."""
+        deadline = time.monotonic() + seconds
+        while words.encode() not in self.seen:
+            ready, _, _ = select.select([self.fd], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, f"no {words!r} in {self.seen[-500:]!r}"
+            self.seen += os.read(self.fd, 65536)
+        self.seen = self.seen.partition(words.encode())[2]
+
+    def more(self, count: int = 1, seconds: float = 30) -> None:
+        """Waits for any further output."""
+        deadline = time.monotonic() + seconds
+        while len(self.seen) < count:
+            ready, _, _ = select.select([self.fd], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, "no output"
+            self.seen += os.read(self.fd, 65536)
+
+    def exit_code(self, seconds: float = 20) -> int:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            # A terminal whose buffer is full would keep the program from ending.
+            if select.select([self.fd], [], [], 0.05)[0]:
+                try:
+                    self.seen += os.read(self.fd, 65536)
+                except OSError:
+                    pass
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.pid = 0
+                return os.waitstatus_to_exitcode(status)
+        raise AssertionError("the program did not end")
+
+    def close(self) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self.fd)
+
+
+@pytest.fixture
+def terminal(endless: Path) -> Iterator[Terminal]:
+    session = Terminal("--model-path", endless, "--stats", "--system", "Be brief.")
+    yield session
+    session.close()
+
+
+def test_interactive_chat(terminal: Terminal) -> None:
+    terminal.expect("/exit")
+    terminal.send("hello there\n")
+    terminal.expect("hello there\r\n")
+    terminal.more(20)
+    terminal.send("\x03")
+    terminal.expect("end: cancelled")
+    # The program is still there, and remembers the conversation.
+    terminal.send("and now?\n")
+    terminal.expect("and now?\r\n")
+    terminal.more(20)
+    terminal.send("\x03")
+    terminal.expect(" cached), TTFT")
+    terminal.send("/help\n")
+    terminal.expect("/clear forgets")
+    # At the prompt Ctrl-C only drops the line.
+    terminal.send("half a line\x03")
+    terminal.send("/clear\n")
+    terminal.send("/help\n")
+    terminal.expect("/clear forgets")
+    terminal.send("/exit\n")
+    assert terminal.exit_code() == 0
+    assert b"Traceback" not in terminal.seen
+
+
+def test_end_of_input_ends_the_chat(terminal: Terminal) -> None:
+    terminal.expect("/exit")
+    terminal.send("\x04")
+    assert terminal.exit_code() == 0

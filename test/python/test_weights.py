@@ -1,0 +1,180 @@
+"""Checkpoint tensors against the configuration: pointers, and one error that names them all."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from libinfinicore_infer import DataType
+from python.helpers import edit_json
+from qwen3_config import Qwen3MetaFromConfig
+from qwen3_weights import (
+    LoadProgress,
+    Qwen3WeightsImpl,
+    Qwen3WeightsNaming,
+    WeightsError,
+    field_shapes,
+)
+from reference.random_checkpoint import CheckpointSpec, make_checkpoint
+from safetensors.torch import load_file, save_file
+from safetensors_io import Checkpoint
+
+Tensors = dict[str, torch.Tensor]
+Q0 = "model.layers.0.self_attn.q_proj"
+
+
+def build(folder: Path) -> tuple[Qwen3MetaFromConfig, Checkpoint, Qwen3WeightsImpl]:
+    meta, checkpoint = Qwen3MetaFromConfig(folder), Checkpoint(folder)
+    return meta, checkpoint, Qwen3WeightsImpl(meta, checkpoint)
+
+
+def change(folder: Path, edit: Callable[[Tensors], object]) -> Path:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return folder
+
+
+def make(parent: Path, **spec: object) -> Path:
+    return make_checkpoint(CheckpointSpec("m", **spec), parent)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shard", [None, "20KB"])
+def test_pointers_lead_to_the_values(
+    bias: bool, tied: bool, shard: str | None, tmp_path: Path
+) -> None:
+    folder = make(tmp_path, bias=bias, tied=tied, max_shard_size=shard, nlayer=3)
+    meta, checkpoint, weights = build(folder)
+    expected = {
+        name: t for path in folder.glob("*.safetensors") for name, t in load_file(path).items()
+    }
+    naming = Qwen3WeightsNaming()
+    assert weights.transpose_linear_weights == 1 and weights.nlayer == 3
+    assert bool(weights.output_embd) == (not tied)
+    assert not weights.attn_qkv and not weights.ffn_gate_up and not weights.attn_qkv_b
+    for field, shape in field_shapes(meta).items():
+        if (field == "output_embd" and tied) or (field.endswith("_b") and not bias):
+            assert not getattr(weights, field)
+            continue
+        name = getattr(naming, field)
+        pointers = getattr(weights, field)
+        found = (
+            [(name(), pointers)]
+            if isinstance(pointers, int)
+            else [(name(i), pointers[i]) for i in range(3)]
+        )
+        for tensor_name, address in found:
+            size = int(np.prod(shape))
+            values = np.ctypeslib.as_array((ctypes.c_float * size).from_address(address))
+            np.testing.assert_array_equal(
+                values.reshape(shape), expected[tensor_name].numpy(), err_msg=tensor_name
+            )
+    checkpoint.close()
+
+
+def test_all_problems_in_one_message(tmp_path: Path) -> None:
+    def edit(t: Tensors) -> None:
+        del t["model.norm.weight"]
+        del t["model.layers.1.mlp.up_proj.weight"]
+        t["model.layers.7.mlp.up_proj.weight"] = torch.zeros(2)
+        t[f"{Q0}.weight"] = t[f"{Q0}.weight"].T
+        t["model.layers.0.self_attn.k_norm.weight"] = torch.zeros(16, dtype=torch.int32)
+
+    folder = change(make(tmp_path, nh=6), edit)
+    with pytest.raises(WeightsError) as caught:
+        build(folder)
+    text = str(caught.value)
+    for words in (
+        "model.norm.weight",
+        "model.layers.1.mlp.up_proj.weight",
+        "unexpected tensors: model.layers.7.mlp.up_proj.weight",
+        f"{Q0}.weight is [64, 96], not [96, 64]",
+        "k_norm.weight is I32",
+        "config.json",
+    ):
+        assert words in text, words
+
+
+def test_long_lists_are_cut_and_counted(tmp_path: Path) -> None:
+    folder = make(tmp_path, nlayer=2)
+    edit_json(folder / "config.json", num_hidden_layers=9, layer_types=...)
+    with pytest.raises(WeightsError) as caught:
+        build(folder)
+    assert "(77 in all)" in str(caught.value) and len(str(caught.value)) < 2000
+
+
+def test_tied_with_a_stored_head_and_untied_without(tmp_path: Path) -> None:
+    def add_head(t: Tensors) -> None:
+        t["lm_head.weight"] = t["model.embed_tokens.weight"].clone()
+
+    folder = change(make(tmp_path, tied=True), add_head)
+    assert not build(folder)[2].output_embd
+    change(folder, lambda t: t.pop("lm_head.weight"))
+    edit_json(folder / "config.json", tie_word_embeddings=False)
+    with pytest.raises(WeightsError, match=r"lm_head\.weight is missing although"):
+        build(folder)
+
+
+def test_biases_must_agree_with_the_config(tmp_path: Path) -> None:
+    folder = make(tmp_path, bias=True)
+    edit_json(folder / "config.json", attention_bias=False)
+    with pytest.raises(WeightsError, match=r"'attention_bias' is false but.*q_proj\.bias"):
+        build(folder)
+    edit_json(folder / "config.json", attention_bias=True)
+    change(folder, lambda t: t.pop(f"{Q0}.bias"))
+    with pytest.raises(WeightsError, match=rf"'attention_bias' is true but.*{Q0}\.bias"):
+        build(folder)
+
+
+def test_names_without_prefix_and_old_buffers(tmp_path: Path) -> None:
+    def strip(t: Tensors) -> None:
+        for name in list(t):
+            t[name.removeprefix("model.")] = t.pop(name)
+        t["layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
+
+    weights = build(change(make(tmp_path), strip))[2]
+    assert weights.naming.prefix == "" and weights.attn_q[1]
+
+
+def test_dtypes(tmp_path: Path) -> None:
+    norms_f32 = make(tmp_path, dtype="bf16")
+
+    def widen(t: Tensors) -> None:
+        for name in t:
+            if "norm" in name:
+                t[name] = t[name].float()
+
+    weights = build(change(norms_f32, widen))[2]
+    assert (weights.dt_norm, weights.dt_mat) == (DataType.F32, DataType.BF16)
+
+    def mix(t: Tensors) -> None:
+        t[f"{Q0}.weight"] = t[f"{Q0}.weight"].half()
+
+    with pytest.raises(WeightsError, match=rf"matrices.*mixed.*F16: {Q0}\.weight"):
+        build(change(norms_f32, mix))
+
+
+def test_progress_bar_only_on_terminals(tmp_path: Path) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    checkpoint = Checkpoint(make(tmp_path))
+    plain, terminal = io.StringIO(), Terminal()
+    for stream in (plain, terminal):
+        progress = LoadProgress(checkpoint, stream)
+        assert progress(None, 50, 100) == 0
+        assert progress(None, 100, 100) == 0
+        progress.cancelled = True
+        assert progress(None, 100, 100) == 1
+        progress.finish()
+    assert plain.getvalue() == ""
+    assert "50%" in terminal.getvalue() and terminal.getvalue().endswith("\r\x1b[K")
