@@ -21,18 +21,23 @@ public:
 
     ModelWeights pack() {
         ModelWeights result;
-        result.layers.reserve(c_.nlayer);
-        for (uint32_t i = 0; i < c_.nlayer; ++i) {
-            result.layers.push_back(packLayer(i));
-            report(layer_bytes_ * (i + 1));
-        }
+        // The largest tensors first: their file pages are then released before the packed layers add up, so that the
+        // peak of memory is the packed weights and one layer.
         const bool tied = w_.output_embd == nullptr;
         result.output_norm = vector("output_norm", -1, w_.output_norm, c_.d);
         result.head =
             ops_.packLinear(table(tied ? "input_embd" : "output_embd", tied ? w_.input_embd : w_.output_embd));
+        const uint64_t head_bytes = uint64_t{c_.dvoc} * c_.d * dtypeSize(w_.dt_mat);
+        report(head_bytes);
         result.embedding = ops_.packEmbedding(table("input_embd", w_.input_embd), tied ? result.head.get() : nullptr,
                                               options_.borrow_weights != 0);
-        report(total_);
+        const uint64_t tables = tied ? head_bytes : 2 * head_bytes;
+        report(tables);
+        result.layers.reserve(c_.nlayer);
+        for (uint32_t i = 0; i < c_.nlayer; ++i) {
+            result.layers.push_back(packLayer(i));
+            report(tables + layer_bytes_ * (i + 1));
+        }
         return result;
     }
 

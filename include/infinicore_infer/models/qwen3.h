@@ -200,9 +200,9 @@ typedef struct {
 /* ------------------------------------------------------------------ options (grow at the end) */
 
 /*
- * Called while weights are packed, on the creating thread, after each layer. done and total are bytes of weights.
- * Return 0 to go on; anything else makes createQwen3ModelEx fail with QWEN3_STATUS_CANCELLED. When it is called, no
- * weight pointer passed so far is being read, so a loader may release clean file pages.
+ * Called while weights are packed, on the creating thread, after each table and layer. done and total are bytes of
+ * weights. Return 0 to go on; anything else makes createQwen3ModelEx fail with QWEN3_STATUS_CANCELLED. When it is
+ * called, no weight pointer passed so far is being read, so a loader may release clean file pages.
  */
 typedef int (*Qwen3ProgressCallback)(void *user_data, uint64_t done, uint64_t total);
 
