@@ -273,6 +273,22 @@ def _history_text(text: str) -> str:
     return text.split("</think>")[-1].lstrip("\n")
 
 
+def _chat_turn(
+    model: Qwen3ForCausalLM,
+    messages: list[dict[str, str]],
+    line: str,
+    cache: KVCache,
+    args: argparse.Namespace,
+) -> list[dict[str, str]]:
+    """Answer one line; return the conversation with both in it."""
+    messages = [*messages, {"role": "user", "content": line}]
+    result, _ = answer(model, _render(model, messages, args), _settings(args), cache, True)
+    _write("\n")
+    if args.stats:
+        _note(stats_line(result))
+    return [*messages, {"role": "assistant", "content": _history_text(result.text)}]
+
+
 def run_chat(model: Qwen3ForCausalLM, args: argparse.Namespace) -> int:
     """Chat in the terminal until /exit or the end of input; return the exit code."""
     # Line editing and history at the prompt, where Python has it.
@@ -287,35 +303,23 @@ def run_chat(model: Qwen3ForCausalLM, args: argparse.Namespace) -> int:
         while True:
             try:
                 line = input("> ").strip()
+                if line == "/exit":
+                    return EXIT_OK
+                if line == "/clear":
+                    messages = _conversation(args)
+                elif line == "/help":
+                    _note(_HELP)
+                elif line:
+                    messages = _chat_turn(model, messages, line, cache, args)
             except KeyboardInterrupt:
+                # At the prompt, or a moment before or after an answer.
                 _write("\n")
-                continue
             except EOFError:
                 _write("\n")
                 return EXIT_OK
-            if line == "/exit":
-                return EXIT_OK
-            if line == "/clear":
-                messages = _conversation(args)
-                continue
-            if line == "/help":
-                _note(_HELP)
-                continue
-            if not line:
-                continue
-            messages.append({"role": "user", "content": line})
-            try:
-                prompt = _render(model, messages, args)
-                result, _ = answer(model, prompt, _settings(args), cache, True)
             except (ValueError, MemoryError) as error:
                 # Such as a conversation that has outgrown the context: the chat can go on.
-                messages.pop()
                 _note(f"error: {error}")
-                continue
-            _write("\n")
-            messages.append({"role": "assistant", "content": _history_text(result.text)})
-            if args.stats:
-                _note(stats_line(result))
 
 
 def _load(args: argparse.Namespace) -> Qwen3ForCausalLM:

@@ -117,8 +117,16 @@ void Engine::checkCaches(const BatchArgs &args) {
 // Takes all blocks that the call will need, or changes nothing.
 void Engine::reserve(const BatchArgs &args) {
     uint64_t needed = 0;
+    std::vector<const BlockPool::Block *> shared;
     for (uint32_t r = 0; r < args.nreq; ++r) {
-        needed += args.kv_caches[r]->blocksNeeded(args.req_pos[r], args.req_lens[r]);
+        needed += args.kv_caches[r]->blocksNeeded(args.req_pos[r], args.req_lens[r], shared);
+    }
+    std::sort(shared.begin(), shared.end());
+    for (auto first = shared.begin(); first != shared.end();) {
+        const auto next = std::upper_bound(first, shared.end(), *first);
+        const auto writers = static_cast<uint32_t>(next - first);
+        needed += writers == (*first)->refs ? writers - 1 : writers;
+        first = next;
     }
     if (needed > pool_->blocksLeft()) {
         fail(QWEN3_STATUS_OUT_OF_KV,

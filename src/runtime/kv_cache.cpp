@@ -63,13 +63,14 @@ std::unique_ptr<KVCache> KVCache::duplicate(uint32_t length) const {
     return copy;
 }
 
-uint64_t KVCache::blocksNeeded(uint32_t pos, uint32_t ntok) const {
+uint64_t KVCache::blocksNeeded(uint32_t pos, uint32_t ntok, std::vector<const BlockPool::Block *> &shared) const {
     const uint64_t end = pool_.blocksFor(uint64_t{pos} + ntok);
-    uint64_t needed = 0;
-    for (uint64_t i = pos / pool_.blockTokens(); i < end; ++i) {
-        needed += i >= blocks_.size() || blocks_[i]->refs > 1 ? 1 : 0;
+    for (uint64_t i = pos / pool_.blockTokens(); i < std::min<uint64_t>(end, blocks_.size()); ++i) {
+        if (blocks_[i]->refs > 1) {
+            shared.push_back(blocks_[i]);
+        }
     }
-    return needed;
+    return end > blocks_.size() ? end - blocks_.size() : 0;
 }
 
 void KVCache::prepare(uint32_t pos, uint32_t ntok) {

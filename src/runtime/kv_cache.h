@@ -61,9 +61,9 @@ public:
 
     std::unique_ptr<KVCache> duplicate(uint32_t length) const;
 
-    // Blocks that writing tokens [pos, pos + ntok) would take from the pool, counting shared ones to be copied and
-    // not counting those that truncate() would free.
-    uint64_t blocksNeeded(uint32_t pos, uint32_t ntok) const;
+    // Blocks that writing tokens [pos, pos + ntok) would append. Blocks it would write that are shared with other
+    // caches are added to `shared`: all but the last of a block's holders to write it must copy it.
+    uint64_t blocksNeeded(uint32_t pos, uint32_t ntok, std::vector<const q3::BlockPool::Block *> &shared) const;
 
     // Makes [pos, pos + ntok) writable: own blocks, exclusively held. Strong guarantee: on a throw nothing changed.
     void prepare(uint32_t pos, uint32_t ntok);

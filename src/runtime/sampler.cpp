@@ -53,12 +53,17 @@ void Sampler::sample(float *logits, const Qwen3SamplingParams &params, uint32_t 
 
 void Sampler::adjust(float *logits, const Qwen3SamplingParams &params) {
     for (uint32_t i = 0; i < dvoc_; ++i) {
-        if (std::isnan(logits[i])) {
-            fail(QWEN3_STATUS_INTERNAL_ERROR, "the model produced NaN as logit of token %u", i);
+        if (!(logits[i] <= std::numeric_limits<float>::max())) {
+            fail(QWEN3_STATUS_INTERNAL_ERROR, "the model produced %g as logit of token %u",
+                 static_cast<double>(logits[i]), i);
         }
     }
+    // An adjusted logit stays at or below the largest float: two infinities would have no difference to compare.
+    const auto set = [&](uint32_t token, float value) {
+        logits[token] = std::min(value, std::numeric_limits<float>::max());
+    };
     for (uint32_t i = 0; i < params.nbias; ++i) {
-        logits[params.bias_tokens[i]] += params.bias_values[i];
+        set(params.bias_tokens[i], logits[params.bias_tokens[i]] + params.bias_values[i]);
     }
     if (params.allowed_mask != nullptr) {
         for (uint32_t i = 0; i < dvoc_; ++i) {
@@ -73,7 +78,7 @@ void Sampler::adjust(float *logits, const Qwen3SamplingParams &params) {
         std::sort(seen_.begin(), seen_.end());
         seen_.erase(std::unique(seen_.begin(), seen_.end()), seen_.end());
         for (const uint32_t token : seen_) {
-            logits[token] = logits[token] > 0.0F ? logits[token] / repetition : logits[token] * repetition;
+            set(token, logits[token] > 0.0F ? logits[token] / repetition : logits[token] * repetition);
         }
     }
     if (params.presence_penalty != 0.0F || params.frequency_penalty != 0.0F) {
@@ -81,7 +86,7 @@ void Sampler::adjust(float *logits, const Qwen3SamplingParams &params) {
         std::sort(seen_.begin(), seen_.end());
         for (size_t i = 0; i < seen_.size(); ++i) {
             const bool first = i == 0 || seen_[i] != seen_[i - 1];
-            logits[seen_[i]] -= params.frequency_penalty + (first ? params.presence_penalty : 0.0F);
+            set(seen_[i], logits[seen_[i]] - params.frequency_penalty - (first ? params.presence_penalty : 0.0F));
         }
     }
 }
@@ -149,8 +154,11 @@ void Sampler::reportLogprobs(const float *logits, const Qwen3SamplingParams &par
     for (uint32_t i = 0; i < dvoc_; ++i) {
         sum += std::exp(static_cast<double>(logits[i]) - best);
     }
-    const double log_sum = best + std::log(sum);
-    result.logprob = static_cast<float>(static_cast<double>(logits[result.token]) - log_sum);
+    // The difference first: next to a large logit, log(sum) would vanish in rounding.
+    const auto logprob = [&, log_sum = std::log(sum)](float logit) {
+        return static_cast<float>(static_cast<double>(logit) - best - log_sum);
+    };
+    result.logprob = logprob(logits[result.token]);
     if (params.top_logprobs == 0) {
         return;
     }
@@ -158,7 +166,7 @@ void Sampler::reportLogprobs(const float *logits, const Qwen3SamplingParams &par
     result.ntop = static_cast<uint32_t>(candidates_.size());
     for (uint32_t i = 0; i < result.ntop; ++i) {
         result.top_tokens[i] = candidates_[i].token;
-        result.top_logprobs[i] = static_cast<float>(static_cast<double>(candidates_[i].logit) - log_sum);
+        result.top_logprobs[i] = logprob(candidates_[i].logit);
     }
 }
 

@@ -570,8 +570,6 @@ def weather(rng: random.Random) -> Sample:
 KINDS = [capital, arithmetic, several_sums, counting, small_fact, fixed, memory, story, weather]
 FIRST_MIX = [0.13, 0.31, 0.08, 0.03, 0.13, 0.09, 0.13, 0.04, 0.06]
 SECOND_MIX = [0.11, 0.22, 0.03, 0.03, 0.23, 0.14, 0.17, 0.015, 0.055]
-# The last phase is short and repeats what takes longest to learn: copying names and cities.
-LAST_MIX = [0.05, 0.13, 0.01, 0.08, 0.09, 0.04, 0.37, 0.01, 0.22]
 
 
 def draw(rng: random.Random, mix: list[float]) -> Sample:
@@ -941,9 +939,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train the tiny Qwen3 demo checkpoint.")
     parser.add_argument("--out", type=Path, default=HERE / "qwen3-tiny", help="output directory")
     parser.add_argument("--first-steps", type=int, default=750, help="steps of the first phase")
-    parser.add_argument("--steps", type=int, default=1000, help="steps of the second phase")
-    parser.add_argument("--last-steps", type=int, default=300, help="steps of the last phase")
-    parser.add_argument("--resume", type=Path, help="checkpoint to start the last phase from")
+    parser.add_argument("--steps", type=int, default=1200, help="steps of the second phase")
+    parser.add_argument("--resume", type=Path, help="checkpoint to start the second phase from")
     parser.add_argument("--tokens", type=int, default=2000, help="BPE tokens before the added ones")
     parser.add_argument("--save-every", type=int, default=0, help="also save every N steps")
     parser.add_argument("--seed", type=int, default=7, help="seed of the data and the weights")
@@ -970,13 +967,11 @@ def main(argv: list[str] | None = None) -> int:
 
     first = Phase(args.first_steps, 1650, FIRST_MIX, 32, drills=0, rate=2.5e-3, warm_up=100)
     second = Phase(args.steps, args.steps, SECOND_MIX, 28, drills=4, rate=2e-3, warm_up=30)
-    last = Phase(args.last_steps, args.last_steps, LAST_MIX, 22, drills=2, rate=1.2e-3, warm_up=8)
     if args.resume:
         model.load_state_dict(load_file(args.resume / "model.safetensors"), strict=False)
     else:
         train(model, tokenizer, first, args.seed + 1, args.save_every, save)
-        train(model, tokenizer, second, args.seed + 2, args.save_every, save)
-    train(model, tokenizer, last, args.seed + 5, args.save_every, save)
+    train(model, tokenizer, second, args.seed + 2, args.save_every, save)
     save()
     print(f"wrote {args.out}")
     return 0

@@ -151,7 +151,7 @@ class Driver:
             "rope_high_freq_factor": rope.get("high_freq_factor"),
         }
         options = {**{k: v for k, v in rope_options.items() if v is not None}, **options}
-        self._kept: list[Any] = []  # what weights points to, until create returns
+        self._kept: list[Any] = []  # what weights points to, for as long as the library may read it
         weights = self._weights(config, tensors, layout)
         struct = Qwen3ModelOptions(**options)
         handle = self.lib.createQwen3ModelEx(
@@ -162,7 +162,8 @@ class Driver:
             None,
             ctypes.byref(struct),
         )
-        self._kept.clear()
+        if not options.get("borrow_weights"):
+            self._kept.clear()
         self.model: int | None = check_handle(self.lib, handle)
 
     def _weights(

@@ -151,6 +151,17 @@ def test_dtypes(checkpoints: Make, given: Any, weight: str, kv: str) -> None:
         assert difference(driver.logits(tokens), oracle) < KV_ROUNDED[kv]
 
 
+@pytest.mark.parametrize("name", ["group1", "group8", "group2"])  # untied f32, bf16; tied
+def test_borrowed_embedding(checkpoints: Make, name: str) -> None:
+    """Reading the embedding from the caller's memory saves a copy and changes nothing."""
+    checkpoint = checkpoints(next(spec for spec in SPECS if spec.name == name))
+    tokens = prompt_of(checkpoint.spec)
+    with checkpoint.driver() as copying, checkpoint.driver(borrow_weights=1) as borrowing:
+        np.testing.assert_array_equal(borrowing.logits(tokens), copying.logits(tokens))
+        if not checkpoint.spec.tied:
+            assert borrowing.stats().weight_bytes < copying.stats().weight_bytes
+
+
 def test_long_prompt(checkpoints: Make) -> None:
     """Positions far beyond one chunk and one attention block."""
     spec = CheckpointSpec("long", dctx=4096, rope=YARN, dvoc=64, dh=32, seed=21)

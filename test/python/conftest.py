@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from python.helpers import make_text_model, official_tokenizer
+from python.helpers import DEMO, make_text_model, official_tokenizer
 from qwen3 import Qwen3ForCausalLM
 from tokenizer import Qwen3Tokenizer
 
@@ -44,6 +44,12 @@ def official_folder() -> Path:
 def small_tokenizer(text_folder: Path) -> Qwen3Tokenizer:
     """The small tokenizer of the random model."""
     return Qwen3Tokenizer(text_folder)
+
+
+@pytest.fixture(scope="session")
+def demo_tokenizer() -> Qwen3Tokenizer:
+    """The tokenizer of the demo checkpoint."""
+    return Qwen3Tokenizer(DEMO)
 
 
 @pytest.fixture(scope="session")

@@ -501,10 +501,29 @@ def test_perplexity(model: Qwen3ForCausalLM, reference: Reference) -> None:
         model.perplexity(ids, window=1)
 
 
-def test_penalties_and_stats(model: Qwen3ForCausalLM) -> None:
-    plain = model.generate("a a a", 40, ignore_eos=True).tokens
-    penalised = model.generate("a a a", 40, frequency_penalty=2.0, ignore_eos=True).tokens
-    assert max(map(penalised.count, penalised)) <= max(map(plain.count, plain))
+def test_penalties(model: Qwen3ForCausalLM) -> None:
+    """Greedy answers under penalties, step by step from the logits and the definition."""
+    prompt = model.encode("a a a the cat")
+    repetition, presence, frequency = 1.3, 0.4, 0.7
+    tokens = list(prompt)
+    for _ in range(25):
+        logits = model.forward(tokens)[-1].astype(np.float64)
+        for token in set(tokens):
+            value = logits[token]
+            logits[token] = value / repetition if value > 0 else value * repetition
+        generated = tokens[len(prompt) :]
+        for token in set(generated):
+            logits[token] -= presence + frequency * generated.count(token)
+        tokens.append(int(logits.argmax()))
+    settings: dict[str, Any] = dict(
+        repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency
+    )
+    result = model.generate(prompt, 25, ignore_eos=True, **settings)
+    assert result.tokens == tokens[len(prompt) :]
+    assert result.tokens != model.generate(prompt, 25, ignore_eos=True).tokens
+
+
+def test_stats(model: Qwen3ForCausalLM) -> None:
     stats = model.stats()
     assert stats["weight_bytes"] > 0 and stats["nthreads"] == 2
     info = model.build_info()

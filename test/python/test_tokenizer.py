@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from python.helpers import PLAIN_ADDED, SPECIAL, copy_folder, edit_json
+from python.helpers import DEMO, PLAIN_ADDED, SPECIAL, copy_folder, edit_json
 from tokenizer import (
     IncrementalDetokenizer,
     Qwen3Tokenizer,
@@ -92,6 +92,11 @@ def official_reference(official_folder: Path) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
+def demo_reference() -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(DEMO)
+
+
+@pytest.fixture(scope="session")
 def small_reference(text_folder: Path) -> PreTrainedTokenizerFast:
     # Not AutoTokenizer: Qwen2Tokenizer would rebuild the pre-tokenizer its own way.
     config = json.loads((text_folder / "tokenizer_config.json").read_text("utf-8"))
@@ -105,12 +110,12 @@ def small_reference(text_folder: Path) -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize("tools", [None, TOOLS], ids=["no tools", "tools"])
 @pytest.mark.parametrize("thinking", [None, True, False])
-@pytest.mark.parametrize("which", ["small", "official"])
+@pytest.mark.parametrize("which", ["small", "demo", "official"])
 def test_template_renders_as_in_transformers(
     chat: str, tools: Any, thinking: bool | None, which: str, request: pytest.FixtureRequest
 ) -> None:
     ours: Qwen3Tokenizer = request.getfixturevalue(
-        "official" if which == "official" else "small_tokenizer"
+        "official" if which == "official" else f"{which}_tokenizer"
     )
     theirs = request.getfixturevalue(f"{which}_reference")
     extra = {} if thinking is None else {"enable_thinking": thinking}
@@ -170,7 +175,7 @@ def test_official_ids_and_text(
     assert official.is_special(151645) and not official.is_special(official.encode("</think>")[0])
 
 
-@pytest.mark.parametrize("which", ["small_tokenizer", "official"])
+@pytest.mark.parametrize("which", ["small_tokenizer", "demo_tokenizer", "official"])
 def test_plain_encoding_has_no_control_tokens(which: str, request: pytest.FixtureRequest) -> None:
     tokenizer: Qwen3Tokenizer = request.getfixturevalue(which)
     control = {tokenizer.token_id(text) for text in SPECIAL + PLAIN_ADDED}
@@ -184,7 +189,7 @@ def test_plain_encoding_has_no_control_tokens(which: str, request: pytest.Fixtur
     assert tokenizer.decode(hidden) == "<|im_end|>"
 
 
-@pytest.mark.parametrize("which", ["small_tokenizer", "official"])
+@pytest.mark.parametrize("which", ["small_tokenizer", "demo_tokenizer", "official"])
 def test_incremental_equals_whole(which: str, request: pytest.FixtureRequest) -> None:
     """Pieces joined are the whole text: for real texts and for random ids, with broken UTF-8."""
     tokenizer: Qwen3Tokenizer = request.getfixturevalue(which)

@@ -149,7 +149,8 @@ def causal_attention(q: Array, k: Array, v: Array) -> Array:
     k, v = (np.repeat(t, nh // t.shape[1], axis=1) for t in (k, v))
     scores = np.einsum("ihc,jhc->hij", q, k) / math.sqrt(dh)
     scores = np.where(np.tri(ntok, dtype=bool), scores, -np.inf)
-    return np.einsum("hij,jhc->ihc", softmax(scores), v).reshape(ntok, nh * dh)
+    mixed: Array = np.einsum("hij,jhc->ihc", softmax(scores), v)
+    return mixed.reshape(ntok, nh * dh)
 
 
 def forward(
@@ -187,9 +188,9 @@ def forward(
     for layer in range(int(config["num_hidden_layers"])):
         name = f"model.layers.{layer}"
         h = rms_norm(x, weight(f"{name}.input_layernorm"), epsilon)
-        q = linear(h, f"{name}.self_attn.q_proj").reshape(-1, nh, dh)
-        k = linear(h, f"{name}.self_attn.k_proj").reshape(-1, nkvh, dh)
-        v = linear(h, f"{name}.self_attn.v_proj").reshape(-1, nkvh, dh)
+        q: Array = linear(h, f"{name}.self_attn.q_proj").reshape(-1, nh, dh)
+        k: Array = linear(h, f"{name}.self_attn.k_proj").reshape(-1, nkvh, dh)
+        v: Array = linear(h, f"{name}.self_attn.v_proj").reshape(-1, nkvh, dh)
         q = rotate(rms_norm(q, weight(f"{name}.self_attn.q_norm"), epsilon), cos, sin)
         k = rotate(rms_norm(k, weight(f"{name}.self_attn.k_norm"), epsilon), cos, sin)
         k, v = round_to(k, kv_dtype), round_to(v, kv_dtype)

@@ -162,8 +162,8 @@ typedef struct {
  *   dt_mat   dtype of embeddings, projections and projection biases; dt_norm  dtype of all norm weights.
  *   Projections are [out, in] as in Hugging Face checkpoints when transpose_linear_weights != 0, and [in, out] when
  *   it is 0 (the meaning InfiniCore-Infer gave the flag). Embeddings are always [dvoc, d].
- *   Either the fused array or all of its split arrays is given; the other is NULL. Bias arrays may be NULL.
- *   Pointers need no particular alignment.
+ *   Either the fused array or all of its split arrays is given; the other is NULL. Bias arrays may be NULL; a fused
+ * bias goes with a fused projection, split biases with split ones. Pointers need no particular alignment.
  */
 typedef struct {
     size_t nlayer; /* must equal Qwen3Meta.nlayer */
@@ -208,11 +208,12 @@ typedef int (*Qwen3ProgressCallback)(void *user_data, uint64_t done, uint64_t to
 
 /* Zero means "default" for every field. Fill with QWEN3_MODEL_OPTIONS_INIT, then set what you need. */
 typedef struct {
-    size_t struct_size;       /* sizeof(Qwen3ModelOptions) */
-    int32_t backend;          /* Qwen3Backend */
-    int32_t nthreads;         /* CPU threads, 1 to 1024; 0: the CPUs this process may use (affinity and cgroup quota) */
-    int32_t dt_weight;        /* packed weight format; DEFAULT: as given (dt_mat) */
-    int32_t dt_kv;            /* KV cache dtype; DEFAULT: F16 on CPU (F32 for F32 weights), dt_logits on InfiniCore */
+    size_t struct_size; /* sizeof(Qwen3ModelOptions) */
+    int32_t backend;    /* Qwen3Backend */
+    int32_t nthreads;   /* CPU threads, 1 to 1024; 0: the CPUs this process may use (affinity and cgroup quota) */
+    int32_t dt_weight;  /* packed weight format; DEFAULT: as given (dt_mat) */
+    int32_t
+        dt_kv; /* KV cache dtype; DEFAULT: on CPU F32 if weights are packed as F32, else F16; dt_logits on InfiniCore */
     uint64_t kv_limit_bytes;  /* most bytes of all caches together; 0: half of the memory free at create */
     uint32_t max_step_tokens; /* tokens computed at a time, 1 to 65536: longer calls run in chunks; 0: 512 */
     int32_t borrow_weights;   /* non-zero: an untied input_embd stays valid for the model's life and is not copied */
