@@ -191,7 +191,9 @@ class Bench:
         self.name, self.dtype, self.machine = name, dtype, machine
         self.meta = Qwen3MetaFromConfig(official_config(name))
         options = Qwen3ModelOptions(nthreads=args.threads, kv_limit_bytes=args.kv_limit << 20)
-        weights = RandomWeights(self.meta, dtype)
+        options.dt_weight = dtype
+        self.source_dtype = DataType.BF16 if dtype.quantized else dtype
+        weights = RandomWeights(self.meta, self.source_dtype)
         device = DeviceType.parse(args.device)
         start = time.perf_counter()
         self.model = NativeModel(self.meta, weights, options, device, [0], _Progress())  # type: ignore[arg-type]
@@ -255,7 +257,9 @@ class Bench:
             kv = batch * kv_token * sum(range(first + 1, first + generate + 1))
             weights = stats["weight_bytes"]
             if not self.meta.tie_word_embeddings:  # the table of input embeddings is not streamed
-                weights -= self.meta.dvoc * self.meta.d * (4 if self.dtype == DataType.F32 else 2)
+                weights -= (
+                    self.meta.dvoc * self.meta.d * (4 if self.source_dtype == DataType.F32 else 2)
+                )
             rate = (generate * weights + kv) / seconds / 1e9
         return Row(
             model=self.name,
@@ -321,7 +325,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype",
         nargs="+",
-        choices=["bf16", "f16", "f32"],
+        choices=["bf16", "f16", "f32", "int8", "int4"],
         default=["bf16"],
         help="weight formats",
     )

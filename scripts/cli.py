@@ -51,7 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ndev", type=int, default=1, metavar="N", help="number of devices")
     add("--backend", default="auto", choices=("auto", "cpu", "infinicore"))
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all usable)")
-    add("--dtype", metavar="TYPE", help="weight type: f32, f16, bf16 (default: the checkpoint's)")
+    add(
+        "--dtype",
+        metavar="TYPE",
+        help="weights: f32, f16, bf16, int8, int4 (default: the checkpoint's)",
+    )
     add("--context", type=int, metavar="TOKENS", help="context length (default: the model's)")
     add("--prompt", metavar="TEXT", help="answer this and end")
     add("--system", metavar="TEXT", help="system message")

@@ -76,6 +76,13 @@ class DataType(enum.IntEnum):
     F16 = 12
     F32 = 13
     BF16 = 19
+    INT8 = 101
+    INT4 = 102
+
+    @property
+    def quantized(self) -> bool:
+        """Whether this is a format that weights are quantised to while packing."""
+        return self in (DataType.INT8, DataType.INT4)
 
     @classmethod
     def parse(cls, dtype: str | int | DataType | None) -> DataType:
@@ -96,7 +103,7 @@ class DataType(enum.IntEnum):
                 return cls[name]
         elif not isinstance(dtype, bool) and dtype in cls._value2member_map_:
             return cls(dtype)
-        raise ValueError(f"unknown dtype {dtype!r}; known dtypes: f16, bf16, f32")
+        raise ValueError(f"unknown dtype {dtype!r}; known dtypes: f16, bf16, f32, int8, int4")
 
 
 class Backend(enum.IntEnum):

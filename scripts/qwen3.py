@@ -106,7 +106,8 @@ class Qwen3ForCausalLM:
             device_type: The same as ``device``, which it overrides.
             backend: ``"auto"``, ``"cpu"`` or ``"infinicore"``.
             threads: CPU threads; 0: as many as this process may use.
-            dtype: Type of the packed weights; ``None``: the checkpoint's.
+            dtype: Type of the packed weights: f32, f16, bf16, or quantised while packing (CPU
+                backend): int8, int4; ``None``: the checkpoint's.
             kv_dtype: Type of the KV cache; ``None``: the library chooses.
             kv_limit_bytes: Most bytes of all KV caches together; 0: the library chooses.
             max_step_tokens: Tokens computed at a time, which sizes work space; 0: 512.
@@ -139,7 +140,9 @@ class Qwen3ForCausalLM:
         if len(ids) != ndev:
             raise ValueError(f"dev_ids has {len(ids)} entries for {ndev} devices")
         weight_dtype = DataType.parse(dtype)
-        self.meta = Qwen3MetaFromConfig(folder, weight_dtype, max_tokens)
+        # Activations are never quantised: there the checkpoint's type stays.
+        activations = None if weight_dtype.quantized else weight_dtype
+        self.meta = Qwen3MetaFromConfig(folder, activations, max_tokens)
         has_tokenizer = (folder / "tokenizer.json").is_file()
         self._tokenizer = Qwen3Tokenizer(folder) if has_tokenizer else None
         self._seed = seed

@@ -10,6 +10,10 @@ const char *dtypeName(int32_t dtype) {
         return "bf16";
     case QWEN3_DTYPE_F32:
         return "f32";
+    case QWEN3_DTYPE_INT8:
+        return "int8";
+    case QWEN3_DTYPE_INT4:
+        return "int4";
     default:
         return "invalid";
     }

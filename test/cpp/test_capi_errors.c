@@ -109,10 +109,10 @@ static void initSetup(Setup *s, size_t nlayer, size_t d, size_t dctx) {
         size_t n;
         float centre;
     } tensors[NTENSOR] = {
-        {&s->weights.attn_norm, d, 1.0f},        {&s->weights.attn_q_norm, meta.dh, 1.0f},
-        {&s->weights.attn_k_norm, meta.dh, 1.0f}, {&s->weights.attn_q, q * d, 0.0f},
-        {&s->weights.attn_k, kv * d, 0.0f},      {&s->weights.attn_v, kv * d, 0.0f},
-        {&s->weights.attn_o, d * q, 0.0f},       {&s->weights.ffn_norm, d, 1.0f},
+        {&s->weights.attn_norm, d, 1.0f},          {&s->weights.attn_q_norm, meta.dh, 1.0f},
+        {&s->weights.attn_k_norm, meta.dh, 1.0f},  {&s->weights.attn_q, q * d, 0.0f},
+        {&s->weights.attn_k, kv * d, 0.0f},        {&s->weights.attn_v, kv * d, 0.0f},
+        {&s->weights.attn_o, d * q, 0.0f},         {&s->weights.ffn_norm, d, 1.0f},
         {&s->weights.ffn_gate, meta.di * d, 0.0f}, {&s->weights.ffn_up, meta.di * d, 0.0f},
         {&s->weights.ffn_down, d * meta.di, 0.0f},
     };
@@ -197,12 +197,12 @@ static void checkCreateFails(int line, const char *what, const Setup *s, const i
 }
 
 /* Makes a changed copy of the setup `base` and expects createQwen3ModelEx to fail on it. */
-#define CREATE_FAILS(change, expected, words)                       \
-    do {                                                            \
-        Setup s = *base;                                            \
-        rebase(&s, base);                                           \
-        change;                                                     \
-        checkCreateFails(__LINE__, #change, &s, expected, words);   \
+#define CREATE_FAILS(change, expected, words)                                                                          \
+    do {                                                                                                               \
+        Setup s = *base;                                                                                               \
+        rebase(&s, base);                                                                                              \
+        change;                                                                                                        \
+        checkCreateFails(__LINE__, #change, &s, expected, words);                                                      \
     } while (0)
 
 /* Makes the pointers of a copied Setup point to the copy's own arrays. */
@@ -255,9 +255,8 @@ static void testCreateSizes(const Setup *base) {
 }
 
 static void testCreatePointers(const Setup *base) {
-    static const char *const names[NTENSOR] = {"attn_norm", "attn_q_norm", "attn_k_norm", "attn_q",
-                                               "attn_k",    "attn_v",      "attn_o",      "ffn_norm",
-                                               "ffn_gate",  "ffn_up",      "ffn_down"};
+    static const char *const names[NTENSOR] = {"attn_norm", "attn_q_norm", "attn_k_norm", "attn_q", "attn_k",  "attn_v",
+                                               "attn_o",    "ffn_norm",    "ffn_gate",    "ffn_up", "ffn_down"};
     CREATE_FAILS(s.weights.input_embd = NULL, STATUS(NULL_POINTER), "input_embd");
     CREATE_FAILS(s.weights.output_norm = NULL, STATUS(NULL_POINTER), "output_norm");
     CREATE_FAILS(s.weights.attn_norm = NULL, STATUS(NULL_POINTER), "attn_norm");
@@ -315,8 +314,8 @@ static void testCreateArguments(const Setup *base) {
         {"dev_ids {5}", &base->meta, &base->weights, 0, 1, device_5, STATUS2(DEVICE_NOT_FOUND, BAD_PARAM), "dev|5"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); ++i) {
-        struct Qwen3Model *model = createQwen3Model(cases[i].meta, cases[i].weights, cases[i].device, cases[i].ndev,
-                                                    cases[i].dev_ids);
+        struct Qwen3Model *model =
+            createQwen3Model(cases[i].meta, cases[i].weights, cases[i].device, cases[i].ndev, cases[i].dev_ids);
         report(model == NULL, __FILE__, __LINE__, "%s: createQwen3Model succeeded", cases[i].what);
         if (model == NULL) {
             checkFailure(__LINE__, cases[i].what, qwen3LastStatus(), cases[i].expected, cases[i].words);
@@ -362,19 +361,19 @@ static void testCreateOptions(const Setup *base) {
     CREATE_FAILS(s.options.max_step_tokens = 65537, STATUS(BAD_PARAM), "max_step_tokens|65537|65536");
     CREATE_FAILS(s.options.rope_type = 9, STATUS(BAD_PARAM), "rope_type|9");
     CREATE_FAILS(s.options.rope_type = QWEN3_ROPE_LINEAR, STATUS(BAD_PARAM), "rope_factor|0");
-    CREATE_FAILS(s.options.rope_type = QWEN3_ROPE_LINEAR; s.options.rope_factor = NAN, STATUS(BAD_PARAM),
-                 "rope_factor|nan");
-    CREATE_FAILS(s.options.rope_type = QWEN3_ROPE_YARN; s.options.rope_factor = 4, STATUS(BAD_PARAM),
-                 "rope_original_ctx|0");
-    CREATE_FAILS(s.options.rope_type = QWEN3_ROPE_YARN; s.options.rope_factor = -4; s.options.rope_original_ctx = 32,
-                 STATUS(BAD_PARAM), "rope_factor|-4");
+    CREATE_FAILS(s.options.rope_type = QWEN3_ROPE_LINEAR;
+                 s.options.rope_factor = NAN, STATUS(BAD_PARAM), "rope_factor|nan");
+    CREATE_FAILS(s.options.rope_type = QWEN3_ROPE_YARN;
+                 s.options.rope_factor = 4, STATUS(BAD_PARAM), "rope_original_ctx|0");
+    CREATE_FAILS(s.options.rope_type = QWEN3_ROPE_YARN; s.options.rope_factor = -4;
+                 s.options.rope_original_ctx = 32, STATUS(BAD_PARAM), "rope_factor|-4");
     CREATE_FAILS(s.options.rope_type = QWEN3_ROPE_YARN; s.options.rope_factor = 4; s.options.rope_original_ctx = 32;
                  s.options.rope_beta_fast = NAN, STATUS(BAD_PARAM), "rope_beta_fast|nan");
     CREATE_FAILS(s.options.rope_type = QWEN3_ROPE_LLAMA3; s.options.rope_factor = 8; s.options.rope_original_ctx = 32;
-                 s.options.rope_low_freq_factor = 2; s.options.rope_high_freq_factor = 2, STATUS(BAD_PARAM), "freq_factor");
-    CREATE_FAILS(s.options.rope_type = QWEN3_ROPE_LLAMA3; s.options.rope_factor = 8;
-                 s.options.rope_low_freq_factor = 1; s.options.rope_high_freq_factor = 4, STATUS(BAD_PARAM),
-                 "rope_original_ctx|0");
+                 s.options.rope_low_freq_factor = 2;
+                 s.options.rope_high_freq_factor = 2, STATUS(BAD_PARAM), "freq_factor");
+    CREATE_FAILS(s.options.rope_type = QWEN3_ROPE_LLAMA3; s.options.rope_factor = 8; s.options.rope_low_freq_factor = 1;
+                 s.options.rope_high_freq_factor = 4, STATUS(BAD_PARAM), "rope_original_ctx|0");
 
     /* A caller built against a later header, which has a field that this library does not know. */
     memset(&future, 0, sizeof(future));
@@ -389,7 +388,8 @@ static void testCreateOptions(const Setup *base) {
     destroyQwen3Model(model);
 
     int calls = 0;
-    CREATE_FAILS(s.options.progress = stopAtSecond; s.options.progress_user_data = &calls, STATUS(CANCELLED), "progress");
+    CREATE_FAILS(s.options.progress = stopAtSecond;
+                 s.options.progress_user_data = &calls, STATUS(CANCELLED), "progress");
     CHECK(calls == 2);
     Progress progress = {0, 0, 0, 1};
     Setup s = *base;
@@ -403,24 +403,33 @@ static void testCreateOptions(const Setup *base) {
 }
 
 static void testBadWeights(const Setup *base) {
-    static const char *const names[NTENSOR] = {"attn_norm", "attn_q_norm", "attn_k_norm", "attn_q",
-                                               "attn_k",    "attn_v",      "attn_o",      "ffn_norm",
-                                               "ffn_gate",  "ffn_up",      "ffn_down"};
-    static const char *const fused[NTENSOR] = {NULL, NULL, NULL, "attn_qkv", "attn_qkv", "attn_qkv",
+    static const char *const names[NTENSOR] = {"attn_norm", "attn_q_norm", "attn_k_norm", "attn_q", "attn_k",  "attn_v",
+                                               "attn_o",    "ffn_norm",    "ffn_gate",    "ffn_up", "ffn_down"};
+    static const char *const fused[NTENSOR] = {NULL, NULL, NULL,          "attn_qkv",    "attn_qkv", "attn_qkv",
                                                NULL, NULL, "ffn_gate_up", "ffn_gate_up", NULL};
     for (size_t t = 0; t < NTENSOR; ++t) {
         /* the last element: the tail of a vector loop is where checks are forgotten */
-        const size_t sizes[NTENSOR] = {base->meta.d, 16, 16, 64 * base->meta.d, 32 * base->meta.d, 32 * base->meta.d,
-                                       64 * base->meta.d, base->meta.d, base->meta.di * base->meta.d,
-                                       base->meta.di * base->meta.d, base->meta.di * base->meta.d};
+        const size_t sizes[NTENSOR] = {base->meta.d,
+                                       16,
+                                       16,
+                                       64 * base->meta.d,
+                                       32 * base->meta.d,
+                                       32 * base->meta.d,
+                                       64 * base->meta.d,
+                                       base->meta.d,
+                                       base->meta.di * base->meta.d,
+                                       base->meta.di * base->meta.d,
+                                       base->meta.di * base->meta.d};
         float *element = (float *)base->per_layer[t][1] + sizes[t] - 1, saved = *element;
         for (int inf = 0; inf < 2; ++inf) {
             *element = inf ? -INFINITY : NAN;
             struct Qwen3Model *model = createFrom(base);
-            report(model == NULL, __FILE__, __LINE__, "%s of %s in layer 1 was accepted", inf ? "-inf" : "NaN", names[t]);
+            report(model == NULL, __FILE__, __LINE__, "%s of %s in layer 1 was accepted", inf ? "-inf" : "NaN",
+                   names[t]);
             if (model == NULL) {
                 const char *message = qwen3LastError();
-                int named = strstr(message, names[t]) != NULL || (fused[t] != NULL && strstr(message, fused[t]) != NULL);
+                int named =
+                    strstr(message, names[t]) != NULL || (fused[t] != NULL && strstr(message, fused[t]) != NULL);
                 checkFailure(__LINE__, names[t], qwen3LastStatus(), STATUS(BAD_WEIGHTS), "1");
                 report(named, __FILE__, __LINE__, "message does not name %s: %s", names[t], message);
             }
@@ -560,7 +569,10 @@ static void checkCallFails(int line, const char *what, Bench *b, Call *c, int wh
     uint32_t lengths[2] = {77, 77};
     char name[256];
     snprintf(name, sizeof(name), "%s: %s",
-             which == INFER ? "inferBatch" : which == INFER_EX ? "inferBatchEx" : "forwardBatch", what);
+             which == INFER      ? "inferBatch"
+             : which == INFER_EX ? "inferBatchEx"
+                                 : "forwardBatch",
+             what);
     if (status == QWEN3_STATUS_SUCCESS) {
         report(0, __FILE__, line, "%s: succeeded", name);
         dropCaches(b); /* it changed them: start afresh */
@@ -577,16 +589,16 @@ static void checkCallFails(int line, const char *what, Bench *b, Call *c, int wh
 }
 
 /* Changes one thing of a valid call `c` and expects the calls in the set `which` to fail on it. */
-#define CALL_FAILS(which, change, expected, words)                                        \
-    do {                                                                                  \
-        for (int call_ = 1; call_ <= FORWARD; call_ *= 2) {                               \
-            if (((which)&call_) != 0) {                                                   \
-                Call c;                                                                   \
-                initCall(&c, b->model, b->caches);                                        \
-                change;                                                                   \
-                checkCallFails(__LINE__, #change, b, &c, call_, expected, words);         \
-            }                                                                             \
-        }                                                                                 \
+#define CALL_FAILS(which, change, expected, words)                                                                     \
+    do {                                                                                                               \
+        for (int call_ = 1; call_ <= FORWARD; call_ *= 2) {                                                            \
+            if (((which) & call_) != 0) {                                                                              \
+                Call c;                                                                                                \
+                initCall(&c, b->model, b->caches);                                                                     \
+                change;                                                                                                \
+                checkCallFails(__LINE__, #change, b, &c, call_, expected, words);                                      \
+            }                                                                                                          \
+        }                                                                                                              \
     } while (0)
 
 static void testBatchArguments(Bench *b, struct KVCache *foreign, struct KVCache *dropped) {
@@ -630,10 +642,10 @@ static void testBatchArguments(Bench *b, struct KVCache *foreign, struct KVCache
 
     /* pos + len > dctx: 64 is the context length of this model */
     uint32_t long_tokens[70] = {0};
-    CALL_FAILS(ALL, c.tokens = long_tokens; c.ntok = 70; c.len_data[0] = 65; c.len_data[1] = 5,
-               STATUS(CONTEXT_OVERFLOW), "req|0|65|64");
-    CALL_FAILS(ALL, c.tokens = long_tokens; c.ntok = 66; c.len_data[0] = 3; c.len_data[1] = 63,
-               STATUS(CONTEXT_OVERFLOW), "req|1|65|64");
+    CALL_FAILS(ALL, c.tokens = long_tokens; c.ntok = 70; c.len_data[0] = 65;
+               c.len_data[1] = 5, STATUS(CONTEXT_OVERFLOW), "req|0|65|64");
+    CALL_FAILS(ALL, c.tokens = long_tokens; c.ntok = 66; c.len_data[0] = 3;
+               c.len_data[1] = 63, STATUS(CONTEXT_OVERFLOW), "req|1|65|64");
 }
 
 static void testSamplingArguments(Bench *b) {
@@ -670,21 +682,21 @@ static void testSamplingArguments(Bench *b) {
     PARAM_FAILS(p->history = history; p->nhistory = 3; p->ngenerated = 4, STATUS(BAD_PARAM), "ngenerated|1|4|3");
     PARAM_FAILS(p->nbias = 2; p->bias_values = values, STATUS(NULL_POINTER), "bias_tokens|1");
     PARAM_FAILS(p->nbias = 2; p->bias_tokens = bias, STATUS(NULL_POINTER), "bias_values|1");
-    PARAM_FAILS(p->nbias = 2; p->bias_tokens = bad_bias; p->bias_values = values, STATUS(BAD_PARAM),
-                "bias_tokens|1|100");
-    PARAM_FAILS(p->nbias = 2; p->bias_tokens = bias; p->bias_values = nan_values, STATUS(BAD_PARAM),
-                "bias_values|1|nan");
-    PARAM_FAILS(p->nbias = 2; p->bias_tokens = bias; p->bias_values = inf_values, STATUS(BAD_PARAM),
-                "bias_values|1|inf");
+    PARAM_FAILS(p->nbias = 2; p->bias_tokens = bad_bias;
+                p->bias_values = values, STATUS(BAD_PARAM), "bias_tokens|1|100");
+    PARAM_FAILS(p->nbias = 2; p->bias_tokens = bias;
+                p->bias_values = nan_values, STATUS(BAD_PARAM), "bias_values|1|nan");
+    PARAM_FAILS(p->nbias = 2; p->bias_tokens = bias;
+                p->bias_values = inf_values, STATUS(BAD_PARAM), "bias_values|1|inf");
     PARAM_FAILS(p->allowed_mask = none, STATUS(BAD_PARAM), "allowed_mask|1");
     PARAM_FAILS(p->allowed_mask = beyond, STATUS(BAD_PARAM), "allowed_mask|1");
-    PARAM_FAILS(p->allowed_mask = only_5; p->nbias = 1; p->bias_tokens = bias; p->bias_values = banned,
-                STATUS(BAD_PARAM), "1");
+    PARAM_FAILS(p->allowed_mask = only_5; p->nbias = 1; p->bias_tokens = bias;
+                p->bias_values = banned, STATUS(BAD_PARAM), "1");
     PARAM_FAILS(p->top_logprobs = 129, STATUS(BAD_PARAM), "top_logprobs|1|129|128");
-    PARAM_FAILS(p->top_logprobs = 4; c.result_data[1].top_tokens = c.top_token_data, STATUS(NULL_POINTER),
-                "top_logprobs|1");
-    PARAM_FAILS(p->top_logprobs = 4; c.result_data[1].top_logprobs = c.top_logprob_data, STATUS(NULL_POINTER),
-                "top_tokens|1");
+    PARAM_FAILS(p->top_logprobs = 4;
+                c.result_data[1].top_tokens = c.top_token_data, STATUS(NULL_POINTER), "top_logprobs|1");
+    PARAM_FAILS(p->top_logprobs = 4;
+                c.result_data[1].top_logprobs = c.top_logprob_data, STATUS(NULL_POINTER), "top_tokens|1");
 #undef PARAM_FAILS
 }
 
@@ -871,7 +883,8 @@ static void testOutOfKv(const Setup *base, const uint32_t expected[NGREEDY]) {
         struct KVCache *batch[2] = {first, copy};
         uint32_t output[2] = {0, 0};
         status = inferBatch(model, last, 2, one_each, 2, last_pos, batch, temperature, topk, topp, output);
-        report(status == QWEN3_STATUS_SUCCESS, __FILE__, __LINE__, "two writers of a shared block: %s", qwen3LastError());
+        report(status == QWEN3_STATUS_SUCCESS, __FILE__, __LINE__, "two writers of a shared block: %s",
+               qwen3LastError());
         CHECK(output[0] == alone && output[1] == alone);
     }
     dropKVCache(model, copy);

@@ -10,6 +10,7 @@
 #include "check.h"
 #include "ops/cpu/half.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/quant.h"
 
 using namespace q3::cpu;
 
@@ -26,7 +27,7 @@ std::vector<float> randomFloats(size_t n, float scale = 1.0F) {
     return out;
 }
 
-// Random weights of one type in whatever layout: n elements, 64-byte aligned as panels are.
+// Random float weights of one type in whatever layout: n elements, 64-byte aligned as panels are.
 struct AlignedWeights {
     std::vector<float> storage;
     void *data = nullptr;
@@ -62,12 +63,67 @@ void testGemvAndUnpack(const Kernels &kernels, WeightType type) {
                                    size_t{npanels} * kPanelRows);
                 CHECK(same(expected, actual));
             }
-            const uint32_t k0 = k > 4 ? 2 : 0;
+            const uint32_t k0 = k > kGroup ? kGroup : 0;
             std::vector<float> expected(size_t{k - k0} * kPanelRows);
             std::vector<float> actual(expected.size());
             kScalarKernels.unpack[type](weights.data, k0, k - k0, expected.data());
             kernels.unpack[type](weights.data, k0, k - k0, actual.data());
             CHECK(same(expected, actual));
+        }
+    }
+}
+
+// Quantised panels: products bit-equal to those of the f32 panel made of the dequantised weights, and quantisation
+// itself within half a step of the scale.
+void testQuant(const Kernels &kernels, WeightType type) {
+    const size_t group_bytes = type == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
+    for (const uint32_t k : {1U, 31U, 32U, 64U, 200U}) {
+        for (const uint32_t npanels : {1U, 2U, 5U}) {
+            const size_t panel_bytes = (k + kGroup - 1) / kGroup * group_bytes;
+            std::vector<char> panels(panel_bytes * npanels);
+            std::vector<float> dense(size_t{k} * kPanelRows * npanels);
+            for (uint32_t p = 0; p < npanels; ++p) {
+                char *panel = panels.data() + p * panel_bytes;
+                float *out = dense.data() + size_t{p} * k * kPanelRows;
+                std::vector<std::vector<float>> rows;
+                for (uint32_t j = 0; j < kPanelRows; ++j) {
+                    rows.push_back(randomFloats(k, j == 3 ? 1e-20F : 0.02F));
+                    if (j == 5) {
+                        std::fill(rows.back().begin(), rows.back().end(), 0.0F);
+                    }
+                    (type == kQ8 ? quantizeRowQ8 : quantizeRowQ4)(rows[j].data(), k, j, panel);
+                }
+                kernels.unpack[type](panel, 0, k, out);
+                for (uint32_t i = 0; i < k; ++i) {
+                    for (uint32_t j = 0; j < kPanelRows; ++j) {
+                        const uint32_t begin = i / kGroup * kGroup;
+                        const uint32_t end = std::min(k, begin + kGroup);
+                        float largest = 0.0F;
+                        for (uint32_t e = begin; e < end; ++e) {
+                            largest = std::max(largest, std::fabs(rows[j][e]));
+                        }
+                        // q8: half a step of largest / 127. q4: at worst a clipped extreme, under 1.5 of 7 steps.
+                        const float bound = largest * (type == kQ8 ? 0.51F / 127.0F * 1.01F : 0.25F);
+                        CHECK(std::fabs(rows[j][i] - out[i * kPanelRows + j]) <= bound);
+                    }
+                }
+            }
+            std::vector<float> scalar_dense(dense.size());
+            for (uint32_t p = 0; p < npanels; ++p) {
+                kScalarKernels.unpack[type](panels.data() + p * panel_bytes, 0, k,
+                                            scalar_dense.data() + size_t{p} * k * kPanelRows);
+            }
+            CHECK(same(dense, scalar_dense));
+            for (uint32_t rows = 1; rows <= kTileRows; ++rows) {
+                const std::vector<float> x = randomFloats(size_t{rows} * k);
+                const size_t width = size_t{npanels} * kPanelRows;
+                std::vector<float> expected(rows * width, 1.0F);
+                std::vector<float> actual(rows * width, 2.0F);
+                kScalarKernels.gemv[kF32](dense.data(), size_t{k} * kPanelRows * 4, npanels, k, x.data(), k, rows,
+                                          expected.data(), width);
+                kernels.gemv[type](panels.data(), panel_bytes, npanels, k, x.data(), k, rows, actual.data(), width);
+                CHECK(same(expected, actual));
+            }
         }
     }
 }
@@ -189,6 +245,8 @@ void testTable(const Kernels &kernels) {
         testGemvAndUnpack(kernels, type);
         testTile(kernels, type);
     }
+    testQuant(kernels, kQ8);
+    testQuant(kernels, kQ4);
     testRows(kernels);
     testStore(kernels);
 }

@@ -26,6 +26,7 @@ Array = npt.NDArray[np.float32]
 
 CPU = {"backend": Backend.CPU}
 F16, F32, BF16 = DataType.F16, DataType.F32, DataType.BF16
+INT8, INT4 = DataType.INT8, DataType.INT4
 
 # Sizes that are multiples of nothing, and the shape of the published models.
 ODD = dict(d=72, di=200, dh=24, nh=6, nkvh=2, dvoc=517, nlayer=3, bias=True)
@@ -46,6 +47,12 @@ CASES = [
         "even_bf16_kv_bf16",
         CheckpointSpec("inv_even_bf16", seed=34, dtype="bf16", **EVEN),
         {"dt_kv": BF16},
+    ),
+    ("odd_f32_to_int8", CheckpointSpec("inv_odd_f32", seed=31, **ODD), {"dt_weight": INT8}),
+    (
+        "even_bf16_to_int4",
+        CheckpointSpec("inv_even_bf16", seed=34, dtype="bf16", **EVEN),
+        {"dt_weight": INT4},
     ),
     (
         "group8",

@@ -98,7 +98,11 @@ typedef enum {
     QWEN3_DTYPE_DEFAULT = 0, /* where an option allows it: let the library choose */
     QWEN3_DTYPE_F16 = 12,
     QWEN3_DTYPE_F32 = 13,
-    QWEN3_DTYPE_BF16 = 19
+    QWEN3_DTYPE_BF16 = 19,
+    /* For Qwen3ModelOptions.dt_weight only: quantised while packing, CPU backend. Groups of 32 weights with one bf16
+     * scale. INT4 keeps lm_head (and a tied embedding) in INT8. */
+    QWEN3_DTYPE_INT8 = 101,
+    QWEN3_DTYPE_INT4 = 102
 } Qwen3DType;
 
 /* Same numbers as infiniDevice_t of InfiniCore 0.1.0. */
@@ -211,7 +215,7 @@ typedef struct {
     size_t struct_size; /* sizeof(Qwen3ModelOptions) */
     int32_t backend;    /* Qwen3Backend */
     int32_t nthreads;   /* CPU threads, 1 to 1024; 0: the CPUs this process may use (affinity and cgroup quota) */
-    int32_t dt_weight;  /* packed weight format; DEFAULT: as given (dt_mat) */
+    int32_t dt_weight;  /* packed weight format: any Qwen3DType; DEFAULT: as given (dt_mat) */
     int32_t
         dt_kv; /* KV cache dtype; DEFAULT: on CPU F32 if weights are packed as F32, else F16; dt_logits on InfiniCore */
     uint64_t kv_limit_bytes;  /* most bytes of all caches together; 0: half of the memory free at create */

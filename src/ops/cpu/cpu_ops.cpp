@@ -62,7 +62,10 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
 }
 
 std::unique_ptr<Linear> CpuOps::packLinear(const LinearSource &source) {
-    return packPanels(source, dt_weight_, false, pool_);
+    // The head decides between close tokens and is a small part of a model: it stays at 8 bits in an int4 model.
+    const bool in_layer = source.layer >= 0;
+    const int32_t dtype = dt_weight_ == QWEN3_DTYPE_INT4 && !in_layer ? QWEN3_DTYPE_INT8 : dt_weight_;
+    return packPanels(source, dtype, false, pool_);
 }
 
 std::unique_ptr<Linear> CpuOps::packGateUp(const LinearSource &gate_up) {
@@ -113,7 +116,7 @@ CpuOps::KvTile CpuOps::kvTile(void *block, uint32_t layer, uint32_t head) const 
 void CpuOps::embed(Activation x, const Linear &table) {
     pool_.parallelFor(plan_->ntok, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t i = begin; i < end; ++i) {
-            readRow(table, plan_->tokens[i], floats(x) + size_t{i} * x.width);
+            readRow(table, plan_->tokens[i], kernels_, floats(x) + size_t{i} * x.width);
         }
     });
 }

@@ -9,6 +9,12 @@
 // Weight panels ("panel16"): 16 output rows side by side, k-major, one sequential stream per panel:
 //   f32, f16  [K][16]                       bf16  [ceil(K / 2)][16][2]   (even k low, odd k high in each 32-bit word)
 // The bf16 pairing makes its conversion one shift for even k and one mask for odd k per 8 rows.
+//
+// Quantised panels are groups of 32 k, each with one bf16 scale per row; the last group is padded with zeros:
+//   q8  {uint16 scale[16]; int8 q[32][16]}            w = q * scale
+//   q4  {uint16 scale[16]; uint32 q[4][16]}           nibble j of q[o][row] is k = 8 o + j; w = (nibble - 8) * scale
+// Both products are exact in float (at most 7 + 8 significant bits), so a quantised layer computes bit for bit what the
+// f32 layer with the dequantised weights would.
 #pragma once
 
 #include <stddef.h>
@@ -19,13 +25,17 @@ namespace q3::cpu {
 constexpr uint32_t kPanelRows = 16;
 constexpr uint32_t kTileRows = 6;  // 6 x 16 floats are 12 of AVX2's 16 registers
 
-enum WeightType { kF32 = 0, kF16 = 1, kBf16 = 2, kWeightTypes = 3 };
+constexpr uint32_t kGroup = 32;  // weights per scale
+constexpr size_t kQ8GroupBytes = 2 * kPanelRows + kGroup * kPanelRows;
+constexpr size_t kQ4GroupBytes = 2 * kPanelRows + kGroup * kPanelRows / 2;
+
+enum WeightType { kF32 = 0, kF16 = 1, kBf16 = 2, kFloatTypes = 3, kQ8 = 3, kQ4 = 4, kWeightTypes = 5 };
 
 // y[r * ldy + j] = sum over k of x[r * ldx + k] * w[j][k], r < rows <= kTileRows, j < 16 * npanels.
 using GemvKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x,
                             size_t ldx, uint32_t rows, float *y, size_t ldy);
 
-// out[i][16] = w[0..15][k0 + i] as float, i < count; k0 even.
+// out[i][16] = w[0..15][k0 + i] as float, i < count; k0 a multiple of kGroup.
 using UnpackKernel = void (*)(const void *panel, uint32_t k0, uint32_t count, float *out);
 
 // c[r * ldc + j] = (accumulate ? c[...] : 0) + sum over i < k of a[r * a_row + i * a_col] * b[i * ldb + j],
@@ -37,7 +47,7 @@ struct Kernels {
     const char *name;
     GemvKernel gemv[kWeightTypes];
     UnpackKernel unpack[kWeightTypes];
-    TileKernel tile[kWeightTypes];
+    TileKernel tile[kFloatTypes];
     // out = x / sqrt(mean(x^2) + epsilon) * weight; out may be x
     void (*rmsnorm)(float *out, const float *x, const float *weight, uint32_t n, float epsilon);
     // x += delta
@@ -51,7 +61,7 @@ struct Kernels {
     // out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]
     void (*siluMul)(float *out, const float *gate, const float *up, uint32_t n);
     // out = in converted; f16 saturates at +-65504 so that a large value does not become infinite in the KV cache
-    void (*store[kWeightTypes])(void *out, const float *in, uint32_t n);
+    void (*store[kFloatTypes])(void *out, const float *in, uint32_t n);
 };
 
 extern const Kernels kScalarKernels;

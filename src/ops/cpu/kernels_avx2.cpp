@@ -214,6 +214,210 @@ void tile(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb,
     }
 }
 
+// 8 of a group's 16 scales.
+inline __m256 groupScales(const char *group, int half) {
+    return loadBf16(reinterpret_cast<const uint16_t *>(group) + half * 8);
+}
+
+inline __m256 loadQ8(const char *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+}
+
+void unpackQ8(const void *panel, uint32_t k0, uint32_t count, float *out) {
+    for (uint32_t i = 0; i < count; ++i) {
+        const char *group = static_cast<const char *>(panel) + (k0 + i) / kGroup * kQ8GroupBytes;
+        const char *q = group + 2 * kPanelRows + (k0 + i) % kGroup * kPanelRows;
+        Q3_UNROLL
+        for (int h = 0; h < 2; ++h) {
+            _mm256_storeu_ps(out + i * kPanelRows + h * 8, _mm256_mul_ps(loadQ8(q + h * 8), groupScales(group, h)));
+        }
+    }
+}
+
+void unpackQ4(const void *panel, uint32_t k0, uint32_t count, float *out) {
+    const __m256i low = _mm256_set1_epi32(15);
+    const __m256i eight = _mm256_set1_epi32(8);
+    for (uint32_t i = 0; i < count; i += 8) {
+        const char *group = static_cast<const char *>(panel) + (k0 + i) / kGroup * kQ4GroupBytes;
+        const char *words = group + 2 * kPanelRows + (k0 + i) % kGroup / 8 * kPanelRows * 4;
+        Q3_UNROLL
+        for (int h = 0; h < 2; ++h) {
+            const __m256 scale = groupScales(group, h);
+            __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(words) + h);
+            for (uint32_t j = 0; j < 8 && i + j < count; ++j) {
+                const __m256i q = _mm256_sub_epi32(_mm256_and_si256(x, low), eight);
+                _mm256_storeu_ps(out + (i + j) * kPanelRows + h * 8, _mm256_mul_ps(_mm256_cvtepi32_ps(q), scale));
+                x = _mm256_srli_epi32(x, 4);
+            }
+        }
+    }
+}
+
+// One group of q8: acc += w x for 32 k.
+template <int R, int P>
+inline void multiplyGroupQ8(const char *const *groups, const float *x, size_t ldx, __m256 (&acc)[R][P][2]) {
+    __m256 scales[P][2];
+    Q3_UNROLL
+    for (int p = 0; p < P; ++p) {
+        Q3_UNROLL
+        for (int h = 0; h < 2; ++h) {
+            scales[p][h] = groupScales(groups[p], h);
+        }
+    }
+    for (uint32_t i = 0; i < kGroup; ++i) {
+        __m256 value[R];
+        Q3_UNROLL
+        for (int r = 0; r < R; ++r) {
+            value[r] = _mm256_broadcast_ss(x + r * ldx + i);
+        }
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            Q3_UNROLL
+            for (int h = 0; h < 2; ++h) {
+                const char *q = groups[p] + 2 * kPanelRows + i * kPanelRows + h * 8;
+                const __m256 w = _mm256_mul_ps(loadQ8(q), scales[p][h]);
+                Q3_UNROLL
+                for (int r = 0; r < R; ++r) {
+                    acc[r][p][h] = _mm256_fmadd_ps(w, value[r], acc[r][p][h]);
+                }
+            }
+        }
+    }
+}
+
+// One group of q4. Nibble j is masked out where it stands, an integer nibble * 16^j, and its conversion to float is
+// exact; multiplying by scale / 16^j and adding -8 scale gives the weight, exactly, without a shift per nibble. Only
+// the top nibble, which holds the sign bit, is shifted down.
+template <int R, int P>
+inline void multiplyGroupQ4(const char *const *groups, const float *x, size_t ldx, __m256 (&acc)[R][P][2]) {
+    __m256 scales[P][2][8];
+    __m256 offset[P][2];
+    Q3_UNROLL
+    for (int p = 0; p < P; ++p) {
+        Q3_UNROLL
+        for (int h = 0; h < 2; ++h) {
+            const __m256 scale = groupScales(groups[p], h);
+            offset[p][h] = _mm256_mul_ps(scale, _mm256_set1_ps(-8.0F));
+            __m256 shifted = scale;
+            Q3_UNROLL
+            for (int j = 0; j < 7; ++j) {
+                scales[p][h][j] = shifted;
+                shifted = _mm256_mul_ps(shifted, _mm256_set1_ps(0.0625F));
+            }
+            scales[p][h][7] = scale;
+        }
+    }
+    for (uint32_t octet = 0; octet < kGroup / 8; ++octet) {
+        __m256i words[P][2];
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            Q3_UNROLL
+            for (int h = 0; h < 2; ++h) {
+                const char *at = groups[p] + 2 * kPanelRows + octet * kPanelRows * 4 + h * 32;
+                words[p][h] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(at));
+            }
+        }
+        Q3_UNROLL
+        for (int j = 0; j < 8; ++j) {
+            __m256 value[R];
+            Q3_UNROLL
+            for (int r = 0; r < R; ++r) {
+                value[r] = _mm256_broadcast_ss(x + r * ldx + octet * 8 + j);
+            }
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                Q3_UNROLL
+                for (int h = 0; h < 2; ++h) {
+                    const __m256i nibble =
+                        j < 7 ? _mm256_and_si256(words[p][h], _mm256_set1_epi32(15 << (j < 7 ? 4 * j : 0)))
+                              : _mm256_srli_epi32(words[p][h], 28);
+                    const __m256 w = _mm256_fmadd_ps(_mm256_cvtepi32_ps(nibble), scales[p][h][j], offset[p][h]);
+                    Q3_UNROLL
+                    for (int r = 0; r < R; ++r) {
+                        acc[r][p][h] = _mm256_fmadd_ps(w, value[r], acc[r][p][h]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <WeightType T, int R, int P>
+void gemvQuantTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx, float *y,
+                   size_t ldy) {
+    constexpr size_t group_bytes = T == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
+    __m256 acc[R][P][2];
+    Q3_UNROLL
+    for (int r = 0; r < R; ++r) {
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            acc[r][p][0] = _mm256_setzero_ps();
+            acc[r][p][1] = _mm256_setzero_ps();
+        }
+    }
+    const uint32_t whole = k / kGroup;
+    for (uint32_t g = 0; g < whole; ++g) {
+        const char *groups[P];
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            groups[p] = panels + p * panel_bytes + g * group_bytes;
+        }
+        if constexpr (T == kQ8) {
+            multiplyGroupQ8<R, P>(groups, x + g * kGroup, ldx, acc);
+        } else {
+            multiplyGroupQ4<R, P>(groups, x + g * kGroup, ldx, acc);
+        }
+    }
+    Q3_UNROLL
+    for (int r = 0; r < R; ++r) {
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            _mm256_storeu_ps(y + r * ldy + p * kPanelRows, acc[r][p][0]);
+            _mm256_storeu_ps(y + r * ldy + p * kPanelRows + 8, acc[r][p][1]);
+        }
+    }
+    if (whole * kGroup < k) {  // the padded last group: no x beyond k may be read
+        const uint32_t count = k - whole * kGroup;
+        float weights[kGroup * kPanelRows];
+        for (int p = 0; p < P; ++p) {
+            (T == kQ8 ? unpackQ8 : unpackQ4)(panels + p * panel_bytes, whole * kGroup, count, weights);
+            tile<kF32>(x + whole * kGroup, ldx, 1, weights, kPanelRows, count, y + p * kPanelRows, ldy, R, true);
+        }
+    }
+}
+
+template <WeightType T, int R, int P>
+void gemvQuantRows(const char *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
+                   float *y, size_t ldy) {
+    uint32_t p = 0;
+    for (; p + P <= npanels; p += P) {
+        gemvQuantTile<T, R, P>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
+    }
+    for (; p < npanels; ++p) {
+        gemvQuantTile<T, R, 1>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
+    }
+}
+
+template <WeightType T>
+void gemvQuant(const void *data, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
+               uint32_t rows, float *y, size_t ldy) {
+    const char *panels = static_cast<const char *>(data);
+    switch (rows) {
+    case 1:
+        return gemvQuantRows<T, 1, 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+    case 2:
+        return gemvQuantRows<T, 2, 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+    case 3:
+        return gemvQuantRows<T, 3, 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+    case 4:
+        return gemvQuantRows<T, 4, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+    case 5:
+        return gemvQuantRows<T, 5, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+    default:
+        return gemvQuantRows<T, 6, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+    }
+}
+
 inline float sumLanes(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -399,8 +603,8 @@ void storeBf16(void *out, const float *in, uint32_t n) {
 
 const Kernels kAvx2Kernels = {
     "avx2",
-    {gemv<kF32>, gemv<kF16>, gemv<kBf16>},
-    {unpack<kF32>, unpack<kF16>, unpack<kBf16>},
+    {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemvQuant<kQ8>, gemvQuant<kQ4>},
+    {unpack<kF32>, unpack<kF16>, unpack<kBf16>, unpackQ8, unpackQ4},
     {tile<kF32>, tile<kF16>, tile<kBf16>},
     rmsnorm,
     add,

@@ -9,6 +9,23 @@
 namespace q3::cpu {
 namespace {
 
+int quantAt(const char *panel, WeightType type, uint32_t row, uint32_t k) {
+    const size_t group = k / kGroup;
+    const uint32_t i = k % kGroup;
+    if (type == kQ8) {
+        return reinterpret_cast<const int8_t *>(panel + group * kQ8GroupBytes + 2 * kPanelRows)[i * kPanelRows + row];
+    }
+    const auto *words = reinterpret_cast<const uint32_t *>(panel + group * kQ4GroupBytes + 2 * kPanelRows);
+    return static_cast<int>(words[i / 8 * kPanelRows + row] >> (4 * (i % 8)) & 15U) - 8;
+}
+
+float quantLoad(const void *data, WeightType type, uint32_t row, uint32_t k) {
+    const auto *panel = static_cast<const char *>(data);
+    const size_t group_bytes = type == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
+    const auto *scales = reinterpret_cast<const uint16_t *>(panel + k / kGroup * group_bytes);
+    return static_cast<float>(quantAt(panel, type, row, k)) * bf16ToFloat(scales[row]);
+}
+
 template <WeightType T> float load(const void *data, size_t index) {
     if constexpr (T == kF32) {
         return static_cast<const float *>(data)[index];
@@ -23,6 +40,15 @@ template <WeightType T> size_t panelIndex(uint32_t row, uint32_t k) {
     return T == kBf16 ? (size_t{k} / 2 * kPanelRows + row) * 2 + k % 2 : size_t{k} * kPanelRows + row;
 }
 
+// Weight (row, k) of a panel.
+template <WeightType T> float panelLoad(const void *panel, uint32_t row, uint32_t k) {
+    if constexpr (T == kQ8 || T == kQ4) {
+        return quantLoad(panel, T, row, k);
+    } else {
+        return load<T>(panel, panelIndex<T>(row, k));
+    }
+}
+
 template <WeightType T>
 void gemv(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
           uint32_t rows, float *y, size_t ldy) {
@@ -32,7 +58,7 @@ void gemv(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, 
             for (uint32_t j = 0; j < kPanelRows; ++j) {
                 float sum = 0.0F;
                 for (uint32_t i = 0; i < k; ++i) {
-                    sum = std::fma(load<T>(panel, panelIndex<T>(j, i)), x[r * ldx + i], sum);
+                    sum = std::fma(panelLoad<T>(panel, j, i), x[r * ldx + i], sum);
                 }
                 y[r * ldy + p * kPanelRows + j] = sum;
             }
@@ -43,7 +69,7 @@ void gemv(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, 
 template <WeightType T> void unpack(const void *panel, uint32_t k0, uint32_t count, float *out) {
     for (uint32_t i = 0; i < count; ++i) {
         for (uint32_t j = 0; j < kPanelRows; ++j) {
-            out[i * kPanelRows + j] = load<T>(panel, panelIndex<T>(j, k0 + i));
+            out[i * kPanelRows + j] = panelLoad<T>(panel, j, k0 + i);
         }
     }
 }
@@ -132,8 +158,8 @@ void storeBf16(void *out, const float *in, uint32_t n) {
 
 const Kernels kScalarKernels = {
     "scalar",
-    {gemv<kF32>, gemv<kF16>, gemv<kBf16>},
-    {unpack<kF32>, unpack<kF16>, unpack<kBf16>},
+    {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemv<kQ8>, gemv<kQ4>},
+    {unpack<kF32>, unpack<kF16>, unpack<kBf16>, unpack<kQ8>, unpack<kQ4>},
     {tile<kF32>, tile<kF16>, tile<kBf16>},
     rmsnorm,
     add,

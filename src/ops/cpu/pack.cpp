@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/cpu/half.h"
+#include "ops/cpu/quant.h"
 #include "runtime/error.h"
 
 namespace q3::cpu {
@@ -109,38 +110,69 @@ private:
     std::atomic<uint64_t> bad_{kNone};
 };
 
-// Rows [first, first + 16) of the packed layer; rows past the end stay zero.
+// Where the rows of panel p begin and where the rows it may take end.
+struct PanelRows {
+    uint32_t first;
+    uint32_t end;
+};
+
+PanelRows panelRows(const CpuLinear &linear, uint32_t p) {
+    const uint32_t block = linear.interleaved ? p / 2 : p;
+    const uint32_t offset = linear.interleaved && p % 2 == 1 ? linear.out : 0;
+    return {offset + block * kPanelRows, offset + linear.out};
+}
+
+// Places row j of a panel; rows past the end of the layer stay zero.
 template <typename Packed>
-void packPanel(RowReader<Packed> &reader, uint32_t first, uint32_t end, uint32_t k, WeightType type,
-               std::vector<Packed> &row, Packed *panel) {
-    for (uint32_t j = 0; j < kPanelRows && first + j < end; ++j) {
-        reader.read(first + j, row);
-        if (type == kBf16) {
-            for (uint32_t i = 0; i < k; ++i) {
-                panel[(size_t{i} / 2 * kPanelRows + j) * 2 + i % 2] = row[i];
-            }
-        } else {
-            for (uint32_t i = 0; i < k; ++i) {
-                panel[size_t{i} * kPanelRows + j] = row[i];
-            }
+void placeRow(const std::vector<Packed> &row, WeightType type, uint32_t j, char *panel_bytes) {
+    const auto k = static_cast<uint32_t>(row.size());
+    if constexpr (sizeof(Packed) == 4) {
+        if (type == kQ8 || type == kQ4) {
+            const auto *floats = reinterpret_cast<const float *>(row.data());
+            (type == kQ8 ? quantizeRowQ8 : quantizeRowQ4)(floats, k, j, panel_bytes);
+            return;
+        }
+    }
+    auto *panel = reinterpret_cast<Packed *>(panel_bytes);
+    if (type == kBf16) {
+        for (uint32_t i = 0; i < k; ++i) {
+            panel[(size_t{i} / 2 * kPanelRows + j) * 2 + i % 2] = row[i];
+        }
+    } else {
+        for (uint32_t i = 0; i < k; ++i) {
+            panel[size_t{i} * kPanelRows + j] = row[i];
         }
     }
 }
 
 template <typename Packed> void packAll(const LinearSource &source, CpuLinear &linear, ThreadPool &pool) {
-    RowReader<Packed> reader(source, linear.type);
+    RowReader<Packed> reader(source, sizeof(Packed) == 4 ? kF32 : linear.type);
     // One row buffer per thread, allocated here: the pool's body must not throw.
     std::vector<std::vector<Packed>> rows(pool.size(), std::vector<Packed>(linear.in));
     pool.parallelFor(linear.npanels, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
         for (uint32_t p = begin; p < end; ++p) {
-            const uint32_t block = linear.interleaved ? p / 2 : p;
-            const uint32_t offset = linear.interleaved && p % 2 == 1 ? linear.out : 0;
-            auto *panel = reinterpret_cast<Packed *>(linear.panels.as<char>() + p * linear.panel_bytes);
-            packPanel<Packed>(reader, offset + block * kPanelRows, offset + linear.out, linear.in, linear.type,
-                              rows[thread], panel);
+            const PanelRows range = panelRows(linear, p);
+            for (uint32_t j = 0; j < kPanelRows && range.first + j < range.end; ++j) {
+                reader.read(range.first + j, rows[thread]);
+                placeRow<Packed>(rows[thread], linear.type, j, linear.panels.as<char>() + p * linear.panel_bytes);
+            }
         }
     });
     reader.check();
+}
+
+size_t panelBytes(WeightType type, uint32_t k) {
+    const size_t groups = (size_t{k} + kGroup - 1) / kGroup;
+    switch (type) {
+    case kQ8:
+        return groups * kQ8GroupBytes;
+    case kQ4:
+        return groups * kQ4GroupBytes;
+    case kBf16:
+        return (size_t{k} + 1) / 2 * 2 * kPanelRows * 2;
+    default:
+        return size_t{k} * kPanelRows * (type == kF32 ? 4 : 2);
+    }
 }
 
 void packBias(const LinearSource &source, CpuLinear &linear) {
@@ -168,7 +200,18 @@ void packBias(const LinearSource &source, CpuLinear &linear) {
 }  // namespace
 
 WeightType weightType(int32_t dtype) {
-    return dtype == QWEN3_DTYPE_F32 ? kF32 : (dtype == QWEN3_DTYPE_F16 ? kF16 : kBf16);
+    switch (dtype) {
+    case QWEN3_DTYPE_F32:
+        return kF32;
+    case QWEN3_DTYPE_F16:
+        return kF16;
+    case QWEN3_DTYPE_INT8:
+        return kQ8;
+    case QWEN3_DTYPE_INT4:
+        return kQ4;
+    default:
+        return kBf16;
+    }
 }
 
 std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool) {
@@ -182,10 +225,9 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype,
     linear->interleaved = interleave;
     linear->out = interleave ? rows / 2 : rows;
     linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (interleave ? 2 : 1);
-    const size_t padded = linear->type == kBf16 ? (size_t{linear->in} + 1) / 2 * 2 : linear->in;
-    linear->panel_bytes = padded * kPanelRows * dtypeSize(dtype);
+    linear->panel_bytes = panelBytes(linear->type, linear->in);
     linear->panels = Buffer(linear->panel_bytes * linear->npanels);
-    if (linear->type == kF32) {
+    if (linear->type == kF32 || linear->type == kQ8 || linear->type == kQ4) {
         packAll<uint32_t>(source, *linear, pool);
     } else {
         packAll<uint16_t>(source, *linear, pool);
@@ -229,19 +271,15 @@ std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, Thr
     return table;
 }
 
-void readRow(const Linear &table, uint32_t row, float *out) {
+void readRow(const Linear &table, uint32_t row, const Kernels &kernels, float *out) {
     if (const auto *tied = dynamic_cast<const CpuTiedTable *>(&table)) {
         const CpuLinear &head = *tied->head;
-        const char *panel = head.panel(row / kPanelRows);
-        const uint32_t j = row % kPanelRows;
-        for (uint32_t i = 0; i < head.in; ++i) {
-            if (head.type == kF32) {
-                out[i] = reinterpret_cast<const float *>(panel)[size_t{i} * kPanelRows + j];
-            } else if (head.type == kF16) {
-                out[i] = f16ToFloat(reinterpret_cast<const uint16_t *>(panel)[size_t{i} * kPanelRows + j]);
-            } else {
-                const size_t index = (size_t{i} / 2 * kPanelRows + j) * 2 + i % 2;
-                out[i] = bf16ToFloat(reinterpret_cast<const uint16_t *>(panel)[index]);
+        float block[kGroup * kPanelRows];
+        for (uint32_t k = 0; k < head.in; k += kGroup) {
+            const uint32_t count = std::min(kGroup, head.in - k);
+            kernels.unpack[head.type](head.panel(row / kPanelRows), k, count, block);
+            for (uint32_t i = 0; i < count; ++i) {
+                out[k + i] = block[i * kPanelRows + row % kPanelRows];
             }
         }
         return;

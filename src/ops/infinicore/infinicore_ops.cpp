@@ -90,7 +90,7 @@ InfinicoreOps::InfinicoreOps(const ModelConfig &config, const OpsOptions &option
 InfinicoreOps::~InfinicoreOps() {
     try {
         DeviceScope scope(*device_);
-        infinirtStreamSynchronize(device_->stream());
+        [[maybe_unused]] const auto status = infinirtStreamSynchronize(device_->stream());  // nobody left to tell
         kernels_.reset();  // its descriptors need the device
     } catch (...) {
         kernels_.release();  // the device cannot be set any more: leaking beats freeing on another one

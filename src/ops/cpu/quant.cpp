@@ -1,0 +1,120 @@
+#include "ops/cpu/quant.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "ops/cpu/half.h"
+#include "ops/cpu/kernels.h"
+
+namespace q3::cpu {
+namespace {
+
+// To the nearest integer, ties to even, for |x| < 2^22: unlike nearbyint it vectorises everywhere.
+inline float roundFast(float x) {
+    return (x + 12582912.0F) - 12582912.0F;
+}
+
+uint16_t *scalesOf(char *panel, uint32_t group, size_t group_bytes) {
+    return reinterpret_cast<uint16_t *>(panel + group * group_bytes);
+}
+
+// The smallest bf16 not below a positive value: with a scale rounded down the largest weight would be clipped.
+uint16_t bf16Up(float value) {
+    uint16_t half = floatToBf16(value);
+    if (bf16ToFloat(half) < value) {
+        ++half;
+    }
+    return half;
+}
+
+// Squared error of a group quantised with `scale`, weighted by w^2: large weights matter more to the output.
+float errorQ4(const float *w, float scale) {
+    const float inverse = 1.0F / scale;
+    float error = 0.0F;
+    for (uint32_t i = 0; i < kGroup; ++i) {
+        const float q = std::min(7.0F, std::max(-8.0F, roundFast(w[i] * inverse)));
+        const float difference = w[i] - q * scale;
+        error += (w[i] * w[i] + 1e-12F) * difference * difference;
+    }
+    return error;
+}
+
+// A group's scale, possibly negative: the extreme weight takes -8, the one code without a mirror image. Of scales
+// around that the one with the least error wins.
+uint16_t searchScaleQ4(const float *w) {
+    float extreme = 0.0F;
+    for (uint32_t i = 0; i < kGroup; ++i) {
+        if (std::fabs(w[i]) > std::fabs(extreme)) {
+            extreme = w[i];
+        }
+    }
+    if (extreme == 0.0F) {
+        return 0;
+    }
+    static constexpr float kDivisors[] = {-8.0F, -7.0F, -7.5F, -8.5F, -9.0F, -9.5F, 7.0F, 7.5F};
+    uint16_t best = floatToBf16(extreme / kDivisors[0]);
+    float least = -1.0F;
+    for (const float divisor : kDivisors) {
+        const uint16_t candidate = floatToBf16(extreme / divisor);
+        const float scale = bf16ToFloat(candidate);
+        if (std::fabs(scale) < 1e-30F) {
+            continue;  // its inverse would overflow
+        }
+        const float error = errorQ4(w, scale);
+        if (least < 0.0F || error < least) {
+            least = error;
+            best = candidate;
+        }
+    }
+    return std::fabs(bf16ToFloat(best)) < 1e-30F ? 0 : best;
+}
+
+// One group as floats, padded with zeros.
+void copyGroup(const float *weights, uint32_t k, uint32_t group, float *out) {
+    for (uint32_t i = 0; i < kGroup; ++i) {
+        const uint32_t at = group * kGroup + i;
+        out[i] = at < k ? weights[at] : 0.0F;
+    }
+}
+
+}  // namespace
+
+void quantizeRowQ8(const float *weights, uint32_t k, uint32_t row, char *panel) {
+    float w[kGroup];
+    for (uint32_t g = 0; g * kGroup < k; ++g) {
+        copyGroup(weights, k, g, w);
+        float largest = 0.0F;
+        for (const float value : w) {
+            largest = std::max(largest, std::fabs(value));
+        }
+        const uint16_t scale = largest < 1e-30F ? 0 : bf16Up(largest / 127.0F);
+        const float inverse = scale == 0 ? 0.0F : 1.0F / bf16ToFloat(scale);
+        scalesOf(panel, g, kQ8GroupBytes)[row] = scale;
+        auto *q = reinterpret_cast<int8_t *>(panel + g * kQ8GroupBytes + 2 * kPanelRows);
+        for (uint32_t i = 0; i < kGroup; ++i) {
+            q[i * kPanelRows + row] =
+                static_cast<int8_t>(std::min(127.0F, std::max(-127.0F, roundFast(w[i] * inverse))));
+        }
+    }
+}
+
+void quantizeRowQ4(const float *weights, uint32_t k, uint32_t row, char *panel) {
+    float w[kGroup];
+    for (uint32_t g = 0; g * kGroup < k; ++g) {
+        copyGroup(weights, k, g, w);
+        const uint16_t scale = searchScaleQ4(w);
+        const float inverse = scale == 0 ? 0.0F : 1.0F / bf16ToFloat(scale);
+        scalesOf(panel, g, kQ4GroupBytes)[row] = scale;
+        auto *words = reinterpret_cast<uint32_t *>(panel + g * kQ4GroupBytes + 2 * kPanelRows);
+        for (uint32_t octet = 0; octet < kGroup / 8; ++octet) {
+            uint32_t word = 0;
+            for (uint32_t j = 0; j < 8; ++j) {
+                const float q = std::min(7.0F, std::max(-8.0F, roundFast(w[octet * 8 + j] * inverse)));
+                word |= static_cast<uint32_t>(static_cast<int>(q) + 8) << (4 * j);
+            }
+            words[octet * kPanelRows + row] = word;
+        }
+    }
+}
+
+}  // namespace q3::cpu
