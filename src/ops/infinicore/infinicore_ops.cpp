@@ -90,10 +90,11 @@ InfinicoreOps::InfinicoreOps(const ModelConfig &config, const OpsOptions &option
 InfinicoreOps::~InfinicoreOps() {
     try {
         DeviceScope scope(*device_);
-        [[maybe_unused]] const auto status = infinirtStreamSynchronize(device_->stream());  // nobody left to tell
+        infinirtStreamSynchronize(device_->stream());
         kernels_.reset();  // its descriptors need the device
     } catch (...) {
-        kernels_.release();  // the device cannot be set any more: leaking beats freeing on another one
+        [[maybe_unused]] const auto *leaked =
+            kernels_.release();  // the device cannot be set any more: leaking beats freeing on another one
     }
 }
 
