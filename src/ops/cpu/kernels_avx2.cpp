@@ -404,7 +404,7 @@ void gemvQuant(const void *data, size_t panel_bytes, uint32_t npanels, uint32_t 
     const char *panels = static_cast<const char *>(data);
     switch (rows) {
     case 1:
-        return gemvQuantRows<T, 1, 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+        return gemvQuantRows<T, 1, T == kQ8 ? 4 : 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
     case 2:
         return gemvQuantRows<T, 2, 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
     case 3:
