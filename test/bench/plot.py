@@ -1,0 +1,110 @@
+"""Draws what scripts/bench.py measured.
+
+    python scripts/bench.py ... --format json > run.json
+    python test/bench/plot.py run.json [more.json] -o docs/img/bench.png
+
+Top: decode against the bandwidth limit, prefill against the multiply-add limit. The others: tokens
+per second over context, batch and threads, as far as the runs vary them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+COLOURS = {"bf16": "tab:blue", "f16": "tab:cyan", "f32": "tab:gray", "int8": "tab:orange"}
+COLOURS["int4"] = "tab:green"
+
+
+def load(paths: list[Path]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the facts of the first run and the rows of all, with test, length and depth split."""
+    rows: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {}
+    for path in paths:
+        run = json.loads(path.read_text())
+        facts = facts or run
+        for row in run["rows"]:
+            match = re.fullmatch(r"(pp|tg)(\d+)(?:@d(\d+))?", row["test"])
+            assert match, row["test"]
+            row |= {"kind": match[1], "length": int(match[2]), "depth": int(match[3] or 0)}
+            rows.append(row)
+    return facts, rows
+
+
+def bars(axis: Any, rows: list[dict[str, Any]], share: str, title: str) -> None:
+    """Draw each configuration's share of its limit."""
+    labels = [f"{r['model']} {r['dtype']}" for r in rows]
+    axis.bar(labels, [100 * r[share] for r in rows], color=[COLOURS[r["dtype"]] for r in rows])
+    for i, row in enumerate(rows):
+        axis.text(i, 100 * row[share] + 1, f"{row['tok_s']:.3g} tok/s", ha="center", fontsize=8)
+    axis.axhline(100, color="black", linewidth=0.8)
+    axis.set_ylim(0, 115)
+    axis.set_ylabel("% of the machine's limit")
+    axis.set_title(title)
+    axis.tick_params(axis="x", rotation=30)
+
+
+def lines(axis: Any, rows: list[dict[str, Any]], x: str, title: str) -> None:
+    """Draw tokens per second over one variable, a line per format."""
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        points = sorted((row[x], row["tok_s"]) for row in rows if row["dtype"] == dtype)
+        axis.plot(*zip(*points, strict=True), marker="o", label=dtype, color=COLOURS[dtype])
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel(title)
+    axis.set_ylabel("tok/s")
+    axis.legend()
+    axis.grid(alpha=0.3)
+
+
+def main() -> int:
+    """Draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    args = parser.parse_args()
+    facts, rows = load(args.runs)
+    full = max(row["threads"] for row in rows)
+    plain = [r for r in rows if r["depth"] == 0 and r["batch"] == 1 and r["threads"] == full]
+    decode = [r for r in plain if r["kind"] == "tg"]
+    longest = max(
+        (r["length"] for r in plain if r["kind"] == "pp" and r["length"] <= 512), default=0
+    )
+    prefill = [r for r in plain if r["kind"] == "pp" and r["length"] == longest]
+    first = rows[0]["model"]
+    mine = [r for r in rows if r["model"] == first]
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8))
+    bars(axes[0][0], decode, "of_bandwidth", "decode, batch 1: share of read bandwidth")
+    bars(axes[0][1], prefill, "of_peak", f"prefill {longest}: share of FMA peak")
+    decoding = [r for r in mine if r["kind"] == "tg"]
+    one = [r for r in decoding if r["threads"] == full]
+    lines(axes[0][2], [r for r in one if r["depth"] == 0], "batch", f"{first} decode: batch")
+    lines(axes[1][0], [r for r in one if r["batch"] == 1], "depth", f"{first} decode: context")
+    lines(
+        axes[1][1],
+        [r for r in decoding if r["batch"] == 1 and r["depth"] == 0],
+        "threads",
+        f"{first} decode: threads",
+    )
+    prompts = [r for r in mine if r["kind"] == "pp" and r["threads"] == full and r["depth"] == 0]
+    lines(axes[1][2], [r for r in prompts if r["batch"] == 1], "length", f"{first} prefill: prompt")
+    machine = facts["machine"]
+    figure.suptitle(
+        f"{facts['cpu']}, {full} threads, {facts['date']}, {facts['commit']}: "
+        f"B = {machine['bandwidth_gbps']} GB/s, P = {machine['fma_gflops']} GFLOP/s"
+    )
+    figure.tight_layout()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.output, dpi=90)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
