@@ -192,7 +192,7 @@ class Bench:
         self.meta = Qwen3MetaFromConfig(official_config(name))
         options = Qwen3ModelOptions(nthreads=args.threads, kv_limit_bytes=args.kv_limit << 20)
         options.dt_weight = dtype
-        self.source_dtype = DataType.BF16 if dtype.quantized else dtype
+        self.source_dtype = DataType.BF16 if dtype.packed else dtype
         weights = RandomWeights(self.meta, self.source_dtype)
         device = DeviceType.parse(args.device)
         start = time.perf_counter()
@@ -325,7 +325,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype",
         nargs="+",
-        choices=["bf16", "f16", "f32", "int8", "int4"],
+        choices=["bf16", "f16", "f32", "int8", "int4", "bf12"],
         default=["bf16"],
         help="weight formats",
     )

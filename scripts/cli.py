@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--dtype",
         metavar="TYPE",
-        help="weights: f32, f16, bf16, int8, int4 (default: the checkpoint's)",
+        help="weights: f32, f16, bf16, bf12, int8, int4 (default: the checkpoint's)",
     )
     add("--context", type=int, metavar="TOKENS", help="context length (default: the model's)")
     add("--prompt", metavar="TEXT", help="answer this and end")

@@ -78,11 +78,12 @@ class DataType(enum.IntEnum):
     BF16 = 19
     INT8 = 101
     INT4 = 102
+    BF12 = 103
 
     @property
-    def quantized(self) -> bool:
-        """Whether this is a format that weights are quantised to while packing."""
-        return self in (DataType.INT8, DataType.INT4)
+    def packed(self) -> bool:
+        """Whether this format exists only for packed weights."""
+        return self in (DataType.INT8, DataType.INT4, DataType.BF12)
 
     @classmethod
     def parse(cls, dtype: str | int | DataType | None) -> DataType:
@@ -103,7 +104,7 @@ class DataType(enum.IntEnum):
                 return cls[name]
         elif not isinstance(dtype, bool) and dtype in cls._value2member_map_:
             return cls(dtype)
-        raise ValueError(f"unknown dtype {dtype!r}; known dtypes: f16, bf16, f32, int8, int4")
+        raise ValueError(f"unknown dtype {dtype!r}; known dtypes: f16, bf16, f32, int8, int4, bf12")
 
 
 class Backend(enum.IntEnum):

@@ -106,8 +106,8 @@ class Qwen3ForCausalLM:
             device_type: The same as ``device``, which it overrides.
             backend: ``"auto"``, ``"cpu"`` or ``"infinicore"``.
             threads: CPU threads; 0: as many as this process may use.
-            dtype: Type of the packed weights: f32, f16, bf16, or quantised while packing (CPU
-                backend): int8, int4; ``None``: the checkpoint's.
+            dtype: Type of the packed weights: f32, f16, bf16, or made while packing (CPU backend):
+                int8, int4, bf12 (lossless bf16); ``None``: the checkpoint's.
             kv_dtype: Type of the KV cache; ``None``: the library chooses.
             kv_limit_bytes: Most bytes of all KV caches together; 0: the library chooses.
             max_step_tokens: Tokens computed at a time, which sizes work space; 0: 512.
@@ -140,8 +140,8 @@ class Qwen3ForCausalLM:
         if len(ids) != ndev:
             raise ValueError(f"dev_ids has {len(ids)} entries for {ndev} devices")
         weight_dtype = DataType.parse(dtype)
-        # Activations are never quantised: there the checkpoint's type stays.
-        activations = None if weight_dtype.quantized else weight_dtype
+        # Activations are never packed: there the checkpoint's type stays.
+        activations = None if weight_dtype.packed else weight_dtype
         self.meta = Qwen3MetaFromConfig(folder, activations, max_tokens)
         has_tokenizer = (folder / "tokenizer.json").is_file()
         self._tokenizer = Qwen3Tokenizer(folder) if has_tokenizer else None

@@ -101,7 +101,7 @@ Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options) {
     }
     requireRange(out.backend, QWEN3_BACKEND_AUTO, QWEN3_BACKEND_INFINICORE, "options.backend");
     requireRange(out.nthreads, 0, kMaxThreads, "options.nthreads");
-    if (!isQuantDType(out.dt_weight)) {
+    if (!isPackedDType(out.dt_weight)) {
         requireDType(out.dt_weight, "options.dt_weight", true);
     }
     requireDType(out.dt_kv, "options.dt_kv", true);

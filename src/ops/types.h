@@ -12,13 +12,14 @@ namespace q3 {
 inline constexpr size_t dtypeSize(int32_t dtype) {
     return dtype == QWEN3_DTYPE_F32 ? 4 : 2;
 }
-inline constexpr bool isQuantDType(int32_t dtype) {
-    return dtype == QWEN3_DTYPE_INT8 || dtype == QWEN3_DTYPE_INT4;
+// Formats that exist only packed.
+inline constexpr bool isPackedDType(int32_t dtype) {
+    return dtype == QWEN3_DTYPE_INT8 || dtype == QWEN3_DTYPE_INT4 || dtype == QWEN3_DTYPE_BF12;
 }
 inline constexpr bool isFloatDType(int32_t dtype) {
     return dtype == QWEN3_DTYPE_F16 || dtype == QWEN3_DTYPE_BF16 || dtype == QWEN3_DTYPE_F32;
 }
-const char *dtypeName(int32_t dtype);  // "f16", "bf16", "f32", "int8", "int4"; "invalid" otherwise
+const char *dtypeName(int32_t dtype);  // "f16", "bf16", "f32", "int8", "int4", "bf12"; "invalid" otherwise
 
 // Checked copy of what the forward pass needs of Qwen3Meta and the rope options.
 struct ModelConfig {

@@ -128,6 +128,70 @@ void testQuant(const Kernels &kernels, WeightType type) {
     }
 }
 
+// bf12: products and unpacked weights bit-equal to those of the bf16 panel, with groups that need the raw form, zeros,
+// subnormals and k beyond whole groups.
+void testBf12(const Kernels &kernels) {
+    for (const uint32_t k : {1U, 31U, 32U, 96U, 201U}) {
+        for (const uint32_t npanels : {1U, 2U, 5U}) {
+            const size_t groups = (k + kGroup - 1) / kGroup;
+            const size_t bf16_bytes = size_t{(k + 1) / 2 * 2} * kPanelRows * 2;
+            const AlignedWeights dense(kBf16, bf16_bytes / 2 * npanels);
+            auto *bf16 = static_cast<uint16_t *>(dense.data);
+            std::vector<Bf12Header> storage((groups * kBf12GroupBytes * npanels + 15) / sizeof(Bf12Header));
+            auto *panels = reinterpret_cast<char *>(storage.data());
+            std::vector<AlignedWeights> raws;
+            raws.reserve(npanels);
+            size_t raw_groups = 0;
+            for (uint32_t p = 0; p < npanels; ++p) {
+                const std::vector<float> values = randomFloats(size_t{k} * kPanelRows, 0.02F);
+                std::vector<uint16_t> rows(values.size());
+                for (size_t i = 0; i < rows.size(); ++i) {
+                    rows[i] = floatToBf16(values[i]);
+                }
+                if (p % 2 == 1) {  // a group out of reach, and one of nothing but tiny numbers and zeros
+                    rows[0] = 0;
+                    rows[rows.size() - 1] = floatToBf16(1e-30F);
+                } else if (k > kGroup) {
+                    for (uint32_t row = 0; row < kPanelRows; ++row) {
+                        for (uint32_t i = 0; i < kGroup; ++i) {
+                            rows[size_t{row} * k + i] = static_cast<uint16_t>(i % 3 == 0 ? 0 : (i + row) | 0x8000U);
+                        }
+                    }
+                }
+                for (uint32_t row = 0; row < kPanelRows; ++row) {
+                    for (uint32_t i = 0; i < k; ++i) {
+                        bf16[p * bf16_bytes / 2 + (size_t{i} / 2 * kPanelRows + row) * 2 + i % 2] =
+                            rows[size_t{row} * k + i];
+                    }
+                }
+                const size_t count = countRawBf12(rows.data(), k);
+                raw_groups += count;
+                raws.emplace_back(kBf16, count * kGroup * kPanelRows);
+                packPanelBf12(rows.data(), k, panels + p * groups * kBf12GroupBytes,
+                              static_cast<uint16_t *>(raws.back().data));
+            }
+            CHECK(npanels == 1 || raw_groups > 0);
+            for (uint32_t rows = 1; rows <= kTileRows; ++rows) {
+                const std::vector<float> x = randomFloats(size_t{rows} * k);
+                const size_t width = size_t{npanels} * kPanelRows;
+                std::vector<float> expected(rows * width, 1.0F);
+                std::vector<float> actual(rows * width, 2.0F);
+                kScalarKernels.gemv[kBf16](bf16, bf16_bytes, npanels, k, x.data(), k, rows, expected.data(), width);
+                kernels.gemv[kBf12](panels, groups * kBf12GroupBytes, npanels, k, x.data(), k, rows, actual.data(),
+                                    width);
+                CHECK(same(expected, actual));
+            }
+            for (uint32_t p = 0; p < npanels; ++p) {
+                std::vector<float> expected(size_t{k} * kPanelRows);
+                std::vector<float> actual(expected.size());
+                kScalarKernels.unpack[kBf16](bf16 + p * bf16_bytes / 2, 0, k, expected.data());
+                kernels.unpack[kBf12](panels + p * groups * kBf12GroupBytes, 0, k, actual.data());
+                CHECK(same(expected, actual));
+            }
+        }
+    }
+}
+
 void testTile(const Kernels &kernels, WeightType type) {
     for (const uint32_t k : {1U, 5U, 16U, 131U}) {
         for (uint32_t rows = 1; rows <= kTileRows; ++rows) {
@@ -247,6 +311,7 @@ void testTable(const Kernels &kernels) {
     }
     testQuant(kernels, kQ8);
     testQuant(kernels, kQ4);
+    testBf12(kernels);
     testRows(kernels);
     testStore(kernels);
 }

@@ -26,7 +26,7 @@ Array = npt.NDArray[np.float32]
 
 CPU = {"backend": Backend.CPU}
 F16, F32, BF16 = DataType.F16, DataType.F32, DataType.BF16
-INT8, INT4 = DataType.INT8, DataType.INT4
+INT8, INT4, BF12 = DataType.INT8, DataType.INT4, DataType.BF12
 
 # Sizes that are multiples of nothing, and the shape of the published models.
 ODD = dict(d=72, di=200, dh=24, nh=6, nkvh=2, dvoc=517, nlayer=3, bias=True)
@@ -53,6 +53,11 @@ CASES = [
         "even_bf16_to_int4",
         CheckpointSpec("inv_even_bf16", seed=34, dtype="bf16", **EVEN),
         {"dt_weight": INT4},
+    ),
+    (
+        "odd_bf16_to_bf12",
+        CheckpointSpec("inv_odd_bf16", seed=32, dtype="bf16", **ODD),
+        {"dt_weight": BF12},
     ),
     (
         "group8",

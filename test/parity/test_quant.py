@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,19 @@ def test_int8_against_oracle(checkpoints: Callable[[CheckpointSpec], Checkpoint]
     ) as driver:
         logits = driver.logits(tokens)
     assert np.abs(logits - expected).max() / expected.std() < 3e-5
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bf12_is_lossless(checkpoints: Callable[[CheckpointSpec], Checkpoint], tied: bool) -> None:
+    """Bit for bit the logits of bf16, in prefill and decode."""
+    checkpoint = checkpoints(replace(SPEC, name=f"bf12_{tied}", tied=tied, bias=True))
+    tokens = np.random.default_rng(2).integers(0, SPEC.dvoc, 40).tolist()
+    logits = []
+    for dtype in (DataType.BF16, DataType.BF12):
+        with checkpoint.driver(backend=Backend.CPU, dt_weight=dtype) as driver:
+            steps = [driver.logits(tokens[:n]) for n in (1, 2, 6, 40)]
+            logits.append(np.concatenate(steps).view(np.uint32))
+    assert np.array_equal(*logits)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("INT8", 0.03), ("INT4", 0.35)])

@@ -13,6 +13,11 @@
 // Quantised panels are groups of 32 k, each with one bf16 scale per row; the last group is padded with zeros:
 //   q8  {uint16 scale[16]; int8 q[32][16]}            w = q * scale
 //   q4  {uint16 scale[16]; uint32 q[4][16]}           nibble j of q[o][row] is k = 8 o + j; w = (nibble - 8) * scale
+//   bf12 {Bf12Header; uint8 sm[32][16]; uint8 e[16][16]}
+//        lossless bf16: sm = sign << 7 | mantissa; the exponent field is base - nibble, where e[k / 2][row] holds even
+//        k low and odd k high. Rows are stored in the order kBf12Order. A group with a weight out of reach of 16
+//        exponents (a few percent of groups) is kept whole as 32 k of a bf16 panel at header.raw, and sm and e are not
+//        read.
 // Both products are exact in float (at most 7 + 8 significant bits), so a quantised layer computes bit for bit what the
 // f32 layer with the dequantised weights would.
 #pragma once
@@ -29,7 +34,16 @@ constexpr uint32_t kGroup = 32;  // weights per scale
 constexpr size_t kQ8GroupBytes = 2 * kPanelRows + kGroup * kPanelRows;
 constexpr size_t kQ4GroupBytes = 2 * kPanelRows + kGroup * kPanelRows / 2;
 
-enum WeightType { kF32 = 0, kF16 = 1, kBf16 = 2, kFloatTypes = 3, kQ8 = 3, kQ4 = 4, kWeightTypes = 5 };
+struct Bf12Header {
+    const uint16_t *raw;  // [16][16][2], aligned to 64 bytes, or null
+    uint16_t base;        // largest exponent field of the group, << 7
+    uint16_t unused[3];
+};
+constexpr size_t kBf12GroupBytes = sizeof(Bf12Header) + kGroup * kPanelRows + kGroup * kPanelRows / 2;
+// Stored place of each row, and row of each stored place: 16-bit lanes then widen to rows 0-7 and 8-15.
+constexpr uint32_t kBf12Order[kPanelRows] = {0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15};
+
+enum WeightType { kF32 = 0, kF16 = 1, kBf16 = 2, kFloatTypes = 3, kQ8 = 3, kQ4 = 4, kBf12 = 5, kWeightTypes = 6 };
 
 // y[r * ldy + j] = sum over k of x[r * ldx + k] * w[j][k], r < rows <= kTileRows, j < 16 * npanels.
 using GemvKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x,

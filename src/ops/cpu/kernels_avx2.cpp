@@ -342,10 +342,119 @@ inline void multiplyGroupQ4(const char *const *groups, const float *x, size_t ld
     }
 }
 
+// Header of a bf12 group, by value: groups are aligned to 16 bytes.
+inline Bf12Header bf12Header(const char *group) {
+    return *reinterpret_cast<const Bf12Header *>(group);
+}
+
+// The 16 rows of even (odd = 0) or odd k of a pair as two vectors of 8 floats.
+inline void decodeBf12(const char *group, uint32_t i, __m256i exponents, __m256 (&out)[2]) {
+    const char *at = group + sizeof(Bf12Header) + i * kPanelRows;
+    const __m256i sm = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(at)));
+    // sm * 257 has the byte twice: the sign comes from the upper copy, the mantissa from the lower. A multiply, since
+    // shifts and shuffles share two ports that the widening below keeps busy.
+    const __m256i twice = _mm256_mullo_epi16(sm, _mm256_set1_epi16(257));
+    const __m256i value =
+        _mm256_or_si256(_mm256_and_si256(twice, _mm256_set1_epi16(static_cast<int16_t>(0x807f))), exponents);
+    const __m256i zero = _mm256_setzero_si256();
+    out[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, value));
+    out[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, value));
+}
+
+// Exponent fields of the 16 rows for even and odd k of pair i / 2.
+inline void exponentsBf12(const char *group, uint32_t i, __m256i base, __m256i (&out)[2]) {
+    const char *at = group + sizeof(Bf12Header) + (kGroup + i / 2) * kPanelRows;
+    const __m256i nibbles = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(at)));
+    const __m256i even = _mm256_and_si256(nibbles, _mm256_set1_epi16(0x0f));
+    const __m256i odd = _mm256_and_si256(nibbles, _mm256_set1_epi16(0xf0));
+    out[0] = _mm256_sub_epi16(base, _mm256_mullo_epi16(even, _mm256_set1_epi16(128)));
+    out[1] = _mm256_sub_epi16(base, _mm256_mullo_epi16(odd, _mm256_set1_epi16(8)));
+}
+
+void unpackBf12(const void *panel, uint32_t k0, uint32_t count, float *out) {
+    for (uint32_t i = 0; i < count; i += 2) {
+        const char *group = static_cast<const char *>(panel) + (k0 + i) / kGroup * kBf12GroupBytes;
+        const uint32_t at = (k0 + i) % kGroup;
+        const Bf12Header header = bf12Header(group);
+        if (header.raw != nullptr) {
+            unpack<kBf16>(header.raw, at, count - i < 2 ? 1 : 2, out + i * kPanelRows);
+            continue;
+        }
+        __m256i exponents[2];
+        exponentsBf12(group, at, _mm256_set1_epi16(static_cast<int16_t>(header.base)), exponents);
+        for (uint32_t odd = 0; odd < 2 && i + odd < count; ++odd) {
+            __m256 w[2];
+            decodeBf12(group, at + odd, exponents[odd], w);
+            _mm256_storeu_ps(out + (i + odd) * kPanelRows, w[0]);
+            _mm256_storeu_ps(out + (i + odd) * kPanelRows + 8, w[1]);
+        }
+    }
+}
+
+// One group of bf12 for P panels that all have it packed, or of one panel in raw form.
+template <int R, int P>
+inline void multiplyPackedBf12(const char *const *groups, const float *x, size_t ldx, __m256 (&acc)[R][P][2]) {
+    __m256i base[P];
+    Q3_UNROLL
+    for (int p = 0; p < P; ++p) {
+        base[p] = _mm256_set1_epi16(static_cast<int16_t>(bf12Header(groups[p]).base));
+    }
+    for (uint32_t i = 0; i < kGroup; i += 2) {
+        __m256i exponents[P][2];
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            exponentsBf12(groups[p], i, base[p], exponents[p]);
+        }
+        Q3_UNROLL
+        for (int odd = 0; odd < 2; ++odd) {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                __m256 w[2];
+                decodeBf12(groups[p], i + odd, exponents[p][odd], w);
+                Q3_UNROLL
+                for (int r = 0; r < R; ++r) {
+                    const __m256 value = _mm256_broadcast_ss(x + r * ldx + i + odd);
+                    acc[r][p][0] = _mm256_fmadd_ps(w[0], value, acc[r][p][0]);
+                    acc[r][p][1] = _mm256_fmadd_ps(w[1], value, acc[r][p][1]);
+                }
+            }
+        }
+    }
+}
+
+template <int R, int P>
+inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t ldx, __m256 (&acc)[R][P][2]) {
+    bool packed = true;
+    Q3_UNROLL
+    for (int p = 0; p < P; ++p) {
+        packed = packed && bf12Header(groups[p]).raw == nullptr;
+    }
+    if (packed) {
+        multiplyPackedBf12<R, P>(groups, x, ldx, acc);
+        return;
+    }
+    // Rare: through memory, the same chain. Unrolled, since an index into acc would keep it out of registers.
+    float weights[kGroup * kPanelRows];
+    Q3_UNROLL
+    for (int p = 0; p < P; ++p) {
+        unpackBf12(groups[p], 0, kGroup, weights);
+        for (uint32_t i = 0; i < kGroup; ++i) {
+            Q3_UNROLL
+            for (int h = 0; h < 2; ++h) {
+                const __m256 w = _mm256_loadu_ps(weights + i * kPanelRows + h * 8);
+                Q3_UNROLL
+                for (int r = 0; r < R; ++r) {
+                    acc[r][p][h] = _mm256_fmadd_ps(w, _mm256_broadcast_ss(x + r * ldx + i), acc[r][p][h]);
+                }
+            }
+        }
+    }
+}
+
 template <WeightType T, int R, int P>
 void gemvQuantTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx, float *y,
                    size_t ldy) {
-    constexpr size_t group_bytes = T == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
+    constexpr size_t group_bytes = T == kQ8 ? kQ8GroupBytes : (T == kQ4 ? kQ4GroupBytes : kBf12GroupBytes);
     __m256 acc[R][P][2];
     Q3_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -364,6 +473,8 @@ void gemvQuantTile(const char *panels, size_t panel_bytes, uint32_t k, const flo
         }
         if constexpr (T == kQ8) {
             multiplyGroupQ8<R, P>(groups, x + g * kGroup, ldx, acc);
+        } else if constexpr (T == kBf12) {
+            multiplyGroupBf12<R, P>(groups, x + g * kGroup, ldx, acc);
         } else {
             multiplyGroupQ4<R, P>(groups, x + g * kGroup, ldx, acc);
         }
@@ -380,7 +491,8 @@ void gemvQuantTile(const char *panels, size_t panel_bytes, uint32_t k, const flo
         const uint32_t count = k - whole * kGroup;
         float weights[kGroup * kPanelRows];
         for (int p = 0; p < P; ++p) {
-            (T == kQ8 ? unpackQ8 : unpackQ4)(panels + p * panel_bytes, whole * kGroup, count, weights);
+            (T == kQ8 ? unpackQ8 : (T == kQ4 ? unpackQ4 : unpackBf12))(panels + p * panel_bytes, whole * kGroup, count,
+                                                                       weights);
             tile<kF32>(x + whole * kGroup, ldx, 1, weights, kPanelRows, count, y + p * kPanelRows, ldy, R, true);
         }
     }
@@ -603,8 +715,8 @@ void storeBf16(void *out, const float *in, uint32_t n) {
 
 const Kernels kAvx2Kernels = {
     "avx2",
-    {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemvQuant<kQ8>, gemvQuant<kQ4>},
-    {unpack<kF32>, unpack<kF16>, unpack<kBf16>, unpackQ8, unpackQ4},
+    {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemvQuant<kQ8>, gemvQuant<kQ4>, gemvQuant<kBf12>},
+    {unpack<kF32>, unpack<kF16>, unpack<kBf16>, unpackQ8, unpackQ4, unpackBf12},
     {tile<kF32>, tile<kF16>, tile<kBf16>},
     rmsnorm,
     add,

@@ -40,10 +40,27 @@ template <WeightType T> size_t panelIndex(uint32_t row, uint32_t k) {
     return T == kBf16 ? (size_t{k} / 2 * kPanelRows + row) * 2 + k % 2 : size_t{k} * kPanelRows + row;
 }
 
+float bf12Load(const void *data, uint32_t row, uint32_t k) {
+    const char *group = static_cast<const char *>(data) + k / kGroup * kBf12GroupBytes;
+    const uint32_t i = k % kGroup;
+    Bf12Header header;
+    std::memcpy(&header, group, sizeof header);
+    if (header.raw != nullptr) {
+        return bf16ToFloat(header.raw[(i / 2 * kPanelRows + row) * 2 + i % 2]);
+    }
+    const auto *sm = reinterpret_cast<const uint8_t *>(group + sizeof header);
+    const uint32_t place = kBf12Order[row];
+    const uint32_t value = sm[i * kPanelRows + place];
+    const uint32_t nibble = sm[(kGroup + i / 2) * kPanelRows + place] >> (i % 2 * 4) & 15U;
+    return bf16ToFloat(static_cast<uint16_t>((value & 0x80U) << 8 | (value & 0x7fU) | (header.base - (nibble << 7))));
+}
+
 // Weight (row, k) of a panel.
 template <WeightType T> float panelLoad(const void *panel, uint32_t row, uint32_t k) {
     if constexpr (T == kQ8 || T == kQ4) {
         return quantLoad(panel, T, row, k);
+    } else if constexpr (T == kBf12) {
+        return bf12Load(panel, row, k);
     } else {
         return load<T>(panel, panelIndex<T>(row, k));
     }
@@ -158,8 +175,8 @@ void storeBf16(void *out, const float *in, uint32_t n) {
 
 const Kernels kScalarKernels = {
     "scalar",
-    {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemv<kQ8>, gemv<kQ4>},
-    {unpack<kF32>, unpack<kF16>, unpack<kBf16>, unpack<kQ8>, unpack<kQ4>},
+    {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemv<kQ8>, gemv<kQ4>, gemv<kBf12>},
+    {unpack<kF32>, unpack<kF16>, unpack<kBf16>, unpack<kQ8>, unpack<kQ4>, unpack<kBf12>},
     {tile<kF32>, tile<kF16>, tile<kBf16>},
     rmsnorm,
     add,

@@ -161,6 +161,46 @@ template <typename Packed> void packAll(const LinearSource &source, CpuLinear &l
     reader.check();
 }
 
+// bf12 needs the 16 rows of a panel together, and how much stays raw before the raw groups get their memory: two
+// passes.
+void packAllBf12(const LinearSource &source, CpuLinear &linear, ThreadPool &pool) {
+    RowReader<uint16_t> reader(source, kBf16);
+    const size_t k = linear.in;
+    struct Scratch {
+        std::vector<uint16_t> rows;  // [16][k]
+        std::vector<uint16_t> row;
+    };
+    std::vector<Scratch> scratch(pool.size(), {std::vector<uint16_t>(k * kPanelRows), std::vector<uint16_t>(k)});
+    const auto read_panel = [&](uint32_t p, Scratch &s) {
+        const PanelRows range = panelRows(linear, p);
+        std::fill(s.rows.begin(), s.rows.end(), uint16_t{0});
+        for (uint32_t j = 0; j < kPanelRows && range.first + j < range.end; ++j) {
+            reader.read(range.first + j, s.row);
+            std::copy(s.row.begin(), s.row.end(), s.rows.begin() + static_cast<ptrdiff_t>(j * k));
+        }
+    };
+    std::vector<size_t> raw_groups(size_t{linear.npanels} + 1, 0);
+    pool.parallelFor(linear.npanels, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        for (uint32_t p = begin; p < end; ++p) {
+            read_panel(p, scratch[thread]);
+            raw_groups[p + 1] = countRawBf12(scratch[thread].rows.data(), linear.in);
+        }
+    });
+    reader.check();
+    for (size_t p = 0; p < linear.npanels; ++p) {
+        raw_groups[p + 1] += raw_groups[p];
+    }
+    constexpr size_t kRawGroup = size_t{kGroup} * kPanelRows;
+    linear.raw = Buffer(raw_groups.back() * kRawGroup * sizeof(uint16_t));
+    pool.parallelFor(linear.npanels, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        for (uint32_t p = begin; p < end; ++p) {
+            read_panel(p, scratch[thread]);
+            packPanelBf12(scratch[thread].rows.data(), linear.in, linear.panels.as<char>() + p * linear.panel_bytes,
+                          linear.raw.as<uint16_t>() + raw_groups[p] * kRawGroup);
+        }
+    });
+}
+
 size_t panelBytes(WeightType type, uint32_t k) {
     const size_t groups = (size_t{k} + kGroup - 1) / kGroup;
     switch (type) {
@@ -168,6 +208,8 @@ size_t panelBytes(WeightType type, uint32_t k) {
         return groups * kQ8GroupBytes;
     case kQ4:
         return groups * kQ4GroupBytes;
+    case kBf12:
+        return groups * kBf12GroupBytes;
     case kBf16:
         return (size_t{k} + 1) / 2 * 2 * kPanelRows * 2;
     default:
@@ -209,6 +251,8 @@ WeightType weightType(int32_t dtype) {
         return kQ8;
     case QWEN3_DTYPE_INT4:
         return kQ4;
+    case QWEN3_DTYPE_BF12:
+        return kBf12;
     default:
         return kBf16;
     }
@@ -227,7 +271,9 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype,
     linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (interleave ? 2 : 1);
     linear->panel_bytes = panelBytes(linear->type, linear->in);
     linear->panels = Buffer(linear->panel_bytes * linear->npanels);
-    if (linear->type == kF32 || linear->type == kQ8 || linear->type == kQ4) {
+    if (linear->type == kBf12) {
+        packAllBf12(source, *linear, pool);
+    } else if (linear->type == kF32 || linear->type == kQ8 || linear->type == kQ4) {
         packAll<uint32_t>(source, *linear, pool);
     } else {
         packAll<uint16_t>(source, *linear, pool);

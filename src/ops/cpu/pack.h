@@ -29,8 +29,9 @@ public:
     size_t panel_bytes = 0;
     bool interleaved = false;  // gate panels at even, up panels at odd indices; `out` counts gate rows only
     Buffer panels;
+    Buffer raw;   // bf12: the groups kept as bf16
     Buffer bias;  // float [16 * npanels] in panel order, or empty
-    size_t bytes() const override { return panels.bytes() + bias.bytes(); }
+    size_t bytes() const override { return panels.bytes() + raw.bytes() + bias.bytes(); }
 
     const char *panel(uint32_t index) const { return panels.as<char>() + index * panel_bytes; }
     const float *biasOf(uint32_t panel_index) const {

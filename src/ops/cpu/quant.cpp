@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "ops/cpu/half.h"
 #include "ops/cpu/kernels.h"
@@ -77,7 +78,70 @@ void copyGroup(const float *weights, uint32_t k, uint32_t group, float *out) {
     }
 }
 
+// The largest exponent field (in place, << 7) of a bf12 group, and whether 16 exponents reach all of its weights.
+struct Bf12Range {
+    uint32_t base;
+    bool reached;
+};
+
+Bf12Range rangeBf12(const uint16_t *rows, uint32_t k, uint32_t group) {
+    uint32_t least = 0x7f80;
+    uint32_t most = 0;
+    const uint32_t first = group * kGroup;
+    for (uint32_t row = 0; row < kPanelRows; ++row) {
+        for (uint32_t i = first; i < std::min(k, first + kGroup); ++i) {
+            const uint32_t exponent = rows[size_t{row} * k + i] & 0x7f80U;
+            least = std::min(least, exponent);
+            most = std::max(most, exponent);
+        }
+    }
+    return {most, most - std::min(least, most) <= 15U << 7};
+}
+
 }  // namespace
+
+size_t countRawBf12(const uint16_t *rows, uint32_t k) {
+    size_t count = 0;
+    for (uint32_t g = 0; g * kGroup < k; ++g) {
+        count += rangeBf12(rows, k, g).reached ? 0 : 1;
+    }
+    return count;
+}
+
+void packPanelBf12(const uint16_t *rows, uint32_t k, char *panel, uint16_t *raw) {
+    for (uint32_t g = 0; g * kGroup < k; ++g) {
+        char *group = panel + g * kBf12GroupBytes;
+        const Bf12Range range = rangeBf12(rows, k, g);
+        const auto at = [&](uint32_t row, uint32_t i) -> uint32_t {  // zeros beyond k
+            return g * kGroup + i < k ? rows[size_t{row} * k + g * kGroup + i] : 0;
+        };
+        Bf12Header header{};
+        header.base = static_cast<uint16_t>(range.base);
+        if (!range.reached) {
+            header.raw = raw;
+            for (uint32_t i = 0; i < kGroup; ++i) {
+                for (uint32_t row = 0; row < kPanelRows; ++row) {
+                    raw[(i / 2 * kPanelRows + row) * 2 + i % 2] = static_cast<uint16_t>(at(row, i));
+                }
+            }
+            raw += size_t{kGroup} * kPanelRows;
+        } else {
+            auto *sm = reinterpret_cast<uint8_t *>(group + sizeof header);
+            uint8_t *nibbles = sm + size_t{kGroup} * kPanelRows;
+            for (uint32_t i = 0; i < kGroup; ++i) {
+                for (uint32_t row = 0; row < kPanelRows; ++row) {
+                    const uint32_t bits = at(row, i);
+                    const uint32_t place = kBf12Order[row];
+                    sm[i * kPanelRows + place] = static_cast<uint8_t>((bits & 0x7fU) | bits >> 15 << 7);
+                    // Padding beyond k is never multiplied, so its exponent may be anything.
+                    const uint32_t code = g * kGroup + i < k ? (range.base - (bits & 0x7f80U)) >> 7 : 0;
+                    nibbles[i / 2 * kPanelRows + place] |= static_cast<uint8_t>(code << (i % 2 * 4));
+                }
+            }
+        }
+        std::memcpy(group, &header, sizeof header);
+    }
+}
 
 void quantizeRowQ8(const float *weights, uint32_t k, uint32_t row, char *panel) {
     float w[kGroup];

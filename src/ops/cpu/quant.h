@@ -1,6 +1,7 @@
-// Scalar quantisation of one row into the q8 and q4 panel formats of kernels.h.
+// Scalar packing into the q8, q4 and bf12 panel formats of kernels.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace q3::cpu {
@@ -8,5 +9,10 @@ namespace q3::cpu {
 // Writes row `row` (0..15) of a panel from k floats; groups past k keep zeros.
 void quantizeRowQ8(const float *weights, uint32_t k, uint32_t row, char *panel);
 void quantizeRowQ4(const float *weights, uint32_t k, uint32_t row, char *panel);
+
+// Groups of 16 rows of bf16 [16][k] (row-major) that bf12 cannot hold and keeps raw.
+size_t countRawBf12(const uint16_t *rows, uint32_t k);
+// Writes a whole bf12 panel; raw receives countRawBf12 groups of kGroup * kPanelRows elements.
+void packPanelBf12(const uint16_t *rows, uint32_t k, char *panel, uint16_t *raw);
 
 }  // namespace q3::cpu

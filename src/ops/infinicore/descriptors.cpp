@@ -43,9 +43,19 @@ DescriptorCache::DescriptorCache(std::shared_ptr<Device> device) : device_(std::
 }
 
 DescriptorCache::~DescriptorCache() {
-    young_.clear();  // descriptors go before the handle they were made with
-    old_.clear();
-    infiniopDestroyHandle(handle_);
+    try {
+        DeviceScope scope(*device_);
+        device_->settle();
+        young_.clear();  // descriptors go before the handle they were made with
+        old_.clear();
+        infiniopDestroyHandle(handle_);
+    } catch (...) {  // the device cannot be set any more: leaking beats freeing on another one
+        for (Map *map : {&young_, &old_}) {
+            for (auto &entry : *map) {
+                entry.second.handle.release();
+            }
+        }
+    }
 }
 
 const OpDescriptor &DescriptorCache::get(const OpKey &key) {

@@ -56,7 +56,7 @@ struct OpDescriptor {
 };
 
 // Two generations of at most kGeneration descriptors each: one that is used moves to the young generation; when that
-// is full, the old one is destroyed. Needs a DeviceScope for every call, the destructor included.
+// is full, the old one is destroyed. Needs a DeviceScope for every call but the destructor, which waits for the stream.
 class DescriptorCache {
 public:
     explicit DescriptorCache(std::shared_ptr<Device> device);

@@ -87,17 +87,6 @@ InfinicoreOps::InfinicoreOps(const ModelConfig &config, const OpsOptions &option
     probe();
 }
 
-InfinicoreOps::~InfinicoreOps() {
-    try {
-        DeviceScope scope(*device_);
-        infinirtStreamSynchronize(device_->stream());
-        kernels_.reset();  // its descriptors need the device
-    } catch (...) {
-        [[maybe_unused]] const auto *leaked =
-            kernels_.release();  // the device cannot be set any more: leaking beats freeing on another one
-    }
-}
-
 // Some devices lack an operator (0.1.0: add on Ascend and Moore, NeoX rope on Ascend, Cambricon and Kunlun): say so
 // at once instead of in the first step.
 void InfinicoreOps::probe() {
@@ -110,6 +99,9 @@ void InfinicoreOps::probe() {
                        vector1d(positions_.data(), INFINI_DTYPE_I32, 1), table, table);
         device_->synchronize();
     } catch (const Error &error) {
+        if (error.status() == QWEN3_STATUS_OUT_OF_MEMORY || error.status() == QWEN3_STATUS_INTERNAL_ERROR) {
+            throw;  // the device has a problem, but not that one
+        }
         fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED, "InfiniCore %s lacks an operator that Qwen3 needs on %s: %s",
              version(), deviceName(device_->type()), error.what());
     }

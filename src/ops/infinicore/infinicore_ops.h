@@ -23,7 +23,6 @@ struct Tuning {
 class InfinicoreOps final : public Ops {
 public:
     InfinicoreOps(const ModelConfig &config, const OpsOptions &options, const Tuning &tuning = {});
-    ~InfinicoreOps() override;
 
     std::unique_ptr<Linear> packLinear(const LinearSource &source) override;
     std::unique_ptr<Linear> packGateUp(const LinearSource &gate_up) override;

@@ -7,7 +7,7 @@
 
 namespace q3::infinicore {
 
-// Needs a DeviceScope for every call, the destructor included. Results are ready after Device::synchronize.
+// Needs a DeviceScope for every call but the destructor. Results are ready after Device::synchronize.
 class Kernels {
 public:
     explicit Kernels(std::shared_ptr<Device> device) : device_(std::move(device)), cache_(device_) {}

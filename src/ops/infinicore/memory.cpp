@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "ops/infinicore/check.h"
@@ -72,7 +73,15 @@ std::string Device::name() const {
 }
 
 void Device::synchronize() const {
-    INFINI_CHECK(infinirtStreamSynchronize(stream_));
+    settle();
+    check(std::exchange(unreported_, INFINI_STATUS_SUCCESS), "infinirtStreamSynchronize");
+}
+
+void Device::settle() const noexcept {
+    const infiniStatus_t status = infinirtStreamSynchronize(stream_);
+    if (unreported_ == INFINI_STATUS_SUCCESS) {
+        unreported_ = status;
+    }
 }
 
 // InfiniCore 0.1.0 has no memset: one chunk from the host, then copies within the device that double it.
@@ -86,7 +95,7 @@ void Device::zero(void *data, size_t bytes) const {
     }
     char *const base = static_cast<char *>(data);
     size_t done = std::min(bytes, kZeroChunk);
-    const std::vector<char> zeros(done, 0);
+    static const std::vector<char> zeros(kZeroChunk, 0);  // lives on: a copy may fail with others on the way
     uploadAsync(base, zeros.data(), done);
     while (done < bytes) {
         const size_t size = std::min(done, bytes - done);
@@ -172,6 +181,7 @@ Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes, Place place)
             device_->zero(data_, bytes);
         }
     } catch (...) {
+        device_->settle();
         place == Place::Host ? infinirtFreeHost(data_) : infinirtFree(data_);
         throw;
     }
@@ -183,7 +193,7 @@ Buffer::~Buffer() {
     }
     try {
         DeviceScope scope(*device_);
-        infinirtStreamSynchronize(device_->stream());  // nothing may still use it
+        device_->settle();  // nothing may still use it
         place_ == Place::Host ? infinirtFreeHost(data_) : infinirtFree(data_);
     } catch (...) {  // the device is gone, and its memory with it
     }
@@ -204,6 +214,7 @@ void *DeviceBlockMemory::allocate(size_t bytes) {
     try {
         device_->zero(block, bytes);
     } catch (...) {
+        device_->settle();
         infinirtFree(block);
         throw;
     }
@@ -216,7 +227,7 @@ void DeviceBlockMemory::release(void *block) noexcept {
     }
     try {
         DeviceScope scope(*device_);
-        infinirtStreamSynchronize(device_->stream());
+        device_->settle();
         infinirtFree(block);
     } catch (...) {
     }

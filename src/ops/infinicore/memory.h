@@ -26,7 +26,8 @@ public:
     infinirtStream_t stream() const { return stream_; }
 
     // These need a DeviceScope.
-    void synchronize() const;
+    void synchronize() const;      // throws what has failed since the last call
+    void settle() const noexcept;  // waits where nothing may be thrown: the next synchronize tells what failed
     void zero(void *data, size_t bytes) const;                           // complete on return
     void upload(void *dst, const void *src, size_t bytes) const;         // complete on return
     void uploadAsync(void *dst, const void *src, size_t bytes) const;    // src stays valid until synchronize
@@ -40,6 +41,7 @@ private:
     uint32_t threads_ = 1;
     infinirtStream_t stream_ = nullptr;
     bool has_stream_ = false;
+    mutable infiniStatus_t unreported_ = INFINI_STATUS_SUCCESS;
 };
 
 // Makes a device current for this thread (infinirt's current device is thread-local) and, for the CPU, sets how many
