@@ -380,7 +380,10 @@ class Qwen3MetaFromConfig(Qwen3Meta):
         if reader.values.get(key) is None:
             raise ConfigKeyError(f"{reader.source}: keys 'torch_dtype' and 'dtype' are missing")
         try:
-            return DataType.parse(reader.string(key))
+            stored = DataType.parse(reader.string(key))
+            if stored.packed:
+                raise ValueError(f"{stored.name.lower()} is a format that weights are packed to")
+            return stored
         except ConfigError:
             raise
         except ValueError as error:

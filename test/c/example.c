@@ -24,6 +24,7 @@ static float *randomTensor(size_t n, float centre, float spread) {
     return tensor;
 }
 
+/* clang-format off: the lines below stand in the header as well, in this form. */
 int main(void) {
     /* A real program reads these from config.json and from the safetensors files. */
     const void *attn_norm[NLAYER], *q_norm[NLAYER], *k_norm[NLAYER], *q[NLAYER], *k[NLAYER], *v[NLAYER], *o[NLAYER];

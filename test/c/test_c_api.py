@@ -81,8 +81,8 @@ def header_example() -> str:
 
 
 def statements(text: str) -> list[str]:
-    """Returns the lines of code, without indentation and blank lines."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    """Returns the lines of code, without blank lines and with every run of spaces as one."""
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
 
 
 # ---------------------------------------------------------------------- the header

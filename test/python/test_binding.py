@@ -171,7 +171,7 @@ def test_names_are_parsed() -> None:
             DeviceType.parse(bad)  # type: ignore[arg-type]
     assert DataType.parse("torch.bfloat16") == DataType.parse("BF16") == DataType.BF16
     assert DataType.parse(None) == DataType.DEFAULT
-    for bad in ("int4", 5, True):
+    for bad in ("int3", 5, True):
         with pytest.raises(ValueError, match="known dtypes"):
             DataType.parse(bad)
     assert Backend.parse("infinicore") == Backend.parse(2)
