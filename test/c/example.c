@@ -3,6 +3,8 @@
  *
  *     cc -std=c99 -Iinclude test/c/example.c -L<where the library is> -linfinicore_infer -o example && ./example
  */
+/* The lines of the example stand in the header as well, in this form. */
+// clang-format off
 #include "infinicore_infer/models/qwen3.h"
 
 #include <stdio.h>
@@ -24,7 +26,6 @@ static float *randomTensor(size_t n, float centre, float spread) {
     return tensor;
 }
 
-/* clang-format off: the lines below stand in the header as well, in this form. */
 int main(void) {
     /* A real program reads these from config.json and from the safetensors files. */
     const void *attn_norm[NLAYER], *q_norm[NLAYER], *k_norm[NLAYER], *q[NLAYER], *k[NLAYER], *v[NLAYER], *o[NLAYER];
@@ -45,17 +46,8 @@ int main(void) {
 
     Qwen3Meta meta = {
         .dt_logits = QWEN3_DTYPE_F32,
-        .nlayer = NLAYER,
-        .d = D,
-        .nh = NH,
-        .nkvh = NKVH,
-        .dh = DH,
-        .di = DI,
-        .dctx = DCTX,
-        .dvoc = DVOC,
-        .epsilon = 1e-6f,
-        .theta = 1e6f,
-        .end_token = DVOC - 1,
+        .nlayer = NLAYER, .d = D, .nh = NH, .nkvh = NKVH, .dh = DH, .di = DI, .dctx = DCTX, .dvoc = DVOC,
+        .epsilon = 1e-6f, .theta = 1e6f, .end_token = DVOC - 1,
     };
     Qwen3Weights weights = {
         .nlayer = NLAYER,
@@ -65,17 +57,9 @@ int main(void) {
         .input_embd = randomTensor(DVOC * D, 0.0f, 1.0f),
         .output_norm = randomTensor(D, 1.0f, 0.3f),
         .output_embd = NULL, /* tied to input_embd */
-        .attn_norm = attn_norm,
-        .attn_q_norm = q_norm,
-        .attn_k_norm = k_norm,
-        .attn_q = q,
-        .attn_k = k,
-        .attn_v = v,
-        .attn_o = o,
-        .ffn_norm = ffn_norm,
-        .ffn_gate = gate,
-        .ffn_up = up,
-        .ffn_down = down,
+        .attn_norm = attn_norm, .attn_q_norm = q_norm, .attn_k_norm = k_norm,
+        .attn_q = q, .attn_k = k, .attn_v = v, .attn_o = o,
+        .ffn_norm = ffn_norm, .ffn_gate = gate, .ffn_up = up, .ffn_down = down,
     };
     struct Qwen3Model *model = createQwen3Model(&meta, &weights, QWEN3_DEVICE_CPU, 1, NULL);
     if (model == NULL) {
@@ -85,17 +69,18 @@ int main(void) {
     struct KVCache *kv = createKVCache(model);
 
     uint32_t tokens[] = {1, 2, 3}, ntok = 3, pos = 0, next = 0, topk = 1;
-    float temperature = 0.0f, topp = 1.0f;  // temperature 0 = greedy
+    float temperature = 0.0f, topp = 1.0f;        // temperature 0 = greedy
     for (int step = 0; step < 8; ++step) {
         const uint32_t *input = step == 0 ? tokens : &next;
-        int32_t status = inferBatch(model, input, ntok, &ntok, 1, &pos, &kv, &temperature, &topk, &topp, &next);
+        int32_t status = inferBatch(model, input, ntok, &ntok, 1, &pos, &kv,
+                                    &temperature, &topk, &topp, &next);
         if (status != QWEN3_STATUS_SUCCESS) {
             fprintf(stderr, "%s: %s\n", qwen3StatusName(status), qwen3LastError());
             break;
         }
         printf("%u\n", (unsigned)next);
-        pos += ntok;  // the first call was the prefill,
-        ntok = 1;     // every later one decodes one token
+        pos += ntok;                              // the first call was the prefill,
+        ntok = 1;                                 // every later one decodes one token
     }
     dropKVCache(model, kv);
     destroyQwen3Model(model);
