@@ -52,7 +52,7 @@ DescriptorCache::~DescriptorCache() {
     } catch (...) {  // the device cannot be set any more: leaking beats freeing on another one
         for (Map *map : {&young_, &old_}) {
             for (auto &entry : *map) {
-                entry.second.handle.release();
+                [[maybe_unused]] const void *leaked = entry.second.handle.release();
             }
         }
     }
