@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 COLOURS = {"bf16": "tab:blue", "f16": "tab:cyan", "f32": "tab:gray", "int8": "tab:orange"}
-COLOURS["int4"] = "tab:green"
+COLOURS |= {"int4": "tab:green", "bf12": "tab:purple"}
 
 
 def load(paths: list[Path]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
