@@ -128,7 +128,7 @@ void testQuant(const Kernels &kernels, WeightType type) {
     }
 }
 
-// bf12: products and unpacked weights bit-equal to those of the bf16 panel, with groups that need the raw form, zeros,
+// bf12: products and unpacked weights bit-equal to those of the bf16 panel, with pairs that need the raw form, zeros,
 // subnormals and k beyond whole groups.
 void testBf12(const Kernels &kernels) {
     for (const uint32_t k : {1U, 31U, 32U, 96U, 201U}) {
@@ -141,14 +141,14 @@ void testBf12(const Kernels &kernels) {
             auto *panels = reinterpret_cast<char *>(storage.data());
             std::vector<AlignedWeights> raws;
             raws.reserve(npanels);
-            size_t raw_groups = 0;
+            size_t raw_pairs = 0;
             for (uint32_t p = 0; p < npanels; ++p) {
                 const std::vector<float> values = randomFloats(size_t{k} * kPanelRows, 0.02F);
                 std::vector<uint16_t> rows(values.size());
                 for (size_t i = 0; i < rows.size(); ++i) {
                     rows[i] = floatToBf16(values[i]);
                 }
-                if (p % 2 == 1) {  // a group out of reach, and one of nothing but tiny numbers and zeros
+                if (p % 2 == 1) {  // pairs out of reach, and a group of nothing but tiny numbers and zeros
                     rows[0] = 0;
                     rows[rows.size() - 1] = floatToBf16(1e-30F);
                 } else if (k > kGroup) {
@@ -165,12 +165,12 @@ void testBf12(const Kernels &kernels) {
                     }
                 }
                 const size_t count = countRawBf12(rows.data(), k);
-                raw_groups += count;
-                raws.emplace_back(kBf16, count * kGroup * kPanelRows);
+                raw_pairs += count;
+                raws.emplace_back(kBf16, count * 2 * kPanelRows);
                 packPanelBf12(rows.data(), k, panels + p * groups * kBf12GroupBytes,
                               static_cast<uint16_t *>(raws.back().data));
             }
-            CHECK(npanels == 1 || raw_groups > 0);
+            CHECK(npanels == 1 || raw_pairs > 0);
             for (uint32_t rows = 1; rows <= kTileRows; ++rows) {
                 const std::vector<float> x = randomFloats(size_t{rows} * k);
                 const size_t width = size_t{npanels} * kPanelRows;

@@ -8,6 +8,7 @@ namespace q3::cpu {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kPage = 4096;
 
 }  // namespace
 
@@ -18,7 +19,8 @@ Buffer::Buffer(size_t bytes) {
         return;
     }
     const bool huge = bytes >= 2 * kHugePage;
-    const size_t size = huge ? (bytes + kHugePage - 1) / kHugePage * kHugePage : bytes;
+    // Whole pages of 4 KiB only: rounding every tensor up to 2 MiB would waste a tenth of a small quantised model.
+    const size_t size = huge ? (bytes + kPage - 1) / kPage * kPage : bytes;
     const size_t slack = huge ? kHugePage : 0;
     void *mapped = mmap(nullptr, size + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) {

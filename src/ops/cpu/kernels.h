@@ -13,11 +13,10 @@
 // Quantised panels are groups of 32 k, each with one bf16 scale per row; the last group is padded with zeros:
 //   q8  {uint16 scale[16]; int8 q[32][16]}            w = q * scale
 //   q4  {uint16 scale[16]; uint32 q[4][16]}           nibble j of q[o][row] is k = 8 o + j; w = (nibble - 8) * scale
-//   bf12 {Bf12Header; uint8 sm[32][16]; uint8 e[16][16]}
-//        lossless bf16: sm = sign << 7 | mantissa; the exponent field is base - nibble, where e[k / 2][row] holds even
-//        k low and odd k high. Rows are stored in the order kBf12Order. A group with a weight out of reach of 16
-//        exponents (a few percent of groups) is kept whole as 32 k of a bf16 panel at header.raw, and sm and e are not
-//        read.
+//   bf12 {Bf12Header; {uint8 sm[2][16]; uint8 e[16]} pair[16]}
+//        lossless bf16: sm = sign << 7 | mantissa; the exponent field is base - nibble, where e[row] holds even
+//        k low and odd k high. Rows are stored in the order kBf12Order. A pair of k with a weight out of reach of the
+//        16 exponents (about one in a hundred) has its bit in header.pairs and stands at header.raw as in a bf16 panel.
 // Both products are exact in float (at most 7 + 8 significant bits), so a quantised layer computes bit for bit what the
 // f32 layer with the dequantised weights would.
 #pragma once
@@ -35,11 +34,13 @@ constexpr size_t kQ8GroupBytes = 2 * kPanelRows + kGroup * kPanelRows;
 constexpr size_t kQ4GroupBytes = 2 * kPanelRows + kGroup * kPanelRows / 2;
 
 struct Bf12Header {
-    const uint16_t *raw;  // [16][16][2], aligned to 64 bytes, or null
+    const uint16_t *raw;  // [set bits of pairs][16][2], aligned to 64 bytes
     uint16_t base;        // largest exponent field of the group, << 7
-    uint16_t unused[3];
+    uint16_t pairs;       // bit i: k = 2i and 2i + 1 are raw
+    uint16_t unused[2];
 };
-constexpr size_t kBf12GroupBytes = sizeof(Bf12Header) + kGroup * kPanelRows + kGroup * kPanelRows / 2;
+constexpr size_t kBf12PairBytes = 3 * kPanelRows;
+constexpr size_t kBf12GroupBytes = sizeof(Bf12Header) + kGroup / 2 * kBf12PairBytes;
 // Stored place of each row, and row of each stored place: 16-bit lanes then widen to rows 0-7 and 8-15.
 constexpr uint32_t kBf12Order[kPanelRows] = {0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15};
 

@@ -347,76 +347,56 @@ inline Bf12Header bf12Header(const char *group) {
     return *reinterpret_cast<const Bf12Header *>(group);
 }
 
-// The 16 rows of even (odd = 0) or odd k of a pair as two vectors of 8 floats.
-inline void decodeBf12(const char *group, uint32_t i, __m256i exponents, __m256 (&out)[2]) {
-    const char *at = group + sizeof(Bf12Header) + i * kPanelRows;
-    const __m256i sm = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(at)));
-    // sm * 257 has the byte twice: the sign comes from the upper copy, the mantissa from the lower. A multiply, since
-    // shifts and shuffles share two ports that the widening below keeps busy.
-    const __m256i twice = _mm256_mullo_epi16(sm, _mm256_set1_epi16(257));
-    const __m256i value =
-        _mm256_or_si256(_mm256_and_si256(twice, _mm256_set1_epi16(static_cast<int16_t>(0x807f))), exponents);
-    const __m256i zero = _mm256_setzero_si256();
-    out[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, value));
-    out[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, value));
+// A pair of k of a bf12 group as floats: w[odd k][half of the rows]. raw moves on when the pair is raw.
+inline void decodePairBf12(const char *group, uint32_t pair, __m256i base, uint32_t raw_pairs, const uint16_t *&raw,
+                           __m256 (&w)[2][2]) {
+    if (__builtin_expect((raw_pairs >> pair & 1U) != 0, 0)) {
+        const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
+        Q3_UNROLL
+        for (int h = 0; h < 2; ++h) {
+            const __m256i bits = _mm256_load_si256(reinterpret_cast<const __m256i *>(raw) + h);
+            w[0][h] = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+            w[1][h] = _mm256_castsi256_ps(_mm256_and_si256(bits, high));
+        }
+        raw += 2 * kPanelRows;
+        return;
+    }
+    const char *sm = group + sizeof(Bf12Header) + pair * kBf12PairBytes;
+    const char *e = sm + size_t{2} * kPanelRows;
+    const __m256i nibbles = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(e)));
+    Q3_UNROLL
+    for (int odd = 0; odd < 2; ++odd) {
+        // Multiplies in place of shifts, since shifts and shuffles share two ports that the widening keeps busy.
+        const __m256i nibble = _mm256_and_si256(nibbles, _mm256_set1_epi16(odd == 0 ? 0x0f : 0xf0));
+        const __m256i exponent =
+            _mm256_sub_epi16(base, _mm256_mullo_epi16(nibble, _mm256_set1_epi16(odd == 0 ? 128 : 8)));
+        const __m256i byte =
+            _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(sm + size_t{kPanelRows} * odd)));
+        // byte * 257 has it twice: the sign comes from the upper copy, the mantissa from the lower.
+        const __m256i twice = _mm256_mullo_epi16(byte, _mm256_set1_epi16(257));
+        const __m256i value =
+            _mm256_or_si256(_mm256_and_si256(twice, _mm256_set1_epi16(static_cast<int16_t>(0x807f))), exponent);
+        const __m256i zero = _mm256_setzero_si256();
+        w[odd][0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, value));
+        w[odd][1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, value));
+    }
 }
 
-// Exponent fields of the 16 rows for even and odd k of pair i / 2.
-inline void exponentsBf12(const char *group, uint32_t i, __m256i base, __m256i (&out)[2]) {
-    const char *at = group + sizeof(Bf12Header) + (kGroup + i / 2) * kPanelRows;
-    const __m256i nibbles = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(at)));
-    const __m256i even = _mm256_and_si256(nibbles, _mm256_set1_epi16(0x0f));
-    const __m256i odd = _mm256_and_si256(nibbles, _mm256_set1_epi16(0xf0));
-    out[0] = _mm256_sub_epi16(base, _mm256_mullo_epi16(even, _mm256_set1_epi16(128)));
-    out[1] = _mm256_sub_epi16(base, _mm256_mullo_epi16(odd, _mm256_set1_epi16(8)));
+inline __m256i baseBf12(const Bf12Header &header) {
+    return _mm256_set1_epi16(static_cast<int16_t>(header.base));
 }
 
 void unpackBf12(const void *panel, uint32_t k0, uint32_t count, float *out) {
-    for (uint32_t i = 0; i < count; i += 2) {
-        const char *group = static_cast<const char *>(panel) + (k0 + i) / kGroup * kBf12GroupBytes;
-        const uint32_t at = (k0 + i) % kGroup;
+    for (uint32_t first = 0; first < count; first += kGroup) {  // k0 is a multiple of kGroup
+        const char *group = static_cast<const char *>(panel) + (k0 + first) / kGroup * kBf12GroupBytes;
         const Bf12Header header = bf12Header(group);
-        if (header.raw != nullptr) {
-            unpack<kBf16>(header.raw, at, count - i < 2 ? 1 : 2, out + i * kPanelRows);
-            continue;
-        }
-        __m256i exponents[2];
-        exponentsBf12(group, at, _mm256_set1_epi16(static_cast<int16_t>(header.base)), exponents);
-        for (uint32_t odd = 0; odd < 2 && i + odd < count; ++odd) {
-            __m256 w[2];
-            decodeBf12(group, at + odd, exponents[odd], w);
-            _mm256_storeu_ps(out + (i + odd) * kPanelRows, w[0]);
-            _mm256_storeu_ps(out + (i + odd) * kPanelRows + 8, w[1]);
-        }
-    }
-}
-
-// One group of bf12 for P panels that all have it packed, or of one panel in raw form.
-template <int R, int P>
-inline void multiplyPackedBf12(const char *const *groups, const float *x, size_t ldx, __m256 (&acc)[R][P][2]) {
-    __m256i base[P];
-    Q3_UNROLL
-    for (int p = 0; p < P; ++p) {
-        base[p] = _mm256_set1_epi16(static_cast<int16_t>(bf12Header(groups[p]).base));
-    }
-    for (uint32_t i = 0; i < kGroup; i += 2) {
-        __m256i exponents[P][2];
-        Q3_UNROLL
-        for (int p = 0; p < P; ++p) {
-            exponentsBf12(groups[p], i, base[p], exponents[p]);
-        }
-        Q3_UNROLL
-        for (int odd = 0; odd < 2; ++odd) {
-            Q3_UNROLL
-            for (int p = 0; p < P; ++p) {
-                __m256 w[2];
-                decodeBf12(groups[p], i + odd, exponents[p][odd], w);
-                Q3_UNROLL
-                for (int r = 0; r < R; ++r) {
-                    const __m256 value = _mm256_broadcast_ss(x + r * ldx + i + odd);
-                    acc[r][p][0] = _mm256_fmadd_ps(w[0], value, acc[r][p][0]);
-                    acc[r][p][1] = _mm256_fmadd_ps(w[1], value, acc[r][p][1]);
-                }
+        const uint16_t *raw = header.raw;
+        for (uint32_t i = first; i < count && i < first + kGroup; i += 2) {
+            __m256 w[2][2];
+            decodePairBf12(group, (i - first) / 2, baseBf12(header), header.pairs, raw, w);
+            for (uint32_t odd = 0; odd < 2 && i + odd < count; ++odd) {
+                _mm256_storeu_ps(out + size_t{i + odd} * kPanelRows, w[odd][0]);
+                _mm256_storeu_ps(out + size_t{i + odd} * kPanelRows + 8, w[odd][1]);
             }
         }
     }
@@ -424,27 +404,30 @@ inline void multiplyPackedBf12(const char *const *groups, const float *x, size_t
 
 template <int R, int P>
 inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t ldx, __m256 (&acc)[R][P][2]) {
-    bool packed = true;
+    __m256i base[P];
+    uint32_t pairs[P];
+    const uint16_t *raw[P];
     Q3_UNROLL
     for (int p = 0; p < P; ++p) {
-        packed = packed && bf12Header(groups[p]).raw == nullptr;
+        const Bf12Header header = bf12Header(groups[p]);
+        base[p] = baseBf12(header);
+        pairs[p] = header.pairs;
+        raw[p] = header.raw;
     }
-    if (packed) {
-        multiplyPackedBf12<R, P>(groups, x, ldx, acc);
-        return;
-    }
-    // Rare: through memory, the same chain. Unrolled, since an index into acc would keep it out of registers.
-    float weights[kGroup * kPanelRows];
-    Q3_UNROLL
-    for (int p = 0; p < P; ++p) {
-        unpackBf12(groups[p], 0, kGroup, weights);
-        for (uint32_t i = 0; i < kGroup; ++i) {
+    for (uint32_t pair = 0; pair < kGroup / 2; ++pair) {
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            // Decoding keeps the core too busy to run ahead into the next group by itself.
+            _mm_prefetch(groups[p] + kBf12GroupBytes + pair * kBf12PairBytes + 256, _MM_HINT_T0);
+            __m256 w[2][2];
+            decodePairBf12(groups[p], pair, base[p], pairs[p], raw[p], w);
             Q3_UNROLL
-            for (int h = 0; h < 2; ++h) {
-                const __m256 w = _mm256_loadu_ps(weights + i * kPanelRows + h * 8);
+            for (int odd = 0; odd < 2; ++odd) {
                 Q3_UNROLL
                 for (int r = 0; r < R; ++r) {
-                    acc[r][p][h] = _mm256_fmadd_ps(w, _mm256_broadcast_ss(x + r * ldx + i), acc[r][p][h]);
+                    const __m256 value = _mm256_broadcast_ss(x + r * ldx + pair * 2 + odd);
+                    acc[r][p][0] = _mm256_fmadd_ps(w[odd][0], value, acc[r][p][0]);
+                    acc[r][p][1] = _mm256_fmadd_ps(w[odd][1], value, acc[r][p][1]);
                 }
             }
         }

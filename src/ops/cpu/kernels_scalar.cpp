@@ -45,13 +45,17 @@ float bf12Load(const void *data, uint32_t row, uint32_t k) {
     const uint32_t i = k % kGroup;
     Bf12Header header;
     std::memcpy(&header, group, sizeof header);
-    if (header.raw != nullptr) {
-        return bf16ToFloat(header.raw[(i / 2 * kPanelRows + row) * 2 + i % 2]);
+    if ((header.pairs >> (i / 2) & 1) != 0) {
+        const uint16_t *raw = header.raw;
+        for (uint32_t pair = 0; pair < i / 2; ++pair) {  // raw pairs before this one
+            raw += size_t{header.pairs >> pair & 1U} * 2 * kPanelRows;
+        }
+        return bf16ToFloat(raw[row * 2 + i % 2]);
     }
-    const auto *sm = reinterpret_cast<const uint8_t *>(group + sizeof header);
+    const auto *sm = reinterpret_cast<const uint8_t *>(group + sizeof header + i / 2 * kBf12PairBytes);
     const uint32_t place = kBf12Order[row];
-    const uint32_t value = sm[i * kPanelRows + place];
-    const uint32_t nibble = sm[(kGroup + i / 2) * kPanelRows + place] >> (i % 2 * 4) & 15U;
+    const uint32_t value = sm[i % 2 * kPanelRows + place];
+    const uint32_t nibble = sm[2 * kPanelRows + place] >> (i % 2 * 4) & 15U;
     return bf16ToFloat(static_cast<uint16_t>((value & 0x80U) << 8 | (value & 0x7fU) | (header.base - (nibble << 7))));
 }
 

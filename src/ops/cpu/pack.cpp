@@ -161,7 +161,7 @@ template <typename Packed> void packAll(const LinearSource &source, CpuLinear &l
     reader.check();
 }
 
-// bf12 needs the 16 rows of a panel together, and how much stays raw before the raw groups get their memory: two
+// bf12 needs the 16 rows of a panel together, and how much stays raw before the raw pairs get their memory: two
 // passes.
 void packAllBf12(const LinearSource &source, CpuLinear &linear, ThreadPool &pool) {
     RowReader<uint16_t> reader(source, kBf16);
@@ -179,24 +179,24 @@ void packAllBf12(const LinearSource &source, CpuLinear &linear, ThreadPool &pool
             std::copy(s.row.begin(), s.row.end(), s.rows.begin() + static_cast<ptrdiff_t>(j * k));
         }
     };
-    std::vector<size_t> raw_groups(size_t{linear.npanels} + 1, 0);
+    std::vector<size_t> raw_pairs(size_t{linear.npanels} + 1, 0);
     pool.parallelFor(linear.npanels, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
         for (uint32_t p = begin; p < end; ++p) {
             read_panel(p, scratch[thread]);
-            raw_groups[p + 1] = countRawBf12(scratch[thread].rows.data(), linear.in);
+            raw_pairs[p + 1] = countRawBf12(scratch[thread].rows.data(), linear.in);
         }
     });
     reader.check();
     for (size_t p = 0; p < linear.npanels; ++p) {
-        raw_groups[p + 1] += raw_groups[p];
+        raw_pairs[p + 1] += raw_pairs[p];
     }
-    constexpr size_t kRawGroup = size_t{kGroup} * kPanelRows;
-    linear.raw = Buffer(raw_groups.back() * kRawGroup * sizeof(uint16_t));
+    constexpr size_t kRawPair = size_t{2} * kPanelRows;
+    linear.raw = Buffer(raw_pairs.back() * kRawPair * sizeof(uint16_t));
     pool.parallelFor(linear.npanels, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
         for (uint32_t p = begin; p < end; ++p) {
             read_panel(p, scratch[thread]);
             packPanelBf12(scratch[thread].rows.data(), linear.in, linear.panels.as<char>() + p * linear.panel_bytes,
-                          linear.raw.as<uint16_t>() + raw_groups[p] * kRawGroup);
+                          linear.raw.as<uint16_t>() + raw_pairs[p] * kRawPair);
         }
     });
 }

@@ -29,7 +29,7 @@ public:
     size_t panel_bytes = 0;
     bool interleaved = false;  // gate panels at even, up panels at odd indices; `out` counts gate rows only
     Buffer panels;
-    Buffer raw;   // bf12: the groups kept as bf16
+    Buffer raw;   // bf12: the pairs of k kept as bf16
     Buffer bias;  // float [16 * npanels] in panel order, or empty
     size_t bytes() const override { return panels.bytes() + raw.bytes() + bias.bytes(); }
 

@@ -78,24 +78,31 @@ void copyGroup(const float *weights, uint32_t k, uint32_t group, float *out) {
     }
 }
 
-// The largest exponent field (in place, << 7) of a bf12 group, and whether 16 exponents reach all of its weights.
+// The largest exponent field (in place, << 7) of a bf12 group, and the pairs of k that 16 exponents from there down do
+// not reach.
 struct Bf12Range {
     uint32_t base;
-    bool reached;
+    uint32_t pairs;
 };
 
 Bf12Range rangeBf12(const uint16_t *rows, uint32_t k, uint32_t group) {
-    uint32_t least = 0x7f80;
-    uint32_t most = 0;
     const uint32_t first = group * kGroup;
+    const uint32_t count = std::min(kGroup, k - first);
+    uint32_t most = 0;
+    uint32_t least[kGroup];
+    std::fill_n(least, kGroup, 0x7f80U);
     for (uint32_t row = 0; row < kPanelRows; ++row) {
-        for (uint32_t i = first; i < std::min(k, first + kGroup); ++i) {
-            const uint32_t exponent = rows[size_t{row} * k + i] & 0x7f80U;
-            least = std::min(least, exponent);
+        for (uint32_t i = 0; i < count; ++i) {
+            const uint32_t exponent = rows[size_t{row} * k + first + i] & 0x7f80U;
+            least[i] = std::min(least[i], exponent);
             most = std::max(most, exponent);
         }
     }
-    return {most, most - std::min(least, most) <= 15U << 7};
+    uint32_t pairs = 0;
+    for (uint32_t i = 0; i < count; ++i) {
+        pairs |= (most > least[i] + (15U << 7) ? 1U : 0U) << (i / 2);
+    }
+    return {most, pairs};
 }
 
 }  // namespace
@@ -103,7 +110,7 @@ Bf12Range rangeBf12(const uint16_t *rows, uint32_t k, uint32_t group) {
 size_t countRawBf12(const uint16_t *rows, uint32_t k) {
     size_t count = 0;
     for (uint32_t g = 0; g * kGroup < k; ++g) {
-        count += rangeBf12(rows, k, g).reached ? 0 : 1;
+        count += static_cast<size_t>(__builtin_popcount(rangeBf12(rows, k, g).pairs));
     }
     return count;
 }
@@ -116,28 +123,26 @@ void packPanelBf12(const uint16_t *rows, uint32_t k, char *panel, uint16_t *raw)
             return g * kGroup + i < k ? rows[size_t{row} * k + g * kGroup + i] : 0;
         };
         Bf12Header header{};
+        header.raw = raw;
         header.base = static_cast<uint16_t>(range.base);
-        if (!range.reached) {
-            header.raw = raw;
-            for (uint32_t i = 0; i < kGroup; ++i) {
-                for (uint32_t row = 0; row < kPanelRows; ++row) {
-                    raw[(i / 2 * kPanelRows + row) * 2 + i % 2] = static_cast<uint16_t>(at(row, i));
+        header.pairs = static_cast<uint16_t>(range.pairs);
+        for (uint32_t i = 0; i < kGroup; ++i) {
+            auto *sm = reinterpret_cast<uint8_t *>(group + sizeof header + i / 2 * kBf12PairBytes);
+            uint8_t *nibbles = sm + size_t{2} * kPanelRows;
+            const bool is_raw = (range.pairs >> (i / 2) & 1U) != 0;
+            for (uint32_t row = 0; row < kPanelRows; ++row) {
+                const uint32_t bits = at(row, i);
+                if (is_raw) {
+                    raw[row * 2 + i % 2] = static_cast<uint16_t>(bits);
+                    continue;
                 }
+                const uint32_t place = kBf12Order[row];
+                sm[i % 2 * kPanelRows + place] = static_cast<uint8_t>((bits & 0x7fU) | bits >> 15 << 7);
+                // Padding beyond k is never multiplied, so its exponent may be anything.
+                const uint32_t code = g * kGroup + i < k ? (range.base - (bits & 0x7f80U)) >> 7 : 0;
+                nibbles[place] |= static_cast<uint8_t>(code << (i % 2 * 4));
             }
-            raw += size_t{kGroup} * kPanelRows;
-        } else {
-            auto *sm = reinterpret_cast<uint8_t *>(group + sizeof header);
-            uint8_t *nibbles = sm + size_t{kGroup} * kPanelRows;
-            for (uint32_t i = 0; i < kGroup; ++i) {
-                for (uint32_t row = 0; row < kPanelRows; ++row) {
-                    const uint32_t bits = at(row, i);
-                    const uint32_t place = kBf12Order[row];
-                    sm[i * kPanelRows + place] = static_cast<uint8_t>((bits & 0x7fU) | bits >> 15 << 7);
-                    // Padding beyond k is never multiplied, so its exponent may be anything.
-                    const uint32_t code = g * kGroup + i < k ? (range.base - (bits & 0x7f80U)) >> 7 : 0;
-                    nibbles[i / 2 * kPanelRows + place] |= static_cast<uint8_t>(code << (i % 2 * 4));
-                }
-            }
+            raw += is_raw && i % 2 == 1 ? 2 * kPanelRows : 0;
         }
         std::memcpy(group, &header, sizeof header);
     }

@@ -10,9 +10,9 @@ namespace q3::cpu {
 void quantizeRowQ8(const float *weights, uint32_t k, uint32_t row, char *panel);
 void quantizeRowQ4(const float *weights, uint32_t k, uint32_t row, char *panel);
 
-// Groups of 16 rows of bf16 [16][k] (row-major) that bf12 cannot hold and keeps raw.
+// Pairs of k of 16 rows of bf16 [16][k] (row-major) that bf12 cannot hold and keeps raw.
 size_t countRawBf12(const uint16_t *rows, uint32_t k);
-// Writes a whole bf12 panel; raw receives countRawBf12 groups of kGroup * kPanelRows elements.
+// Writes a whole bf12 panel; raw receives countRawBf12 pairs of 2 * kPanelRows elements.
 void packPanelBf12(const uint16_t *rows, uint32_t k, char *panel, uint16_t *raw);
 
 }  // namespace q3::cpu
