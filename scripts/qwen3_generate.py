@@ -228,7 +228,7 @@ class GenerationSequence:
         return tail
 
 
-def _plan(
+def plan_step(
     active: Sequence[GenerationSequence], budget: int
 ) -> list[tuple[GenerationSequence, int]]:
     """Return how many tokens of which sequences to compute next, decoding ones first."""
@@ -279,7 +279,7 @@ def run_sequences(
                 index, sequence = waiting.popleft()
                 active.append((index, sequence))
                 sequence.start(model)
-            plan = _plan([sequence for _, sequence in active], max(step_tokens, max_batch))
+            plan = plan_step([sequence for _, sequence in active], max(step_tokens, max_batch))
             try:
                 results = model.step([sequence.request(count) for sequence, count in plan])
             except Qwen3OutOfKVError:

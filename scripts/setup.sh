@@ -5,9 +5,10 @@ set -euo pipefail
 
 usage() {
     cat <<'EOF'
-Usage: scripts/setup.sh [--with-tests] [--with-lint] [--no-infinicore] [--help]
+Usage: scripts/setup.sh [--with-server] [--with-tests] [--with-lint] [--no-infinicore] [--help]
 
-  --with-tests     also install what the tests need (pytest, torch, transformers)
+  --with-server    also install what scripts/launch_server.py needs (fastapi, uvicorn)
+  --with-tests     also install what the tests need (the server, pytest, torch, transformers)
   --with-lint      also install the linters (ruff, mypy, clang-format, clang-tidy)
   --no-infinicore  build without InfiniCore: CPU only, through the engine's own kernels
 
@@ -26,7 +27,8 @@ sets=(runtime build)
 infinicore=y
 for arg in "$@"; do
     case $arg in
-        --with-tests) sets+=(test) ;;
+        --with-server) sets+=(server) ;;
+        --with-tests) sets+=(server test) ;;
         --with-lint) sets+=(lint) ;;
         --no-infinicore) infinicore=n ;;
         -h | --help)

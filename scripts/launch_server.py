@@ -1,0 +1,230 @@
+"""Serves a Qwen3 model over HTTP, the way OpenAI's clients expect. See docs/server.md.
+
+Example:
+    python scripts/launch_server.py --model-path Qwen3-0.6B --port 8000
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from libinfinicore_infer import DeviceType, Qwen3Error, load_library
+from qwen3 import Qwen3ForCausalLM
+from server.app import make_app
+from server.jobs import EngineConfig
+from server.scheduler import Engine
+from server.service import Service, ServiceConfig
+from server.structured import Grammars
+
+_LOG = logging.getLogger("infinicore_infer.server")
+_DEMO = Path(__file__).resolve().parent.parent / "test" / "data" / "qwen3-tiny"
+_KEY_VARIABLE = "INFINICORE_INFER_API_KEY"
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def memory_size(text: str) -> int:
+    """Return bytes from a number with an optional K, M, G or T (powers of 1024).
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512M or 4G")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = argparse.ArgumentParser(
+        prog="launch_server.py",
+        description="Serve a Qwen3 model through an OpenAI-compatible API.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model-path", metavar="DIR", help="checkpoint folder (default: the tiny demo model)")
+    add("--model-name", metavar="NAME", help="the name clients use (default: the folder's)")
+    add("--device", default="cpu", metavar="NAME", help=", ".join(d.label for d in DeviceType))
+    add("--ndev", type=_positive, default=1, metavar="N", help="number of devices")
+    add("--backend", default="auto", choices=("auto", "cpu", "infinicore"))
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all usable)")
+    add("--dtype", metavar="TYPE", help="weight type: f32, f16, bf16 (default: the checkpoint's)")
+    add("--max-tokens", type=_positive, metavar="N", help="context length (default: the model's)")
+    add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    add("--port", type=int, default=8000, help="0: any free one (default: %(default)s)")
+    add("--api-key", metavar="KEY", help=f"what clients must send (default: ${_KEY_VARIABLE})")
+    add("--max-batch", type=_positive, default=16, metavar="N", help="answers computed together")
+    add("--max-queue", type=int, default=256, metavar="N", help="answers waiting; more get 429")
+    add("--kv-memory", type=memory_size, default=0, metavar="SIZE", help="such as 4G")
+    add("--prefix-cache", type=memory_size, metavar="SIZE", help="0: off (default: half the KV)")
+    add("--step-tokens", type=_positive, default=512, metavar="N", help="most tokens of a step")
+    add("--step-seconds", type=_seconds, default=0.25, metavar="S", help="longest pause of answers")
+    add("--request-timeout", type=_seconds, metavar="S", help="give a request up (default: never)")
+    add("--drain-timeout", type=_seconds, default=30.0, metavar="S", help="after SIGTERM")
+    add("--max-body", type=memory_size, default=16 << 20, metavar="SIZE", help="longest request")
+    add("--ping", type=_seconds, default=15.0, metavar="S", help="of silence before a comment")
+    add("--cors-origin", action="append", default=[], metavar="URL", help="repeatable (default: -)")
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    return parser
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that lets answers in progress end before it goes.
+
+    Attributes:
+        failed: Whether the model could not be loaded.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_timeout: float) -> None:
+        """Prepare."""
+        super().__init__(config)
+        self.failed = False
+        self._service = service
+        self._drain_timeout = drain_timeout
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal; end at once at the second."""
+        if self._service.draining or self._service.async_engine is None:
+            self.should_exit = True
+            self.force_exit = self._service.draining
+            return
+        _LOG.info("signal %d: finishing what is in progress", sig)
+        self._service.draining = True
+        engine = self._service.async_engine.engine
+
+        def wait() -> None:
+            engine.drain()
+            if not engine.wait_idle(self._drain_timeout):
+                _LOG.warning("some requests were not finished in time")
+            self.should_exit = True
+
+        # Not here: signal handlers interrupt code that may hold the engine's lock.
+        threading.Thread(target=wait, name="drain", daemon=True).start()
+
+
+def _run(args: argparse.Namespace) -> int:
+    folder = Path(args.model_path or _DEMO)
+    if not (folder / "config.json").is_file():
+        print(f"error: {folder}: no model folder (config.json is missing)", file=sys.stderr)
+        return 1
+    name = args.model_name or folder.resolve().name
+    api_key = args.api_key or os.environ.get(_KEY_VARIABLE) or None
+    if api_key is None and not _is_loopback(args.host):
+        _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
+    service = Service(ServiceConfig(name, api_key, args.max_body, args.request_timeout, args.ping))
+    config = EngineConfig(
+        args.max_batch, args.max_queue, args.step_tokens, args.step_seconds, args.prefix_cache
+    )
+    grammars = Grammars()
+
+    def load() -> None:
+        try:
+            model = Qwen3ForCausalLM(
+                folder,
+                args.device,
+                args.ndev,
+                args.max_tokens,
+                backend=args.backend,
+                threads=args.threads,
+                dtype=args.dtype,
+                kv_limit_bytes=args.kv_memory,
+                max_step_tokens=args.step_tokens,
+            )
+            grammars.attach(model)
+            service.attach(Engine(model, config))
+            _LOG.info("model %r is ready", name)
+        except (ValueError, OSError, MemoryError, NotImplementedError, Qwen3Error) as error:
+            print(f"error: {error}", file=sys.stderr)
+            server.failed = server.should_exit = True
+        except Exception:
+            _LOG.exception("loading failed")
+            server.failed = server.should_exit = True
+
+    def start() -> None:
+        threading.Thread(target=load, name="loader", daemon=True).start()
+
+    def stop() -> None:
+        if service.async_engine is not None:
+            service.async_engine.engine.close()
+            service.async_engine.engine.model.close()
+
+    version = load_library().qwen3Version().decode()
+    app = make_app(
+        service,
+        version=version,
+        grammars=grammars,
+        start=start,
+        stop=stop,
+        cors_origins=args.cors_origin,
+    )
+    server = DrainingServer(
+        uvicorn.Config(
+            app,
+            host=args.host,
+            port=args.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=5,
+        ),
+        service,
+        args.drain_timeout,
+    )
+    server.run()
+    return 1 if server.failed or not server.started else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server; return the exit status."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(
+        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("uvicorn").setLevel(max(logging.INFO, logging.root.level))
+    try:
+        return _run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The parts of ``launch_server.py`` and ``engine.py``."""

@@ -1,0 +1,388 @@
+"""Serves many requests at once: one thread computes, everybody else submits, listens and cancels.
+
+Every step takes one token of each answer in progress and fills the rest of its budget with parts of
+prompts. The budget follows the machine's speed, so that answers keep flowing while a long prompt
+loads. When KV memory runs out, remembered prefixes go first, then the youngest request steps back
+and is computed again later, with the same answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from libinfinicore_infer import Qwen3OutOfKVError
+from prefix_cache import PrefixCache
+from qwen3 import Qwen3ForCausalLM
+from qwen3_generate import plan_step
+from qwen3_runtime import StepResult
+
+from server.jobs import (
+    DeadlineError,
+    EngineClosedError,
+    EngineConfig,
+    EngineStats,
+    Job,
+    QueueFullError,
+    StepFailedError,
+    Update,
+)
+from server.scoring import score_chunk
+
+_LOG = logging.getLogger("infinicore_infer.engine")
+
+# Fewest tokens of a step besides one per answer: matrix products need some to be efficient.
+_MIN_PREFILL = 16
+# Tokens per step while scoring a prompt: each brings a row of logits as long as the vocabulary.
+_SCORE_TOKENS = 64
+
+
+class Engine:
+    """Runs requests on a model from a thread of its own.
+
+    All methods may be called from any thread. Nothing else should run the model meanwhile.
+
+    Attributes:
+        model: The model; the caller closes it, after the engine.
+        context_length: Most tokens of a sequence: the model's context, or less if the KV memory
+            cannot hold that much.
+    """
+
+    def __init__(self, model: Qwen3ForCausalLM, config: EngineConfig | None = None) -> None:
+        """Start the thread."""
+        self.model = model
+        self.config = config or EngineConfig()
+        stats = model.stats()
+        blocks = stats["kv_limit_bytes"] // stats["kv_block_bytes"]
+        self.context_length = min(model.context_length, blocks * stats["kv_block_tokens"])
+        kept = self.config.prefix_cache_bytes
+        capacity = stats["kv_limit_bytes"] // 2 if kept is None else kept
+        self._native = model.native
+        self._prefix = PrefixCache(self._native, capacity)
+        self._changed = threading.Condition()
+        # Guarded by the condition; the list of active jobs is the engine thread's alone.
+        self._waiting: deque[Job] = deque()
+        self._outstanding = 0
+        self._telling = False
+        self._draining = self._closing = False
+        self._active: list[Job] = []
+        self._batch_limit = self.config.max_batch
+        self._tokens_per_second = 0.0
+        self._job_seconds = 1.0
+        self._stats = EngineStats(kv_limit_bytes=stats["kv_limit_bytes"])
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------ any thread
+
+    @property
+    def stats(self) -> EngineStats:
+        """A snapshot as of the latest step; never waits for a step."""
+        return replace(self._stats, waiting=len(self._waiting), draining=self._draining)
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which a place in the queue is likely to be free."""
+        rounds = len(self._waiting) / self.config.max_batch
+        return max(1, min(60, round(self._job_seconds * rounds)))
+
+    def submit(self, jobs: Sequence[Job], *, wait: bool = False) -> None:
+        """Queue jobs, all or none.
+
+        Args:
+            jobs: The jobs; their sinks are called from the engine's thread.
+            wait: Whether to wait for room in the queue.
+
+        Raises:
+            QueueFullError: There is no room.
+            EngineClosedError: The engine is draining or closed.
+        """
+        room = self.config.max_batch + self.config.max_queue
+        if len(jobs) > room:
+            raise QueueFullError(f"{len(jobs)} requests at once; there is room for {room}")
+        with self._changed:
+            while not self._draining and self._outstanding + len(jobs) > room:
+                if not wait:
+                    raise QueueFullError(f"the queue is full: {self._outstanding} requests")
+                self._changed.wait()
+            if self._draining:
+                raise EngineClosedError("the engine is shutting down")
+            self._waiting.extend(jobs)
+            self._outstanding += len(jobs)
+            self._changed.notify_all()
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """End jobs before the next step and free what they hold; nothing if they have ended."""
+        with self._changed:
+            for job in jobs:
+                job.cancelled = True
+            self._changed.notify_all()
+
+    def drain(self) -> None:
+        """Accept no more jobs; those accepted go on."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+
+    def wait_idle(self, timeout: float | None = None) -> bool:
+        """Wait until no job is left and all are told; return whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._outstanding == 0 and not self._telling, timeout
+            )
+
+    def close(self, timeout: float | None = 0.0) -> None:
+        """Drain for up to ``timeout`` seconds (``None``: as long as it takes), then end."""
+        self.drain()
+        self.wait_idle(timeout)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    # ------------------------------------------------------------------ the engine's thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._active or self._waiting or self._closing):
+                    self._changed.wait()
+                closing = self._closing
+            if closing:
+                break
+            try:
+                self._cycle()
+            except Exception as error:
+                # A bug outside of what is handled below must not end the service.
+                _LOG.exception("engine cycle failed")
+                self._count(failed_steps=1)
+                for job in list(self._active):
+                    self._fail(job, StepFailedError(f"internal error: {error}"))
+            self._publish()
+        for job in [*self._active, *self._waiting]:
+            self._fail(job, EngineClosedError("the engine was closed"))
+        self._prefix.clear()
+        self._publish()
+
+    def _cycle(self) -> None:
+        self._reap()
+        self._admit()
+        for job in self._active:
+            if job.scoring and job.sequence.remaining > 1:
+                self._guard([job], partial(self._score, job))
+                break
+        sequences = {
+            id(job.sequence): job
+            for job in self._active
+            if not (job.scoring and job.sequence.remaining > 1)
+        }
+        if sequences:
+            plan = plan_step([job.sequence for job in sequences.values()], self._budget())
+            self._step([(sequences[id(sequence)], count) for sequence, count in plan])
+
+    def _budget(self) -> int:
+        """Return how many tokens to compute in the next step."""
+        decoding = sum(job.sequence.remaining == 1 for job in self._active)
+        budget = self.config.step_tokens
+        if decoding and self._tokens_per_second:
+            budget = min(budget, int(self._tokens_per_second * self.config.step_seconds))
+        return max(budget, decoding + _MIN_PREFILL)
+
+    def _reap(self) -> None:
+        """End jobs whose client left or whose time is over."""
+        now = time.monotonic()
+        with self._changed:
+            waiting = list(self._waiting)
+        for job in [*self._active, *waiting]:
+            if job.cancelled:
+                self._finish(job, Update(done=True))
+            elif job.deadline is not None and now > job.deadline:
+                self._fail(job, DeadlineError("the request took longer than allowed"))
+
+    def _admit(self) -> None:
+        while len(self._active) < self._batch_limit:
+            with self._changed:
+                ready = (job for job in self._waiting if job.leader is None or job.leader.prefilled)
+                job = next(ready, None)
+                if job is None:
+                    return
+                self._waiting.remove(job)
+            self._active.append(job)
+            try:
+                self._start(job)
+            except Exception as error:
+                _LOG.exception("request %s could not start", job.name)
+                self._fail(job, StepFailedError(str(error)))
+
+    def _start(self, job: Job) -> None:
+        sequence = job.sequence
+        if not job.scoring:
+            sequence.cache, job.origin = self._prefix.match(sequence.all_tokens)
+        first = job.started is None
+        cached = sequence.result.reused_tokens
+        sequence.start(self._native)
+        job.shared = sequence.position
+        if first:
+            job.started = time.monotonic()
+            cached = sequence.result.reused_tokens
+            self._count(cached_tokens=cached, prompt_tokens=sequence.result.prompt_tokens)
+        sequence.result.reused_tokens = cached
+
+    def _step(self, plan: list[tuple[Job, int]]) -> None:
+        """Compute one step; if it fails, its parts alone, so that only the culprits fail."""
+        begin = time.perf_counter()
+        results = self._guard(
+            [job for job, _ in plan],
+            lambda: self._native.step([job.sequence.request(count) for job, count in plan]),
+            isolate=partial(self._isolate, plan),
+        )
+        if results is None:
+            return
+        seconds = time.perf_counter() - begin
+        tokens = sum(count for _, count in plan)
+        self._count(steps=1, step_seconds=seconds)
+        if tokens > len(plan) + _MIN_PREFILL:
+            speed = tokens / max(seconds, 1e-9)
+            old = self._tokens_per_second or speed
+            self._tokens_per_second = 0.7 * old + 0.3 * speed
+        for (job, count), result in zip(plan, results, strict=True):
+            try:
+                self._advance(job, count, result)
+            except Exception as error:
+                _LOG.exception("request %s failed", job.name)
+                self._fail(job, StepFailedError(str(error)))
+
+    def _isolate(self, plan: list[tuple[Job, int]]) -> None:
+        """Compute the parts of a step one by one."""
+        for part in plan:
+            # One of them may have made another give way.
+            if part[0] in self._active:
+                self._step([part])
+
+    def _guard(
+        self,
+        jobs: list[Job],
+        work: Callable[[], list[StepResult]],
+        isolate: Callable[[], None] | None = None,
+    ) -> list[StepResult] | None:
+        """Return the results of a step, or ``None`` once its failure has been dealt with."""
+        try:
+            return work()
+        except Qwen3OutOfKVError as error:
+            self._make_room(error)
+        except Exception as error:
+            self._count(failed_steps=1)
+            _LOG.exception("a step of %d requests failed", len(jobs))
+            if len(jobs) > 1 and isolate is not None:
+                isolate()
+            else:
+                for job in jobs:
+                    self._fail(job, StepFailedError(f"the step failed: {error}"))
+        return None
+
+    def _make_room(self, error: Exception) -> None:
+        """Free KV memory: a remembered prefix, else the youngest request's, to be redone later."""
+        if self._prefix.evict():
+            return
+        youngest = max(self._active, key=lambda job: job.arrival)
+        if len(self._active) == 1:
+            self._fail(youngest, StepFailedError(str(error)))
+            return
+        youngest.sequence.release()
+        self._active.remove(youngest)
+        # No new requests until one is done, or the same memory is missing again.
+        self._batch_limit = len(self._active)
+        with self._changed:
+            self._waiting.appendleft(youngest)
+        self._count(preemptions=1)
+
+    def _score(self, job: Job) -> list[StepResult]:
+        """Compute the log-probabilities of the next tokens of a prompt."""
+        sequence = job.sequence
+        count = min(sequence.remaining - 1, _SCORE_TOKENS)
+        assert sequence.cache is not None and job.prompt_logprobs is not None
+        begin = sequence.position
+        tokens = sequence.all_tokens[begin : begin + count + 1]
+        scores = score_chunk(self._native, sequence.cache, tokens, begin, job.prompt_logprobs)
+        # After a preemption, the first ones are known already.
+        job.scores += scores[max(len(job.scores) - begin, 0) :]
+        sequence.position += count
+        return []
+
+    def _advance(self, job: Job, count: int, result: StepResult) -> None:
+        piece = job.sequence.advance(count, result)
+        if piece is None:
+            return
+        self._count(generated_tokens=1)
+        if not job.prefilled:
+            self._remember(job, job.sequence.result.prompt_tokens)
+            job.prefilled = True
+        update = Update(piece=piece, done=job.sequence.finished)
+        if update.done:
+            self._finish(job, update)
+        else:
+            job.send(update)
+
+    def _remember(self, job: Job, count: int) -> None:
+        sequence = job.sequence
+        if sequence.cache is not None and not job.scoring:
+            tokens = sequence.all_tokens[:count]
+            node = self._prefix.insert(tokens, sequence.cache, job.origin, job.shared)
+            if node is not None:
+                job.origin, job.shared = node, node.depth
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._finish(job, Update(error=error, done=True))
+
+    def _finish(self, job: Job, update: Update) -> None:
+        """Free what a job holds, then say so."""
+        sequence = job.sequence
+        try:
+            if update.error is None:
+                self._remember(job, sequence.position)
+        except Exception:
+            _LOG.exception("could not remember the prefix of request %s", job.name)
+        if not sequence.finished:
+            sequence.finish("cancelled")
+        sequence.release()
+        job.prefilled = True  # whoever waits for its prefix need not wait longer
+        if job in self._active:
+            self._active.remove(job)
+            # With memory short, one may follow; otherwise the limit is the configured one.
+            limit = self.config.max_batch
+            short = self._batch_limit < limit
+            self._batch_limit = len(self._active) + 1 if short else limit
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            if not self._waiting:
+                self._batch_limit = self.config.max_batch
+            if job.started is not None:
+                self._job_seconds += 0.2 * (time.monotonic() - job.started - self._job_seconds)
+            self._outstanding -= 1
+            self._telling = True
+        self._publish()
+        job.send(update)
+        with self._changed:
+            self._telling = False
+            self._changed.notify_all()
+
+    def _count(self, **added: float) -> None:
+        for name, value in added.items():
+            setattr(self._stats, name, getattr(self._stats, name) + value)
+
+    def _publish(self) -> None:
+        """Refresh the snapshot of what only this thread may ask the library."""
+        memory = self._native.stats()
+        self._stats.running = len(self._active)
+        self._stats.kv_used_bytes = memory["kv_used_bytes"]
+        self._stats.caches = memory["ncaches"]
+        self._stats.prefix_bytes = self._prefix.bytes
+        self._stats.prefix_nodes = len(self._prefix)
+        self._stats.prefix_hits = self._prefix.hits
+        self._stats.prefix_lookups = self._prefix.lookups

@@ -1,0 +1,39 @@
+"""Log-probabilities of given tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from qwen3_generate import TokenLogprobs
+from qwen3_runtime import KVCache, NativeModel, StepRequest
+
+
+def score_chunk(
+    model: NativeModel, cache: KVCache, tokens: Sequence[int], position: int, top: int
+) -> list[TokenLogprobs]:
+    """Compute all tokens but the last and return the log-probabilities of all but the first.
+
+    Args:
+        model: The model.
+        cache: The cache of the sequence.
+        tokens: At least two.
+        position: Position of the first one.
+        top: How many likeliest tokens to report with each.
+
+    Raises:
+        Qwen3Error: The library failed.
+    """
+    logits = model.forward([StepRequest(cache, tokens[:-1], position)]).astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    result = []
+    for row, token in zip(logits, tokens[1:], strict=True):
+        best: list[tuple[int, float]] = []
+        if top:
+            # Ties go to the lower id, as in the library.
+            candidates = np.argpartition(-row, min(top, row.size - 1))[: top + 1]
+            order = sorted(candidates.tolist(), key=lambda token: (-row[token], token))[:top]
+            best = [(token, float(row[token])) for token in order]
+        result.append(TokenLogprobs(token, float(row[token]), best))
+    return result

@@ -1,0 +1,227 @@
+"""What all endpoints share: the loaded model, readiness, reading bodies, following answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar
+
+from engine import AsyncEngine, AsyncStream, Engine
+from pydantic import BaseModel
+from qwen3 import Qwen3ForCausalLM
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from server.errors import ApiError, from_exception, to_json, unavailable
+from server.jobs import Update
+from server.metrics import Metrics
+
+Body = TypeVar("Body", bound=BaseModel)
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class ServiceConfig:
+    """Settings of the server.
+
+    Attributes:
+        model_name: What /v1/models lists and requests name.
+        api_key: What clients must send; ``None``: nothing.
+        max_body_bytes: Longest request.
+        request_timeout: Seconds after which a request is given up; ``None``: never.
+        ping_seconds: Silence after which a stream sends a comment, so that nobody hangs up.
+    """
+
+    model_name: str
+    api_key: str | None = None
+    max_body_bytes: int = 16 << 20
+    request_timeout: float | None = None
+    ping_seconds: float = 15.0
+
+
+@dataclass(slots=True)
+class Service:
+    """The state behind the endpoints.
+
+    Attributes:
+        config: Settings.
+        metrics: Numbers.
+        async_engine: Set once the model is loaded.
+        draining: Whether the server is shutting down.
+        created: When it started, in seconds since the epoch.
+    """
+
+    config: ServiceConfig
+    metrics: Metrics = field(default_factory=Metrics)
+    async_engine: AsyncEngine | None = None
+    draining: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def attach(self, engine: Engine) -> None:
+        """Begin to serve."""
+        self.metrics.watch(lambda: engine.stats)
+        self.async_engine = AsyncEngine(engine)
+
+    def ready(self, model: str | None = None) -> AsyncEngine:
+        """Return the engine.
+
+        Args:
+            model: The model that a request named.
+
+        Raises:
+            ApiError: It is loading or draining, or another model is wanted.
+        """
+        if self.draining:
+            raise unavailable("the server is shutting down", "draining")
+        if self.async_engine is None:
+            raise unavailable("the model is being loaded", "loading")
+        if model is not None and model != self.config.model_name:
+            message = f"model {model!r} does not exist; this server has {self.config.model_name!r}"
+            raise ApiError(404, message, "model", "model_not_found")
+        return self.async_engine
+
+    @property
+    def model(self) -> Qwen3ForCausalLM:
+        """The loaded model."""
+        return self.ready().engine.model
+
+    def submit(self, groups: Any, **options: Any) -> AsyncStream:
+        """Queue prompts; see :meth:`AsyncEngine.submit`.
+
+        Raises:
+            ApiError: With the status that says what is wrong.
+        """
+        engine = self.ready()
+        try:
+            return engine.submit(groups, timeout=self.config.request_timeout, **options)
+        except Exception as error:
+            raise from_exception(error, engine.engine.retry_after) from error
+
+    async def follow(self, stream: AsyncStream) -> AsyncIterator[tuple[int, Update] | None]:
+        """Yield an answer's updates, ``None`` after a while of silence; cancel it at the end."""
+        last: dict[int, float] = {}
+        begin = time.monotonic()
+        try:
+            while True:
+                try:
+                    waiting = None if stream.pending else self.config.ping_seconds
+                    index, update = await asyncio.wait_for(anext(stream), waiting)
+                except (TimeoutError, asyncio.TimeoutError):
+                    yield None
+                    continue
+                except StopAsyncIteration:
+                    return
+                if update.piece is not None:
+                    now = time.monotonic()
+                    if index in last:
+                        self.metrics.between_tokens.observe(now - last[index])
+                    else:
+                        self.metrics.first_token.observe(now - begin)
+                    last[index] = now
+                yield index, update
+        finally:
+            self.ready_engine().cancel(stream)
+
+    def ready_engine(self) -> AsyncEngine:
+        """Return the engine, which must be there; also while draining."""
+        assert self.async_engine is not None
+        return self.async_engine
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+async def read_body(request: Request, kind: type[Body], limit: int) -> Body:
+    """Read, parse and check a request.
+
+    Raises:
+        ApiError: It is too long, not JSON, or a field is wrong.
+    """
+    too_long = ApiError(413, f"the request is longer than {limit} bytes", code="too_large")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise too_long
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > limit:
+            raise too_long
+    try:
+        value = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the request is not valid JSON: {error}", code="bad_json") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "the request must be a JSON object", code="bad_json")
+    try:
+        return kind.model_validate(value)
+    except (ValueError, RecursionError) as error:
+        raise from_exception(
+            error if isinstance(error, ValueError) else ValueError(error)
+        ) from None
+
+
+async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
+    """Return the result of work, or cancel it when the client leaves.
+
+    Raises:
+        ClientDisconnect: It left.
+    """
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; whatever happens, ``on_close`` runs at the end."""
+
+    def __init__(
+        self, events: AsyncIterator[dict[str, Any] | None], on_close: Callable[[], None]
+    ) -> None:
+        """Send events, ``None`` as a comment, until they end; then ``[DONE]``."""
+        self._on_close = on_close
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(self._encode(events), 200, headers, "text/event-stream")
+
+    @staticmethod
+    async def _encode(events: AsyncIterator[dict[str, Any] | None]) -> AsyncIterator[str]:
+        try:
+            async for event in events:
+                yield ": ping\n\n" if event is None else f"data: {to_json(event)}\n\n"
+        except Exception as error:
+            # The status is sent already; clients look for this.
+            yield f"data: {to_json(from_exception(error).body())}\n\n"
+        yield "data: [DONE]\n\n"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_close()
+
+
+__all__ = [
+    "EventStream",
+    "Response",
+    "Service",
+    "ServiceConfig",
+    "read_body",
+    "unless_disconnected",
+]

@@ -1,0 +1,94 @@
+"""Token counts and log-probabilities in OpenAI's forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qwen3_generate import TokenLogprobs
+from tokenizer import Qwen3Tokenizer
+
+from server.errors import finite
+from server.jobs import Job
+
+
+def usage(jobs: Sequence[Job], reasoning_tokens: int | None = None) -> dict[str, Any]:
+    """Return the usage object; a prompt with several answers counts once."""
+    leaders = [job for job in jobs if job.leader is None]
+    prompt = sum(job.sequence.result.prompt_tokens for job in leaders)
+    completion = sum(len(job.sequence.result.tokens) for job in jobs)
+    result: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(job.sequence.result.reused_tokens for job in leaders)
+        },
+    }
+    if reasoning_tokens is not None:
+        result["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return result
+
+
+def _entry(tokenizer: Qwen3Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+    data = tokenizer.token_bytes(token, skip_special=False)
+    text = data.decode("utf-8", "replace")
+    return {"token": text, "logprob": finite(logprob), "bytes": list(data)}
+
+
+def chat_logprobs(tokenizer: Qwen3Tokenizer, item: TokenLogprobs) -> dict[str, Any]:
+    """Return an entry of a chat choice's ``logprobs.content``."""
+    top = [_entry(tokenizer, token, logprob) for token, logprob in item.top]
+    return {**_entry(tokenizer, item.token, item.logprob), "top_logprobs": top}
+
+
+def token_name(tokenizer: Qwen3Tokenizer, token: int) -> str:
+    """Return a token's text, or its bytes in OpenAI's notation where it is not text by itself."""
+    data = tokenizer.token_bytes(token, skip_special=False)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+class LegacyLogprobs:
+    """Builds the ``logprobs`` object of text completions."""
+
+    def __init__(self, tokenizer: Qwen3Tokenizer, top: int, offset: int = 0) -> None:
+        """Start at a text offset."""
+        self._tokenizer = tokenizer
+        self._top = top
+        self._offset = offset
+
+    def object(
+        self, items: Sequence[tuple[int, TokenLogprobs | None]], texts: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return the object for some tokens.
+
+        Args:
+            items: Tokens; the first one of a prompt has no log-probability.
+            texts: The text that became complete with each token.
+        """
+        result: dict[str, Any] = {
+            "tokens": [],
+            "token_logprobs": [],
+            "top_logprobs": [] if self._top else None,
+            "text_offset": [],
+        }
+        for (token, scores), text in zip(items, texts, strict=True):
+            result["tokens"].append(token_name(self._tokenizer, token))
+            result["token_logprobs"].append(None if scores is None else finite(scores.logprob))
+            result["text_offset"].append(self._offset)
+            self._offset += len(text)
+            if self._top:
+                top = None if scores is None else self._top_of(scores)
+                result["top_logprobs"].append(top)
+        return result
+
+    def _top_of(self, scores: TokenLogprobs) -> dict[str, float]:
+        pairs = [*scores.top, (scores.token, scores.logprob)]
+        # The chosen token is always there, and of two with one name the likelier stays.
+        result: dict[str, float] = {}
+        for token, logprob in pairs:
+            result.setdefault(token_name(self._tokenizer, token), finite(logprob))
+        return result

@@ -1,0 +1,62 @@
+"""Fixtures of the server's tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+from python.helpers import DEMO
+from qwen3 import Qwen3ForCausalLM
+from serving import LiveServer
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[LiveServer]:
+    """A server of the demo model."""
+    with LiveServer(max_batch=8) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: LiveServer) -> Iterator[LiveServer]:
+    """The shared server; every test must leave it idle and without leaks."""
+    yield shared_server
+    shared_server.check_idle()
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[..., LiveServer]]:
+    """Starts further servers."""
+    servers: list[LiveServer] = []
+
+    def make(**options: Any) -> LiveServer:
+        servers.append(LiveServer(**options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def client(server: LiveServer) -> Iterator[openai.OpenAI]:
+    """OpenAI's client of the shared server."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def reference() -> Iterator[Qwen3ForCausalLM]:
+    """The same model by itself, which no engine uses."""
+    with Qwen3ForCausalLM(DEMO, threads=1) as model:
+        yield model
+
+
+@pytest.fixture(autouse=True)
+def _time_limit() -> Iterator[None]:
+    begin = time.monotonic()
+    yield
+    assert time.monotonic() - begin < 30

@@ -1,0 +1,118 @@
+"""A server of the demo model inside the test's process, so that tests can look behind it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import httpx
+import uvicorn
+from python.helpers import DEMO
+from qwen3 import Qwen3ForCausalLM
+from server.app import make_app
+from server.jobs import EngineConfig
+from server.scheduler import Engine
+from server.service import Service, ServiceConfig
+from server.structured import Grammars
+
+CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+STORY = [{"role": "user", "content": "Tell me a story."}]
+WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
+GREEDY = {"temperature": 0}
+NO_THINK = {"chat_template_kwargs": {"enable_thinking": False}}
+# As in the demo model's training, which knows no other tool.
+WEATHER_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather for a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+# For when it must be called: so small a model would not find the end of the name.
+SHORT_CITY_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 12}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+class LiveServer:
+    """A running server. Options are those of the engine and of the service, mixed."""
+
+    def __init__(self, *, load: bool = True, kv_limit_bytes: int = 0, **options: Any) -> None:
+        names = {"max_batch", "max_queue", "step_tokens", "step_seconds", "prefix_cache_bytes"}
+        engine_options = {name: options.pop(name) for name in names & options.keys()}
+        self.service = Service(ServiceConfig("qwen3-tiny", **options))
+        self.grammars = Grammars()
+        self.model = Qwen3ForCausalLM(DEMO, threads=1, kv_limit_bytes=kv_limit_bytes)
+        self.grammars.attach(self.model)
+        self.engine = Engine(self.model, EngineConfig(**engine_options))
+        if load:
+            self.service.attach(self.engine)
+        app = make_app(
+            self.service,
+            version="test",
+            grammars=self.grammars,
+            start=lambda: None,
+            stop=lambda: None,
+        )
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1)
+        )
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, timeout=20)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
+        """Posts JSON."""
+        return self.http.post(path, json=body, **options)
+
+    def chat(self, messages: Any = CAPITAL, **body: Any) -> dict[str, Any]:
+        """Returns a chat completion, greedy unless said otherwise."""
+        response = self.post("/v1/chat/completions", {"messages": messages, **GREEDY, **body})
+        assert response.status_code == 200, response.text
+        result: dict[str, Any] = response.json()
+        return result
+
+    def check_idle(self, timeout: float = 5) -> None:
+        """Asserts that nothing runs, and that only remembered prefixes hold memory."""
+        assert self.engine.wait_idle(timeout)
+        for _ in range(100):
+            memory, stats = self.model.stats(), self.engine.stats
+            if memory["kv_used_bytes"] == stats.prefix_bytes:
+                break
+            time.sleep(0.01)
+        assert stats.running == stats.waiting == 0
+        assert memory["kv_used_bytes"] == stats.prefix_bytes
+        assert memory["ncaches"] == stats.prefix_nodes
+
+    def close(self) -> None:
+        """Ends everything."""
+        self.http.close()
+        self._server.should_exit = True
+        self.engine.close()
+        self._thread.join(10)
+        self.model.close()
+
+    def __enter__(self) -> LiveServer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,98 @@
+"""launch_server.py as a program: options, keys, signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from launch_server import build_parser, memory_size
+from python.helpers import SCRIPTS
+
+MESSAGES = [{"role": "user", "content": "Tell me a story."}]
+
+
+@contextmanager
+def launched(log: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    command = [sys.executable, str(SCRIPTS / "launch_server.py"), "--port", "0", "--threads", "1"]
+    with log.open("wb") as file:
+        process = subprocess.Popen([*command, *arguments], stderr=file, stdout=file)
+    try:
+        for _ in range(300):
+            found = re.search(r"running on (http://[\d.]+:\d+)", log.read_text("utf-8"))
+            if found or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        assert found, log.read_text("utf-8")
+        url = found[1].replace("0.0.0.0", "127.0.0.1")
+        for _ in range(100):
+            if httpx.get(f"{url}/health").status_code == 200:
+                break
+            time.sleep(0.05)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sigterm_finishes_what_is_in_progress(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with launched(log, "--model-name", "demo") as (process, url):
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "demo"
+        assert "anybody" not in log.read_text("utf-8")
+        body = {"messages": MESSAGES, "ignore_eos": True, "temperature": 0, "max_tokens": 1500}
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            answers.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        thread.join()
+        assert answers[0].status_code == 200
+        assert answers[0].json()["usage"]["completion_tokens"] == 1500
+        assert process.wait(10) == 0
+
+
+def test_key_and_warning(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with launched(log, "--host", "0.0.0.0") as (process, url):
+        assert "anybody who reaches 0.0.0.0" in log.read_text("utf-8")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    with launched(log, "--host", "0.0.0.0", "--api-key", "k1y") as (process, url):
+        assert "anybody" not in log.read_text("utf-8")
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        headers = {"Authorization": "Bearer k1y"}
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+        assert "k1y" not in log.read_text("utf-8")
+
+
+def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "launch_server.py"), "--port", "0", "--model-path"]
+    run = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=20)
+    assert run.returncode == 1 and "config.json is missing" in run.stderr
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    run = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=20)
+    assert run.returncode == 1 and "error: " in run.stderr and "Traceback" not in run.stderr
+
+
+def test_options() -> None:
+    assert memory_size("4G") == 4 << 30 and memory_size("1.5MiB") == 3 << 19
+    assert memory_size("77") == 77
+    parser = build_parser()
+    for bad in (["--max-batch", "0"], ["--kv-memory", "lots"], ["--request-timeout", "-1"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(bad)
+    assert os.environ.get("INFINICORE_INFER_API_KEY") is None

@@ -1,0 +1,240 @@
+"""OpenAI's own client against the server: what it expects is what it gets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import openai
+import pytest
+from qwen3 import Qwen3ForCausalLM
+from serving import CAPITAL, NO_THINK, SHORT_CITY_TOOL, STORY, WEATHER, WEATHER_TOOL, LiveServer
+
+MODEL = "qwen3-tiny"
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).owned_by == "infinicore_infer"
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=CAPITAL, temperature=0)
+    choice = answer.choices[0]
+    assert choice.message.role == "assistant" and choice.finish_reason == "stop"
+    assert choice.message.content == "The capital of France is Paris."
+    thought = "The user asks for the capital of France. It is Paris."
+    assert choice.message.reasoning_content == choice.message.reasoning == thought
+    usage = answer.usage
+    assert usage and usage.prompt_tokens == 15 and usage.completion_tokens == 25
+    assert usage.completion_tokens_details.reasoning_tokens == 16
+    assert usage.total_tokens == 40
+
+
+def test_enable_thinking(client: openai.OpenAI) -> None:
+    for extra in (NO_THINK, {"enable_thinking": False}, {"reasoning_effort": "none"}):
+        answer = client.chat.completions.create(
+            model=MODEL, messages=CAPITAL, temperature=0, extra_body=extra
+        )
+        message = answer.choices[0].message
+        assert message.content == "The capital of France is Paris."
+        assert not hasattr(message, "reasoning_content")
+
+
+def test_stream_equals_whole(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model=MODEL, messages=CAPITAL, temperature=0)
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL,
+            messages=CAPITAL,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert (chunks[-1].choices == [] and chunks[-1].usage == whole.usage) or (
+        # The second time, the prompt's beginning may have been remembered.
+        chunks[-1].usage.total_tokens == whole.usage.total_tokens
+    )
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    deltas = [chunk.choices[0].delta for chunk in chunks[:-1]]
+    assert deltas[0].role == "assistant" and all(delta.role is None for delta in deltas[1:])
+    text = "".join(delta.content or "" for delta in deltas)
+    thought = "".join(getattr(delta, "reasoning_content", "") or "" for delta in deltas)
+    assert text == whole.choices[0].message.content
+    assert thought == whole.choices[0].message.reasoning_content
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks[:-1]]
+    assert reasons == [None] * (len(reasons) - 1) + ["stop"]
+    assert not deltas[-1].content
+
+
+def test_tools(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=WEATHER, tools=[WEATHER_TOOL], temperature=0
+    )
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None
+    call = choice.message.tool_calls[0]
+    assert call.function.name == "get_weather" and "city" in json.loads(call.function.arguments)
+    chunks = client.chat.completions.create(
+        model=MODEL, messages=WEATHER, tools=[WEATHER_TOOL], temperature=0, stream=True
+    )
+    choices = [chunk.choices[0] for chunk in chunks]
+    calls = [item for choice in choices for item in choice.delta.tool_calls or ()]
+    assert [item.index for item in calls] == [0] and calls[0].type == "function"
+    assert calls[0].function.model_dump() == call.function.model_dump()
+    assert calls[0].id != call.id
+    assert choices[-1].finish_reason == "tool_calls"
+    # The conversation goes on as agents do it.
+    follow_up = [
+        *WEATHER,
+        choice.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": '{"degrees": 7, "sky": "sunny"}'},
+    ]
+    answer = client.chat.completions.create(
+        model=MODEL, messages=follow_up, tools=[WEATHER_TOOL], temperature=0
+    )
+    assert answer.choices[0].finish_reason == "stop" and answer.choices[0].message.content
+
+
+def test_tool_choice(client: openai.OpenAI) -> None:
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    for choice in ("required", named):
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=CAPITAL,
+            tools=[SHORT_CITY_TOOL],
+            tool_choice=choice,
+            temperature=0,
+            parallel_tool_calls=False,
+            extra_body=NO_THINK,
+            max_tokens=100,
+        )
+        calls = answer.choices[0].message.tool_calls
+        assert answer.choices[0].finish_reason == "tool_calls" and len(calls) == 1
+        assert list(json.loads(calls[0].function.arguments)) == ["city"]
+    answer = client.chat.completions.create(
+        model=MODEL, messages=WEATHER, tools=[WEATHER_TOOL], tool_choice="none", temperature=0
+    )
+    assert answer.choices[0].message.tool_calls is None and answer.usage.prompt_tokens < 30
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_json_schema(client: openai.OpenAI, think: bool) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "city": {"enum": ["Paris", "Rome"]},
+            "sure": {"type": "boolean"},
+            "name": {"type": "string", "maxLength": 8},
+        },
+        "required": ["city", "sure", "name"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=CAPITAL,
+        temperature=0,
+        max_tokens=80,
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        extra_body={} if think else NO_THINK,
+    )
+    value = json.loads(answer.choices[0].message.content)
+    assert set(value) == {"city", "sure", "name"} and value["city"] in ("Paris", "Rome")
+    assert bool(getattr(answer.choices[0].message, "reasoning", None)) == think
+
+
+def test_json_object(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=CAPITAL,
+        temperature=0,
+        max_tokens=200,
+        response_format={"type": "json_object"},
+        extra_body=NO_THINK,
+    )
+    content = answer.choices[0].message.content
+    assert content.startswith("{")
+    if answer.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(content), dict)
+
+
+def test_several_choices(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=STORY, n=3, seed=5, temperature=1.5, max_tokens=60
+    )
+    texts = [choice.message.reasoning for choice in answer.choices]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert answer.usage.completion_tokens > 100 > answer.usage.prompt_tokens
+    again = client.chat.completions.create(
+        model=MODEL, messages=STORY, n=1, seed=6, temperature=1.5, max_tokens=60
+    )
+    assert again.choices[0].message.reasoning == texts[1]
+    chunks = client.chat.completions.create(
+        model=MODEL, messages=STORY, n=3, seed=5, temperature=1.5, max_tokens=60, stream=True
+    )
+    streamed = ["", "", ""]
+    for chunk in chunks:
+        delta = chunk.choices[0].delta
+        streamed[chunk.choices[0].index] += getattr(delta, "reasoning", None) or ""
+    assert streamed == texts
+
+
+def test_completions(client: openai.OpenAI, reference: Qwen3ForCausalLM) -> None:
+    prompts = ["Once upon a time", "The capital of"]
+    expected = [reference.generate(p, 12, temperature=0).text for p in prompts]
+    for prompt in (prompts, [reference.encode(p) for p in prompts]):
+        answer = client.completions.create(model=MODEL, prompt=prompt, max_tokens=12, temperature=0)
+        assert [choice.text for choice in answer.choices] == expected
+    answer = client.completions.create(model=MODEL, prompt=prompts[0], temperature=0, echo=True)
+    assert answer.choices[0].text.startswith(prompts[0]) and answer.usage.completion_tokens == 16
+    chunks = client.completions.create(
+        model=MODEL, prompt=prompts[0], max_tokens=12, temperature=0, stream=True
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected[0]
+
+
+def test_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="gpt-5", messages=CAPITAL)
+    assert missing.value.code == "model_not_found" and missing.value.param == "model"
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(model=MODEL, messages=CAPITAL, temperature=-1)
+    assert bad.value.param == "temperature" and bad.value.type == "invalid_request_error"
+    with pytest.raises(openai.BadRequestError) as long:
+        client.completions.create(model=MODEL, prompt="word " * 3000)
+    assert long.value.code == "context_length_exceeded"
+
+
+def test_async_client_and_disconnect(server: LiveServer) -> None:
+    async def run() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
+            stream = await client.chat.completions.create(
+                model=MODEL,
+                messages=STORY,
+                temperature=0,
+                stream=True,
+                extra_body={"ignore_eos": True},
+            )
+            count = 0
+            async for _ in stream:
+                count += 1
+                if count == 5:
+                    break
+            await stream.close()
+            # Without a stream: the client gives up.
+            with pytest.raises(openai.APITimeoutError):
+                await client.chat.completions.create(
+                    model=MODEL,
+                    messages=STORY,
+                    temperature=0,
+                    timeout=0.15,
+                    extra_body={"ignore_eos": True},
+                )
+
+    before = server.engine.stats.generated_tokens
+    asyncio.run(run())
+    server.check_idle()
+    # Neither went on to the end of the context.
+    assert server.engine.stats.generated_tokens - before < 2 * 1900
