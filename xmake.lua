@@ -2,6 +2,7 @@
 --   xmake f -m release|debug [--infinicore=y|n] [--sanitizer=address|thread]   configure
 --   xmake                                    build the library
 --   xmake build -g tests                     build the C++ tests
+--   xmake build -g fake                      build the fake accelerator that tests put in InfiniCore's place
 --   xmake install -o PREFIX infinicore_infer install library, headers and pkg-config file
 set_project("infinicore_infer")
 set_version("0.1.0")
@@ -164,6 +165,29 @@ for _, pattern in ipairs({"test_*.cpp", "test_*.c"}) do
                 add_syslinks("m")
             target_end()
         end
+    end
+end
+
+-- A fake accelerator with InfiniCore's C API: tests put its folder into LD_LIBRARY_PATH.
+if with_infinicore then
+    for _, name in ipairs({"infinirt", "infiniop", "infiniccl"}) do
+        target("fake_" .. name)
+            set_kind("shared")
+            set_group("fake")
+            set_default(false)
+            set_basename(name)
+            set_optimize("fastest")
+            set_targetdir("$(builddir)/$(plat)/$(arch)/$(mode)/fake")
+            add_cxflags("-fvisibility=hidden", {force = true})
+            add_sysincludedirs(path.join(root, "include"))
+            add_files("test/fake_device/" .. name .. ".cpp")
+            add_shflags("-Wl,-soname,lib" .. name .. ".so", "-Wl,-z,defs", {force = true})
+            if name == "infinirt" then
+                add_syslinks("pthread")
+            else
+                add_deps("fake_infinirt")
+            end
+        target_end()
     end
 end
 

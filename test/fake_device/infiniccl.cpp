@@ -1,0 +1,158 @@
+// The collectives of InfiniCore 0.1.0 between fake devices: an all-reduce runs when the streams of all ranks have come
+// to it.
+#include "infiniccl.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+
+#include "core.h"
+#include "numerics.h"
+
+namespace {
+
+constexpr auto kPatience = std::chrono::seconds(10);  // for the other ranks
+
+struct Group {
+    std::mutex mutex;
+    std::condition_variable changed;
+    int size = 0, arrived = 0, left = 0;
+    uint64_t round = 0;
+    bool broken = false;
+    std::vector<float> sum;
+};
+
+}  // namespace
+
+struct InfinicclComm {
+    std::shared_ptr<Group> group;
+    int device;
+};
+
+// One rank's part, on its stream's thread.
+static infiniStatus_t reduce(Group &group, const char *send, char *receive, size_t count, infiniDtype_t dtype,
+                             infinicclReduceOp_t op) {
+    std::unique_lock<std::mutex> lock(group.mutex);
+    const auto wait = [&](auto ready) {
+        group.broken |= !group.changed.wait_for(lock, kPatience, [&] { return group.broken || ready(); });
+        return !group.broken;
+    };
+    if (!wait([&] { return group.left == 0; })) {  // the previous round is over
+        return fake::violation("infinicclAllReduce: not all ranks left the previous call");
+    }
+    if (group.arrived == 0) {
+        group.sum.assign(count, 0.0f);
+    }
+    if (group.sum.size() != count) {
+        group.broken = true;
+        return fake::violation("infinicclAllReduce: ranks disagree on the number of elements");
+    }
+    for (size_t i = 0; i < count; ++i) {
+        const float value = fake::load(dtype, send, ptrdiff_t(i));
+        float &total = group.sum[i];
+        if (group.arrived == 0) {
+            total = value;
+        } else if (op == INFINICCL_SUM || op == INFINICCL_AVG) {
+            total += value;
+        } else if (op == INFINICCL_PROD) {
+            total *= value;
+        } else {
+            total = op == INFINICCL_MAX ? std::max(total, value) : std::min(total, value);
+        }
+    }
+    const uint64_t round = group.round;
+    if (++group.arrived == group.size) {
+        group.arrived = 0;
+        group.left = group.size;
+        ++group.round;
+        group.changed.notify_all();
+    }
+    if (!wait([&] { return group.round != round; })) {
+        return fake::violation("infinicclAllReduce: not all ranks called it");
+    }
+    for (size_t i = 0; i < count; ++i) {
+        fake::store(dtype, receive, ptrdiff_t(i),
+                    op == INFINICCL_AVG ? group.sum[i] / float(group.size) : group.sum[i]);
+    }
+    --group.left;
+    group.changed.notify_all();
+    return INFINI_STATUS_SUCCESS;
+}
+
+infiniStatus_t infinicclCommInitAll(infiniDevice_t device_type, infinicclComm_t *comms, int ndevice,
+                                    const int *device_ids) {
+    if (!fake::enter(__func__)) {
+        return INFINI_STATUS_INTERNAL_ERROR;
+    }
+    if (device_type != fake::deviceType()) {
+        return INFINI_STATUS_DEVICE_TYPE_NOT_SUPPORTED;
+    }
+    if (comms == nullptr || device_ids == nullptr) {
+        return INFINI_STATUS_NULL_POINTER;
+    }
+    for (int i = 0; i < ndevice; ++i) {
+        if (device_ids[i] < 0 || device_ids[i] >= fake::deviceCount() ||
+            std::count(device_ids, device_ids + ndevice, device_ids[i]) != 1) {
+            return INFINI_STATUS_INTERNAL_ERROR;
+        }
+    }
+    const auto group = std::make_shared<Group>();
+    group->size = ndevice;
+    for (int i = 0; i < ndevice; ++i) {
+        comms[i] = new InfinicclComm{group, device_ids[i]};
+        fake::born(fake::Kind::Comm, comms[i]);
+    }
+    return INFINI_STATUS_SUCCESS;
+}
+
+infiniStatus_t infinicclCommDestroy(infinicclComm_t comm) {
+    fake::enter(__func__);
+    if (comm == nullptr) {
+        return INFINI_STATUS_SUCCESS;
+    }
+    if (!fake::alive(fake::Kind::Comm, comm)) {
+        return fake::violation("%s: no such communicator", __func__);
+    }
+    fake::checkUnused(comm, __func__);
+    fake::died(fake::Kind::Comm, comm);
+    delete comm;
+    return INFINI_STATUS_SUCCESS;
+}
+
+infiniStatus_t infinicclAllReduce(void *sendbuf, void *recvbuf, size_t count, infiniDtype_t dtype,
+                                  infinicclReduceOp_t op, infinicclComm_t comm, infinirtStream_t stream) {
+    if (!fake::enter(__func__) || fake::injected("launch")) {
+        return INFINI_STATUS_INTERNAL_ERROR;
+    }
+    if (comm == nullptr) {
+        return INFINI_STATUS_NULL_POINTER;
+    }
+    if (!fake::alive(fake::Kind::Comm, comm)) {
+        return fake::violation("%s: no such communicator", __func__);
+    }
+    if (fake::currentDevice() != comm->device) {
+        return fake::violation("%s: communicator of device %d used while device %d is current", __func__, comm->device,
+                               fake::currentDevice());
+    }
+    if (!fake::isFloat(dtype)) {
+        return INFINI_STATUS_BAD_TENSOR_DTYPE;
+    }
+    const size_t bytes = count * fake::elementSize(dtype);
+    const char *const send = fake::backing(comm->device, sendbuf, bytes, "infinicclAllReduce, input");
+    char *const receive = fake::backing(comm->device, recvbuf, bytes, "infinicclAllReduce, output");
+    if (send == nullptr || receive == nullptr) {
+        return INFINI_STATUS_INTERNAL_ERROR;
+    }
+    fake::Task task;
+    task.name = __func__;
+    task.descriptor = comm;
+    task.uses = {{uintptr_t(sendbuf), uintptr_t(sendbuf) + bytes}, {uintptr_t(recvbuf), uintptr_t(recvbuf) + bytes}};
+    task.run = [=, group = comm->group] { return reduce(*group, send, receive, count, dtype, op); };
+    const infiniStatus_t status = fake::enqueue(stream, std::move(task), __func__);
+    if (status == INFINI_STATUS_SUCCESS) {
+        fake::startNow(stream);  // other ranks wait for this one, whoever asks first
+    }
+    return status;
+}

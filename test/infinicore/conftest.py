@@ -1,0 +1,91 @@
+"""Builds the fake accelerator and runs cases on it, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from libinfinicore_infer import load_library
+from reference.random_checkpoint import CheckpointSpec, make_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "test" / "data" / "qwen3-tiny"
+RunCase = Callable[..., Any]
+
+SPECS = {
+    "f32": CheckpointSpec("f32", dctx=700),
+    "bf16": CheckpointSpec("bf16", dtype="bf16", bias=True, tied=False, nh=6, nkvh=3, seed=1),
+    "f16": CheckpointSpec("f16", dtype="f16", d=48, nh=4, nkvh=1, seed=2),
+    "one-layer": CheckpointSpec("one-layer", nlayer=1, d=32, di=48, dvoc=64, dctx=300, seed=3),
+    "three-layers": CheckpointSpec("three-layers", nlayer=3, d=32, di=48, dvoc=64, seed=4),
+}
+
+
+@pytest.fixture(scope="session")
+def fake_folder() -> Path:
+    """The folder of the fake libraries, built in the configured release tree."""
+    if b"infinicore=none" in load_library().qwen3BuildInfo(None):
+        pytest.skip("the library was built without InfiniCore")
+    result = subprocess.run(
+        [str(ROOT / ".venv/bin/xmake"), "build", "-y", "-g", "fake"],
+        cwd=ROOT,
+        env={**os.environ, "XMAKE_ROOT": "y"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    return next((ROOT / "build" / "linux").glob("*/release/fake"))
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes a checkpoint of SPECS, once; "demo" is the trained demo model."""
+    parent = tmp_path_factory.mktemp("device-models")
+
+    def get(name: str) -> Path:
+        if name == "demo":
+            return DEMO
+        return parent / name if (parent / name).exists() else make_checkpoint(SPECS[name], parent)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def run_case(fake_folder: Path) -> RunCase:
+    """Runs a function of cases.py on the fake accelerator and returns its result.
+
+    ``expect`` is the exit status; the standard error is returned when it is not 0. Other keywords:
+    ``environment``, the FAKE_INFINI_ variables, and the function's own arguments.
+    """
+
+    def run(
+        case: str, *, environment: dict[str, Any] | None = None, expect: int = 0, **arguments: Any
+    ) -> Any:
+        variables = {f"FAKE_INFINI_{k.upper()}": str(v) for k, v in (environment or {}).items()}
+        result = subprocess.run(
+            [sys.executable, "-m", "infinicore.cases", case, json.dumps(arguments, default=str)],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "LD_LIBRARY_PATH": str(fake_folder),
+                "PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT / 'test'}",
+                **variables,
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        text = f"{case} {arguments} exited {result.returncode}:\n{result.stdout}{result.stderr}"
+        assert result.returncode == expect, text[-8000:]
+        return json.loads(result.stdout.splitlines()[-1]) if expect == 0 else result.stderr
+
+    return run

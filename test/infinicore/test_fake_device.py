@@ -1,0 +1,85 @@
+"""The fake accelerator itself: it lets correct programs pass and catches each broken rule."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from infinicore.conftest import ROOT
+
+# What the call returns, what the violation says (None: none), what is left allocated.
+EXPECTED: dict[str, tuple[Any, str | None, dict[str, int]]] = {
+    "nothing": ([[0] * 4, [[1, 2, 3, 4], [5, 6, 7, 8]]], None, {}),
+    "host_pointer": (1, "is host memory", {}),
+    "device_pointer_as_host": (1, "the source is device memory", {}),
+    "staging_reused": (1, "the host changed the source before the stream had read it", {}),
+    "freed_in_flight": (None, "memory is freed before infinirtMemcpyAsync has used it", {}),
+    "freed_twice": ([0, 1], "not an allocation of device 0", {}),
+    "used_after_free": (1, "is not allocated", {}),
+    "out_of_bounds": (1, "16 bytes at offset 0 of an allocation of 12", {}),
+    "overlapping": (1, "output and input 1 overlap", {}),
+    "no_device_on_thread": ([1], "the calling thread has set no nvidia device", {}),
+    "stream_of_other_device": (1, "stream of device 0 used while device 1 is current", {}),
+    "memory_of_other_device": (1, "memory of another device", {}),
+    "descriptor_outlives_handle": (None, "1 descriptors outlive the handle", {}),
+    "descriptor_destroyed_in_flight": (None, "destroyed before the stream has run it", {}),
+    "small_workspace": ([[13, 0], [2, 4, 6, 8]], None, {}),
+    "leak": (None, None, {"device": 1, "handle": 1, "descriptor": 1}),
+    "softmax_of_wide_rows": ([0, True], None, {}),
+    "all_reduce": ([[0, 0, 0], [[11, 22, 33]] * 2], None, {}),
+    "events": ([[1, 2, 3, 4], 0], None, {}),
+}
+
+
+def run(folder: Path, *names: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infinicore.misuse", *names],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "LD_LIBRARY_PATH": str(folder),
+            "PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT / 'test'}",
+            "FAKE_INFINI_COUNT": "2",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def reports(fake_folder: Path) -> dict[str, Any]:
+    """What each case reports, all from one process."""
+    process = run(fake_folder, *EXPECTED)
+    lines = [json.loads(line) for line in process.stdout.splitlines()]
+    assert process.returncode == 0 and len(lines) == len(EXPECTED), process.stderr
+    return dict(zip(EXPECTED, lines, strict=True))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_rule(reports: dict[str, Any], name: str) -> None:
+    result, violation, live = EXPECTED[name]
+    report = reports[name]
+    assert report["result"] == result
+    assert report["live"] == live
+    if violation is None:
+        assert report["violations"] == []
+    else:
+        assert violation in report["violations"][0]
+
+
+def test_host_cannot_touch_device_memory(fake_folder: Path) -> None:
+    assert run(fake_folder, "host_touches_device").returncode == -signal.SIGSEGV
+
+
+def test_softmax_can_be_right(fake_folder: Path) -> None:
+    process = run(fake_folder, "softmax_of_wide_rows", FAKE_INFINI_QUIRKS="")
+    assert json.loads(process.stdout)["result"] == [0, False]

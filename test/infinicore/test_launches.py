@@ -1,0 +1,60 @@
+"""How often a step calls InfiniCore, counted on the fake accelerator.
+
+0.1.0 has no attention over several sequences, so attention and the storing of keys and values take
+some launches per sequence. Everything else is launched once per layer, whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from infinicore.conftest import RunCase
+
+Folders = Callable[[str], Path]
+LAYERS = {"one-layer": 1, "three-layers": 3}
+
+
+def expected(layers: int, batch: int, ntok: int, past: int, block: int = 256) -> dict[str, int]:
+    """Launches of a step of f32 requests whose new tokens fit into one block of KV."""
+    blocks = (past + ntok + block - 1) // block
+    rows = ntok > 1
+    return {
+        # Input and MLP norms, q and k norms; once per step the last norm.
+        "RMSNorm": 4 * layers + 1,
+        "RoPE": 2 * layers,
+        # After attention and after the MLP; what the last layer adds is added before the last norm.
+        "Add": 2 * layers,
+        "SwiGLU": layers,
+        # qkv, o, gate and up, down; scores and values of each block of each sequence; the head.
+        "Gemm": layers * (4 + 2 * blocks * batch) + 1,
+        "CausalSoftmax": layers * batch,
+        # Storing keys and values; with several rows, queries and outputs are reordered by heads.
+        "Rearrange": layers * batch * (3 if rows else 1),
+    }
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    ("batch", "ntok", "past"), [(1, 1, 5), (4, 1, 5), (3, 1, 280), (1, 9, 0), (4, 9, 0)]
+)
+def test_launches_of_a_step(
+    run_case: RunCase, folders: Folders, name: str, batch: int, ntok: int, past: int
+) -> None:
+    report = run_case("launches", folder=folders(name), batch=batch, ntok=ntok, past=past)
+    assert report["launches"] == expected(LAYERS[name], batch, ntok, past)
+    # Before the staging buffers are written again, and when the logits have arrived.
+    assert report["syncs"] == 2
+    # Sines and cosines, embeddings; logits. Rows that give logits are gathered run by run, two
+    # copies each: rows of a decode step are one run.
+    assert (report["h2d"], report["d2h"]) == (2, 1)
+    assert report["d2d"] == 2 * (1 if ntok == 1 else batch)
+    # The second step of a shape needs nothing new.
+    assert (report["mallocs"], report["created"]) == (0, 0)
+
+
+def test_descriptors_of_decoding(run_case: RunCase, folders: Folders) -> None:
+    """A longer sequence needs two gemms and a softmax of its length; layers and requests share."""
+    created = run_case("descriptors", folder=folders("three-layers"), batch=3, steps=12)
+    assert created[1:] == [3] * 11

@@ -1,0 +1,133 @@
+"""scripts/doctor.py: what it finds, here and in broken installations."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import doctor
+import pytest
+from libinfinicore_infer import DeviceType, load_library
+from python.helpers import SCRIPTS
+
+TOKENS = [5, 6, 7]
+
+
+def run(*arguments: str, **environment: str) -> tuple[int, list[dict[str, Any]]]:
+    result = subprocess.run(
+        [sys.executable, str(SCRIPTS / "doctor.py"), "--json", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.returncode, json.loads(result.stdout)
+
+
+def test_this_installation() -> None:
+    status, findings = run()
+    assert status == 0, findings
+    topics = [finding["topic"] for finding in findings]
+    assert topics[:4] == ["python", "packages", "machine", "library"]
+    assert "self-test cpu" in topics
+    assert all(finding["advice"] for finding in findings if finding["state"] != "ok")
+
+
+def test_plain_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--no-self-test"]) == 0
+    output = capsys.readouterr().out
+    assert "ok       python: " in output and "ABI 1" in output
+    assert "self-test" not in output
+
+
+def test_no_library(tmp_path: Path) -> None:
+    status, findings = run(INFINICORE_INFER_LIB=str(tmp_path / "none.so"))
+    assert status == 1
+    assert findings[-1]["topic"] == "library" and findings[-1]["state"] == "problem"
+    assert "INFINICORE_INFER_LIB" in findings[-1]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("libinfiniop.so: cannot open shared object file", "LD_LIBRARY_PATH"),
+        ("libgomp.so.1: cannot open shared object file", "libgomp1"),
+        ("library and scripts are from different versions", "xmake build"),
+    ],
+)
+def test_library_advice(message: str, advice: str) -> None:
+    assert advice in doctor.library_advice(message)
+
+
+def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PACKAGES", ("numpy", "no-such-package"))
+    problems = [finding for finding in doctor.check_python() if finding.state == "problem"]
+    assert [finding.text for finding in problems] == ["missing: no-such-package"]
+    assert "pip install no-such-package" in problems[0].advice
+
+
+def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "memory_bytes", lambda: {"MemAvailable": 2**28, "MemTotal": 2**30})
+    (finding,) = doctor.check_machine()
+    assert finding.state == "problem" and "0.2 of 1.0 GiB" in finding.text
+
+
+def test_without_infinicore(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "build_info", lambda lib: {"infinicore": "none"})
+    findings, counts = doctor.check_infinicore(load_library())
+    assert [finding.state for finding in findings] == ["note"] and counts == {}
+    assert "install_infinicore.py" in findings[0].advice
+
+
+def test_devices_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> dict[DeviceType, int]:
+        raise OSError("InfiniCore could not count devices (status 1)")
+
+    monkeypatch.setattr(doctor, "build_info", lambda lib: {"infinicore": "0.1.0"})
+    monkeypatch.setattr(doctor, "device_counts", fail)
+    findings, counts = doctor.check_infinicore(load_library())
+    assert findings[-1].state == "problem" and "driver" in findings[-1].advice and counts == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "advice"),
+    [
+        ((TOKENS, ""), "the CPU's tokens", ""),
+        (([5, 6, 8], ""), "differ from the CPU's", "do not use nvidia:1"),
+        (([], "killed by signal 11"), "signal 11", "driver"),
+        (([], "x (QWEN3_STATUS_OUT_OF_MEMORY)"), "OUT_OF_MEMORY", "end other programs"),
+        (([], "InfiniCore 0.1.0 lacks an operator"), "lacks an operator", "another device"),
+    ],
+)
+def test_devices(
+    monkeypatch: pytest.MonkeyPatch, answer: tuple[list[int], str], text: str, advice: str
+) -> None:
+    """Each device is tested; one that fails is named and the others go on."""
+
+    def answers(device: str, index: int, backend: str) -> tuple[list[int], str]:
+        return answer if index == 1 else (TOKENS, "")
+
+    monkeypatch.setattr(doctor, "run_self_test", answers)
+    findings = list(doctor.check_generation({DeviceType.DEVICE_TYPE_NVIDIA: 3}))
+    assert [f.topic for f in findings] == [
+        f"self-test {name}" for name in ("cpu", "nvidia:0", "nvidia:1", "nvidia:2")
+    ]
+    states = ["ok", "ok", "problem" if advice else "ok", "ok"]
+    assert [finding.state for finding in findings] == states
+    assert text in findings[2].text and advice in findings[2].advice
+
+
+def test_self_test_that_crashes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "doctor.py"
+    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setattr(doctor, "__file__", str(script))
+    assert doctor.run_self_test("nvidia", 0, "infinicore") == ([], "killed by signal 11")
+    script.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(doctor, "SELF_TEST_SECONDS", 0.5)
+    assert doctor.run_self_test("nvidia", 0, "infinicore") == ([], "no answer within 0.5 s")
