@@ -320,8 +320,33 @@ def test_logit_bias_and_stop_tokens(server: LiveServer, reference: Qwen3ForCausa
     assert stopped["message"]["content"] == "The capital" and stopped["finish_reason"] == "stop"
 
 
-def test_defaults_come_from_the_checkpoint(server: LiveServer) -> None:
-    """The demo samples by default: with a seed reproducibly, without differently."""
-    body = {"messages": STORY, "max_tokens": 60, "temperature": None}
-    texts = [server.chat(**{**body, "seed": seed})["choices"][0]["message"] for seed in (1, 1)]
-    assert texts[0]["reasoning"] == texts[1]["reasoning"]
+def test_defaults_come_from_the_checkpoint(server: LiveServer, reference: Qwen3ForCausalLM) -> None:
+    """Without a temperature the demo samples, as its generation_config.json says."""
+    prompt = "Purple clocks of"  # nothing that the model knows by heart
+    texts = []
+    for seed in (1, 2, 3):
+        body = {"prompt": prompt, "max_tokens": 30, "seed": seed}
+        texts.append(server.post("/v1/completions", body).json()["choices"][0]["text"])
+        assert texts[-1] == reference.generate(prompt, 30, seed=seed).text
+    assert len(set(texts)) > 1
+    assert texts != [reference.generate(prompt, 30, temperature=0).text] * 3
+
+
+def test_sampling_settings_reach_the_model(server: LiveServer, reference: Qwen3ForCausalLM) -> None:
+    prompt = "Purple clocks of"
+    seen = set()
+    for settings in (
+        {"temperature": 1.5},
+        {"temperature": 1.5, "top_k": 2},
+        {"temperature": 1.5, "top_p": 0.3},
+        {"temperature": 1.5, "min_p": 0.5},
+        {"temperature": 0, "repetition_penalty": 1.5},
+        {"temperature": 0, "presence_penalty": 2},
+        {"temperature": 0, "frequency_penalty": 0.5},
+        {"temperature": 0},
+    ):
+        body = {"prompt": prompt, "max_tokens": 40, "seed": 3, **settings}
+        text = server.post("/v1/completions", body).json()["choices"][0]["text"]
+        assert text == reference.generate(prompt, 40, seed=3, **settings).text, settings
+        seen.add(text)
+    assert len(seen) == 8
