@@ -34,114 +34,78 @@ template <WeightType T> inline __m256 loadPlain(const void *data, size_t index) 
     }
 }
 
-// Rows [R] x panels [P] at once; all loops over R, P and halves unroll.
-template <WeightType T, int R, int P>
-void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx, float *y, size_t ldy) {
-    __m256 acc[R][P][2];
-    Q3_UNROLL
-    for (int r = 0; r < R; ++r) {
+// The products of R rows of x with P panels, 16 columns each: 2 R P registers.
+template <int R, int P> struct Products {
+    __m256 sum[R][P][2];
+
+    Products() {
         Q3_UNROLL
-        for (int p = 0; p < P; ++p) {
-            acc[r][p][0] = _mm256_setzero_ps();
-            acc[r][p][1] = _mm256_setzero_ps();
+        for (int r = 0; r < R; ++r) {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                sum[r][p][0] = _mm256_setzero_ps();
+                sum[r][p][1] = _mm256_setzero_ps();
+            }
         }
     }
-    uint32_t i = 0;
-    if constexpr (T == kBf16) {
-        const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
-        for (; i + 2 <= k; i += 2) {
-            __m256 even[R];
-            __m256 odd[R];
-            Q3_UNROLL
-            for (int r = 0; r < R; ++r) {
-                even[r] = _mm256_broadcast_ss(x + r * ldx + i);
-                odd[r] = _mm256_broadcast_ss(x + r * ldx + i + 1);
-            }
+
+    // Adds one k of panel p: its 16 weights times x[r][k]. The row's value is broadcast here, from L1, rather than kept
+    // for all panels: with six rows there is no register to keep it in.
+    inline void add(int p, __m256 w0, __m256 w1, const float *x, size_t ldx) {
+        Q3_UNROLL
+        for (int r = 0; r < R; ++r) {
+            const __m256 value = _mm256_broadcast_ss(x + r * ldx);
+            sum[r][p][0] = _mm256_fmadd_ps(w0, value, sum[r][p][0]);
+            sum[r][p][1] = _mm256_fmadd_ps(w1, value, sum[r][p][1]);
+        }
+    }
+
+    void store(float *y, size_t ldy) const {
+        Q3_UNROLL
+        for (int r = 0; r < R; ++r) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                const char *pair = panels + p * panel_bytes + size_t{i} * kPanelRows * 2;
-                Q3_UNROLL
-                for (int h = 0; h < 2; ++h) {
-                    const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i *>(pair) + h);
-                    const __m256 w_even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
-                    const __m256 w_odd = _mm256_castsi256_ps(_mm256_and_si256(w, high));
-                    Q3_UNROLL
-                    for (int r = 0; r < R; ++r) {
-                        acc[r][p][h] = _mm256_fmadd_ps(w_even, even[r], acc[r][p][h]);
-                        acc[r][p][h] = _mm256_fmadd_ps(w_odd, odd[r], acc[r][p][h]);
-                    }
-                }
+                _mm256_storeu_ps(y + r * ldy + p * kPanelRows, sum[r][p][0]);
+                _mm256_storeu_ps(y + r * ldy + p * kPanelRows + 8, sum[r][p][1]);
             }
         }
-        if (i < k) {  // odd K: the last pair has only its even half
+    }
+};
+
+// Even or odd k of 8 rows of a bf16 pair.
+inline __m256 bf16Even(const char *pair, int half) {
+    const __m256i bits = _mm256_load_si256(reinterpret_cast<const __m256i *>(pair) + half);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+}
+
+inline __m256 bf16Odd(const char *pair, int half) {
+    const __m256i bits = _mm256_load_si256(reinterpret_cast<const __m256i *>(pair) + half);
+    return _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0xffff0000U))));
+}
+
+template <WeightType T, int R, int P>
+inline void multiplyFloats(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx,
+                           Products<R, P> &products) {
+    if constexpr (T == kBf16) {
+        for (uint32_t i = 0; i < k; i += 2) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
                 const char *pair = panels + p * panel_bytes + size_t{i} * kPanelRows * 2;
-                Q3_UNROLL
-                for (int h = 0; h < 2; ++h) {
-                    const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i *>(pair) + h);
-                    const __m256 w_even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
-                    Q3_UNROLL
-                    for (int r = 0; r < R; ++r) {
-                        acc[r][p][h] = _mm256_fmadd_ps(w_even, _mm256_broadcast_ss(x + r * ldx + i), acc[r][p][h]);
-                    }
+                products.add(p, bf16Even(pair, 0), bf16Even(pair, 1), x + i, ldx);
+                if (i + 1 < k) {  // an odd k ends with half a pair
+                    products.add(p, bf16Odd(pair, 0), bf16Odd(pair, 1), x + i + 1, ldx);
                 }
             }
         }
     } else {
-        for (; i < k; ++i) {
+        for (uint32_t i = 0; i < k; ++i) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                Q3_UNROLL
-                for (int h = 0; h < 2; ++h) {
-                    const __m256 w = loadPlain<T>(panels + p * panel_bytes, size_t{i} * kPanelRows + h * 8);
-                    Q3_UNROLL
-                    for (int r = 0; r < R; ++r) {
-                        acc[r][p][h] = _mm256_fmadd_ps(w, _mm256_broadcast_ss(x + r * ldx + i), acc[r][p][h]);
-                    }
-                }
+                const char *panel = panels + p * panel_bytes;
+                products.add(p, loadPlain<T>(panel, size_t{i} * kPanelRows),
+                             loadPlain<T>(panel, size_t{i} * kPanelRows + 8), x + i, ldx);
             }
         }
-    }
-    Q3_UNROLL
-    for (int r = 0; r < R; ++r) {
-        Q3_UNROLL
-        for (int p = 0; p < P; ++p) {
-            _mm256_storeu_ps(y + r * ldy + p * kPanelRows, acc[r][p][0]);
-            _mm256_storeu_ps(y + r * ldy + p * kPanelRows + 8, acc[r][p][1]);
-        }
-    }
-}
-
-template <WeightType T, int R, int P>
-void gemvRows(const char *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
-              float *y, size_t ldy) {
-    uint32_t p = 0;
-    for (; p + P <= npanels; p += P) {
-        gemvTile<T, R, P>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
-    }
-    for (; p < npanels; ++p) {
-        gemvTile<T, R, 1>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
-    }
-}
-
-template <WeightType T>
-void gemv(const void *data, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx, uint32_t rows,
-          float *y, size_t ldy) {
-    const char *panels = static_cast<const char *>(data);
-    switch (rows) {
-    case 1:
-        return gemvRows<T, 1, 4>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
-    case 2:
-        return gemvRows<T, 2, 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
-    case 3:
-        return gemvRows<T, 3, 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
-    case 4:
-        return gemvRows<T, 4, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
-    case 5:
-        return gemvRows<T, 5, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
-    default:
-        return gemvRows<T, 6, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
     }
 }
 
@@ -224,12 +188,14 @@ inline __m256 loadQ8(const char *p) {
 }
 
 void unpackQ8(const void *panel, uint32_t k0, uint32_t count, float *out) {
-    for (uint32_t i = 0; i < count; ++i) {
-        const char *group = static_cast<const char *>(panel) + (k0 + i) / kGroup * kQ8GroupBytes;
-        const char *q = group + 2 * kPanelRows + (k0 + i) % kGroup * kPanelRows;
-        Q3_UNROLL
-        for (int h = 0; h < 2; ++h) {
-            _mm256_storeu_ps(out + i * kPanelRows + h * 8, _mm256_mul_ps(loadQ8(q + h * 8), groupScales(group, h)));
+    for (uint32_t first = 0; first < count; first += kGroup) {  // k0 is a multiple of kGroup
+        const char *group = static_cast<const char *>(panel) + (k0 + first) / kGroup * kQ8GroupBytes;
+        const __m256 scales[2] = {groupScales(group, 0), groupScales(group, 1)};
+        const uint32_t end = count - first < kGroup ? count : first + kGroup;
+        for (uint32_t i = first; i < end; ++i) {
+            const char *q = group + 2 * kPanelRows + size_t{i - first} * kPanelRows;
+            _mm256_storeu_ps(out + size_t{i} * kPanelRows, _mm256_mul_ps(loadQ8(q), scales[0]));
+            _mm256_storeu_ps(out + size_t{i} * kPanelRows + 8, _mm256_mul_ps(loadQ8(q + 8), scales[1]));
         }
     }
 }
@@ -253,34 +219,20 @@ void unpackQ4(const void *panel, uint32_t k0, uint32_t count, float *out) {
     }
 }
 
-// One group of q8: acc += w x for 32 k.
 template <int R, int P>
-inline void multiplyGroupQ8(const char *const *groups, const float *x, size_t ldx, __m256 (&acc)[R][P][2]) {
+inline void multiplyGroupQ8(const char *const *groups, const float *x, size_t ldx, Products<R, P> &products) {
     __m256 scales[P][2];
     Q3_UNROLL
     for (int p = 0; p < P; ++p) {
-        Q3_UNROLL
-        for (int h = 0; h < 2; ++h) {
-            scales[p][h] = groupScales(groups[p], h);
-        }
+        scales[p][0] = groupScales(groups[p], 0);
+        scales[p][1] = groupScales(groups[p], 1);
     }
     for (uint32_t i = 0; i < kGroup; ++i) {
-        __m256 value[R];
-        Q3_UNROLL
-        for (int r = 0; r < R; ++r) {
-            value[r] = _mm256_broadcast_ss(x + r * ldx + i);
-        }
         Q3_UNROLL
         for (int p = 0; p < P; ++p) {
-            Q3_UNROLL
-            for (int h = 0; h < 2; ++h) {
-                const char *q = groups[p] + 2 * kPanelRows + i * kPanelRows + h * 8;
-                const __m256 w = _mm256_mul_ps(loadQ8(q), scales[p][h]);
-                Q3_UNROLL
-                for (int r = 0; r < R; ++r) {
-                    acc[r][p][h] = _mm256_fmadd_ps(w, value[r], acc[r][p][h]);
-                }
-            }
+            const char *q = groups[p] + 2 * kPanelRows + i * kPanelRows;
+            products.add(p, _mm256_mul_ps(loadQ8(q), scales[p][0]), _mm256_mul_ps(loadQ8(q + 8), scales[p][1]), x + i,
+                         ldx);
         }
     }
 }
@@ -288,8 +240,12 @@ inline void multiplyGroupQ8(const char *const *groups, const float *x, size_t ld
 // One group of q4. Nibble j is masked out where it stands, an integer nibble * 16^j, and its conversion to float is
 // exact; multiplying by scale / 16^j and adding -8 scale gives the weight, exactly, without a shift per nibble. Only
 // the top nibble, which holds the sign bit, is shifted down.
+inline __m256i nibbleQ4(__m256i words, int j) {
+    return j < 7 ? _mm256_and_si256(words, _mm256_set1_epi32(15 << (j < 7 ? 4 * j : 0))) : _mm256_srli_epi32(words, 28);
+}
+
 template <int R, int P>
-inline void multiplyGroupQ4(const char *const *groups, const float *x, size_t ldx, __m256 (&acc)[R][P][2]) {
+inline void multiplyGroupQ4(const char *const *groups, const float *x, size_t ldx, Products<R, P> &products) {
     __m256 scales[P][2][8];
     __m256 offset[P][2];
     Q3_UNROLL
@@ -308,35 +264,18 @@ inline void multiplyGroupQ4(const char *const *groups, const float *x, size_t ld
         }
     }
     for (uint32_t octet = 0; octet < kGroup / 8; ++octet) {
-        __m256i words[P][2];
-        Q3_UNROLL
-        for (int p = 0; p < P; ++p) {
-            Q3_UNROLL
-            for (int h = 0; h < 2; ++h) {
-                const char *at = groups[p] + 2 * kPanelRows + octet * kPanelRows * 4 + h * 32;
-                words[p][h] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(at));
-            }
-        }
         Q3_UNROLL
         for (int j = 0; j < 8; ++j) {
-            __m256 value[R];
-            Q3_UNROLL
-            for (int r = 0; r < R; ++r) {
-                value[r] = _mm256_broadcast_ss(x + r * ldx + octet * 8 + j);
-            }
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
+                __m256 w[2];
                 Q3_UNROLL
                 for (int h = 0; h < 2; ++h) {
-                    const __m256i nibble =
-                        j < 7 ? _mm256_and_si256(words[p][h], _mm256_set1_epi32(15 << (j < 7 ? 4 * j : 0)))
-                              : _mm256_srli_epi32(words[p][h], 28);
-                    const __m256 w = _mm256_fmadd_ps(_mm256_cvtepi32_ps(nibble), scales[p][h][j], offset[p][h]);
-                    Q3_UNROLL
-                    for (int r = 0; r < R; ++r) {
-                        acc[r][p][h] = _mm256_fmadd_ps(w, value[r], acc[r][p][h]);
-                    }
+                    const char *at = groups[p] + 2 * kPanelRows + octet * kPanelRows * 4 + h * 32;
+                    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(at));
+                    w[h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(nibbleQ4(words, j)), scales[p][h][j], offset[p][h]);
                 }
+                products.add(p, w[0], w[1], x + octet * 8 + j, ldx);
             }
         }
     }
@@ -403,7 +342,7 @@ void unpackBf12(const void *panel, uint32_t k0, uint32_t count, float *out) {
 }
 
 template <int R, int P>
-inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t ldx, __m256 (&acc)[R][P][2]) {
+inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t ldx, Products<R, P> &products) {
     __m256i base[P];
     uint32_t pairs[P];
     const uint16_t *raw[P];
@@ -421,95 +360,84 @@ inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t 
             _mm_prefetch(groups[p] + kBf12GroupBytes + pair * kBf12PairBytes + 256, _MM_HINT_T0);
             __m256 w[2][2];
             decodePairBf12(groups[p], pair, base[p], pairs[p], raw[p], w);
+            products.add(p, w[0][0], w[0][1], x + size_t{pair} * 2, ldx);
+            products.add(p, w[1][0], w[1][1], x + size_t{pair} * 2 + 1, ldx);
+        }
+    }
+}
+
+constexpr size_t groupBytes(WeightType type) {
+    return type == kQ8 ? kQ8GroupBytes : (type == kQ4 ? kQ4GroupBytes : kBf12GroupBytes);
+}
+
+template <WeightType T, int R, int P>
+void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx, float *y, size_t ldy) {
+    Products<R, P> products;
+    if constexpr (T == kF32 || T == kF16 || T == kBf16) {
+        multiplyFloats<T, R, P>(panels, panel_bytes, k, x, ldx, products);
+        products.store(y, ldy);
+    } else {
+        const uint32_t whole = k / kGroup;
+        for (uint32_t g = 0; g < whole; ++g) {
+            const char *groups[P];
             Q3_UNROLL
-            for (int odd = 0; odd < 2; ++odd) {
-                Q3_UNROLL
-                for (int r = 0; r < R; ++r) {
-                    const __m256 value = _mm256_broadcast_ss(x + r * ldx + pair * 2 + odd);
-                    acc[r][p][0] = _mm256_fmadd_ps(w[odd][0], value, acc[r][p][0]);
-                    acc[r][p][1] = _mm256_fmadd_ps(w[odd][1], value, acc[r][p][1]);
-                }
+            for (int p = 0; p < P; ++p) {
+                groups[p] = panels + p * panel_bytes + g * groupBytes(T);
+            }
+            if constexpr (T == kQ8) {
+                multiplyGroupQ8<R, P>(groups, x + size_t{g} * kGroup, ldx, products);
+            } else if constexpr (T == kQ4) {
+                multiplyGroupQ4<R, P>(groups, x + size_t{g} * kGroup, ldx, products);
+            } else {
+                multiplyGroupBf12<R, P>(groups, x + size_t{g} * kGroup, ldx, products);
+            }
+        }
+        products.store(y, ldy);
+        if (whole * kGroup < k) {  // the padded last group: no x beyond k may be read
+            const uint32_t count = k - whole * kGroup;
+            float weights[kGroup * kPanelRows];
+            for (int p = 0; p < P; ++p) {
+                (T == kQ8 ? unpackQ8 : (T == kQ4 ? unpackQ4 : unpackBf12))(panels + p * panel_bytes, whole * kGroup,
+                                                                           count, weights);
+                tile<kF32>(x + size_t{whole} * kGroup, ldx, 1, weights, kPanelRows, count, y + p * kPanelRows, ldy, R,
+                           true);
             }
         }
     }
 }
 
-template <WeightType T, int R, int P>
-void gemvQuantTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx, float *y,
-                   size_t ldy) {
-    constexpr size_t group_bytes = T == kQ8 ? kQ8GroupBytes : (T == kQ4 ? kQ4GroupBytes : kBf12GroupBytes);
-    __m256 acc[R][P][2];
-    Q3_UNROLL
-    for (int r = 0; r < R; ++r) {
-        Q3_UNROLL
-        for (int p = 0; p < P; ++p) {
-            acc[r][p][0] = _mm256_setzero_ps();
-            acc[r][p][1] = _mm256_setzero_ps();
-        }
-    }
-    const uint32_t whole = k / kGroup;
-    for (uint32_t g = 0; g < whole; ++g) {
-        const char *groups[P];
-        Q3_UNROLL
-        for (int p = 0; p < P; ++p) {
-            groups[p] = panels + p * panel_bytes + g * group_bytes;
-        }
-        if constexpr (T == kQ8) {
-            multiplyGroupQ8<R, P>(groups, x + g * kGroup, ldx, acc);
-        } else if constexpr (T == kBf12) {
-            multiplyGroupBf12<R, P>(groups, x + g * kGroup, ldx, acc);
-        } else {
-            multiplyGroupQ4<R, P>(groups, x + g * kGroup, ldx, acc);
-        }
-    }
-    Q3_UNROLL
-    for (int r = 0; r < R; ++r) {
-        Q3_UNROLL
-        for (int p = 0; p < P; ++p) {
-            _mm256_storeu_ps(y + r * ldy + p * kPanelRows, acc[r][p][0]);
-            _mm256_storeu_ps(y + r * ldy + p * kPanelRows + 8, acc[r][p][1]);
-        }
-    }
-    if (whole * kGroup < k) {  // the padded last group: no x beyond k may be read
-        const uint32_t count = k - whole * kGroup;
-        float weights[kGroup * kPanelRows];
-        for (int p = 0; p < P; ++p) {
-            (T == kQ8 ? unpackQ8 : (T == kQ4 ? unpackQ4 : unpackBf12))(panels + p * panel_bytes, whole * kGroup, count,
-                                                                       weights);
-            tile<kF32>(x + whole * kGroup, ldx, 1, weights, kPanelRows, count, y + p * kPanelRows, ldy, R, true);
-        }
-    }
-}
-
-template <WeightType T, int R, int P>
-void gemvQuantRows(const char *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
-                   float *y, size_t ldy) {
+template <WeightType T, int R>
+void gemvRows(const char *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
+              float *y, size_t ldy) {
+    // Panels at once: for one row 8 chains of multiply-adds cover their latency, and 4 streams the memory's; the
+    // formats that decode most have too few registers for that. From four rows on the rows are chains enough.
+    constexpr int P = R == 1 ? (T == kQ4 || T == kBf12 ? 2 : 4) : (R <= 3 ? 2 : 1);
     uint32_t p = 0;
     for (; p + P <= npanels; p += P) {
-        gemvQuantTile<T, R, P>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
+        gemvTile<T, R, P>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
     }
     for (; p < npanels; ++p) {
-        gemvQuantTile<T, R, 1>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
+        gemvTile<T, R, 1>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
     }
 }
 
 template <WeightType T>
-void gemvQuant(const void *data, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
-               uint32_t rows, float *y, size_t ldy) {
+void gemv(const void *data, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx, uint32_t rows,
+          float *y, size_t ldy) {
     const char *panels = static_cast<const char *>(data);
     switch (rows) {
     case 1:
-        return gemvQuantRows<T, 1, T == kQ8 ? 4 : 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+        return gemvRows<T, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
     case 2:
-        return gemvQuantRows<T, 2, 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+        return gemvRows<T, 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
     case 3:
-        return gemvQuantRows<T, 3, 2>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+        return gemvRows<T, 3>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
     case 4:
-        return gemvQuantRows<T, 4, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+        return gemvRows<T, 4>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
     case 5:
-        return gemvQuantRows<T, 5, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+        return gemvRows<T, 5>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
     default:
-        return gemvQuantRows<T, 6, 1>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
+        return gemvRows<T, 6>(panels, panel_bytes, npanels, k, x, ldx, y, ldy);
     }
 }
 
@@ -698,7 +626,7 @@ void storeBf16(void *out, const float *in, uint32_t n) {
 
 const Kernels kAvx2Kernels = {
     "avx2",
-    {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemvQuant<kQ8>, gemvQuant<kQ4>, gemvQuant<kBf12>},
+    {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemv<kQ8>, gemv<kQ4>, gemv<kBf12>},
     {unpack<kF32>, unpack<kF16>, unpack<kBf16>, unpackQ8, unpackQ4, unpackBf12},
     {tile<kF32>, tile<kF16>, tile<kBf16>},
     rmsnorm,

@@ -1,7 +1,8 @@
-// Linear layers on the CPU. Up to 6 rows (decode of small batches): weights are streamed once and multiplied straight
-// from their packed form. More rows (prefill): each panel is unpacked to float in L1 and multiplied by all rows, which
-// are first rearranged so that the tile kernel reads them in sequence. Both compute the same chain per output
-// (kernels.h), so a row's result does not depend on which path it took.
+// Linear layers on the CPU. Up to kStreamRows rows (decode of a batch): weights are streamed once and multiplied
+// straight from their packed form, at most 6 rows at a time while a panel is in cache. More rows (prefill): each panel
+// is unpacked to float in L1 and multiplied by all rows, which are first rearranged so that the tile kernel reads them
+// in sequence. Both compute the same chain per output (kernels.h), so a row's result does not depend on which path it
+// took.
 #include <algorithm>
 #include <cstring>
 
@@ -12,6 +13,14 @@ namespace {
 
 // Bytes of weights per claim: long enough to hide the claim, short enough to balance two threads at the end.
 constexpr size_t kClaimBytes = size_t{128} << 10;
+
+// Up to here decoding a panel once per 6 rows costs less than unpacking it to floats once.
+constexpr uint32_t kStreamRows = 18;
+
+// Rows in `parts` nearly equal parts: two tiles of 4 rows beat one of 6 and one of 2, which has too few chains.
+uint32_t partSize(uint32_t rows, uint32_t parts, uint32_t part) {
+    return rows / parts + (part < rows % parts ? 1 : 0);
+}
 
 uint32_t claimPanels(const CpuLinear &w, uint32_t step) {
     const auto panels = static_cast<uint32_t>(kClaimBytes / std::max<size_t>(1, w.panel_bytes));
@@ -65,7 +74,7 @@ void CpuOps::multiplyPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, fl
 template <typename Epilogue>
 void CpuOps::forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
                        const Epilogue &epilogue) {
-    if (rows > kTileRows) {
+    if (rows > kStreamRows) {
         packRows(in, rows, ld, w.in);
         const size_t block = size_t{max_rows_} * kPanelRows;
         pool_.parallelFor(w.npanels / step, std::max(1U, 4 / step), [&](uint32_t begin, uint32_t end, uint32_t thread) {
@@ -83,12 +92,19 @@ void CpuOps::forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinea
     // 4 panels at a time: what the one-row kernel streams together.
     constexpr uint32_t kTogether = 4;
     const uint32_t claim = claimPanels(w, kTogether);
+    const uint32_t parts = (rows + kTileRows - 1) / kTileRows;
     pool_.parallelFor(w.npanels, claim, [&](uint32_t begin, uint32_t end, uint32_t) {
-        float products[kTileRows * kTogether * kPanelRows];
         constexpr size_t width = kTogether * kPanelRows;
+        float products[kStreamRows * width];
         for (uint32_t p = begin; p < end; p += kTogether) {
             const uint32_t count = std::min(kTogether, end - p);
-            kernels_.gemv[w.type](w.panel(p), w.panel_bytes, count, w.in, in, ld, rows, products, width);
+            uint32_t row = 0;
+            for (uint32_t part = 0; part < parts; ++part) {
+                const uint32_t size = partSize(rows, parts, part);
+                kernels_.gemv[w.type](w.panel(p), w.panel_bytes, count, w.in, in + row * ld, ld, size,
+                                      products + row * width, width);
+                row += size;
+            }
             for (uint32_t q = 0; q < count; q += step) {
                 epilogue(p + q, products + size_t{q} * kPanelRows, kPanelRows, width);
             }
