@@ -66,19 +66,34 @@ void CpuOps::attendItem(const Query &item, Activation out, Activation qkv, uint3
 void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, uint32_t nkeys,
                          const AttentionScratch &s) const {
     const uint32_t rows = item.ntok * config_.group();
-    const auto for_tiles = [&](auto &&body) {  // body(tile, offset of its first key in the split, its keys, row, nrows)
-        for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
-            void *block = item.sequence->kv_blocks[(first_key + key) / kBlockTokens];
-            const KvTile tile = kvTile(block, layer, item.kv_head);
-            for (uint32_t row = 0; row < rows; row += kTileRows) {
-                body(tile, key, std::min(kBlockTokens, nkeys - key), row, std::min(kTileRows, rows - row));
-            }
+    const size_t size = dtypeSize(dt_kv_);
+    // Tiles lie far apart, one per block, so the hardware does not see the next one coming: each is fetched, in small
+    // portions, while one before it is used.
+    constexpr uint32_t kAhead = 2 * kBlockTokens;
+    const auto prefetch = [&](const char *next, size_t first, size_t bytes) {
+        for (size_t line = 0; next != nullptr && line < bytes; line += 64) {
+            __builtin_prefetch(next + first + line);
         }
     };
-    for_tiles([&](const KvTile &tile, uint32_t key, uint32_t, uint32_t row, uint32_t nrows) {
-        kernels_.tile[kv_type_](s.query + size_t{row} * config_.dh, config_.dh, 1, tile.keys, kBlockTokens, config_.dh,
-                                s.scores + size_t{row} * kSplit + key, kSplit, nrows, false);
-    });
+    const auto tile_at = [&](uint32_t key) {
+        return kvTile(item.sequence->kv_blocks[(first_key + key) / kBlockTokens], layer, item.kv_head);
+    };
+
+    constexpr uint32_t kPortion = 32;  // k per portion of a K tile; the chain goes on through the scores
+    for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
+        const char *keys = tile_at(key).keys;
+        const char *next = key + kAhead < nkeys ? tile_at(key + kAhead).keys : nullptr;
+        for (uint32_t e = 0; e < config_.dh; e += kPortion) {
+            const uint32_t count = std::min(kPortion, config_.dh - e);
+            const size_t offset = size_t{e} * kBlockTokens * size;
+            prefetch(next, offset, size_t{count} * kBlockTokens * size);
+            for (uint32_t row = 0; row < rows; row += kTileRows) {
+                kernels_.tile[kv_type_](s.query + size_t{row} * config_.dh + e, config_.dh, 1, keys + offset,
+                                        kBlockTokens, count, s.scores + size_t{row} * kSplit + key, kSplit,
+                                        std::min(kTileRows, rows - row), e > 0);
+            }
+        }
+    }
 
     const auto visible = [&](uint32_t r) {  // keys of this split that row r may see
         const uint32_t end = item.sequence->pos + item.first + r / config_.group() + 1;
@@ -96,14 +111,22 @@ void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, 
         std::fill(scores + count, scores + nkeys, 0.0F);  // masked keys weigh nothing below
     }
 
-    for_tiles([&](const KvTile &tile, uint32_t key, uint32_t count, uint32_t row, uint32_t nrows) {
-        const size_t column_bytes = size_t{kPanelRows} * dtypeSize(dt_kv_);
-        for (uint32_t panel = 0; panel < value_width_ / kPanelRows; ++panel) {
-            kernels_.tile[kv_type_](
-                s.scores + size_t{row} * kSplit + key, kSplit, 1, tile.values + panel * column_bytes, value_width_,
-                count, s.part + size_t{row} * value_width_ + size_t{panel} * kPanelRows, value_width_, nrows, key > 0);
+    const size_t tile_bytes = size_t{kBlockTokens} * value_width_ * size;
+    const uint32_t panels = value_width_ / kPanelRows;
+    for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
+        const char *values = tile_at(key).values;
+        const char *next = key + kAhead < nkeys ? tile_at(key + kAhead).values : nullptr;
+        const uint32_t count = std::min(kBlockTokens, nkeys - key);
+        for (uint32_t panel = 0; panel < panels; ++panel) {
+            prefetch(next, tile_bytes / panels * panel, tile_bytes / panels);
+            for (uint32_t row = 0; row < rows; row += kTileRows) {
+                kernels_.tile[kv_type_](s.scores + size_t{row} * kSplit + key, kSplit, 1,
+                                        values + size_t{panel} * kPanelRows * size, value_width_, count,
+                                        s.part + size_t{row} * value_width_ + size_t{panel} * kPanelRows, value_width_,
+                                        std::min(kTileRows, rows - row), key > 0);
+            }
         }
-    });
+    }
 
     for (uint32_t r = 0; r < rows; ++r) {
         if (visible(r) == 0) {

@@ -91,16 +91,23 @@ Activation CpuOps::allocate(uint32_t rows, uint32_t width) {
 }
 
 void *CpuOps::KvMemory::allocate(size_t bytes) {
-    void *block = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (block == nullptr) {
-        fail(QWEN3_STATUS_OUT_OF_MEMORY, "out of memory: could not allocate a KV block of %zu bytes", bytes);
+    if (free_.empty()) {
+        constexpr size_t kSlab = size_t{8} << 20;
+        const size_t size = (bytes + 63) / 64 * 64;
+        const size_t count = std::max<size_t>(1, std::min<size_t>(kSlab / size, 64));
+        free_.reserve(free_.capacity() + count);  // so that release() never allocates
+        slabs_.emplace_back(size * count);        // zeroed; untouched pages take no memory
+        for (size_t i = count; i-- > 0;) {
+            free_.push_back(slabs_.back().as<char>() + i * size);
+        }
     }
-    std::memset(block, 0, bytes);
+    void *block = free_.back();
+    free_.pop_back();
     return block;
 }
 
 void CpuOps::KvMemory::release(void *block) noexcept {
-    std::free(block);
+    free_.push_back(block);
 }
 
 void CpuOps::KvMemory::copy(void *dst, const void *src, size_t bytes) {

@@ -95,6 +95,13 @@ private:
         void *allocate(size_t bytes) override;
         void release(void *block) noexcept override;
         void copy(void *dst, const void *src, size_t bytes) override;
+
+    private:
+        // Blocks are cut from slabs in huge pages: attention walks from block to block, and with 4 KiB pages nearly
+        // every tile would miss the TLB. Slabs live as long as the backend; released blocks are kept for the next
+        // allocate.
+        std::vector<Buffer> slabs_;
+        std::vector<void *> free_;
     };
 
     ModelConfig config_;
