@@ -409,9 +409,9 @@ void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x
 template <WeightType T, int R>
 void gemvRows(const char *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
               float *y, size_t ldy) {
-    // Panels at once: for one row 8 chains of multiply-adds cover their latency, and 4 streams the memory's; the
-    // formats that decode most have too few registers for that. From four rows on the rows are chains enough.
-    constexpr int P = R == 1 ? (T == kQ4 || T == kBf12 ? 2 : 4) : (R <= 3 ? 2 : 1);
+    // Panels at once: for one row 8 chains of multiply-adds cover their latency, and 4 streams that of memory; q4 has
+    // too few registers for that. From four rows on the rows are chains enough.
+    constexpr int P = R == 1 ? (T == kQ4 ? 2 : 4) : (R <= 3 ? 2 : 1);
     uint32_t p = 0;
     for (; p + P <= npanels; p += P) {
         gemvTile<T, R, P>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
