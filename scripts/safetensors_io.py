@@ -165,7 +165,25 @@ def _parse_entry(where: str, entry: object) -> tuple[str, tuple[int, ...], int, 
     return dtype, tuple(shape), begin, end
 
 
-class SafetensorsFile(Mapping[str, Tensor]):
+class _Tensors(Mapping[str, Tensor]):
+    """Tensors by name, kept in ``_tensors``."""
+
+    _tensors: dict[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return one tensor."""
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the tensors' names."""
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """Return how many tensors there are."""
+        return len(self._tensors)
+
+
+class SafetensorsFile(_Tensors):
     """One mapped safetensors file; a mapping from tensor names to :class:`Tensor`."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -223,18 +241,6 @@ class SafetensorsFile(Mapping[str, Tensor]):
             )
         return tensors
 
-    def __getitem__(self, name: str) -> Tensor:
-        """Return one tensor."""
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the tensors' names."""
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        """Return how many tensors there are."""
-        return len(self._tensors)
-
     def release_pages(self) -> None:
         """Let the system take back the pages read so far; reading again brings them back."""
         # Not on every platform; only a saving, so its absence is no error.
@@ -252,7 +258,7 @@ class SafetensorsFile(Mapping[str, Tensor]):
             pass
 
 
-class Checkpoint(Mapping[str, Tensor]):
+class Checkpoint(_Tensors):
     """All tensors of a model folder: one ``model.safetensors``, or shards named by an index."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -322,18 +328,6 @@ class Checkpoint(Mapping[str, Tensor]):
                     f"{file.path}: tensor {extra[0]!r} is not in {index_path.name} "
                     f"({len(extra)} such tensors)"
                 )
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return one tensor."""
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the tensors' names."""
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        """Return how many tensors there are."""
-        return len(self._tensors)
 
     def release_pages(self) -> None:
         """Let the system take back the pages of all files read so far."""
