@@ -4,11 +4,11 @@
 #include <cstring>
 
 #include "runtime/error.h"
+#include "runtime/thread_pool.h"
 
 namespace q3 {
 namespace {
 
-constexpr uint32_t kMaxThreads = 1024;
 constexpr uint32_t kMaxStepTokens = 65536;
 constexpr uint32_t kDefaultStepTokens = 512;
 constexpr uint32_t kMaxTopLogprobs = 128;

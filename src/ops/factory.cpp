@@ -4,14 +4,9 @@
 #include "ops/infinicore/infinicore.h"
 #include "runtime/cpu_info.h"
 #include "runtime/error.h"
+#include "runtime/thread_pool.h"
 
 namespace q3 {
-
-namespace {
-
-constexpr uint32_t kMaxThreads = 1024;
-
-}  // namespace
 
 std::unique_ptr<Ops> makeOps(const ModelConfig &config, const OpsOptions &wanted) {
     OpsOptions options = wanted;

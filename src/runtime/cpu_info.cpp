@@ -31,10 +31,12 @@ double cgroupCpuQuota() {
     // A limit may sit on any ancestor of the cgroup.
     for (std::string path = cgroupPath();; path.erase(path.find_last_of('/'))) {
         std::ifstream file("/sys/fs/cgroup" + path + "/cpu.max");
-        std::string quota;
+        std::string text;  // a number, or "max"
         double period = 0;
-        if (file >> quota >> period && std::strtod(quota.c_str(), nullptr) > 0 && period > 0) {
-            best = std::min(best, std::strtod(quota.c_str(), nullptr) / period);
+        file >> text >> period;
+        const double quota = std::strtod(text.c_str(), nullptr);
+        if (quota > 0 && period > 0) {
+            best = std::min(best, quota / period);
         }
         if (path.find('/') == std::string::npos) {
             break;

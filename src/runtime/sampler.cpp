@@ -115,7 +115,7 @@ void Sampler::sample(float *logits, const Qwen3SamplingParams &params, uint32_t 
     result.ntop = 0;
     result.logprob = 0.0F;
     if (want_logprobs) {
-        reportLogprobs(logits, params, result);
+        reportLogprobs(logits, logits[best], params, result);
     }
 }
 
@@ -216,10 +216,10 @@ uint32_t Sampler::draw(const float *logits, const Qwen3SamplingParams &params, u
     return candidates_[keep - 1].token;
 }
 
-void Sampler::reportLogprobs(const float *logits, const Qwen3SamplingParams &params, Qwen3SampleResult &result) {
-    const float top = largest(logits, dvoc_);
-    const double best = static_cast<double>(top);
-    const double sum = sumExp(logits, dvoc_, top);
+void Sampler::reportLogprobs(const float *logits, float largest_logit, const Qwen3SamplingParams &params,
+                             Qwen3SampleResult &result) {
+    const double best = static_cast<double>(largest_logit);
+    const double sum = sumExp(logits, dvoc_, largest_logit);
     // The difference first: next to a large logit, log(sum) would vanish in rounding.
     const auto logprob = [&, log_sum = std::log(sum)](float logit) {
         return static_cast<float>(static_cast<double>(logit) - best - log_sum);

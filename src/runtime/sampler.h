@@ -25,7 +25,8 @@ private:
         uint32_t token;
     };
     void adjust(float *logits, const Qwen3SamplingParams &params);
-    void reportLogprobs(const float *logits, const Qwen3SamplingParams &params, Qwen3SampleResult &result);
+    void reportLogprobs(const float *logits, float largest_logit, const Qwen3SamplingParams &params,
+                        Qwen3SampleResult &result);
     void selectLikeliest(const float *logits, uint32_t count);
     uint32_t draw(const float *logits, const Qwen3SamplingParams &params, uint32_t position);
 

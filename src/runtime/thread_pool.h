@@ -11,6 +11,8 @@
 
 namespace q3 {
 
+constexpr uint32_t kMaxThreads = 1024;
+
 class ThreadPool {
 public:
     explicit ThreadPool(uint32_t nthreads);

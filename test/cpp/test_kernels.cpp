@@ -8,10 +8,11 @@
 #include <vector>
 
 #include "check.h"
-#include "ops/cpu/half.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/quant.h"
+#include "ops/half.h"
 
+using namespace q3;
 using namespace q3::cpu;
 
 namespace {

@@ -1,7 +1,6 @@
 #include "ops/cpu/cpu_ops.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 #include "ops/cpu/dispatch.h"

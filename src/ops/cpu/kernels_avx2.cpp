@@ -110,24 +110,19 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, uint32_t k, c
 }
 
 template <WeightType T> void unpack(const void *panel, uint32_t k0, uint32_t count, float *out) {
-    uint32_t i = 0;
     if constexpr (T == kBf16) {
-        const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
-        const auto *words =
-            reinterpret_cast<const __m256i *>(static_cast<const uint16_t *>(panel) + size_t{k0} * kPanelRows);
-        for (; i < count; i += 2, words += 2) {
+        const char *pair = static_cast<const char *>(panel) + size_t{k0} * kPanelRows * 2;
+        for (uint32_t i = 0; i < count; i += 2, pair += size_t{kPanelRows} * 4) {
             Q3_UNROLL
             for (int h = 0; h < 2; ++h) {
-                const __m256i w = _mm256_load_si256(words + h);
-                _mm256_storeu_ps(out + i * kPanelRows + h * 8, _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)));
+                _mm256_storeu_ps(out + size_t{i} * kPanelRows + h * 8, bf16Even(pair, h));
                 if (i + 1 < count) {
-                    _mm256_storeu_ps(out + (i + 1) * kPanelRows + h * 8,
-                                     _mm256_castsi256_ps(_mm256_and_si256(w, high)));
+                    _mm256_storeu_ps(out + size_t{i + 1} * kPanelRows + h * 8, bf16Odd(pair, h));
                 }
             }
         }
     } else {
-        for (; i < count * 2; ++i) {
+        for (uint32_t i = 0; i < count * 2; ++i) {
             _mm256_storeu_ps(out + i * 8, loadPlain<T>(panel, size_t{k0} * kPanelRows + i * 8));
         }
     }
@@ -290,12 +285,11 @@ inline Bf12Header bf12Header(const char *group) {
 inline void decodePairBf12(const char *group, uint32_t pair, __m256i base, uint32_t raw_pairs, const uint16_t *&raw,
                            __m256 (&w)[2][2]) {
     if (__builtin_expect((raw_pairs >> pair & 1U) != 0, 0)) {
-        const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
+        const auto *pair_bytes = reinterpret_cast<const char *>(raw);
         Q3_UNROLL
         for (int h = 0; h < 2; ++h) {
-            const __m256i bits = _mm256_load_si256(reinterpret_cast<const __m256i *>(raw) + h);
-            w[0][h] = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
-            w[1][h] = _mm256_castsi256_ps(_mm256_and_si256(bits, high));
+            w[0][h] = bf16Even(pair_bytes, h);
+            w[1][h] = bf16Odd(pair_bytes, h);
         }
         raw += 2 * kPanelRows;
         return;

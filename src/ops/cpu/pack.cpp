@@ -6,8 +6,8 @@
 #include <cstring>
 #include <vector>
 
-#include "ops/cpu/half.h"
 #include "ops/cpu/quant.h"
+#include "ops/half.h"
 #include "runtime/error.h"
 
 namespace q3::cpu {

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "ops/cpu/half.h"
 #include "ops/cpu/kernels.h"
+#include "ops/half.h"
 
 namespace q3::cpu {
 namespace {

@@ -1,6 +1,7 @@
 #include "ops/infinicore/weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "ops/infinicore/convert.h"

@@ -1,11 +1,11 @@
-// Scalar conversions between float and the two 16-bit formats, round to nearest even. Used where speed does not matter
-// and as the reference of the vector kernels.
+// Scalar conversions between float and the two 16-bit formats, round to nearest even. Used by
+// both backends where speed does not matter, and as the reference of the vector kernels.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-namespace q3::cpu {
+namespace q3 {
 
 static inline uint32_t floatBits(float value) {
     uint32_t bits;
@@ -60,4 +60,4 @@ static inline uint16_t floatToF16(float value) {
     return static_cast<uint16_t>(sign | ((rounded - 0x38000000U) >> 13));
 }
 
-}  // namespace q3::cpu
+}  // namespace q3
