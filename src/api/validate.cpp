@@ -22,10 +22,13 @@ uint32_t readSize(size_t value, const char *name) {
     return static_cast<uint32_t>(value);
 }
 
-void requireDType(int32_t dtype, const char *name, bool allow_default) {
-    if (!(isFloatDType(dtype) || (allow_default && dtype == QWEN3_DTYPE_DEFAULT))) {
-        fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "%s is %d, must be QWEN3_DTYPE_F16 (12), F32 (13) or BF16 (19)%s", name,
-             dtype, allow_default ? ", or 0 for the default" : "");
+void requireDType(int32_t dtype, const char *name, bool allow_default, bool allow_packed = false) {
+    const bool ok = isFloatDType(dtype) || (allow_default && dtype == QWEN3_DTYPE_DEFAULT) ||
+                    (allow_packed && isPackedDType(dtype));
+    if (!ok) {
+        fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "%s is %d, must be QWEN3_DTYPE_F16 (12), F32 (13) or BF16 (19)%s%s", name,
+             dtype, allow_packed ? ", INT8 (101), INT4 (102) or BF12 (103)" : "",
+             allow_default ? ", or 0 for the default" : "");
     }
 }
 
@@ -101,9 +104,7 @@ Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options) {
     }
     requireRange(out.backend, QWEN3_BACKEND_AUTO, QWEN3_BACKEND_INFINICORE, "options.backend");
     requireRange(out.nthreads, 0, kMaxThreads, "options.nthreads");
-    if (!isPackedDType(out.dt_weight)) {
-        requireDType(out.dt_weight, "options.dt_weight", true);
-    }
+    requireDType(out.dt_weight, "options.dt_weight", true, true);
     requireDType(out.dt_kv, "options.dt_kv", true);
     requireRange(out.max_step_tokens, 0, kMaxStepTokens, "options.max_step_tokens");
     if (out.max_step_tokens == 0) {

@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include "ops/half.h"
 #include "runtime/error.h"
 
 namespace q3 {
@@ -29,6 +30,9 @@ public:
             ops_.packLinear(table(tied ? "input_embd" : "output_embd", tied ? w_.input_embd : w_.output_embd));
         const uint64_t head_bytes = uint64_t{c_.dvoc} * c_.d * dtypeSize(w_.dt_mat);
         report(head_bytes);
+        if (!tied) {
+            checkTable("input_embd", w_.input_embd);
+        }
         result.embedding = ops_.packEmbedding(table("input_embd", w_.input_embd), tied ? result.head.get() : nullptr,
                                               options_.borrow_weights != 0);
         const uint64_t tables = tied ? head_bytes : 2 * head_bytes;
@@ -110,6 +114,18 @@ private:
 
     LinearSource table(const char *name, const void *data) const {
         return {name, -1, w_.dt_mat, {HostMatrix{data, c_.dvoc, c_.d, c_.d, 1, nullptr}}};
+    }
+
+    // Backends check what they pack, but a table may be used where it is, row by row, so it is checked here.
+    void checkTable(const char *name, const void *data) const {
+        const size_t row_bytes = c_.d * dtypeSize(w_.dt_mat);
+        for (uint32_t row = 0; row < c_.dvoc; ++row) {
+            const int64_t bad = findNonFinite(static_cast<const char *>(data) + row * row_bytes, c_.d, w_.dt_mat);
+            if (bad >= 0) {
+                fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN or infinite at row %u, column %lld", name, row,
+                     static_cast<long long>(bad));
+            }
+        }
     }
 
     std::unique_ptr<Vector> vector(const char *name, int32_t layer, const void *data, uint32_t size) {

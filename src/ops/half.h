@@ -2,8 +2,11 @@
 // both backends where speed does not matter, and as the reference of the vector kernels.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+
+#include "infinicore_infer/models/qwen3.h"
 
 namespace q3 {
 
@@ -58,6 +61,32 @@ static inline uint16_t floatToF16(float value) {
     }
     const uint32_t rounded = magnitude + 0xfffU + ((magnitude >> 13) & 1U);
     return static_cast<uint16_t>(sign | ((rounded - 0x38000000U) >> 13));
+}
+
+template <typename Bits> int64_t findExponent(const void *data, size_t n, Bits exponent) {
+    const auto bad = [&](size_t i) {
+        Bits bits;
+        std::memcpy(&bits, static_cast<const char *>(data) + i * sizeof bits, sizeof bits);
+        return (bits & exponent) == exponent;
+    };
+    uint32_t any = 0;  // without leaving the loop early, which would keep it from vectorising
+    for (size_t i = 0; i < n; ++i) {
+        any |= bad(i) ? 1U : 0U;
+    }
+    for (size_t i = 0; any != 0 && i < n; ++i) {
+        if (bad(i)) {
+            return static_cast<int64_t>(i);
+        }
+    }
+    return -1;
+}
+
+// Index of the first NaN or infinity among n elements of any alignment, or -1.
+static inline int64_t findNonFinite(const void *data, size_t n, int32_t dtype) {
+    if (dtype == QWEN3_DTYPE_F32) {
+        return findExponent<uint32_t>(data, n, 0x7f800000U);
+    }
+    return findExponent<uint16_t>(data, n, dtype == QWEN3_DTYPE_F16 ? uint16_t{0x7c00} : uint16_t{0x7f80});
 }
 
 }  // namespace q3

@@ -356,7 +356,7 @@ static void testCreateOptions(const Setup *base) {
     CREATE_FAILS(s.options.backend = -1, STATUS(BAD_PARAM), "backend|-1");
     CREATE_FAILS(s.options.nthreads = -2, STATUS(BAD_PARAM), "nthreads|-2|1024");
     CREATE_FAILS(s.options.nthreads = 1025, STATUS(BAD_PARAM), "nthreads|1025|1024");
-    CREATE_FAILS(s.options.dt_weight = 3, STATUS2(BAD_PARAM, BAD_TENSOR_DTYPE), "dt_weight|3");
+    CREATE_FAILS(s.options.dt_weight = 3, STATUS2(BAD_PARAM, BAD_TENSOR_DTYPE), "dt_weight|3|BF16|INT8|BF12");
     CREATE_FAILS(s.options.dt_kv = 3, STATUS2(BAD_PARAM, BAD_TENSOR_DTYPE), "dt_kv|3");
     CREATE_FAILS(s.options.max_step_tokens = 65537, STATUS(BAD_PARAM), "max_step_tokens|65537|65536");
     CREATE_FAILS(s.options.rope_type = 9, STATUS(BAD_PARAM), "rope_type|9");
@@ -440,6 +440,12 @@ static void testBadWeights(const Setup *base) {
     float *embedding = (float *)base->weights.input_embd, saved = embedding[7];
     embedding[7] = NAN;
     CREATE_FAILS((void)0, STATUS(BAD_WEIGHTS), "input_embd");
+    /* Not tied: the table is then read row by row, later, and may stay where it is. */
+    float *head = calloc(base->meta.dvoc * base->meta.d, sizeof(float));
+    CREATE_FAILS(s.weights.output_embd = head, STATUS(BAD_WEIGHTS), "input_embd|row 0|column 7");
+    CREATE_FAILS((s.weights.output_embd = head, s.options.borrow_weights = 1), STATUS(BAD_WEIGHTS),
+                 "input_embd|row 0|column 7");
+    free(head);
     embedding[7] = saved;
     float *norm = (float *)base->weights.output_norm;
     saved = norm[0];

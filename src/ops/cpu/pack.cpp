@@ -31,41 +31,28 @@ float elementAsFloat(const char *p, int32_t dtype) {
     }
 }
 
-// The bit pattern of one element in the packed type; exact when the types are equal.
-template <typename Packed> Packed convertElement(const char *p, int32_t from, WeightType to) {
+// The bit pattern of one element as `to`; exact when the types are equal.
+template <typename Packed> Packed convertElement(const char *p, int32_t from, int32_t to) {
     if constexpr (sizeof(Packed) == 4) {
         return floatBits(elementAsFloat(p, from));
     } else {
-        if ((to == kF16) == (from == QWEN3_DTYPE_F16) && from != QWEN3_DTYPE_F32) {
+        if (to == from) {
             return readAs<uint16_t>(p);
         }
         const float value = elementAsFloat(p, from);
-        return to == kF16 ? floatToF16(value) : floatToBf16(value);
+        return to == QWEN3_DTYPE_F16 ? floatToF16(value) : floatToBf16(value);
     }
-}
-
-// The first element of a row that is not finite once packed, or -1. Packing bf16 or f32 to f16 can overflow.
-template <typename Packed> int64_t findNonFinite(const std::vector<Packed> &row, WeightType type) {
-    const Packed exponent = static_cast<Packed>(type == kF32 ? 0x7f800000U : (type == kF16 ? 0x7c00U : 0x7f80U));
-    Packed any = 0;
-    for (const Packed value : row) {
-        any |= static_cast<Packed>((value & exponent) == exponent);
-    }
-    if (any == 0) {
-        return -1;
-    }
-    const auto bad = [&](Packed value) { return (value & exponent) == exponent; };
-    return std::find_if(row.begin(), row.end(), bad) - row.begin();
 }
 
 std::string describe(const char *name, int32_t layer) {
     return layer < 0 ? std::string(name) : std::string(name) + " of layer " + std::to_string(layer);
 }
 
-// Reads whole rows of a stacked source and remembers the first bad element of all threads.
+// Reads whole rows of a stacked source as `dtype` and remembers the first bad element of all threads: NaN, infinite, or
+// too large for the type.
 template <typename Packed> class RowReader {
 public:
-    RowReader(const LinearSource &source, WeightType type) : source_(source), type_(type) {}
+    RowReader(const LinearSource &source, int32_t dtype) : source_(source), dtype_(dtype) {}
 
     void read(uint32_t row, std::vector<Packed> &out) {
         size_t part = 0;
@@ -77,16 +64,14 @@ public:
         const HostMatrix &matrix = source_.parts[part];
         const size_t size = dtypeSize(source_.dtype);
         const char *start = static_cast<const char *>(matrix.data) + local * matrix.row_stride * size;
-        const bool same =
-            size == sizeof(Packed) && (size == 4 || (type_ == kF16) == (source_.dtype == QWEN3_DTYPE_F16));
-        if (same && matrix.col_stride == 1) {
+        if (dtype_ == source_.dtype && matrix.col_stride == 1) {
             std::memcpy(out.data(), start, out.size() * size);
         } else {
             for (size_t i = 0; i < out.size(); ++i) {
-                out[i] = convertElement<Packed>(start + i * matrix.col_stride * size, source_.dtype, type_);
+                out[i] = convertElement<Packed>(start + i * matrix.col_stride * size, source_.dtype, dtype_);
             }
         }
-        const int64_t bad = findNonFinite(out, type_);
+        const int64_t bad = findNonFinite(out.data(), out.size(), dtype_);
         if (bad >= 0) {
             uint64_t expected = kNone;
             bad_.compare_exchange_strong(expected, uint64_t{row} << 32 | static_cast<uint64_t>(bad));
@@ -97,8 +82,7 @@ public:
         const uint64_t bad = bad_.load();
         if (bad != kNone) {
             fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN, infinite or too large for %s at row %u, column %u",
-                 describe(source_.name, source_.layer).c_str(),
-                 type_ == kF32 ? "f32" : (type_ == kF16 ? "f16" : "bf16"), static_cast<uint32_t>(bad >> 32),
+                 describe(source_.name, source_.layer).c_str(), dtypeName(dtype_), static_cast<uint32_t>(bad >> 32),
                  static_cast<uint32_t>(bad));
         }
     }
@@ -106,7 +90,7 @@ public:
 private:
     static constexpr uint64_t kNone = ~uint64_t{0};
     const LinearSource &source_;
-    WeightType type_;
+    int32_t dtype_;
     std::atomic<uint64_t> bad_{kNone};
 };
 
@@ -146,7 +130,8 @@ void placeRow(const std::vector<Packed> &row, WeightType type, uint32_t j, char 
 }
 
 template <typename Packed> void packAll(const LinearSource &source, CpuLinear &linear, ThreadPool &pool) {
-    RowReader<Packed> reader(source, sizeof(Packed) == 4 ? kF32 : linear.type);
+    constexpr bool wide = sizeof(Packed) == 4;
+    RowReader<Packed> reader(source, wide ? QWEN3_DTYPE_F32 : linear.type == kF16 ? QWEN3_DTYPE_F16 : QWEN3_DTYPE_BF16);
     // One row buffer per thread, allocated here: the pool's body must not throw.
     std::vector<std::vector<Packed>> rows(pool.size(), std::vector<Packed>(linear.in));
     pool.parallelFor(linear.npanels, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
@@ -164,7 +149,7 @@ template <typename Packed> void packAll(const LinearSource &source, CpuLinear &l
 // bf12 needs the 16 rows of a panel together, and how much stays raw before the raw pairs get their memory: two
 // passes.
 void packAllBf12(const LinearSource &source, CpuLinear &linear, ThreadPool &pool) {
-    RowReader<uint16_t> reader(source, kBf16);
+    RowReader<uint16_t> reader(source, QWEN3_DTYPE_BF16);
     const size_t k = linear.in;
     struct Scratch {
         std::vector<uint16_t> rows;  // [16][k]
