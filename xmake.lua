@@ -191,6 +191,16 @@ if with_infinicore then
     end
 end
 
+-- Single kernels.
+target("bench_kernels")
+    set_kind("binary")
+    set_group("bench")
+    set_default(false)
+    add_files("test/bench/kernels.cpp")
+    add_deps("q3_core")
+    add_rules("infinicore_backend")
+target_end()
+
 -- Measures the machine for scripts/bench.py.
 if is_arch("x86_64", "x64") then
     target("bench_machine")

@@ -204,7 +204,8 @@ class Bench:
     def _tokens(self, count: int) -> NDArray[np.uint32]:
         return self.rng.integers(0, self.meta.dvoc, count).astype(np.uint32)
 
-    def _step(self, caches: Sequence[KVCache], tokens: int) -> None:
+    def step(self, caches: Sequence[KVCache], tokens: int) -> None:
+        """Compute `tokens` more tokens of each sequence, and its next token, greedily."""
         greedy = sampling_struct()
         self.model.step([StepRequest(c, self._tokens(tokens), len(c), greedy) for c in caches])
 
@@ -224,18 +225,18 @@ class Bench:
             caches = [self.model.create_kv_cache() for _ in range(batch)]
             if depth:
                 for cache in caches:
-                    self._step([cache], depth)
+                    self.step([cache], depth)
             action: Callable[[], None]
             if generate:
-                self._step(caches, 1)
+                self.step(caches, 1)
 
                 def action(caches: Sequence[KVCache] = caches) -> None:
                     for _ in range(generate):
-                        self._step(caches, 1)
+                        self.step(caches, 1)
             else:
 
                 def action(caches: Sequence[KVCache] = caches) -> None:
-                    self._step(caches, prompt)
+                    self.step(caches, prompt)
 
             start = time.perf_counter()
             action()

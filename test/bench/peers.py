@@ -140,9 +140,9 @@ def compare(
         times: dict[str, list[float]] = {"our_pp": [], "our_tg": [], "peer_pp": [], "peer_tg": []}
         for repeat in range(args.repeat + 1):
             cache = ours.model.create_kv_cache()
-            prefill = timed(lambda cache=cache: ours._step([cache], args.prompt))  # type: ignore[misc]
+            prefill = timed(lambda cache=cache: ours.step([cache], args.prompt))  # type: ignore[misc]
             decode = timed(
-                lambda cache=cache: [ours._step([cache], 1) for _ in range(args.generate)]  # type: ignore[misc]
+                lambda cache=cache: [ours.step([cache], 1) for _ in range(args.generate)]  # type: ignore[misc]
             )
             cache.close()
             theirs.clear()
