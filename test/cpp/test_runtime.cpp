@@ -1,9 +1,12 @@
 // The KV block pool and caches against a plain model of what they should hold, and the thread pool.
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "check.h"
@@ -147,6 +150,64 @@ void testThreadPool(uint32_t nthreads) {
     pool.parallelFor(0, 1, [](uint32_t, uint32_t, uint32_t) { CHECK(false); });
 }
 
+// Log-probabilities and the choice on a vocabulary of Qwen3's size and one that fills no vector, against double.
+void testSamplerSizes() {
+    for (const uint32_t dvoc : {3U, 8U, 511U, 512U, 151936U}) {
+        std::mt19937 rng(dvoc);
+        std::normal_distribution<float> normal(0.0F, 4.0F);
+        std::vector<float> logits(dvoc);
+        for (float &logit : logits) {
+            logit = normal(rng);
+        }
+        logits[dvoc - 1] = 25.0F;  // the likeliest twice: the lower id wins
+        logits[dvoc / 2] = 25.0F;
+        logits[0] = -1000.0F;
+        double sum = 0.0;
+        for (const float logit : logits) {
+            sum += std::exp(static_cast<double>(logit));
+        }
+        Qwen3SamplingParams params = QWEN3_SAMPLING_PARAMS_INIT;
+        params.top_logprobs = 3;
+        std::vector<uint32_t> tokens(3);
+        std::vector<float> logprobs(3);
+        Qwen3SampleResult result{sizeof(Qwen3SampleResult), 0, 0, 0.0F, tokens.data(), logprobs.data()};
+        q3::Sampler sampler(dvoc);
+        std::vector<float> copy = logits;
+        sampler.sample(copy.data(), params, 0, true, result);
+        CHECK(result.token == dvoc / 2 && result.ntop == 3 && tokens[0] == dvoc / 2 && tokens[1] == dvoc - 1);
+        CHECK(std::fabs(static_cast<double>(result.logprob) - (25.0 - std::log(sum))) < 1e-6);
+        const double third = static_cast<double>(logits[tokens[2]]) - std::log(sum);
+        CHECK(std::fabs(static_cast<double>(logprobs[2]) - third) < 1e-6 * std::max(1.0, std::fabs(third)));
+
+        for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+            copy = logits;
+            copy[dvoc - 2] = bad;
+            bool named = false;
+            try {
+                sampler.sample(copy.data(), params, 0, true, result);
+            } catch (const q3::Error &error) {
+                named = error.status() == QWEN3_STATUS_INTERNAL_ERROR &&
+                        std::string(error.what()).find("token " + std::to_string(dvoc - 2)) != std::string::npos;
+            }
+            CHECK(named);
+        }
+    }
+    // Flat logits: every term of the sum counts, none is the largest alone.
+    std::vector<float> flat(151936);
+    for (uint32_t i = 0; i < flat.size(); ++i) {
+        flat[i] = -2.0F * static_cast<float>(i % 1000) / 1000.0F;
+    }
+    double sum = 0.0;
+    for (const float logit : flat) {
+        sum += std::exp(static_cast<double>(logit));
+    }
+    Qwen3SamplingParams params = QWEN3_SAMPLING_PARAMS_INIT;
+    Qwen3SampleResult result{};
+    q3::Sampler(151936).sample(flat.data(), params, 0, true, result);
+    CHECK(result.token == 0);
+    CHECK(std::fabs(static_cast<double>(result.logprob) + std::log(sum)) < 2e-6);
+}
+
 void testUniform() {
     std::set<double> values;
     double sum = 0;
@@ -170,6 +231,7 @@ int main() {
     for (const uint32_t nthreads : {1U, 2U, 3U, 8U}) {
         testThreadPool(nthreads);
     }
+    testSamplerSizes();
     testUniform();
     return q3test::finish("test_runtime");
 }
