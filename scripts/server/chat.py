@@ -17,7 +17,7 @@ from server.errors import ApiError, from_exception, json_response
 from server.jobs import Constraint, Update
 from server.output import OutputParser, Part
 from server.schemas import ChatBody
-from server.service import EventStream, Service, read_body, unless_disconnected
+from server.service import EventStream, Service, read_body
 from server.structured import Grammars, choose_grammar
 from server.usage import chat_logprobs, usage
 
@@ -213,15 +213,7 @@ async def chat_completions(service: Service, grammars: Grammars, request: Reques
         events = _events(service, body, stream, choices, head)
         return EventStream(events, lambda: engine.cancel(stream))
 
-    async def collect() -> None:
-        async for item in service.follow(stream):
-            if item is not None:
-                choices[item[0]].push(item[1])
-
-    try:
-        await unless_disconnected(request, collect())
-    finally:
-        engine.cancel(stream)
+    await service.deliver(request, stream, lambda index, update: choices[index].push(update))
     counts = usage(stream.jobs, sum(choice.reasoning_tokens for choice in choices))
     return json_response({**head, "choices": [c.message() for c in choices], "usage": counts})
 

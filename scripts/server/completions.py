@@ -16,9 +16,9 @@ from tokenizer import IncrementalDetokenizer, Qwen3Tokenizer
 
 from server.chat import check_length
 from server.errors import ApiError, from_exception, json_response
-from server.jobs import Job
+from server.jobs import Job, Update
 from server.schemas import CompletionBody
-from server.service import EventStream, Service, read_body, unless_disconnected
+from server.service import EventStream, Service, read_body
 from server.usage import LegacyLogprobs, usage
 
 _MAX_PROMPTS = 256
@@ -123,16 +123,12 @@ async def completions(service: Service, request: Request) -> Response:
         events = _events(service, body, stream, answers, head)
         return EventStream(events, lambda: engine.cancel(stream))
 
-    async def collect() -> None:
-        async for item in service.follow(stream):
-            piece = item[1].piece if item is not None else None
-            if item is not None and piece is not None and limit:
-                answers[item[0]].add(piece.token, piece.text, piece.logprobs)
+    def add(index: int, update: Update) -> None:
+        piece = update.piece
+        if piece is not None and limit:
+            answers[index].add(piece.token, piece.text, piece.logprobs)
 
-    try:
-        await unless_disconnected(request, collect())
-    finally:
-        engine.cancel(stream)
+    await service.deliver(request, stream, add)
     choices = []
     for answer, job in zip(answers, stream.jobs, strict=True):
         if body.echo:

@@ -126,6 +126,25 @@ class Service:
         finally:
             self.ready_engine().cancel(stream)
 
+    async def deliver(
+        self, request: Request, stream: AsyncStream, update: Callable[[int, Update], object]
+    ) -> None:
+        """Hand every update to a function, for an answer that is sent whole.
+
+        Raises:
+            ClientDisconnect: The client left; its answer is cancelled.
+        """
+
+        async def collect() -> None:
+            async for item in self.follow(stream):
+                if item is not None:
+                    update(*item)
+
+        try:
+            await unless_disconnected(request, collect())
+        finally:
+            self.ready_engine().cancel(stream)
+
     def ready_engine(self) -> AsyncEngine:
         """Return the engine, which must be there; also while draining."""
         assert self.async_engine is not None

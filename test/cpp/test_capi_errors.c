@@ -322,6 +322,17 @@ static void testCreateArguments(const Setup *base) {
         }
         destroyQwen3Model(model);
     }
+    if (strstr(qwen3BuildInfo(NULL), "infinicore=none") != NULL) {
+        /* The sanitizer builds: asking for what needs InfiniCore says how to install it, with the fitting flag. */
+        struct Qwen3Model *model = createQwen3Model(&base->meta, &base->weights, QWEN3_DEVICE_NVIDIA, 1, NULL);
+        report(model == NULL, __FILE__, __LINE__, "nvidia without InfiniCore succeeded");
+        checkFailure(__LINE__, "nvidia without InfiniCore", qwen3LastStatus(), STATUS(DEVICE_TYPE_NOT_SUPPORTED),
+                     "nvidia|install_infinicore.py --nv-gpu|--infinicore=y");
+        CREATE_FAILS(s.options.backend = QWEN3_BACKEND_INFINICORE, STATUS(DEVICE_TYPE_NOT_SUPPORTED),
+                     "cpu|install_infinicore.py");
+    } else {
+        printf("skipped: the message of a build without InfiniCore (this build has it; the sanitizer builds do not)\n");
+    }
 }
 
 static int stopAtSecond(void *user_data, uint64_t done, uint64_t total) {
