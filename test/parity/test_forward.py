@@ -237,7 +237,7 @@ def test_infinicore_is_cpu(checkpoint: Checkpoint, dt_logits: DataType) -> None:
     if not has_infinicore():
         pytest.skip("the library was built without InfiniCore")
     if checkpoint.spec.di == 1:
-        pytest.skip("InfiniCore 0.1.0 is wrong for di = 1 (its SwiGLU, we suspect); no model has it")
+        pytest.skip("InfiniCore 0.1.0 is wrong for di = 1 (SwiGLU, we suspect)")
     tolerance = INFINICORE_TOLERANCE[dt_logits]
     tokens = prompt_of(checkpoint.spec)
     with (
