@@ -17,6 +17,8 @@ using namespace q3::cpu;
 
 namespace {
 
+constexpr uint32_t kRows = 6;  // no table has smaller tiles
+
 using Clock = std::chrono::steady_clock;
 
 // Shortest of many runs: what the kernel can do when nothing disturbs it.
@@ -61,15 +63,29 @@ int main(int argc, char **argv) {
     for (const int32_t dtype : {QWEN3_DTYPE_BF16, QWEN3_DTYPE_BF12, QWEN3_DTYPE_INT8, QWEN3_DTYPE_INT4}) {
         for (const uint32_t npanels : {4U, 2048U}) {
             const auto layer = randomLayer(npanels * kPanelRows, k, dtype, pool);
-            const std::vector<float> x(size_t{kTileRows} * k, 0.01F);
-            std::vector<float> y(size_t{kTileRows} * npanels * kPanelRows);
+            const std::vector<float> x(size_t{kRows} * k, 0.01F);
+            std::vector<float> y(size_t{kRows} * npanels * kPanelRows);
+            const size_t groups = layer->groups();
+            std::vector<int16_t> codes(kRows * groups * kGroup);
+            std::vector<float> scales(kRows * groups);
+            std::vector<int32_t> offsets(kRows * groups);
+            const QuantRows quant{codes.data(), scales.data(), offsets.data(), groups * kGroup, groups};
+            for (uint32_t r = 0; r < kRows; ++r) {
+                kernels.quantize(x.data() + size_t{r} * k, k, quant, r);
+            }
             const int repeats = npanels == 4 ? 200 : 1;
             std::printf("%-6s %-8s", dtypeName(dtype), npanels == 4 ? "cache" : "memory");
             for (const uint32_t rows : {1U, 2U, 4U, 6U}) {
                 const double time = shortest([&] {
                     for (int i = 0; i < repeats; ++i) {
-                        kernels.gemv[layer->type](layer->panel(0), layer->panel_bytes, npanels, k, x.data(), k, rows,
-                                                  y.data(), size_t{npanels} * kPanelRows);
+                        const size_t ldy = size_t{npanels} * kPanelRows;
+                        if (isQuantised(layer->type)) {
+                            kernels.gemv_quant[layer->type - kExactTypes](layer->panel(0), layer->panel_bytes, npanels,
+                                                                          layer->groups(), quant, rows, y.data(), ldy);
+                        } else {
+                            kernels.gemv[layer->type](layer->panel(0), layer->panel_bytes, npanels, k, x.data(), k,
+                                                      rows, y.data(), ldy);
+                        }
                     }
                 });
                 const double weights = static_cast<double>(layer->out) * k * repeats;

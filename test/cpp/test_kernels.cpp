@@ -54,7 +54,7 @@ void testGemvAndUnpack(const Kernels &kernels, WeightType type) {
             const size_t padded = type == kBf16 ? (k + 1) / 2 * 2 : k;
             const size_t panel_bytes = padded * kPanelRows * typeSize(type);
             const AlignedWeights weights(type, padded * kPanelRows * npanels);
-            for (uint32_t rows = 1; rows <= kTileRows; ++rows) {
+            for (uint32_t rows = 1; rows <= kernels.tile_rows; ++rows) {
                 const std::vector<float> x = randomFloats(size_t{rows} * k);
                 std::vector<float> expected(size_t{rows} * npanels * kPanelRows, 1.0F);
                 std::vector<float> actual(expected.size(), 2.0F);
@@ -74,18 +74,76 @@ void testGemvAndUnpack(const Kernels &kernels, WeightType type) {
     }
 }
 
-// Quantised panels: products bit-equal to those of the f32 panel made of the dequantised weights, and quantisation
-// itself within half a step of the scale.
+// Quantised activations of `rows` rows of k, in buffers of their own.
+struct Codes {
+    std::vector<int16_t> codes;
+    std::vector<float> scales;
+    std::vector<int32_t> offsets;
+    QuantRows rows;
+    Codes(const Kernels &kernels, const std::vector<float> &x, uint32_t k, uint32_t nrows)
+        : codes(size_t{nrows} * groupsOf(k) * kGroup, 7), scales(size_t{nrows} * groupsOf(k)), offsets(scales.size()) {
+        const size_t groups = groupsOf(k);
+        rows = {codes.data(), scales.data(), offsets.data(), groups * kGroup, groups};
+        for (uint32_t r = 0; r < nrows; ++r) {
+            kernels.quantize(x.data() + size_t{r} * k, k, rows, r);
+        }
+    }
+    static size_t groupsOf(uint32_t k) { return (size_t{k} + kGroup - 1) / kGroup; }
+};
+
+// Activations in 16 bits: the same codes in every table, within half a step of the value; NaN and infinity poison their
+// group and no other.
+void testQuantize(const Kernels &kernels) {
+    for (const uint32_t k : {1U, 31U, 32U, 200U}) {
+        std::vector<float> x = randomFloats(size_t{3} * k, 5.0F);
+        x[0] = 3e4F;
+        std::fill(x.begin() + k, x.begin() + 2 * k, 1e-35F);  // too small to scale: taken as zero
+        const Codes expected(kScalarKernels, x, k, 3);
+        const Codes actual(kernels, x, k, 3);
+        CHECK(expected.codes == actual.codes);
+        CHECK(same(expected.scales, actual.scales));
+        CHECK(expected.offsets == actual.offsets);
+        for (uint32_t r = 0; r < 3; ++r) {
+            for (uint32_t g = 0; g * kGroup < k; ++g) {
+                int32_t sum = 0;
+                for (uint32_t i = 0; i < kGroup; ++i) {
+                    const int16_t code = actual.codes[r * actual.rows.ldc + g * kGroup + i];
+                    sum += code;
+                    CHECK(std::abs(code) <= 32512 && (g * kGroup + i < k || code == 0));
+                    if (g * kGroup + i < k) {
+                        const float scale = actual.scales[r * actual.rows.lds + g];
+                        const float error = std::fabs(static_cast<float>(code) * scale - x[r * k + g * kGroup + i]);
+                        CHECK(error <= 0.501F * scale + (r == 1 ? 1e-30F : 0.0F));
+                    }
+                }
+                CHECK(actual.offsets[r * actual.rows.lds + g] == 8 * sum);
+            }
+        }
+    }
+    for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+        std::vector<float> x = randomFloats(3 * kGroup);
+        x[kGroup + 5] = bad;
+        const Codes actual(kernels, x, 3 * kGroup, 1);
+        CHECK(std::isfinite(actual.scales[0]) && std::isnan(actual.scales[1]) && std::isfinite(actual.scales[2]));
+    }
+}
+
+// Quantised panels: quantisation within half a step of the scale, the scalar product close to the exact one of the
+// dequantised weights, and every table's bit-equal to the scalar one.
 void testQuant(const Kernels &kernels, WeightType type) {
+    const int t = type - kExactTypes;
     const size_t group_bytes = type == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
     for (const uint32_t k : {1U, 31U, 32U, 64U, 200U}) {
         for (const uint32_t npanels : {1U, 2U, 5U}) {
-            const size_t panel_bytes = (k + kGroup - 1) / kGroup * group_bytes;
+            const auto groups = static_cast<uint32_t>(Codes::groupsOf(k));
+            const size_t panel_bytes = groups * group_bytes;
             std::vector<char> panels(panel_bytes * npanels);
-            std::vector<float> dense(size_t{k} * kPanelRows * npanels);
+            const size_t width = size_t{npanels} * kPanelRows;
+            std::vector<float> dense(k * width);  // [k][width]
+            std::vector<std::vector<int16_t>> codes(npanels, std::vector<int16_t>(groups * kGroup * kPanelRows));
+            std::vector<std::vector<float>> scales(npanels, std::vector<float>(groups * kPanelRows));
             for (uint32_t p = 0; p < npanels; ++p) {
                 char *panel = panels.data() + p * panel_bytes;
-                float *out = dense.data() + size_t{p} * k * kPanelRows;
                 std::vector<std::vector<float>> rows;
                 for (uint32_t j = 0; j < kPanelRows; ++j) {
                     rows.push_back(randomFloats(k, j == 3 ? 1e-20F : 0.02F));
@@ -94,7 +152,11 @@ void testQuant(const Kernels &kernels, WeightType type) {
                     }
                     (type == kQ8 ? quantizeRowQ8 : quantizeRowQ4)(rows[j].data(), k, j, panel);
                 }
-                kernels.unpack[type](panel, 0, k, out);
+                kernels.unpack_quant[t](panel, 0, groups, codes[p].data(), scales[p].data());
+                std::vector<int16_t> scalar_codes(codes[p].size());
+                std::vector<float> scalar_scales(scales[p].size());
+                kScalarKernels.unpack_quant[t](panel, 0, groups, scalar_codes.data(), scalar_scales.data());
+                CHECK(codes[p] == scalar_codes && same(scales[p], scalar_scales));
                 for (uint32_t i = 0; i < k; ++i) {
                     for (uint32_t j = 0; j < kPanelRows; ++j) {
                         const uint32_t begin = i / kGroup * kGroup;
@@ -103,27 +165,66 @@ void testQuant(const Kernels &kernels, WeightType type) {
                         for (uint32_t e = begin; e < end; ++e) {
                             largest = std::max(largest, std::fabs(rows[j][e]));
                         }
+                        const float value =
+                            codes[p][(i / 2 * kPanelRows + j) * 2 + i % 2] * scales[p][i / kGroup * kPanelRows + j];
+                        dense[i * width + p * kPanelRows + j] = value;
                         // q8: half a step of largest / 127. q4: at worst a clipped extreme, under 1.5 of 7 steps.
                         const float bound = largest * (type == kQ8 ? 0.51F / 127.0F * 1.01F : 0.25F);
-                        CHECK(std::fabs(rows[j][i] - out[i * kPanelRows + j]) <= bound);
+                        CHECK(std::fabs(rows[j][i] - value) <= bound);
                     }
                 }
             }
-            std::vector<float> scalar_dense(dense.size());
-            for (uint32_t p = 0; p < npanels; ++p) {
-                kScalarKernels.unpack[type](panels.data() + p * panel_bytes, 0, k,
-                                            scalar_dense.data() + size_t{p} * k * kPanelRows);
-            }
-            CHECK(same(dense, scalar_dense));
-            for (uint32_t rows = 1; rows <= kTileRows; ++rows) {
+            for (uint32_t rows = 1; rows <= kernels.tile_rows; ++rows) {
                 const std::vector<float> x = randomFloats(size_t{rows} * k);
-                const size_t width = size_t{npanels} * kPanelRows;
+                const Codes input(kScalarKernels, x, k, rows);
                 std::vector<float> expected(rows * width, 1.0F);
                 std::vector<float> actual(rows * width, 2.0F);
-                kScalarKernels.gemv[kF32](dense.data(), size_t{k} * kPanelRows * 4, npanels, k, x.data(), k, rows,
-                                          expected.data(), width);
-                kernels.gemv[type](panels.data(), panel_bytes, npanels, k, x.data(), k, rows, actual.data(), width);
+                kScalarKernels.gemv_quant[t](panels.data(), panel_bytes, npanels, groups, input.rows, rows,
+                                             expected.data(), width);
+                kernels.gemv_quant[t](panels.data(), panel_bytes, npanels, groups, input.rows, rows, actual.data(),
+                                      width);
                 CHECK(same(expected, actual));
+                for (uint32_t r = 0; r < rows; ++r) {
+                    for (size_t j = 0; j < width; ++j) {
+                        double exact = 0.0;
+                        double size = 0.0;
+                        for (uint32_t i = 0; i < k; ++i) {
+                            const double product =
+                                static_cast<double>(dense[i * width + j]) * static_cast<double>(x[size_t{r} * k + i]);
+                            exact += product;
+                            size += std::fabs(product);
+                        }
+                        // Codes of 1 / 32512 of a group's largest, which is at most some five times its mean here.
+                        CHECK(std::fabs(static_cast<double>(expected[r * width + j]) - exact) <= 2e-4 * size + 1e-30);
+                    }
+                }
+                // The register tile of prefill, whole and in two cuts.
+                const uint32_t tile = kernels.tile_rows;
+                std::vector<int16_t> a(size_t{groups} * kGroup * tile);
+                std::vector<float> a_scales(size_t{groups} * tile);
+                for (uint32_t r = 0; r < rows; ++r) {
+                    for (uint32_t i = 0; i < groups * kGroup; ++i) {
+                        a[(size_t{i} / 2 * tile + r) * 2 + i % 2] = input.codes[r * input.rows.ldc + i];
+                    }
+                    for (uint32_t g = 0; g < groups; ++g) {
+                        a_scales[g * tile + r] = input.scales[r * input.rows.lds + g];
+                    }
+                }
+                for (uint32_t p = 0; p < npanels; ++p) {
+                    std::vector<float> c(size_t{rows} * 20, 3.0F);
+                    const uint32_t cut = groups / 2;
+                    if (cut > 0) {
+                        kernels.tile_quant(a.data(), a_scales.data(), codes[p].data(), scales[p].data(), cut, c.data(),
+                                           20, rows, false);
+                    }
+                    kernels.tile_quant(a.data() + size_t{cut} * kGroup * tile, a_scales.data() + size_t{cut} * tile,
+                                       codes[p].data() + size_t{cut} * kGroup * kPanelRows,
+                                       scales[p].data() + size_t{cut} * kPanelRows, groups - cut, c.data(), 20, rows,
+                                       cut > 0);
+                    for (uint32_t r = 0; r < rows; ++r) {
+                        CHECK(std::memcmp(&c[r * 20], &expected[r * width + p * kPanelRows], 64) == 0);
+                    }
+                }
             }
         }
     }
@@ -172,7 +273,7 @@ void testBf12(const Kernels &kernels) {
                               static_cast<uint16_t *>(raws.back().data));
             }
             CHECK(npanels == 1 || raw_pairs > 0);
-            for (uint32_t rows = 1; rows <= kTileRows; ++rows) {
+            for (uint32_t rows = 1; rows <= kernels.tile_rows; ++rows) {
                 const std::vector<float> x = randomFloats(size_t{rows} * k);
                 const size_t width = size_t{npanels} * kPanelRows;
                 std::vector<float> expected(rows * width, 1.0F);
@@ -194,17 +295,17 @@ void testBf12(const Kernels &kernels) {
 }
 
 void testTile(const Kernels &kernels, WeightType type) {
+    const uint32_t tile = kernels.tile_rows;
     for (const uint32_t k : {1U, 5U, 16U, 131U}) {
-        for (uint32_t rows = 1; rows <= kTileRows; ++rows) {
+        for (uint32_t rows = 1; rows <= tile; ++rows) {
             for (const bool accumulate : {false, true}) {
                 const size_t ldb = kPanelRows + 3;
                 const AlignedWeights b(type, k * ldb);
-                const std::vector<float> a = randomFloats(size_t{k} * kTileRows);
-                std::vector<float> expected = randomFloats(kTileRows * 20);
+                const std::vector<float> a = randomFloats(size_t{k} * tile);
+                std::vector<float> expected = randomFloats(size_t{tile} * 20);
                 std::vector<float> actual = expected;
-                kScalarKernels.tile[type](a.data(), 1, kTileRows, b.data, ldb, k, expected.data(), 20, rows,
-                                          accumulate);
-                kernels.tile[type](a.data(), 1, kTileRows, b.data, ldb, k, actual.data(), 20, rows, accumulate);
+                kScalarKernels.tile[type](a.data(), 1, tile, b.data, ldb, k, expected.data(), 20, rows, accumulate);
+                kernels.tile[type](a.data(), 1, tile, b.data, ldb, k, actual.data(), 20, rows, accumulate);
                 CHECK(same(expected, actual));
             }
         }
@@ -310,6 +411,7 @@ void testTable(const Kernels &kernels) {
         testGemvAndUnpack(kernels, type);
         testTile(kernels, type);
     }
+    testQuantize(kernels);
     testQuant(kernels, kQ8);
     testQuant(kernels, kQ4);
     testBf12(kernels);

@@ -43,7 +43,8 @@ def quantized_tensors(checkpoint: Checkpoint) -> dict[str, Array]:
 
 
 def test_int8_against_oracle(checkpoints: Callable[[CheckpointSpec], Checkpoint]) -> None:
-    """The logits are those of the float64 oracle on the rounded weights: nothing else is lost."""
+    """The logits are those of the float64 oracle on the rounded weights, but for the activations'
+    16-bit codes: 1e-4 a layer, where the rounding of the weights costs 1e-2."""
     checkpoint = checkpoints(SPEC)
     tokens = np.random.default_rng(0).integers(0, SPEC.dvoc, 60).tolist()
     expected = forward(checkpoint.config, quantized_tensors(checkpoint), tokens)
@@ -51,7 +52,7 @@ def test_int8_against_oracle(checkpoints: Callable[[CheckpointSpec], Checkpoint]
         backend=Backend.CPU, dt_weight=DataType.INT8, dt_kv=DataType.F32
     ) as driver:
         logits = driver.logits(tokens)
-    assert np.abs(logits - expected).max() / expected.std() < 3e-5
+    assert np.abs(logits - expected).max() / expected.std() < 1e-3
 
 
 @pytest.mark.parametrize("tied", [True, False])

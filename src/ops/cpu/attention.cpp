@@ -87,10 +87,10 @@ void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, 
             const uint32_t count = std::min(kPortion, config_.dh - e);
             const size_t offset = size_t{e} * kBlockTokens * size;
             prefetch(next, offset, size_t{count} * kBlockTokens * size);
-            for (uint32_t row = 0; row < rows; row += kTileRows) {
+            for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
                 kernels_.tile[kv_type_](s.query + size_t{row} * config_.dh + e, config_.dh, 1, keys + offset,
                                         kBlockTokens, count, s.scores + size_t{row} * kSplit + key, kSplit,
-                                        std::min(kTileRows, rows - row), e > 0);
+                                        std::min(kernels_.tile_rows, rows - row), e > 0);
             }
         }
     }
@@ -119,11 +119,11 @@ void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, 
         const uint32_t count = std::min(kBlockTokens, nkeys - key);
         for (uint32_t panel = 0; panel < panels; ++panel) {
             prefetch(next, tile_bytes / panels * panel, tile_bytes / panels);
-            for (uint32_t row = 0; row < rows; row += kTileRows) {
+            for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
                 kernels_.tile[kv_type_](s.scores + size_t{row} * kSplit + key, kSplit, 1,
                                         values + size_t{panel} * kPanelRows * size, value_width_, count,
                                         s.part + size_t{row} * value_width_ + size_t{panel} * kPanelRows, value_width_,
-                                        std::min(kTileRows, rows - row), key > 0);
+                                        std::min(kernels_.tile_rows, rows - row), key > 0);
             }
         }
     }

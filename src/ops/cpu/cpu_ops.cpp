@@ -46,14 +46,23 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
                  ? options.dt_kv
                  : (dt_weight_ == QWEN3_DTYPE_F32 ? QWEN3_DTYPE_F32 : QWEN3_DTYPE_F16)),
       kv_type_(weightType(dt_kv_)), query_rows_(std::max(kQueryRows, config.group())),
-      value_width_(roundUp(config.dh, kPanelRows)), max_rows_(roundUp(config.max_step_tokens, kTileRows)),
-      kernels_(selectKernels()), pool_(static_cast<uint32_t>(options.nthreads)) {
+      value_width_(roundUp(config.dh, kPanelRows)), kernels_(selectKernels()),
+      max_rows_(roundUp(config.max_step_tokens, kernels_.tile_rows)), pool_(static_cast<uint32_t>(options.nthreads)) {
     if (query_rows_ > kMaxQueryRows) {
         fail(QWEN3_STATUS_BAD_PARAM, "nh / nkvh is %u: the CPU backend supports at most %u query heads per KV head",
              config.group(), kMaxQueryRows);
     }
     const uint32_t widest = std::max({config.d, config.nh * config.dh, config.di});
-    packed_rows_ = Buffer(size_t{max_rows_} * widest * sizeof(float));
+    packed_rows_ = Buffer(size_t{max_rows_} * roundUp(widest, kGroup) * sizeof(float));
+    if (isQuantised(weightType(dt_weight_))) {
+        const size_t groups = roundUp(widest, kGroup) / kGroup;
+        packed_scales_ = Buffer(max_rows_ * groups * sizeof(float));
+        quant_codes_ = Buffer(max_rows_ * groups * kGroup * sizeof(int16_t));
+        quant_scales_ = Buffer(max_rows_ * groups * sizeof(float));
+        quant_offsets_ = Buffer(max_rows_ * groups * sizeof(int32_t));
+        quant_rows_ = {quant_codes_.as<int16_t>(), quant_scales_.as<float>(), quant_offsets_.as<int32_t>(),
+                       groups * kGroup, groups};
+    }
     for (uint32_t i = 0; i < pool_.size(); ++i) {
         product_scratch_.emplace_back((kDepth + 2 * size_t{max_rows_}) * kPanelRows * sizeof(float));
         attention_scratch_.emplace_back(AttentionScratch::floats(query_rows_, config.dh, kSplit) * sizeof(float));
@@ -197,7 +206,8 @@ void CpuOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector 
 }
 
 size_t CpuOps::scratchBytes() const {
-    size_t total = packed_rows_.bytes();
+    size_t total = packed_rows_.bytes() + packed_scales_.bytes() + quant_codes_.bytes() + quant_scales_.bytes() +
+                   quant_offsets_.bytes();
     for (const auto *group : {&activations_, &product_scratch_, &attention_scratch_}) {
         for (const Buffer &buffer : *group) {
             total += buffer.bytes();

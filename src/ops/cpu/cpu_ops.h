@@ -88,6 +88,9 @@ private:
                    const Epilogue &epilogue);
     void packRows(const float *in, uint32_t rows, size_t ld, uint32_t k);
     void multiplyPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, float *unpacked, float *product) const;
+    void quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k);
+    void packQuantRows(uint32_t rows, uint32_t groups);
+    void multiplyQuantPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, float *unpacked, float *product) const;
     void plainLinear(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
 
     class KvMemory final : public BlockMemory {
@@ -110,14 +113,17 @@ private:
     WeightType kv_type_;
     uint32_t query_rows_;   // query rows per work item: kQueryRows, or a wider group
     uint32_t value_width_;  // dh rounded up to whole tiles
-    uint32_t max_rows_;     // max_step_tokens rounded up to whole tiles
     const Kernels &kernels_;
+    uint32_t max_rows_;  // max_step_tokens rounded up to whole tiles
     ThreadPool pool_;
     KvMemory kv_memory_;
     const StepPlan *plan_ = nullptr;
 
     std::vector<Buffer> activations_;
-    Buffer packed_rows_;                     // GEMM's left side: [rows / 6][k][6]
+    Buffer packed_rows_;    // GEMM's left side, see linear.cpp: floats or codes
+    Buffer packed_scales_;  // of the codes
+    Buffer quant_codes_, quant_scales_, quant_offsets_;
+    QuantRows quant_rows_{};                 // over those three
     std::vector<Buffer> product_scratch_;    // per thread: unpacked panel, then two products [max rows][16]
     std::vector<Buffer> attention_scratch_;  // per thread, see attention.cpp
     std::vector<Query> queries_;

@@ -2,23 +2,24 @@
 // these on ranges; nothing here allocates, throws or knows threads.
 //
 // Numerics that every table keeps, so that results do not depend on batch size, chunking or thread count:
-//   * an output of a linear layer or an attention product is one chain of fused multiply-adds over k = 0, 1, 2, ...,
+//   * an output of a float layer or an attention product is one chain of fused multiply-adds over k = 0, 1, 2, ...,
 //     one rounding each, whatever tile it was computed in; a chain that is cut (blocks of k) goes through a float;
+//   * an output of a quantised layer is one chain over groups of 32 k: sum = fma(float(dot), w_scale * x_scale, sum),
+//     where dot is the exact integer product of the group's weight codes and activation codes (QuantRows). Integers
+//     may be added in any order, so every instruction set gives the same bits;
 //   * reductions inside a row (sums of squares, of exponentials) depend on the row's length alone.
 //
 // Weight panels ("panel16"): 16 output rows side by side, k-major, one sequential stream per panel:
 //   f32, f16  [K][16]                       bf16  [ceil(K / 2)][16][2]   (even k low, odd k high in each 32-bit word)
 // The bf16 pairing makes its conversion one shift for even k and one mask for odd k per 8 rows.
 //
-// Quantised panels are groups of 32 k, each with one bf16 scale per row; the last group is padded with zeros:
-//   q8  {uint16 scale[16]; int8 q[32][16]}            w = q * scale
-//   q4  {uint16 scale[16]; uint32 q[4][16]}           nibble j of q[o][row] is k = 8 o + j; w = (nibble - 8) * scale
-//   bf12 {Bf12Header; {uint8 sm[2][16]; uint8 e[16]} pair[16]}
+// Other panels are groups of 32 k; the last group is padded with zeros:
+//   q8  {bf16 scale[16]; int8 q[16][16][2]}        w = q * scale; pairs of k side by side, as integer products want
+//   them q4  {bf16 scale[16]; uint16 q[4][16][2]}       w = (nibble - 8) * scale; nibble j of q[o][row][i] is k = 8 o +
+//   2 j + i bf12 {Bf12Header; {uint8 sm[2][16]; uint8 e[16]} pair[16]}
 //        lossless bf16: sm = sign << 7 | mantissa; the exponent field is base - nibble, where e[row] holds even
 //        k low and odd k high. Rows are stored in the order kBf12Order. A pair of k with a weight out of reach of the
 //        16 exponents (about one in a hundred) has its bit in header.pairs and stands at header.raw as in a bf16 panel.
-// Both products are exact in float (at most 7 + 8 significant bits), so a quantised layer computes bit for bit what the
-// f32 layer with the dequantised weights would.
 #pragma once
 
 #include <stddef.h>
@@ -27,7 +28,7 @@
 namespace q3::cpu {
 
 constexpr uint32_t kPanelRows = 16;
-constexpr uint32_t kTileRows = 6;  // 6 x 16 floats are 12 of AVX2's 16 registers
+constexpr uint32_t kMaxTileRows = 16;  // bound of Kernels::tile_rows
 
 constexpr uint32_t kGroup = 32;  // weights per scale
 constexpr size_t kQ8GroupBytes = 2 * kPanelRows + kGroup * kPanelRows;
@@ -44,25 +45,56 @@ constexpr size_t kBf12GroupBytes = sizeof(Bf12Header) + kGroup / 2 * kBf12PairBy
 // Stored place of each row, and row of each stored place: 16-bit lanes then widen to rows 0-7 and 8-15.
 constexpr uint32_t kBf12Order[kPanelRows] = {0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15};
 
-enum WeightType { kF32 = 0, kF16 = 1, kBf16 = 2, kFloatTypes = 3, kQ8 = 3, kQ4 = 4, kBf12 = 5, kWeightTypes = 6 };
+enum WeightType { kF32 = 0, kF16 = 1, kBf16 = 2, kFloatTypes = 3, kBf12 = 3, kExactTypes = 4, kQ8 = 4, kQ4 = 5 };
+constexpr bool isQuantised(WeightType type) {
+    return type >= kExactTypes;
+}
+constexpr int kQuantTypes = 2;  // index: type - kExactTypes
 
-// y[r * ldy + j] = sum over k of x[r * ldx + k] * w[j][k], r < rows <= kTileRows, j < 16 * npanels.
+// Largest activation code: 127 * 256, so that a code is 256 * high + low with two signed bytes.
+constexpr float kActivationMax = 32512.0F;
+
+// Rows of activations in 16 bits: x = code * scale, one scale per group of kGroup.
+struct QuantRows {
+    int16_t *codes;    // [rows][ldc], zeros beyond k up to a whole group
+    float *scales;     // [rows][lds]; NaN for a group with NaN or infinity
+    int32_t *offsets;  // [rows][lds]: 8 * sum of the group's codes, what q4's nibbles count too much
+    size_t ldc, lds;
+
+    QuantRows from(size_t row) const { return {codes + row * ldc, scales + row * lds, offsets + row * lds, ldc, lds}; }
+};
+
+// y[r * ldy + j] = sum over k of x[r * ldx + k] * w[j][k], r < rows <= tile_rows, j < 16 * npanels.
 using GemvKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x,
                             size_t ldx, uint32_t rows, float *y, size_t ldy);
+// The same over `groups` groups of quantised weights.
+using GemvQuantKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups,
+                                 const QuantRows &x, uint32_t rows, float *y, size_t ldy);
 
 // out[i][16] = w[0..15][k0 + i] as float, i < count; k0 a multiple of kGroup.
 using UnpackKernel = void (*)(const void *panel, uint32_t k0, uint32_t count, float *out);
+// Groups [g0, g0 + count) as codes [count][16][16][2] in pairs of k, q4's minus 8, and scales [count][16].
+using UnpackQuantKernel = void (*)(const void *panel, uint32_t g0, uint32_t count, int16_t *codes, float *scales);
 
 // c[r * ldc + j] = (accumulate ? c[...] : 0) + sum over i < k of a[r * a_row + i * a_col] * b[i * ldb + j],
-// r < rows <= kTileRows, j < 16. b is plain row-major of the table entry's type.
+// r < rows <= tile_rows, j < 16. b is plain row-major of the table entry's type.
 using TileKernel = void (*)(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb, uint32_t k, float *c,
                             size_t ldc, uint32_t rows, bool accumulate);
+// The same over groups: a [groups][16][tile_rows][2] codes, a_scales [groups][tile_rows], b and b_scales as unpacked.
+using TileQuantKernel = void (*)(const int16_t *a, const float *a_scales, const int16_t *b, const float *b_scales,
+                                 uint32_t groups, float *c, size_t ldc, uint32_t rows, bool accumulate);
 
 struct Kernels {
     const char *name;
-    GemvKernel gemv[kWeightTypes];
-    UnpackKernel unpack[kWeightTypes];
+    uint32_t tile_rows;  // rows of a register tile
+    GemvKernel gemv[kExactTypes];
+    UnpackKernel unpack[kExactTypes];
     TileKernel tile[kFloatTypes];
+    GemvQuantKernel gemv_quant[kQuantTypes];
+    UnpackQuantKernel unpack_quant[kQuantTypes];
+    TileQuantKernel tile_quant;
+    // Row r of x [k] as codes, scales and offsets.
+    void (*quantize)(const float *x, uint32_t k, const QuantRows &out, uint32_t r);
     // out = x / sqrt(mean(x^2) + epsilon) * weight; out may be x
     void (*rmsnorm)(float *out, const float *x, const float *weight, uint32_t n, float epsilon);
     // x += delta

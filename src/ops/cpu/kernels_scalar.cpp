@@ -9,21 +9,22 @@
 namespace q3::cpu {
 namespace {
 
-int quantAt(const char *panel, WeightType type, uint32_t row, uint32_t k) {
-    const size_t group = k / kGroup;
+// Code (row, k) of a quantised panel; q4's minus 8.
+template <WeightType T> int codeAt(const char *panel, uint32_t row, uint32_t k) {
     const uint32_t i = k % kGroup;
-    if (type == kQ8) {
-        return reinterpret_cast<const int8_t *>(panel + group * kQ8GroupBytes + 2 * kPanelRows)[i * kPanelRows + row];
+    if constexpr (T == kQ8) {
+        const char *codes = panel + k / kGroup * kQ8GroupBytes + 2 * kPanelRows;
+        return reinterpret_cast<const int8_t *>(codes)[(i / 2 * kPanelRows + row) * 2 + i % 2];
+    } else {
+        const char *codes = panel + k / kGroup * kQ4GroupBytes + 2 * kPanelRows;
+        const uint32_t word = reinterpret_cast<const uint16_t *>(codes)[(i / 8 * kPanelRows + row) * 2 + i % 2];
+        return static_cast<int>(word >> (i % 8 / 2 * 4) & 15U) - 8;
     }
-    const auto *words = reinterpret_cast<const uint32_t *>(panel + group * kQ4GroupBytes + 2 * kPanelRows);
-    return static_cast<int>(words[i / 8 * kPanelRows + row] >> (4 * (i % 8)) & 15U) - 8;
 }
 
-float quantLoad(const void *data, WeightType type, uint32_t row, uint32_t k) {
-    const auto *panel = static_cast<const char *>(data);
-    const size_t group_bytes = type == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
-    const auto *scales = reinterpret_cast<const uint16_t *>(panel + k / kGroup * group_bytes);
-    return static_cast<float>(quantAt(panel, type, row, k)) * bf16ToFloat(scales[row]);
+template <WeightType T> float scaleAt(const char *panel, uint32_t row, uint32_t group) {
+    const size_t bytes = T == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
+    return bf16ToFloat(reinterpret_cast<const uint16_t *>(panel + group * bytes)[row]);
 }
 
 template <WeightType T> float load(const void *data, size_t index) {
@@ -61,9 +62,7 @@ float bf12Load(const void *data, uint32_t row, uint32_t k) {
 
 // Weight (row, k) of a panel.
 template <WeightType T> float panelLoad(const void *panel, uint32_t row, uint32_t k) {
-    if constexpr (T == kQ8 || T == kQ4) {
-        return quantLoad(panel, T, row, k);
-    } else if constexpr (T == kBf12) {
+    if constexpr (T == kBf12) {
         return bf12Load(panel, row, k);
     } else {
         return load<T>(panel, panelIndex<T>(row, k));
@@ -106,6 +105,83 @@ void tile(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb,
             }
             c[r * ldc + j] = sum;
         }
+    }
+}
+
+constexpr uint32_t kTileRows = 6;
+
+template <WeightType T>
+void gemvQuant(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
+               uint32_t rows, float *y, size_t ldy) {
+    for (uint32_t p = 0; p < npanels; ++p) {
+        const char *panel = static_cast<const char *>(panels) + p * panel_bytes;
+        for (uint32_t r = 0; r < rows; ++r) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                float sum = 0.0F;
+                for (uint32_t g = 0; g < groups; ++g) {
+                    int32_t dot = 0;
+                    for (uint32_t k = g * kGroup; k < (g + 1) * kGroup; ++k) {
+                        dot += codeAt<T>(panel, j, k) * x.codes[r * x.ldc + k];
+                    }
+                    sum = std::fma(static_cast<float>(dot), scaleAt<T>(panel, j, g) * x.scales[r * x.lds + g], sum);
+                }
+                y[r * ldy + p * kPanelRows + j] = sum;
+            }
+        }
+    }
+}
+
+template <WeightType T>
+void unpackQuant(const void *panel, uint32_t g0, uint32_t count, int16_t *codes, float *scales) {
+    for (uint32_t g = 0; g < count; ++g) {
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            for (uint32_t i = 0; i < kGroup; ++i) {
+                codes[((size_t{g} * kGroup / 2 + i / 2) * kPanelRows + j) * 2 + i % 2] =
+                    static_cast<int16_t>(codeAt<T>(static_cast<const char *>(panel), j, (g0 + g) * kGroup + i));
+            }
+            scales[g * kPanelRows + j] = scaleAt<T>(static_cast<const char *>(panel), j, g0 + g);
+        }
+    }
+}
+
+void tileQuant(const int16_t *a, const float *a_scales, const int16_t *b, const float *b_scales, uint32_t groups,
+               float *c, size_t ldc, uint32_t rows, bool accumulate) {
+    for (uint32_t r = 0; r < rows; ++r) {
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            float sum = accumulate ? c[r * ldc + j] : 0.0F;
+            for (uint32_t g = 0; g < groups; ++g) {
+                int32_t dot = 0;
+                for (uint32_t i = 0; i < kGroup; ++i) {
+                    const size_t pair = size_t{g} * kGroup / 2 + i / 2;
+                    dot += a[(pair * kTileRows + r) * 2 + i % 2] * b[(pair * kPanelRows + j) * 2 + i % 2];
+                }
+                sum =
+                    std::fma(static_cast<float>(dot), b_scales[g * kPanelRows + j] * a_scales[g * kTileRows + r], sum);
+            }
+            c[r * ldc + j] = sum;
+        }
+    }
+}
+
+void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
+    for (uint32_t g = 0; g * kGroup < k; ++g) {
+        const uint32_t count = k - g * kGroup < kGroup ? k - g * kGroup : kGroup;
+        const float *in = x + size_t{g} * kGroup;
+        float largest = 0.0F;
+        bool finite = true;
+        for (uint32_t i = 0; i < count; ++i) {
+            finite = finite && std::isfinite(in[i]);
+            largest = std::fmax(largest, std::fabs(in[i]));
+        }
+        const float inverse = largest < 1e-30F ? 0.0F : kActivationMax / largest;  // of less it would overflow
+        int32_t sum = 0;
+        for (uint32_t i = 0; i < kGroup; ++i) {
+            const int32_t code = finite && i < count ? static_cast<int32_t>(std::nearbyint(in[i] * inverse)) : 0;
+            out.codes[r * out.ldc + g * kGroup + i] = static_cast<int16_t>(code);
+            sum += code;
+        }
+        out.scales[r * out.lds + g] = !finite ? std::nanf("") : (largest < 1e-30F ? 0.0F : largest / kActivationMax);
+        out.offsets[r * out.lds + g] = 8 * sum;
     }
 }
 
@@ -179,9 +255,14 @@ void storeBf16(void *out, const float *in, uint32_t n) {
 
 const Kernels kScalarKernels = {
     "scalar",
-    {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemv<kQ8>, gemv<kQ4>, gemv<kBf12>},
-    {unpack<kF32>, unpack<kF16>, unpack<kBf16>, unpack<kQ8>, unpack<kQ4>, unpack<kBf12>},
+    kTileRows,
+    {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemv<kBf12>},
+    {unpack<kF32>, unpack<kF16>, unpack<kBf16>, unpack<kBf12>},
     {tile<kF32>, tile<kF16>, tile<kBf16>},
+    {gemvQuant<kQ8>, gemvQuant<kQ4>},
+    {unpackQuant<kQ8>, unpackQuant<kQ4>},
+    tileQuant,
+    quantize,
     rmsnorm,
     add,
     rope,

@@ -1,8 +1,8 @@
 // Linear layers on the CPU. Up to kStreamRows rows (decode of a batch): weights are streamed once and multiplied
-// straight from their packed form, at most 6 rows at a time while a panel is in cache. More rows (prefill): each panel
-// is unpacked to float in L1 and multiplied by all rows, which are first rearranged so that the tile kernel reads them
-// in sequence. Both compute the same chain per output (kernels.h), so a row's result does not depend on which path it
-// took.
+// straight from their packed form, at most tile_rows rows at a time while a panel is in cache. More rows (prefill):
+// each panel is unpacked (to float, or 16-bit codes) in L1 and multiplied by all rows, which are first rearranged so
+// that the tile kernel reads them in sequence. Quantised weights meet activations in 16-bit codes. Both paths compute
+// the same chain per output (kernels.h), so a row's result does not depend on which path it took.
 #include <algorithm>
 #include <cstring>
 
@@ -13,6 +13,9 @@ namespace {
 
 // Bytes of weights per claim: long enough to hide the claim, short enough to balance two threads at the end.
 constexpr size_t kClaimBytes = size_t{128} << 10;
+
+// Rows per claim when activations become codes: a row takes about a microsecond.
+constexpr uint32_t kQuantGrain = 4;
 
 // Up to here decoding a panel once per 6 rows costs less than unpacking it to floats once.
 constexpr uint32_t kStreamRows = 18;
@@ -37,18 +40,47 @@ void addBias(float *row, const float *bias) {
 
 }  // namespace
 
-// [rows][k] -> [rows / 6][k][6], the last group padded with zeros.
+// [rows][k] -> [rows / T][k][T] with T = tile_rows, the last group padded with zeros.
 void CpuOps::packRows(const float *in, uint32_t rows, size_t ld, uint32_t k) {
-    auto *packed = packed_rows_.as<float>();
-    const uint32_t groups = (rows + kTileRows - 1) / kTileRows;
-    pool_.parallelFor(groups, 1, [&](uint32_t begin, uint32_t end, uint32_t) {
+    const uint32_t tile = kernels_.tile_rows;
+    pool_.parallelFor((rows + tile - 1) / tile, 1, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t g = begin; g < end; ++g) {
-            float *out = packed + size_t{g} * k * kTileRows;
-            for (uint32_t r = 0; r < kTileRows; ++r) {
-                const uint32_t row = g * kTileRows + r;
+            float *out = packed_rows_.as<float>() + size_t{g} * k * tile;
+            for (uint32_t r = 0; r < tile; ++r) {
+                const uint32_t row = g * tile + r;
                 const float *source = in + size_t{row} * ld;
                 for (uint32_t i = 0; i < k; ++i) {
-                    out[size_t{i} * kTileRows + r] = row < rows ? source[i] : 0.0F;
+                    out[size_t{i} * tile + r] = row < rows ? source[i] : 0.0F;
+                }
+            }
+        }
+    });
+}
+
+// Fills quant_rows_ with rows of `in`.
+void CpuOps::quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k) {
+    pool_.parallelFor(rows, kQuantGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
+        for (uint32_t r = begin; r < end; ++r) {
+            kernels_.quantize(in + r * ld, k, quant_rows_, r);
+        }
+    });
+}
+
+// quant_rows_ -> codes [rows / T][groups][16][T][2] and scales [rows / T][groups][T].
+void CpuOps::packQuantRows(uint32_t rows, uint32_t groups) {
+    const uint32_t tile = kernels_.tile_rows;
+    pool_.parallelFor((rows + tile - 1) / tile, 1, [&](uint32_t begin, uint32_t end, uint32_t) {
+        for (uint32_t t = begin; t < end; ++t) {
+            int16_t *codes = packed_rows_.as<int16_t>() + size_t{t} * groups * kGroup * tile;
+            float *scales = packed_scales_.as<float>() + size_t{t} * groups * tile;
+            for (uint32_t r = 0; r < tile; ++r) {
+                const uint32_t row = std::min(t * tile + r, rows - 1);  // padding repeats the last row
+                const int16_t *source = quant_rows_.codes + row * quant_rows_.ldc;
+                for (size_t pair = 0; pair < size_t{groups} * kGroup / 2; ++pair) {
+                    std::memcpy(codes + (pair * tile + r) * 2, source + pair * 2, 2 * sizeof *source);
+                }
+                for (size_t g = 0; g < groups; ++g) {
+                    scales[g * tile + r] = quant_rows_.scales[row * quant_rows_.lds + g];
                 }
             }
         }
@@ -57,14 +89,34 @@ void CpuOps::packRows(const float *in, uint32_t rows, size_t ld, uint32_t k) {
 
 // product[rows][16] = packed rows times one panel
 void CpuOps::multiplyPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, float *unpacked, float *product) const {
+    const uint32_t tile = kernels_.tile_rows;
     const auto *packed = packed_rows_.as<float>();
     for (uint32_t k0 = 0; k0 < w.in; k0 += kDepth) {
         const uint32_t depth = std::min(kDepth, w.in - k0);
         kernels_.unpack[w.type](w.panel(panel), k0, depth, unpacked);
-        for (uint32_t row = 0; row < rows; row += kTileRows) {
-            const float *a = packed + (size_t{row} * w.in + size_t{k0} * kTileRows);
-            kernels_.tile[kF32](a, 1, kTileRows, unpacked, kPanelRows, depth, product + size_t{row} * kPanelRows,
-                                kPanelRows, std::min(kTileRows, rows - row), k0 > 0);
+        for (uint32_t row = 0; row < rows; row += tile) {
+            const float *a = packed + (size_t{row} * w.in + size_t{k0} * tile);
+            kernels_.tile[kF32](a, 1, tile, unpacked, kPanelRows, depth, product + size_t{row} * kPanelRows, kPanelRows,
+                                std::min(tile, rows - row), k0 > 0);
+        }
+    }
+}
+
+void CpuOps::multiplyQuantPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, float *unpacked,
+                                float *product) const {
+    const uint32_t tile = kernels_.tile_rows;
+    const uint32_t groups = w.groups();
+    constexpr uint32_t kGroups = kDepth / kGroup;
+    float *scales = unpacked;  // [kGroups][16], then the codes
+    auto *codes = reinterpret_cast<int16_t *>(scales + size_t{kGroups} * kPanelRows);
+    for (uint32_t g0 = 0; g0 < groups; g0 += kGroups) {
+        const uint32_t count = std::min(kGroups, groups - g0);
+        kernels_.unpack_quant[w.type - kExactTypes](w.panel(panel), g0, count, codes, scales);
+        for (uint32_t row = 0; row < rows; row += tile) {
+            const size_t at = size_t{row} * groups + size_t{g0} * tile;
+            kernels_.tile_quant(packed_rows_.as<int16_t>() + at * kGroup, packed_scales_.as<float>() + at, codes,
+                                scales, count, product + size_t{row} * kPanelRows, kPanelRows,
+                                std::min(tile, rows - row), g0 > 0);
         }
     }
 }
@@ -74,15 +126,24 @@ void CpuOps::multiplyPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, fl
 template <typename Epilogue>
 void CpuOps::forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
                        const Epilogue &epilogue) {
+    const bool quantised = isQuantised(w.type);
+    if (quantised) {
+        quantizeRows(in, rows, ld, w.in);
+    }
     if (rows > kStreamRows) {
-        packRows(in, rows, ld, w.in);
+        if (quantised) {
+            packQuantRows(rows, w.groups());
+        } else {
+            packRows(in, rows, ld, w.in);
+        }
         const size_t block = size_t{max_rows_} * kPanelRows;
         pool_.parallelFor(w.npanels / step, std::max(1U, 4 / step), [&](uint32_t begin, uint32_t end, uint32_t thread) {
             auto *unpacked = product_scratch_[thread].template as<float>();
             float *products = unpacked + size_t{kDepth} * kPanelRows;
             for (uint32_t g = begin; g < end; ++g) {
                 for (uint32_t p = 0; p < step; ++p) {
-                    multiplyPanel(w, g * step + p, rows, unpacked, products + p * block);
+                    (this->*(quantised ? &CpuOps::multiplyQuantPanel : &CpuOps::multiplyPanel))(
+                        w, g * step + p, rows, unpacked, products + p * block);
                 }
                 epilogue(g * step, products, block, kPanelRows);
             }
@@ -92,7 +153,7 @@ void CpuOps::forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinea
     // 4 panels at a time: what the one-row kernel streams together.
     constexpr uint32_t kTogether = 4;
     const uint32_t claim = claimPanels(w, kTogether);
-    const uint32_t parts = (rows + kTileRows - 1) / kTileRows;
+    const uint32_t parts = (rows + kernels_.tile_rows - 1) / kernels_.tile_rows;
     pool_.parallelFor(w.npanels, claim, [&](uint32_t begin, uint32_t end, uint32_t) {
         constexpr size_t width = kTogether * kPanelRows;
         float products[kStreamRows * width];
@@ -101,8 +162,14 @@ void CpuOps::forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinea
             uint32_t row = 0;
             for (uint32_t part = 0; part < parts; ++part) {
                 const uint32_t size = partSize(rows, parts, part);
-                kernels_.gemv[w.type](w.panel(p), w.panel_bytes, count, w.in, in + row * ld, ld, size,
-                                      products + row * width, width);
+                float *product = products + row * width;
+                if (quantised) {
+                    kernels_.gemv_quant[w.type - kExactTypes](w.panel(p), w.panel_bytes, count, w.groups(),
+                                                              quant_rows_.from(row), size, product, width);
+                } else {
+                    kernels_.gemv[w.type](w.panel(p), w.panel_bytes, count, w.in, in + row * ld, ld, size, product,
+                                          width);
+                }
                 row += size;
             }
             for (uint32_t q = 0; q < count; q += step) {

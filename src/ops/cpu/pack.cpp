@@ -305,12 +305,23 @@ std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, Thr
 void readRow(const Linear &table, uint32_t row, const Kernels &kernels, float *out) {
     if (const auto *tied = dynamic_cast<const CpuTiedTable *>(&table)) {
         const CpuLinear &head = *tied->head;
-        float block[kGroup * kPanelRows];
+        const char *panel = head.panel(row / kPanelRows);
+        const uint32_t j = row % kPanelRows;
         for (uint32_t k = 0; k < head.in; k += kGroup) {
             const uint32_t count = std::min(kGroup, head.in - k);
-            kernels.unpack[head.type](head.panel(row / kPanelRows), k, count, block);
-            for (uint32_t i = 0; i < count; ++i) {
-                out[k + i] = block[i * kPanelRows + row % kPanelRows];
+            if (isQuantised(head.type)) {
+                int16_t codes[kGroup * kPanelRows];
+                float scales[kPanelRows];
+                kernels.unpack_quant[head.type - kExactTypes](panel, k / kGroup, 1, codes, scales);
+                for (uint32_t i = 0; i < count; ++i) {
+                    out[k + i] = static_cast<float>(codes[(i / 2 * kPanelRows + j) * 2 + i % 2]) * scales[j];
+                }
+            } else {
+                float block[kGroup * kPanelRows];
+                kernels.unpack[head.type](panel, k, count, block);
+                for (uint32_t i = 0; i < count; ++i) {
+                    out[k + i] = block[i * kPanelRows + j];
+                }
             }
         }
         return;

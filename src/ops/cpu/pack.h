@@ -33,6 +33,7 @@ public:
     Buffer bias;  // float [16 * npanels] in panel order, or empty
     size_t bytes() const override { return panels.bytes() + raw.bytes() + bias.bytes(); }
 
+    uint32_t groups() const { return (in + kGroup - 1) / kGroup; }
     const char *panel(uint32_t index) const { return panels.as<char>() + index * panel_bytes; }
     const float *biasOf(uint32_t panel_index) const {
         return bias.data() == nullptr ? nullptr : bias.as<float>() + size_t{panel_index} * kPanelRows;

@@ -161,7 +161,7 @@ void quantizeRowQ8(const float *weights, uint32_t k, uint32_t row, char *panel) 
         scalesOf(panel, g, kQ8GroupBytes)[row] = scale;
         auto *q = reinterpret_cast<int8_t *>(panel + g * kQ8GroupBytes + 2 * kPanelRows);
         for (uint32_t i = 0; i < kGroup; ++i) {
-            q[i * kPanelRows + row] =
+            q[(i / 2 * kPanelRows + row) * 2 + i % 2] =
                 static_cast<int8_t>(std::min(127.0F, std::max(-127.0F, roundFast(w[i] * inverse))));
         }
     }
@@ -174,14 +174,13 @@ void quantizeRowQ4(const float *weights, uint32_t k, uint32_t row, char *panel) 
         const uint16_t scale = searchScaleQ4(w);
         const float inverse = scale == 0 ? 0.0F : 1.0F / bf16ToFloat(scale);
         scalesOf(panel, g, kQ4GroupBytes)[row] = scale;
-        auto *words = reinterpret_cast<uint32_t *>(panel + g * kQ4GroupBytes + 2 * kPanelRows);
-        for (uint32_t octet = 0; octet < kGroup / 8; ++octet) {
-            uint32_t word = 0;
-            for (uint32_t j = 0; j < 8; ++j) {
-                const float q = std::min(7.0F, std::max(-8.0F, roundFast(w[octet * 8 + j] * inverse)));
-                word |= static_cast<uint32_t>(static_cast<int>(q) + 8) << (4 * j);
-            }
-            words[octet * kPanelRows + row] = word;
+        auto *words = reinterpret_cast<uint16_t *>(panel + g * kQ4GroupBytes + 2 * kPanelRows);
+        for (uint32_t i = 0; i < kGroup; ++i) {
+            const float q = std::min(7.0F, std::max(-8.0F, roundFast(w[i] * inverse)));
+            uint16_t &word = words[(i / 8 * kPanelRows + row) * 2 + i % 2];
+            const uint32_t shift = i % 8 / 2 * 4;
+            word = static_cast<uint16_t>((word & ~(15U << shift)) | static_cast<uint32_t>(static_cast<int>(q) + 8)
+                                                                        << shift);
         }
     }
 }

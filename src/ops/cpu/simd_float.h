@@ -1,0 +1,327 @@
+// Linear layers of exact weights (f32, f16, bf16, bf12) for one instruction set S, see simd_table.h. A panel's 16 rows
+// are S::kParts vectors of S::kLanes floats.
+#pragma once
+
+#include "ops/cpu/kernels.h"
+
+// Accumulators live in registers only if the compiler unrolls the loops over them, which -O3 alone does not promise.
+#define Q3_UNROLL _Pragma("GCC unroll 16")
+
+namespace q3::cpu {
+namespace {
+
+// One k of a panel.
+template <typename S> struct Column {
+    typename S::F part[S::kParts];
+};
+
+// kLanes columns starting at element `index` of plain row-major data.
+template <typename S, WeightType T> inline typename S::F loadPlain(const void *data, size_t index) {
+    if constexpr (T == kF32) {
+        return S::load(static_cast<const float *>(data) + index);
+    } else if constexpr (T == kF16) {
+        return S::loadF16(static_cast<const uint16_t *>(data) + index);
+    } else {
+        return S::loadBf16(static_cast<const uint16_t *>(data) + index);
+    }
+}
+
+template <typename S, WeightType T> inline Column<S> loadColumn(const void *data, size_t index) {
+    Column<S> column;
+    Q3_UNROLL
+    for (int h = 0; h < S::kParts; ++h) {
+        column.part[h] = loadPlain<S, T>(data, index + h * S::kLanes);
+    }
+    return column;
+}
+
+// Even or odd k of a bf16 pair.
+template <typename S> inline Column<S> bf16Column(const char *pair, bool odd) {
+    Column<S> column;
+    Q3_UNROLL
+    for (int h = 0; h < S::kParts; ++h) {
+        const typename S::I bits = S::loadBits(pair + h * S::kLanes * 4);
+        column.part[h] = S::fromBits(odd ? S::andBits(bits, S::setBits(0xffff0000U)) : S::template shiftLeft<16>(bits));
+    }
+    return column;
+}
+
+template <typename S> inline void storeColumn(float *out, const Column<S> &column) {
+    Q3_UNROLL
+    for (int h = 0; h < S::kParts; ++h) {
+        S::store(out + h * S::kLanes, column.part[h]);
+    }
+}
+
+// The products of R rows of x with P panels.
+template <typename S, int R, int P> struct Products {
+    typename S::F sum[R][P][S::kParts];
+
+    Products() {
+        Q3_UNROLL
+        for (int r = 0; r < R; ++r) {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                Q3_UNROLL
+                for (int h = 0; h < S::kParts; ++h) {
+                    sum[r][p][h] = S::zero();
+                }
+            }
+        }
+    }
+
+    // Adds one k of panel p times x[r][k]. The row's value is broadcast here, from L1, rather than kept for all panels:
+    // with many rows there is no register to keep it in.
+    inline void add(int p, const Column<S> &w, const float *x, size_t ldx) {
+        Q3_UNROLL
+        for (int r = 0; r < R; ++r) {
+            const typename S::F value = S::broadcast(x + r * ldx);
+            Q3_UNROLL
+            for (int h = 0; h < S::kParts; ++h) {
+                sum[r][p][h] = S::fma(w.part[h], value, sum[r][p][h]);
+            }
+        }
+    }
+
+    void store(float *y, size_t ldy) const {
+        Q3_UNROLL
+        for (int r = 0; r < R; ++r) {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                Q3_UNROLL
+                for (int h = 0; h < S::kParts; ++h) {
+                    S::store(y + r * ldy + p * kPanelRows + h * S::kLanes, sum[r][p][h]);
+                }
+            }
+        }
+    }
+};
+
+template <typename S, WeightType T, int R, int P>
+inline void multiplyFloats(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx,
+                           Products<S, R, P> &products) {
+    if constexpr (T == kBf16) {
+        for (uint32_t i = 0; i < k; i += 2) {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                const char *pair = panels + p * panel_bytes + size_t{i} * kPanelRows * 2;
+                products.add(p, bf16Column<S>(pair, false), x + i, ldx);
+                if (i + 1 < k) {  // an odd k ends with half a pair
+                    products.add(p, bf16Column<S>(pair, true), x + i + 1, ldx);
+                }
+            }
+        }
+    } else {
+        for (uint32_t i = 0; i < k; ++i) {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                products.add(p, loadColumn<S, T>(panels + p * panel_bytes, size_t{i} * kPanelRows), x + i, ldx);
+            }
+        }
+    }
+}
+
+template <typename S, WeightType T> void unpack(const void *panel, uint32_t k0, uint32_t count, float *out) {
+    if constexpr (T == kBf16) {
+        const char *pair = static_cast<const char *>(panel) + size_t{k0} * kPanelRows * 2;
+        for (uint32_t i = 0; i < count; i += 2, pair += size_t{kPanelRows} * 4) {
+            storeColumn<S>(out + size_t{i} * kPanelRows, bf16Column<S>(pair, false));
+            if (i + 1 < count) {
+                storeColumn<S>(out + size_t{i + 1} * kPanelRows, bf16Column<S>(pair, true));
+            }
+        }
+    } else {
+        for (uint32_t i = 0; i < count; ++i) {
+            storeColumn<S>(out + size_t{i} * kPanelRows, loadColumn<S, T>(panel, size_t{k0 + i} * kPanelRows));
+        }
+    }
+}
+
+template <typename S, WeightType T, int R>
+void tileRows(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb, uint32_t k, float *c, size_t ldc,
+              bool accumulate) {
+    typename S::F acc[R][S::kParts];
+    Q3_UNROLL
+    for (int r = 0; r < R; ++r) {
+        Q3_UNROLL
+        for (int h = 0; h < S::kParts; ++h) {
+            acc[r][h] = accumulate ? S::load(c + r * ldc + h * S::kLanes) : S::zero();
+        }
+    }
+    for (uint32_t i = 0; i < k; ++i) {
+        const Column<S> column = loadColumn<S, T>(b, i * ldb);
+        Q3_UNROLL
+        for (int r = 0; r < R; ++r) {
+            const typename S::F value = S::broadcast(a + r * a_row + i * a_col);
+            Q3_UNROLL
+            for (int h = 0; h < S::kParts; ++h) {
+                acc[r][h] = S::fma(value, column.part[h], acc[r][h]);
+            }
+        }
+    }
+    Q3_UNROLL
+    for (int r = 0; r < R; ++r) {
+        Q3_UNROLL
+        for (int h = 0; h < S::kParts; ++h) {
+            S::store(c + r * ldc + h * S::kLanes, acc[r][h]);
+        }
+    }
+}
+
+// Calls body with `rows` as a compile-time number: body.template operator()<R>().
+template <int R, typename Body> inline void withRows(uint32_t rows, const Body &body) {
+    if constexpr (R > 1) {
+        if (rows < R) {
+            return withRows<R - 1>(rows, body);
+        }
+    }
+    body.template call<R>();
+}
+
+template <typename S, WeightType T> struct TileCall {
+    const float *a;
+    size_t a_row, a_col;
+    const void *b;
+    size_t ldb;
+    uint32_t k;
+    float *c;
+    size_t ldc;
+    bool accumulate;
+    template <int R> void call() const { tileRows<S, T, R>(a, a_row, a_col, b, ldb, k, c, ldc, accumulate); }
+};
+
+template <typename S, WeightType T>
+void tile(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb, uint32_t k, float *c, size_t ldc,
+          uint32_t rows, bool accumulate) {
+    withRows<S::kTileRows>(rows, TileCall<S, T>{a, a_row, a_col, b, ldb, k, c, ldc, accumulate});
+}
+
+// A pair of k of a bf12 group. raw moves on when the pair is raw.
+template <typename S>
+inline void decodePairBf12(const char *group, uint32_t pair, typename S::Bf12Base base, uint32_t raw_pairs,
+                           const uint16_t *&raw, Column<S> (&w)[2]) {
+    if (__builtin_expect((raw_pairs >> pair & 1U) != 0, 0)) {
+        w[0] = bf16Column<S>(reinterpret_cast<const char *>(raw), false);
+        w[1] = bf16Column<S>(reinterpret_cast<const char *>(raw), true);
+        raw += 2 * kPanelRows;
+        return;
+    }
+    const char *sm = group + sizeof(Bf12Header) + pair * kBf12PairBytes;
+    S::decodeBf12(sm, sm + size_t{2} * kPanelRows, base, w[0].part, w[1].part);
+}
+
+// Header of a bf12 group, by value: groups are aligned to 16 bytes.
+inline Bf12Header bf12Header(const char *group) {
+    return *reinterpret_cast<const Bf12Header *>(group);
+}
+
+template <typename S> void unpackBf12(const void *panel, uint32_t k0, uint32_t count, float *out) {
+    for (uint32_t first = 0; first < count; first += kGroup) {  // k0 is a multiple of kGroup
+        const char *group = static_cast<const char *>(panel) + (k0 + first) / kGroup * kBf12GroupBytes;
+        const Bf12Header header = bf12Header(group);
+        const uint16_t *raw = header.raw;
+        for (uint32_t i = first; i < count && i < first + kGroup; i += 2) {
+            Column<S> w[2];
+            decodePairBf12<S>(group, (i - first) / 2, S::baseBf12(header.base), header.pairs, raw, w);
+            for (uint32_t odd = 0; odd < 2 && i + odd < count; ++odd) {
+                storeColumn<S>(out + size_t{i + odd} * kPanelRows, w[odd]);
+            }
+        }
+    }
+}
+
+template <typename S, int R, int P>
+inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t ldx, Products<S, R, P> &products) {
+    typename S::Bf12Base base[P];
+    uint32_t pairs[P];
+    const uint16_t *raw[P];
+    Q3_UNROLL
+    for (int p = 0; p < P; ++p) {
+        const Bf12Header header = bf12Header(groups[p]);
+        base[p] = S::baseBf12(header.base);
+        pairs[p] = header.pairs;
+        raw[p] = header.raw;
+    }
+    for (uint32_t pair = 0; pair < kGroup / 2; ++pair) {
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            // Decoding keeps the core too busy to run ahead into the next group by itself.
+            __builtin_prefetch(groups[p] + kBf12GroupBytes + pair * kBf12PairBytes + 256);
+            Column<S> w[2];
+            decodePairBf12<S>(groups[p], pair, base[p], pairs[p], raw[p], w);
+            products.add(p, w[0], x + size_t{pair} * 2, ldx);
+            products.add(p, w[1], x + size_t{pair} * 2 + 1, ldx);
+        }
+    }
+}
+
+template <typename S, WeightType T, int R, int P>
+void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx, float *y, size_t ldy) {
+    Products<S, R, P> products;
+    if constexpr (T != kBf12) {
+        multiplyFloats<S, T, R, P>(panels, panel_bytes, k, x, ldx, products);
+        products.store(y, ldy);
+    } else {
+        const uint32_t whole = k / kGroup;
+        for (uint32_t g = 0; g < whole; ++g) {
+            const char *groups[P];
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                groups[p] = panels + p * panel_bytes + g * kBf12GroupBytes;
+            }
+            multiplyGroupBf12<S, R, P>(groups, x + size_t{g} * kGroup, ldx, products);
+        }
+        products.store(y, ldy);
+        if (whole * kGroup < k) {  // the padded last group: no x beyond k may be read
+            const uint32_t count = k - whole * kGroup;
+            float weights[kGroup * kPanelRows];
+            for (int p = 0; p < P; ++p) {
+                unpackBf12<S>(panels + p * panel_bytes, whole * kGroup, count, weights);
+                tile<S, kF32>(x + size_t{whole} * kGroup, ldx, 1, weights, kPanelRows, count, y + p * kPanelRows, ldy,
+                              R, true);
+            }
+        }
+    }
+}
+
+// Panels at once for R rows that need `registers_per_row` vectors each and panel: for one row, four panels give enough
+// chains to cover the latency of a multiply-add, and four streams that of memory. From some rows on the rows are chains
+// enough.
+template <typename S, int R> constexpr int panelsAtOnce(int fixed) {
+    for (int p = 4; p > 1; p /= 2) {
+        if (R * p * S::kParts + fixed + S::kParts + 1 <= S::kRegisters) {
+            return p;
+        }
+    }
+    return 1;
+}
+
+template <typename S, WeightType T> struct GemvCall {
+    const char *panels;
+    size_t panel_bytes;
+    uint32_t npanels, k;
+    const float *x;
+    size_t ldx;
+    float *y;
+    size_t ldy;
+    template <int R> void call() const {
+        constexpr int P = panelsAtOnce<S, R>(0);
+        uint32_t p = 0;
+        for (; p + P <= npanels; p += P) {
+            gemvTile<S, T, R, P>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
+        }
+        for (; p < npanels; ++p) {
+            gemvTile<S, T, R, 1>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
+        }
+    }
+};
+
+template <typename S, WeightType T>
+void gemv(const void *data, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx, uint32_t rows,
+          float *y, size_t ldy) {
+    withRows<S::kTileRows>(rows,
+                           GemvCall<S, T>{static_cast<const char *>(data), panel_bytes, npanels, k, x, ldx, y, ldy});
+}
+
+}  // namespace
+}  // namespace q3::cpu

@@ -1,0 +1,42 @@
+// The kernels, written once for all vector instruction sets and instantiated by each kernels_*.cpp with its traits S:
+//   F, I, H                   kLanes floats, kLanes int32, kLanes pairs of int16
+//   kLanes, kParts            lanes of a vector; vectors of a panel's 16 rows
+//   kTileRows, kRegisters     rows of a register tile; vector registers
+//   load, store, loadFirst, storeFirst, broadcast, set, zero, fma(a, b, c) = a * b + c, ...   on F
+//   loadBits, setBits, setInt, shiftLeft<n>, addInt, toFloat, toInt (to nearest), narrow, ...  on I
+//   widen (int8 -> H), loadCodes, nibbles<j> (bits 4j to 4j + 3 of each int16), dotPairs        on H
+// Files compiled with an instruction set's flags include only intrinsics, C headers and these simd_*.h, in which
+// everything is in an unnamed namespace: an inline function compiled with them must never replace its portable copy.
+#pragma once
+
+#include "ops/cpu/simd_float.h"
+#include "ops/cpu/simd_quant.h"
+#include "ops/cpu/simd_rows.h"
+
+namespace q3::cpu {
+namespace {
+
+template <typename S> constexpr Kernels simdTable(const char *name) {
+    static_assert(S::kLanes * S::kParts == kPanelRows && S::kTileRows <= kMaxTileRows, "traits");
+    return {
+        name,
+        S::kTileRows,
+        {gemv<S, kF32>, gemv<S, kF16>, gemv<S, kBf16>, gemv<S, kBf12>},
+        {unpack<S, kF32>, unpack<S, kF16>, unpack<S, kBf16>, unpackBf12<S>},
+        {tile<S, kF32>, tile<S, kF16>, tile<S, kBf16>},
+        {gemvQuant<S, kQ8>, gemvQuant<S, kQ4>},
+        {unpackQuant<S, kQ8>, unpackQuant<S, kQ4>},
+        tileQuant<S>,
+        quantize<S>,
+        rmsnorm<S>,
+        add<S>,
+        rope<S>,
+        max<S>,
+        expSum<S>,
+        siluMul<S>,
+        {storeF32, storeF16<S>, storeBf16<S>},
+    };
+}
+
+}  // namespace
+}  // namespace q3::cpu
