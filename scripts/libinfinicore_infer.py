@@ -285,6 +285,9 @@ class Qwen3SamplingParams(ctypes.Structure):
         ("nbias", c_uint32),
         ("allowed_mask", POINTER(c_uint32)),
         ("top_logprobs", c_uint32),
+        ("ndraft", c_size_t),
+        ("no_logprob", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -296,6 +299,7 @@ class Qwen3SampleResult(ctypes.Structure):
         ("token", c_uint32),
         ("ntop", c_uint32),
         ("logprob", c_float),
+        ("naccepted", c_uint32),
         ("top_tokens", POINTER(c_uint32)),
         ("top_logprobs", POINTER(c_float)),
     ]

@@ -112,9 +112,10 @@ int32_t inferBatch(Qwen3Model *model, const uint32_t *tokens, uint32_t ntok, con
         std::vector<Qwen3SamplingParams> params = plainSampling(args, temperature, topk, topp);
         for (Qwen3SamplingParams &p : params) {
             p.seed = engine.nextSeed();
+            p.no_logprob = 1;
         }
         std::vector<Qwen3SampleResult> results(nreq);
-        engine.infer(args, params.data(), false, results.data());
+        engine.infer(args, params.data(), results.data());
         for (uint32_t r = 0; r < nreq; ++r) {
             output[r] = results[r].token;
         }
@@ -129,7 +130,7 @@ int32_t inferBatchEx(Qwen3Model *model, const uint32_t *tokens, uint32_t ntok, c
         const BatchArgs args{tokens, ntok, req_lens, nreq, req_pos, kv_caches};
         checkBatch(engine.config(), args);
         const std::vector<Qwen3SamplingParams> checked = readSampling(engine.config(), args, params, results);
-        engine.infer(args, checked.data(), true, results);
+        engine.infer(args, checked.data(), results);
     });
 }
 

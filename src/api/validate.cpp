@@ -304,7 +304,7 @@ private:
     uint32_t index_;
 };
 
-void checkSampling(const ModelConfig &config, const Qwen3SamplingParams &p, uint32_t r) {
+void checkSampling(const ModelConfig &config, const Qwen3SamplingParams &p, uint32_t r, uint32_t req_len) {
     const RequestChecker check("params", r);
     check.temperature(p.temperature, "temperature");
     check.topP(p.top_p, "top_p");
@@ -334,6 +334,17 @@ void checkSampling(const ModelConfig &config, const Qwen3SamplingParams &p, uint
         fail(QWEN3_STATUS_BAD_PARAM, "%s is %u, must be at most %u", check.name("top_logprobs").c_str(), p.top_logprobs,
              kMaxTopLogprobs);
     }
+    if (p.ndraft >= req_len) {
+        fail(QWEN3_STATUS_BAD_PARAM, "%s is %zu, must be below req_lens[%u], %u", check.name("ndraft").c_str(),
+             p.ndraft, r, req_len);
+    }
+    if (p.ndraft > 0 && p.skip != 0) {
+        fail(QWEN3_STATUS_BAD_PARAM, "%s is %zu, must be 0 when skip is set: nothing is chosen, so nothing is verified",
+             check.name("ndraft").c_str(), p.ndraft);
+    }
+    if (p.reserved != 0) {
+        fail(QWEN3_STATUS_BAD_PARAM, "%s is %d, must be 0", check.name("reserved").c_str(), p.reserved);
+    }
 }
 
 }  // namespace
@@ -359,7 +370,7 @@ std::vector<Qwen3SamplingParams> readSampling(const ModelConfig &config, const B
             fail(QWEN3_STATUS_ABI_MISMATCH, "%s is %zu, but %zu in params[0]", check.name("struct_size").c_str(),
                  source->struct_size, stride);
         }
-        checkSampling(config, out[r], r);
+        checkSampling(config, out[r], r, args.req_lens[r]);
         if (out[r].top_logprobs > 0 && out[r].skip == 0) {
             const RequestChecker result("results", r);
             requirePointer(results[r].top_tokens, result.name("top_tokens").c_str());

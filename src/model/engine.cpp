@@ -183,11 +183,10 @@ void Engine::runChunks(const BatchArgs &args, const ChunkSink &sink) {
             const uint32_t take = std::min(left, config_.max_step_tokens - ntok);
             chunk.plan.sequences.push_back(
                 {ntok, take, args.req_pos[request] + done, args.kv_caches[request]->blocks()});
+            chunk.parts.push_back({request, done});
             ntok += take;
             done += take;
             if (take == left) {
-                chunk.finished.push_back(request);
-                chunk.finished_rows.push_back(ntok - 1);
                 ++request;
                 done = 0;
             }
@@ -225,52 +224,87 @@ void Engine::forward(const BatchArgs &args, float *logits) {
     });
 }
 
-void Engine::infer(const BatchArgs &args, const Qwen3SamplingParams *params, bool want_logprobs,
-                   Qwen3SampleResult *results) {
+void Engine::infer(const BatchArgs &args, const Qwen3SamplingParams *params, Qwen3SampleResult *results) {
     const std::lock_guard<std::mutex> lock(mutex_);
     sampled_.resize(std::max<size_t>(sampled_.size(), args.nreq));
-    execute(args, [&](const Chunk &chunk) { sampleChunk(chunk, args, params, want_logprobs); });
+    for (uint32_t r = 0; r < args.nreq; ++r) {
+        Sampled &s = sampled_[r];
+        s.top_tokens.resize(params[r].top_logprobs);
+        s.top_logprobs.resize(params[r].top_logprobs);
+        s.history.clear();
+        s.settled = params[r].skip != 0;
+        s.result = {};
+        s.result.top_tokens = s.top_tokens.data();
+        s.result.top_logprobs = s.top_logprobs.data();
+    }
+    execute(args, [&](const Chunk &chunk) { sampleChunk(chunk, args, params); });
     for (uint32_t r = 0; r < args.nreq; ++r) {
         const Sampled &sampled = sampled_[r];
         results[r].token = sampled.result.token;
         results[r].logprob = sampled.result.logprob;
         results[r].ntop = sampled.result.ntop;
+        results[r].naccepted = sampled.result.naccepted;
         std::copy_n(sampled.top_tokens.begin(), sampled.result.ntop, results[r].top_tokens);
         std::copy_n(sampled.top_logprobs.begin(), sampled.result.ntop, results[r].top_logprobs);
+        const auto rejected = static_cast<uint32_t>(params[r].ndraft) - sampled.result.naccepted;
+        args.kv_caches[r]->truncate(args.req_pos[r] + args.req_lens[r] - rejected);
     }
 }
 
-void Engine::sampleChunk(const Chunk &chunk, const BatchArgs &args, const Qwen3SamplingParams *params,
-                         bool want_logprobs) {
-    uint32_t rows[kLogitRows];
-    uint32_t requests[kLogitRows];
-    for (size_t i = 0; i < chunk.finished.size();) {
+// Chooses after the last token of each request that ends here, and after drafts as long as they are right.
+void Engine::sampleChunk(const Chunk &chunk, const BatchArgs &args, const Qwen3SamplingParams *params) {
+    std::vector<SampledRow> rows;
+    for (size_t i = 0; i < chunk.parts.size(); ++i) {
+        const Sequence &sequence = chunk.plan.sequences[i];
+        const uint32_t r = chunk.parts[i].request;
+        const uint32_t first = chunk.parts[i].first;
+        const uint32_t choose = args.req_lens[r] - 1 - static_cast<uint32_t>(params[r].ndraft);
+        for (uint32_t index = std::max(first, choose); index < first + sequence.ntok; ++index) {
+            rows.push_back({sequence.row + index - first, r, index});
+        }
+    }
+    for (size_t next = 0; next < rows.size();) {
+        SampledRow batch[kLogitRows];
+        uint32_t indices[kLogitRows];
         uint32_t count = 0;
-        for (; i < chunk.finished.size() && count < kLogitRows; ++i) {
-            const uint32_t r = chunk.finished[i];
-            if (params[r].skip != 0) {
-                sampled_[r].result = {};
-                continue;
+        for (; next < rows.size() && count < kLogitRows; ++next) {
+            if (!sampled_[rows[next].request].settled) {
+                batch[count] = rows[next];
+                indices[count++] = rows[next].row;
             }
-            rows[count] = chunk.finished_rows[i];
-            requests[count++] = r;
         }
         if (count == 0) {
             break;
         }
         logits_.resize(std::max(logits_.size(), size_t{count} * config_.dvoc));
-        forward_->logits(rows, count, logits_.data());
+        forward_->logits(indices, count, logits_.data());
         for (uint32_t j = 0; j < count; ++j) {
-            const uint32_t r = requests[j];
-            Sampled &s = sampled_[r];
-            s.top_tokens.resize(params[r].top_logprobs);
-            s.top_logprobs.resize(params[r].top_logprobs);
-            s.result = {};
-            s.result.top_tokens = s.top_tokens.data();
-            s.result.top_logprobs = s.top_logprobs.data();
-            const uint32_t position = args.req_pos[r] + args.req_lens[r] - 1;
-            sampler_.sample(logits_.data() + size_t{j} * config_.dvoc, params[r], position, want_logprobs, s.result);
+            sampleRow(batch[j], logits_.data() + size_t{j} * config_.dvoc, chunk, args, params);
         }
+    }
+}
+
+void Engine::sampleRow(const SampledRow &row, float *logits, const Chunk &chunk, const BatchArgs &args,
+                       const Qwen3SamplingParams *params) {
+    Sampled &s = sampled_[row.request];
+    if (s.settled) {
+        return;
+    }
+    Qwen3SamplingParams p = params[row.request];
+    if (s.result.naccepted > 0) {
+        p.history = s.history.data();
+        p.nhistory += s.result.naccepted;
+        p.ngenerated += s.result.naccepted;
+    }
+    sampler_.sample(logits, p, args.req_pos[row.request] + row.index, s.result);
+    s.settled =
+        row.index + 1 == args.req_lens[row.request] || args.tokens[chunk.first_token + row.row + 1] != s.result.token;
+    if (!s.settled) {
+        if (s.result.naccepted == 0) {
+            s.history.assign(p.history, p.history + p.nhistory);
+        }
+        s.history.push_back(s.result.token);
+        ++s.result.naccepted;
     }
 }
 

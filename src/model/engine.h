@@ -39,8 +39,7 @@ public:
     uint32_t cacheLength(const KVCache *cache);
 
     // params [nreq] are complete and checked; results [nreq] are written only on success.
-    void infer(const BatchArgs &args, const Qwen3SamplingParams *params, bool want_logprobs,
-               Qwen3SampleResult *results);
+    void infer(const BatchArgs &args, const Qwen3SamplingParams *params, Qwen3SampleResult *results);
     void forward(const BatchArgs &args, float *logits);
     void cancel() noexcept;
 
@@ -53,11 +52,20 @@ public:
 
 private:
     // The part of a call that runs as one step.
+    struct Part {
+        uint32_t request;
+        uint32_t first;  // its first token here, counted from the request's
+    };
     struct Chunk {
         StepPlan plan;
         uint32_t first_token = 0;
-        std::vector<uint32_t> finished;       // requests whose last token is in this chunk
-        std::vector<uint32_t> finished_rows;  // and its row
+        std::vector<Part> parts;  // of plan.sequences
+    };
+    // A row of a chunk after which a token may have to be chosen.
+    struct SampledRow {
+        uint32_t row;
+        uint32_t request;
+        uint32_t index;  // token of the request
     };
     using ChunkSink = std::function<void(const Chunk &)>;
 
@@ -68,7 +76,9 @@ private:
     void execute(const BatchArgs &args, const ChunkSink &sink);
     void runChunks(const BatchArgs &args, const ChunkSink &sink);
     void fillRope(Chunk &chunk);
-    void sampleChunk(const Chunk &chunk, const BatchArgs &args, const Qwen3SamplingParams *params, bool want_logprobs);
+    void sampleChunk(const Chunk &chunk, const BatchArgs &args, const Qwen3SamplingParams *params);
+    void sampleRow(const SampledRow &row, float *logits, const Chunk &chunk, const BatchArgs &args,
+                   const Qwen3SamplingParams *params);
 
     ModelConfig config_;
     Rope rope_;
@@ -91,6 +101,8 @@ private:
         Qwen3SampleResult result;
         std::vector<uint32_t> top_tokens;
         std::vector<float> top_logprobs;
+        std::vector<uint32_t> history;  // the caller's and the accepted drafts
+        bool settled;                   // no further token is to be chosen
     };
     std::vector<Sampled> sampled_;
 };

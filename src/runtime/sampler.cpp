@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
+#include <numeric>
 
 #include "runtime/error.h"
 
@@ -23,6 +25,13 @@ uint64_t splitMix64(uint64_t x) {
 // them: one row a step is nothing, a batch of them is a tenth of the step.
 constexpr uint32_t kLanes = 8;
 
+// Logits whose maximum is known: 2,374 of them tell where the likeliest of 151,936 tokens are.
+constexpr uint32_t kBlock = 64;
+
+// How many of the likeliest tokens a draw without top_k looks at first: they mostly hold nearly all of the probability,
+// and sorting a whole vocabulary takes as long as a step of a small model.
+constexpr uint32_t kFirstLikeliest = 256;
+
 float largest(const float *logits, uint32_t count) {
     float lanes[kLanes];
     std::fill_n(lanes, kLanes, kBanned);
@@ -40,12 +49,6 @@ float largest(const float *logits, uint32_t count) {
         best = std::max(best, logits[i]);
     }
     return best;
-}
-
-// Index of the largest logit, the lowest one on ties; there is no NaN.
-uint32_t argmax(const float *logits, uint32_t count) {
-    const float best = largest(logits, count);
-    return static_cast<uint32_t>(std::find(logits, logits + count, best) - logits);
 }
 
 // exp(x) for x <= 0 within 3e-7 of itself (Cephes' polynomial); 0 stays a little above 0 below -87.
@@ -68,12 +71,12 @@ inline float expFast(float x) {
 
 // Sum of exp(logit - best), in double over short float sums.
 double sumExp(const float *logits, uint32_t count, float best) {
-    constexpr uint32_t kBlock = 64 * kLanes;
+    constexpr uint32_t kShortSum = 64 * kLanes;
     double total = 0.0;
     uint32_t i = 0;
-    for (; i + kBlock <= count; i += kBlock) {
+    for (; i + kShortSum <= count; i += kShortSum) {
         float lanes[kLanes] = {};
-        for (uint32_t j = 0; j < kBlock; j += kLanes) {
+        for (uint32_t j = 0; j < kShortSum; j += kLanes) {
             for (uint32_t lane = 0; lane < kLanes; ++lane) {
                 lanes[lane] += expFast(logits[i + j + lane] - best);
             }
@@ -99,22 +102,25 @@ bool anyBad(const float *logits, uint32_t count) {
 
 }  // namespace
 
+Sampler::Sampler(uint32_t dvoc) : dvoc_(dvoc), maxima_((dvoc + kBlock - 1) / kBlock) {
+    candidates_.reserve(dvoc);
+}
+
 double uniform(uint64_t seed, uint64_t counter) {
     return static_cast<double>(splitMix64(splitMix64(seed) ^ counter) >> 11) * 0x1.0p-53;
 }
 
-void Sampler::sample(float *logits, const Qwen3SamplingParams &params, uint32_t position, bool want_logprobs,
-                     Qwen3SampleResult &result) {
+void Sampler::sample(float *logits, const Qwen3SamplingParams &params, uint32_t position, Qwen3SampleResult &result) {
     adjust(logits, params);
-    const uint32_t best = argmax(logits, dvoc_);
+    const uint32_t best = findMaxima(logits);
     if (logits[best] == kBanned) {
         fail(QWEN3_STATUS_BAD_PARAM, "allowed_mask and bias leave no token of the vocabulary of %u to choose", dvoc_);
     }
     const bool greedy = params.temperature == 0.0F || params.top_k == 1;
-    result.token = greedy ? best : draw(logits, params, position);
+    result.token = greedy ? best : draw(logits, logits[best], params, position);
     result.ntop = 0;
     result.logprob = 0.0F;
-    if (want_logprobs) {
+    if (params.no_logprob == 0 || params.top_logprobs > 0) {
         reportLogprobs(logits, logits[best], params, result);
     }
 }
@@ -159,14 +165,39 @@ void Sampler::adjust(float *logits, const Qwen3SamplingParams &params) {
     }
 }
 
+// Fills maxima_; returns the index of the largest logit, the lowest one on ties.
+uint32_t Sampler::findMaxima(const float *logits) {
+    for (uint32_t b = 0; b < maxima_.size(); ++b) {
+        const uint32_t first = b * kBlock;
+        maxima_[b] = largest(logits + first, std::min(kBlock, dvoc_ - first));
+    }
+    const auto best = std::max_element(maxima_.begin(), maxima_.end());
+    const float *block = logits + (best - maxima_.begin()) * ptrdiff_t{kBlock};
+    return static_cast<uint32_t>(std::find(block, logits + dvoc_, *best) - logits);
+}
+
+// The `count` likeliest tokens (fewer if bans leave fewer), best first, into candidates_.
 void Sampler::selectLikeliest(const float *logits, uint32_t count) {
     const auto likelier = [](const Candidate &a, const Candidate &b) {
         return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
     };
+    // As many blocks have a maximum of at least `bound`, and so many tokens at least a logit of it.
+    float bound = kBanned;
+    if (count < maxima_.size()) {
+        sorted_maxima_ = maxima_;
+        const auto nth = sorted_maxima_.begin() + (count - 1);
+        std::nth_element(sorted_maxima_.begin(), nth, sorted_maxima_.end(), std::greater<>());
+        bound = *nth;
+    }
     candidates_.clear();
-    for (uint32_t i = 0; i < dvoc_; ++i) {
-        if (logits[i] != kBanned) {
-            candidates_.push_back({logits[i], i});
+    for (uint32_t b = 0; b < maxima_.size(); ++b) {
+        if (maxima_[b] < bound || maxima_[b] == kBanned) {
+            continue;
+        }
+        for (uint32_t i = b * kBlock; i < std::min((b + 1) * kBlock, dvoc_); ++i) {
+            if (logits[i] >= bound && logits[i] != kBanned) {
+                candidates_.push_back({logits[i], i});
+            }
         }
     }
     if (count < candidates_.size()) {
@@ -176,44 +207,66 @@ void Sampler::selectLikeliest(const float *logits, uint32_t count) {
     std::sort(candidates_.begin(), candidates_.end(), likelier);
 }
 
-uint32_t Sampler::draw(const float *logits, const Qwen3SamplingParams &params, uint32_t position) {
-    selectLikeliest(logits, params.top_k == 0 ? dvoc_ : params.top_k);
+uint32_t Sampler::draw(const float *logits, float largest_logit, const Qwen3SamplingParams &params, uint32_t position) {
     const double scale = 1.0 / static_cast<double>(params.temperature);
-    const double best = static_cast<double>(candidates_[0].logit);
-    probs_.resize(candidates_.size());
+    const double best = static_cast<double>(largest_logit);
+    // (x - best) first: with a tiny temperature the scaled logits themselves would overflow.
+    const auto weight = [&](float logit) { return std::exp((static_cast<double>(logit) - best) * scale); };
+    const bool all = params.top_k == 0 || params.top_k >= dvoc_;
     double total = 0.0;
-    for (size_t i = 0; i < candidates_.size(); ++i) {
-        // (x - best) first: with a tiny temperature the scaled logits themselves would overflow.
-        probs_[i] = std::exp((static_cast<double>(candidates_[i].logit) - best) * scale);
-        total += probs_[i];
+    for (uint32_t i = 0; all && i < dvoc_; ++i) {
+        total += weight(logits[i]);
     }
-    size_t keep = candidates_.size();
+    for (uint32_t count = all ? kFirstLikeliest : params.top_k;; count *= 8) {
+        selectLikeliest(logits, std::min(count, dvoc_));
+        probs_.resize(candidates_.size());
+        for (size_t i = 0; i < candidates_.size(); ++i) {
+            probs_[i] = weight(candidates_[i].logit);
+        }
+        if (!all) {
+            total = std::accumulate(probs_.begin(), probs_.end(), 0.0);
+        }
+        const bool complete = !all || candidates_.size() < count;
+        const size_t chosen = choose(params, uniform(params.seed, position), total, complete);
+        if (chosen < candidates_.size()) {
+            return candidates_[chosen].token;
+        }
+    }
+}
+
+// The candidate that a uniform number stands for, given the total weight of all that may be drawn. When the candidates
+// are only the likeliest of those (!complete) the answer may lie beyond them: then their number is returned.
+size_t Sampler::choose(const Qwen3SamplingParams &params, double random, double total, bool complete) const {
+    size_t keep = probs_.size();
+    bool cut = false;
     if (params.top_p < 1.0F) {
         double sum = 0.0;
-        for (size_t i = 0; i < keep; ++i) {
+        for (size_t i = 0; i < keep && !cut; ++i) {
             sum += probs_[i];
             if (sum >= static_cast<double>(params.top_p) * total) {
                 keep = i + 1;
+                cut = true;
             }
         }
     }
     if (params.min_p > 0.0F) {
         while (keep > 1 && probs_[keep - 1] < static_cast<double>(params.min_p) * probs_[0]) {
             --keep;
+            cut = true;
         }
     }
-    total = 0.0;
-    for (size_t i = 0; i < keep; ++i) {
-        total += probs_[i];
+    if (!cut && !complete && (params.top_p < 1.0F || params.min_p > 0.0F)) {
+        return probs_.size();
     }
-    double target = uniform(params.seed, position) * total;
-    for (size_t i = 0; i + 1 < keep; ++i) {
+    const auto end = probs_.begin() + static_cast<ptrdiff_t>(keep);
+    double target = random * (cut ? std::accumulate(probs_.begin(), end, 0.0) : total);
+    for (size_t i = 0; i < keep; ++i) {
         target -= probs_[i];
         if (target < 0.0) {
-            return candidates_[i].token;
+            return i;
         }
     }
-    return candidates_[keep - 1].token;
+    return cut || complete ? keep - 1 : keep;
 }
 
 void Sampler::reportLogprobs(const float *logits, float largest_logit, const Qwen3SamplingParams &params,

@@ -11,13 +11,12 @@ namespace q3 {
 // Reusable scratch; one per model.
 class Sampler {
 public:
-    explicit Sampler(uint32_t dvoc) : dvoc_(dvoc) { candidates_.reserve(dvoc); }
+    explicit Sampler(uint32_t dvoc);
 
     // logits [dvoc] is modified. position seeds the draw together with params.seed. Writes result.token, and the
-    // log-probabilities when want_logprobs. Throws BAD_PARAM when the mask and biases leave no token, and
+    // log-probabilities unless params want none. Throws BAD_PARAM when the mask and biases leave no token, and
     // INTERNAL_ERROR when a logit is NaN.
-    void sample(float *logits, const Qwen3SamplingParams &params, uint32_t position, bool want_logprobs,
-                Qwen3SampleResult &result);
+    void sample(float *logits, const Qwen3SamplingParams &params, uint32_t position, Qwen3SampleResult &result);
 
 private:
     struct Candidate {
@@ -27,10 +26,14 @@ private:
     void adjust(float *logits, const Qwen3SamplingParams &params);
     void reportLogprobs(const float *logits, float largest_logit, const Qwen3SamplingParams &params,
                         Qwen3SampleResult &result);
+    uint32_t findMaxima(const float *logits);
     void selectLikeliest(const float *logits, uint32_t count);
-    uint32_t draw(const float *logits, const Qwen3SamplingParams &params, uint32_t position);
+    uint32_t draw(const float *logits, float largest_logit, const Qwen3SamplingParams &params, uint32_t position);
+    size_t choose(const Qwen3SamplingParams &params, double random, double total, bool complete) const;
 
     uint32_t dvoc_;
+    std::vector<float> maxima_;  // of each block of adjusted logits
+    std::vector<float> sorted_maxima_;
     std::vector<Candidate> candidates_;
     std::vector<double> probs_;
     std::vector<uint32_t> seen_;  // sorted distinct tokens of the history

@@ -714,6 +714,10 @@ static void testSamplingArguments(Bench *b) {
                 c.result_data[1].top_tokens = c.top_token_data, STATUS(NULL_POINTER), "top_logprobs|1");
     PARAM_FAILS(p->top_logprobs = 4;
                 c.result_data[1].top_logprobs = c.top_logprob_data, STATUS(NULL_POINTER), "top_tokens|1");
+    PARAM_FAILS(p->ndraft = c.len_data[1], STATUS(BAD_PARAM), "ndraft|1|req_lens");
+    PARAM_FAILS(p->ndraft = SIZE_MAX, STATUS(BAD_PARAM), "ndraft|1|req_lens");
+    PARAM_FAILS(p->ndraft = 1; p->skip = 1, STATUS(BAD_PARAM), "ndraft|1|skip");
+    PARAM_FAILS(p->reserved = 3, STATUS(BAD_PARAM), "reserved|1|3");
 #undef PARAM_FAILS
 }
 
@@ -732,6 +736,30 @@ static void testValidCall(Bench *b) {
         dropKVCache(b->model, caches[1]);
         dropKVCache(b->model, caches[0]);
     }
+}
+
+/* A caller built before drafts existed: what lies in the padding at the end of its structs means nothing. */
+static void testOlderSampling(Bench *b) {
+    struct Old {
+        size_t words[offsetof(Qwen3SamplingParams, ndraft) / sizeof(size_t)];
+    } old[2];
+    struct KVCache *caches[2] = {createKVCache(b->model), duplicateKVCache(b->model, b->caches[1], 2)};
+    Call c;
+    uint32_t length = 0;
+    initCall(&c, b->model, caches);
+    for (int i = 0; i < 2; ++i) {
+        c.param_data[i].struct_size = sizeof(struct Old);
+        memcpy(&old[i], &c.param_data[i], sizeof(struct Old));
+        for (size_t j = offsetof(Qwen3SamplingParams, top_logprobs) + 4; j < sizeof(struct Old); ++j) {
+            ((unsigned char *)&old[i])[j] = 0xff;
+        }
+    }
+    c.params = (const Qwen3SamplingParams *)(const void *)old;
+    report(callBatch(&c, INFER_EX) == QWEN3_STATUS_SUCCESS, __FILE__, __LINE__, "older struct: %s", qwen3LastError());
+    CHECK(c.result_data[0].logprob < 0.0f && c.result_data[1].naccepted == 0);
+    CHECK(qwen3KVCacheLength(b->model, caches[0], &length) == QWEN3_STATUS_SUCCESS && length == 3);
+    dropKVCache(b->model, caches[1]);
+    dropKVCache(b->model, caches[0]);
 }
 
 /* ------------------------------------------------------------------ caches and information */
@@ -1045,6 +1073,7 @@ int main(void) {
     dropKVCache(b.model, dropped);
 
     testValidCall(&b);
+    testOlderSampling(&b);
     testCreateSizes(&base);
     testCreatePointers(&base);
     testCreateArguments(&base);

@@ -1,9 +1,12 @@
-// The KV block pool and caches against a plain model of what they should hold, and the thread pool.
+// The KV block pool and caches against a plain model of what they should hold, the thread pool, and the sampler against
+// its definition.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <set>
 #include <string>
@@ -170,10 +173,10 @@ void testSamplerSizes() {
         params.top_logprobs = 3;
         std::vector<uint32_t> tokens(3);
         std::vector<float> logprobs(3);
-        Qwen3SampleResult result{sizeof(Qwen3SampleResult), 0, 0, 0.0F, tokens.data(), logprobs.data()};
+        Qwen3SampleResult result{sizeof(Qwen3SampleResult), 0, 0, 0.0F, 0, tokens.data(), logprobs.data()};
         q3::Sampler sampler(dvoc);
         std::vector<float> copy = logits;
-        sampler.sample(copy.data(), params, 0, true, result);
+        sampler.sample(copy.data(), params, 0, result);
         CHECK(result.token == dvoc / 2 && result.ntop == 3 && tokens[0] == dvoc / 2 && tokens[1] == dvoc - 1);
         CHECK(std::fabs(static_cast<double>(result.logprob) - (25.0 - std::log(sum))) < 1e-6);
         const double third = static_cast<double>(logits[tokens[2]]) - std::log(sum);
@@ -184,7 +187,7 @@ void testSamplerSizes() {
             copy[dvoc - 2] = bad;
             bool named = false;
             try {
-                sampler.sample(copy.data(), params, 0, true, result);
+                sampler.sample(copy.data(), params, 0, result);
             } catch (const q3::Error &error) {
                 named = error.status() == QWEN3_STATUS_INTERNAL_ERROR &&
                         std::string(error.what()).find("token " + std::to_string(dvoc - 2)) != std::string::npos;
@@ -203,9 +206,114 @@ void testSamplerSizes() {
     }
     Qwen3SamplingParams params = QWEN3_SAMPLING_PARAMS_INIT;
     Qwen3SampleResult result{};
-    q3::Sampler(151936).sample(flat.data(), params, 0, true, result);
+    q3::Sampler(151936).sample(flat.data(), params, 0, result);
     CHECK(result.token == 0);
     CHECK(std::fabs(static_cast<double>(result.logprob) + std::log(sum)) < 2e-6);
+}
+
+// The definition of a draw, by sorting everything: what the sampler's shortcuts must not change.
+uint32_t plainDraw(const std::vector<float> &logits, const Qwen3SamplingParams &params, uint32_t position) {
+    std::vector<uint32_t> order;
+    for (uint32_t i = 0; i < logits.size(); ++i) {
+        if (std::isfinite(logits[i])) {
+            order.push_back(i);
+        }
+    }
+    std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return logits[a] > logits[b]; });
+    if (params.top_k > 0 && params.top_k < order.size()) {
+        order.resize(params.top_k);
+    }
+    std::vector<double> weights;
+    double total = 0.0;
+    for (const uint32_t token : order) {
+        const double difference = static_cast<double>(logits[token]) - static_cast<double>(logits[order[0]]);
+        weights.push_back(std::exp(difference / static_cast<double>(params.temperature)));
+        total += weights.back();
+    }
+    size_t keep = 0;
+    for (double sum = 0.0; keep < order.size(); sum += weights[keep++]) {
+        if (params.top_p < 1.0F && keep > 0 && sum >= static_cast<double>(params.top_p) * total) {
+            break;
+        }
+    }
+    while (keep > 1 && weights[keep - 1] < static_cast<double>(params.min_p)) {
+        --keep;
+    }
+    double kept = 0.0;
+    for (size_t i = 0; i < keep; ++i) {
+        kept += weights[i];
+    }
+    double target = q3::uniform(params.seed, position) * kept;
+    size_t chosen = 0;
+    while (chosen + 1 < keep && (target -= weights[chosen]) >= 0.0) {
+        ++chosen;
+    }
+    return order[chosen];
+}
+
+void testDraws() {
+    struct Case {
+        uint32_t dvoc;
+        float spread;  // standard deviation of the logits
+        float step;    // logits are multiples of it, so that there are ties; 0: any
+    };
+    for (const Case &c :
+         {Case{70, 2.0F, 0.5F}, Case{20011, 3.0F, 0.25F}, Case{20011, 0.2F, 0.0F}, Case{151936, 3.0F, 0.0F}}) {
+        std::mt19937 rng(c.dvoc);
+        std::normal_distribution<float> normal(0.0F, c.spread);
+        std::vector<float> logits(c.dvoc);
+        for (float &logit : logits) {
+            logit = normal(rng);
+            logit = c.step > 0.0F ? std::round(logit / c.step) * c.step : logit;
+            logit = rng() % 5 == 0 ? -std::numeric_limits<float>::infinity() : logit;
+        }
+        q3::Sampler sampler(c.dvoc);
+        uint32_t position = 0;
+        for (const uint32_t top_k : {0U, 2U, 20U, 300U, 10000U, 1000000U}) {
+            for (const float top_p : {1.0F, 0.999F, 0.9F, 0.3F}) {
+                for (const float min_p : {0.0F, 0.001F, 0.3F}) {
+                    Qwen3SamplingParams params = QWEN3_SAMPLING_PARAMS_INIT;
+                    params.temperature = position % 2 == 0 ? 0.7F : 2.0F;
+                    params.top_k = top_k;
+                    params.top_p = top_p;
+                    params.min_p = min_p;
+                    params.seed = 7;
+                    params.no_logprob = 1;
+                    std::vector<float> copy = logits;
+                    Qwen3SampleResult result{};
+                    sampler.sample(copy.data(), params, ++position, result);
+                    CHECK(result.token == plainDraw(logits, params, position));
+                }
+            }
+        }
+    }
+}
+
+// The reported likeliest tokens, ties included, against a full sort.
+void testLikeliest() {
+    const uint32_t dvoc = 20011;
+    std::mt19937 rng(3);
+    std::vector<float> logits(dvoc);
+    for (float &logit : logits) {
+        logit = static_cast<float>(rng() % 4000) / 100.0F;
+    }
+    std::vector<uint32_t> order(dvoc);
+    std::iota(order.begin(), order.end(), 0U);
+    std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return logits[a] > logits[b]; });
+    q3::Sampler sampler(dvoc);
+    for (const uint32_t count : {1U, 2U, 63U, 64U, 128U}) {
+        Qwen3SamplingParams params = QWEN3_SAMPLING_PARAMS_INIT;
+        params.top_logprobs = count;
+        std::vector<uint32_t> tokens(count);
+        std::vector<float> logprobs(count);
+        Qwen3SampleResult result{};
+        result.top_tokens = tokens.data();
+        result.top_logprobs = logprobs.data();
+        std::vector<float> copy = logits;
+        sampler.sample(copy.data(), params, 0, result);
+        CHECK(result.ntop == count && result.token == order[0]);
+        CHECK(std::equal(tokens.begin(), tokens.end(), order.begin()));
+    }
 }
 
 void testUniform() {
@@ -232,6 +340,8 @@ int main() {
         testThreadPool(nthreads);
     }
     testSamplerSizes();
+    testDraws();
+    testLikeliest();
     testUniform();
     return q3test::finish("test_runtime");
 }

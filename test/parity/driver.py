@@ -84,6 +84,8 @@ class Sampling:
     bias: Mapping[int, float] = field(default_factory=dict)
     allowed: Iterable[int] | None = None
     top_logprobs: int = 0
+    ndraft: int = 0
+    no_logprob: bool = False
 
 
 @dataclass
@@ -93,6 +95,7 @@ class Sample:
     token: int
     logprob: float
     top: list[tuple[int, float]]
+    naccepted: int = 0
 
 
 def uint32s(values: Iterable[int]) -> ctypes.Array[c_uint32]:
@@ -310,7 +313,7 @@ class Driver:
             for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
                 setattr(p, name, getattr(s, name))
             p.skip, p.nhistory, p.ngenerated = s.skip, len(s.history), s.ngenerated
-            p.nbias = len(s.bias)
+            p.nbias, p.ndraft, p.no_logprob = len(s.bias), s.ndraft, s.no_logprob
             if s.history:
                 p.history = pointer(uint32s(s.history), c_uint32)
             if s.bias:
@@ -327,7 +330,10 @@ class Driver:
         check(self.lib, self.lib.inferBatchEx(*self._batch(requests), params, results))
         return [
             Sample(
-                r.token, r.logprob, [(r.top_tokens[i], r.top_logprobs[i]) for i in range(r.ntop)]
+                r.token,
+                r.logprob,
+                [(r.top_tokens[i], r.top_logprobs[i]) for i in range(r.ntop)],
+                r.naccepted,
             )
             for r in results
         ]

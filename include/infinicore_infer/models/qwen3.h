@@ -263,10 +263,35 @@ typedef struct {
     uint32_t nbias;
     const uint32_t *allowed_mask; /* [(dvoc + 31) / 32] words; bit t % 32 of word t / 32 allows token t; NULL: all */
     uint32_t top_logprobs;        /* 0 to 128: how many likeliest tokens to report */
+    /* How many tokens at the end of this request are drafts, 0 to req_len - 1; see inferBatchEx. (A size_t, because a
+     * smaller type would lie in the padding at the end of older callers' structs.) */
+    size_t ndraft;
+    int32_t no_logprob; /* non-zero: logprob of the result stays 0, which saves a pass over the vocabulary */
+    int32_t reserved;   /* 0 */
 } Qwen3SamplingParams;
 /* Every member is spelled out so that -Wmissing-field-initializers stays quiet in C and C++. */
 #define QWEN3_SAMPLING_PARAMS_INIT                                                                                     \
-    {sizeof(Qwen3SamplingParams), 0.0f, 0, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0, 0, NULL, 0, 0, NULL, NULL, 0, NULL, 0}
+    {sizeof(Qwen3SamplingParams),                                                                                      \
+     0.0f,                                                                                                             \
+     0,                                                                                                                \
+     1.0f,                                                                                                             \
+     0.0f,                                                                                                             \
+     1.0f,                                                                                                             \
+     0.0f,                                                                                                             \
+     0.0f,                                                                                                             \
+     0,                                                                                                                \
+     0,                                                                                                                \
+     NULL,                                                                                                             \
+     0,                                                                                                                \
+     0,                                                                                                                \
+     NULL,                                                                                                             \
+     NULL,                                                                                                             \
+     0,                                                                                                                \
+     NULL,                                                                                                             \
+     0,                                                                                                                \
+     0,                                                                                                                \
+     0,                                                                                                                \
+     0}
 
 /* What one request got. Log-probabilities are natural logs of the model's own distribution: after bias, mask and
  * penalties, before temperature and truncation. */
@@ -275,6 +300,7 @@ typedef struct {
     uint32_t token;       /* the chosen token */
     uint32_t ntop;        /* entries written to the two arrays below */
     float logprob;        /* of token */
+    uint32_t naccepted;   /* how many of the request's drafts were accepted; see inferBatchEx */
     uint32_t *top_tokens; /* caller's array [top_logprobs], or NULL when that is 0 */
     float *top_logprobs;  /* caller's array [top_logprobs], or NULL when that is 0 */
 } Qwen3SampleResult;
@@ -364,7 +390,16 @@ QWEN3_API int32_t inferBatch(struct Qwen3Model *model, const uint32_t *tokens, u
                              uint32_t nreq, const uint32_t *req_pos, struct KVCache **kv_caches,
                              const float *temperature, const uint32_t *topk, const float *topp, uint32_t *output);
 
-/* As inferBatch, with all sampling settings: params [nreq] in, results [nreq] out. */
+/*
+ * As inferBatch, with all sampling settings: params [nreq] in, results [nreq] out.
+ *
+ * Drafts (speculative decoding): with params[r].ndraft = n, the last n tokens of request r are guesses of what will be
+ * chosen. A token is chosen after the last token that is no guess. As long as it equals the next guess, that guess is
+ * accepted, becomes part of the history, and a token is chosen after it. results[r].naccepted counts the accepted
+ * guesses; token, logprob and the likeliest tokens are those of the last choice. Rejected guesses leave the cache,
+ * which then holds req_pos + req_len - n + naccepted tokens. On the CPU backend the accepted guesses and the token are
+ * exactly what calls with one token each would have chosen, sampled or greedy; on others they may differ by rounding.
+ */
 QWEN3_API int32_t inferBatchEx(struct Qwen3Model *model, const uint32_t *tokens, uint32_t ntok,
                                const uint32_t *req_lens, uint32_t nreq, const uint32_t *req_pos,
                                struct KVCache **kv_caches, const Qwen3SamplingParams *params,
