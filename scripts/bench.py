@@ -206,7 +206,7 @@ class Bench:
 
     def step(self, caches: Sequence[KVCache], tokens: int) -> None:
         """Compute `tokens` more tokens of each sequence, and its next token, greedily."""
-        greedy = sampling_struct()
+        greedy = sampling_struct(no_logprob=1)
         self.model.step([StepRequest(c, self._tokens(tokens), len(c), greedy) for c in caches])
 
     def _flops(self, tokens: int, first: int, logit_rows: int) -> float:

@@ -27,6 +27,9 @@ _DEMO = Path(__file__).resolve().parent.parent / "test" / "data" / "qwen3-tiny"
 # What a user can cause: bad values and files, too little memory, a device that is not there.
 _USER_ERRORS = (ValueError, OSError, MemoryError, NotImplementedError, Qwen3Error)
 
+# Guesses per step of --lookup: more pay only where nearly all of them are right.
+_LOOKUP = 8
+
 _HELP = "Ctrl-C stops an answer; /clear forgets the conversation; /exit or Ctrl-D ends."
 
 
@@ -70,6 +73,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--presence-penalty", type=float, metavar="X")
     add("--frequency-penalty", type=float, metavar="X")
     add("--seed", type=int, metavar="N", help="same seed, same answer (default: random)")
+    add(
+        "--lookup",
+        type=int,
+        nargs="?",
+        const=_LOOKUP,
+        default=0,
+        metavar="N",
+        help="guess up to N tokens per step from repetitions; the answer stays the same "
+        f"(0: off, the default; without N: {_LOOKUP})",
+    )
     add("--stop", action="append", metavar="TEXT", help="end the answer before TEXT; repeatable")
     add("--stats", action="store_true", help="report token counts and speeds on stderr")
     add("--json", action="store_true", help="print one JSON object instead of text")
@@ -90,6 +103,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "frequency_penalty": args.frequency_penalty,
         "seed": args.seed,
         "stop": args.stop,
+        "lookup": args.lookup,
     }
 
 
@@ -221,10 +235,12 @@ def answer(
 def stats_line(result: GenerationResult) -> str:
     """Return one line about an answer's length and speed."""
     reused = f" ({result.reused_tokens} cached)" if result.reused_tokens else ""
+    drafted, accepted = result.drafted_tokens, result.accepted_tokens
+    lookup = f", lookup {accepted} of {drafted} guesses right" if drafted else ""
     return (
         f"prompt {result.prompt_tokens} tokens{reused}, TTFT {result.ttft * 1000:.0f} ms, "
         f"prefill {result.prefill_tps:.1f} tok/s, answer {len(result.tokens)} tokens, "
-        f"decode {result.decode_tps:.1f} tok/s, end: {result.finish_reason}"
+        f"decode {result.decode_tps:.1f} tok/s{lookup}, end: {result.finish_reason}"
     )
 
 
@@ -237,6 +253,8 @@ def _report(result: GenerationResult) -> dict[str, Any]:
         "stop_string": result.stop_string,
         "prompt_tokens": result.prompt_tokens,
         "completion_tokens": len(result.tokens),
+        "drafted_tokens": result.drafted_tokens,
+        "accepted_tokens": result.accepted_tokens,
         "seed": result.seed,
         "ttft_s": round(result.ttft, 6),
         "prefill_tps": round(result.prefill_tps, 3),

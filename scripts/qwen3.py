@@ -255,6 +255,12 @@ class Qwen3ForCausalLM:
     def _sequence(
         self, prompt: Prompt, params: SamplingParams, cache: KVCache | None = None
     ) -> GenerationSequence:
+        backend = self.build_info()["backend"]
+        if params.lookup and backend != "cpu":
+            raise NotImplementedError(
+                "lookup needs the cpu backend, where a token does not depend on how many are "
+                f"computed together; this model runs on backend {backend}"
+            )
         return GenerationSequence(
             self.encode(prompt),
             params,
@@ -319,13 +325,14 @@ class Qwen3ForCausalLM:
             cancel: As :meth:`stream_generate`.
             **settings: Other fields of :class:`SamplingParams`: min_p, seed, stop,
                 repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
-                allowed_tokens, logprobs, ignore_eos.
+                allowed_tokens, logprobs, ignore_eos, lookup.
 
         Returns:
             The answer; ``str()`` of it is the text.
 
         Raises:
             ValueError: The prompt does not fit the context, or a setting is out of range.
+            NotImplementedError: lookup on another backend than the CPU's.
             TypeError: There is no such setting.
             Qwen3Error: The library failed.
         """

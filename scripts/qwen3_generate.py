@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from libinfinicore_infer import Qwen3Cancelled, Qwen3OutOfKVError
+from qwen3_lookup import Drafter, PromptLookup
 from qwen3_runtime import KVCache, NativeModel, StepRequest, StepResult
 from qwen3_sampling import SamplerState, SamplingParams, draw_seed
 from tokenizer import IncrementalDetokenizer, Qwen3Tokenizer, StopMatcher
@@ -70,6 +71,8 @@ class GenerationResult:
         ttft: Seconds from the start to the first token.
         prefill_tps: Prompt tokens computed per second.
         decode_tps: Tokens per second after the first one; 0 if there was none.
+        drafted_tokens: How many tokens were guessed by lookup and verified.
+        accepted_tokens: How many of them were right.
         logprobs: Per token, if asked for.
     """
 
@@ -83,6 +86,8 @@ class GenerationResult:
     ttft: float = 0.0
     prefill_tps: float = 0.0
     decode_tps: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     logprobs: list[TokenLogprobs] | None = None
 
     def __str__(self) -> str:
@@ -143,6 +148,7 @@ class GenerationSequence:
         room = dctx - len(prompt) + 1
         self._limit = min(room, params.max_steps) if params.max_steps is not None else room
         self._sampler = SamplerState(params, seed, prompt, dvoc)
+        self._lookup = PromptLookup(self.all_tokens, params.lookup) if params.lookup else None
         self._detokenizer = IncrementalDetokenizer(tokenizer) if tokenizer else None
         self._stops = StopMatcher(params.stop)
         self._started = self._first = self._last = time.perf_counter()
@@ -166,26 +172,65 @@ class GenerationSequence:
 
     def release(self) -> None:
         """Drop the cache if it is this sequence's own, and forget progress in it."""
-        if self.cache is not None and self.owns_cache:
+        if self.cache is None:
+            return
+        if self.owns_cache:
             self.cache.close()
             self.cache = None
-        self.position = 0
+            self.position = 0
+        elif self.result.accepted_tokens and self.cache and not self.cache.owner.closed:
+            # Plain decoding would not have computed right guesses beyond the answer's end.
+            if len(self.cache.tokens) > self.position:
+                self.cache.truncate(self.position)
 
-    def request(self, count: int) -> StepRequest:
-        """Return the request for the next ``count`` known tokens."""
+    def request(self, count: int, drafts: Sequence[int] = ()) -> StepRequest:
+        """Return the request for the next ``count`` known tokens, and guesses after the last."""
         assert self.cache is not None
         tokens = self.all_tokens[self.position : self.position + count]
         sampling = self._sampler.struct() if count == self.remaining else None
-        return StepRequest(self.cache, tokens, self.position, sampling)
+        if sampling is not None:
+            sampling.ndraft = len(drafts)
+        return StepRequest(self.cache, [*tokens, *drafts], self.position, sampling)
 
     def advance(self, count: int, step: StepResult) -> GenerationPiece | None:
         """Take the result of a step; return the new token's piece if one was sampled."""
+        return next(self.advance_drafts(count, (), step), None)
+
+    def advance_drafts(
+        self, count: int, drafts: Sequence[int], step: StepResult
+    ) -> Iterator[GenerationPiece]:
+        """Take the result of a step with guesses; yield the piece of each new token as it is taken.
+
+        An answer that ends, or is abandoned, amid right guesses has none of the later ones.
+        """
         self.position += count
         if self.remaining:
-            return None
+            return
+        tokens = [*drafts[: step.accepted], step.token]
+        if self._lookup is not None:
+            self._lookup.learn(tokens)
+        self.result.drafted_tokens += len(drafts)
+        self.result.accepted_tokens += step.accepted
+        for i, token in enumerate(tokens):
+            # All but the last one, which is to be fed yet, are in the cache.
+            self.position += i > 0
+            yield self._append(token, step)
+            if self.finished:
+                break
+
+    def guess(self) -> tuple[float, list[int]]:
+        """Return guesses of the next tokens and the chance of each; the list may be empty."""
+        if self._lookup is None:
+            return 0.0, []
+        self._lookup.guess()
+        # A step brings one token more than its guesses.
+        most = min(self._lookup.limit, self._limit - len(self.result.tokens) - 1)
+        return self._lookup.chance, self._lookup.guesses[:most]
+
+    def _append(self, token: int, step: StepResult) -> GenerationPiece:
+        """Take the next token; return its piece."""
         now = time.perf_counter()
         result = self.result
-        token = step.token
         if not result.tokens:
             self._first = now
         self._last = now
@@ -271,6 +316,7 @@ def run_sequences(
     """
     waiting = deque(enumerate(sequences))
     active: list[tuple[int, GenerationSequence]] = []
+    drafter = Drafter()
     try:
         while active or waiting:
             if cancel is not None and cancel.is_set():
@@ -280,9 +326,24 @@ def run_sequences(
                 active.append((index, sequence))
                 sequence.start(model)
             plan = plan_step([sequence for _, sequence in active], max(step_tokens, max_batch))
+            # Steps with parts of prompts take long as it is, and guesses would make them longer.
+            decoding = all(sequence.remaining == 1 for sequence, _ in plan)
+            drafts: list[list[int]] = [[] for _ in plan]
+            if decoding:
+                drafts = drafter.choose([sequence.guess() for sequence, _ in plan])
+            begin = time.perf_counter()
             try:
-                results = model.step([sequence.request(count) for sequence, count in plan])
+                results = model.step(
+                    [
+                        sequence.request(count, draft)
+                        for (sequence, count), draft in zip(plan, drafts, strict=True)
+                    ]
+                )
             except Qwen3OutOfKVError:
+                if any(drafts):
+                    # No memory for guesses; perhaps there is enough without.
+                    drafter.enabled = False
+                    continue
                 if len(active) == 1:
                     raise
                 index, sequence = active.pop()
@@ -293,13 +354,14 @@ def run_sequences(
                 continue
             except Qwen3Cancelled:
                 break
+            if decoding:
+                drafter.record(len(plan) + sum(map(len, drafts)), time.perf_counter() - begin)
             indices = {id(sequence): index for index, sequence in active}
-            for (sequence, count), result in zip(plan, results, strict=True):
-                piece = sequence.advance(count, result)
-                if sequence.finished:
-                    sequence.release()
-                    active = [pair for pair in active if pair[1] is not sequence]
-                if piece is not None:
+            for (sequence, count), draft, result in zip(plan, drafts, results, strict=True):
+                for piece in sequence.advance_drafts(count, draft, result):
+                    if sequence.finished:
+                        sequence.release()
+                        active = [pair for pair in active if pair[1] is not sequence]
                     yield indices[id(sequence)], piece
     finally:
         for sequence in sequences:

@@ -94,6 +94,21 @@ class KVCache:
         """Return whether the cache is open; without this an empty one would be false."""
         return self._handle is not None
 
+    def truncate(self, length: int) -> None:
+        """Keep only the first ``length`` tokens.
+
+        Raises:
+            ValueError: The cache is closed or shorter.
+        """
+        handle = self.owner.duplicate_handle(self, length)
+        self._finalizer.detach()
+        old, self._handle = self._handle, handle
+        self._finalizer = weakref.finalize(self, self.owner.bin.append, handle)
+        self._finalizer.atexit = False
+        del self.tokens[length:]
+        assert old is not None
+        self.owner.drop_handle(old)
+
     def close(self) -> None:
         """Give the memory back. Closing twice, or after the model, does nothing."""
         handle, self._handle = self._handle, None
@@ -134,13 +149,15 @@ class StepResult:
 
     Attributes:
         token: The chosen token; 0 without sampling.
-        logprob: Its natural log-probability.
+        logprob: Its natural log-probability; 0 if not asked for.
         top: The likeliest tokens and their log-probabilities, if asked for.
+        accepted: How many drafts at the end of the request came true; the token follows them.
     """
 
     token: int
     logprob: float
     top: list[tuple[int, float]] = field(default_factory=list)
+    accepted: int = 0
 
 
 @contextmanager
@@ -278,13 +295,18 @@ class NativeModel:
             ValueError: The cache is closed, another model's, or shorter than length.
         """
         with self._lock:
+            count = len(cache) if length is None else length
+            return KVCache(self, self.duplicate_handle(cache, count), cache.tokens[:count])
+
+    def duplicate_handle(self, cache: KVCache, length: int) -> int:
+        """Return the pointer of a copy, which the caller owns; see :meth:`duplicate_kv_cache`."""
+        with self._lock:
             model = self._use()
             self._check_owner(cache)
-            count = len(cache) if length is None else length
-            if not 0 <= count <= 0xFFFFFFFF:
-                raise ValueError(f"length must not be negative, got {count}")
-            handle = check_handle(self._lib, self._lib.duplicateKVCache(model, cache.handle, count))
-            return KVCache(self, handle, cache.tokens[:count])
+            if not 0 <= length <= 0xFFFFFFFF:
+                raise ValueError(f"length must not be negative, got {length}")
+            copy = self._lib.duplicateKVCache(model, cache.handle, length)
+            return check_handle(self._lib, copy)
 
     def kv_cache_length(self, cache: KVCache) -> int:
         """Return how many tokens a cache holds.
@@ -369,11 +391,16 @@ class NativeModel:
                 results[i].top_tokens, results[i].top_logprobs = tops[i]
         with self._batch(requests) as (arguments, _):
             check(self._lib, self._lib.inferBatchEx(*arguments, params, results))
+        for request, param, result in zip(requests, params, results, strict=False):
+            # Rejected drafts are in the cache no more.
+            kept = request.position + len(request.tokens) - (param.ndraft - result.naccepted)
+            del request.cache.tokens[kept:]
         return [
             StepResult(
                 result.token,
                 result.logprob,
                 list(zip(top[0][: result.ntop], top[1][: result.ntop], strict=True)) if top else [],
+                result.naccepted,
             )
             for result, top in zip(results, tops, strict=False)
         ]

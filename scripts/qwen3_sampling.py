@@ -69,6 +69,8 @@ class SamplingParams:
         max_steps: Most tokens to generate; ``None``: until the context is full.
         stop: Strings that end the answer; they are not part of it.
         ignore_eos: Go on after end tokens.
+        lookup: Most tokens to guess per step from repetitions in prompt and answer, 0 to 64; 0:
+            none. Changes the speed, never the tokens. Not together with logprobs.
     """
 
     temperature: float = 0.0
@@ -85,6 +87,7 @@ class SamplingParams:
     max_steps: int | None = None
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    lookup: int = 0
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -105,6 +108,9 @@ class SamplingParams:
             check_whole("seed", self.seed, 0, 2**64 - 1)
         if self.logprobs is not None:
             check_whole("logprobs", self.logprobs, 0, 128)
+        check_whole("lookup", self.lookup, 0, 64)
+        if self.lookup and self.logprobs is not None:
+            raise ValueError("lookup reports no log-probabilities: leave out lookup or logprobs")
         if self.max_steps is not None:
             check_whole("max_steps", self.max_steps, 1, 2**32 - 1)
         if isinstance(self.stop, str):
@@ -178,6 +184,7 @@ class SamplerState:
             frequency_penalty=params.frequency_penalty,
             seed=seed,
             top_logprobs=params.logprobs or 0,
+            no_logprob=int(params.logprobs is None),
         )
         if params.logit_bias:
             n = len(params.logit_bias)

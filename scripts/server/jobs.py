@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_uint32
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -131,9 +131,9 @@ class ConstrainedSequence(GenerationSequence):
     constraint: Constraint | None = None
     _mask: NDArray[np.uint32] | None = None
 
-    def request(self, count: int) -> StepRequest:
+    def request(self, count: int, drafts: Sequence[int] = ()) -> StepRequest:
         """Return the request for the next ``count`` known tokens, with the constraint's mask."""
-        request = super().request(count)
+        request = super().request(count, drafts)
         if self.constraint is not None and request.sampling is not None:
             # Kept, because the structure only points to it.
             self._mask = self.constraint.mask()

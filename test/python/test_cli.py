@@ -55,6 +55,26 @@ def test_prompt_is_answered_as_by_the_class(
     assert done.stdout.endswith("\n")
 
 
+def test_lookup(text_folder: Path, shared_model: Qwen3ForCausalLM) -> None:
+    prompt = "the cat sat on the mat. the cat sat on the mat. the cat sat"
+    expected = shared_model.generate(prompt, 200, temperature=0)
+    common = ("--model-path", text_folder, "--raw", "--prompt", prompt, "--max-tokens", 200)
+    reports = {}
+    for lookup in ((), ("--lookup",), ("--lookup", 5)):
+        done = run(*common, "--temperature", 0, "--json", "--stats", *lookup)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert report["tokens"] == expected.tokens
+        assert report["accepted_tokens"] <= report["drafted_tokens"]
+        line = f"lookup {report['accepted_tokens']} of {report['drafted_tokens']} guesses right"
+        # Whether guesses pay here is the machine's affair.
+        assert (line in done.stderr) == (report["drafted_tokens"] > 0)
+        reports[lookup] = report
+    assert reports[()]["drafted_tokens"] == 0
+    for bad in (-1, 65, "many"):
+        assert run(*common, "--lookup", bad).returncode == 2
+
+
 def test_json_with_all_settings(text_folder: Path, shared_model: Qwen3ForCausalLM) -> None:
     done = run(
         *("--model-path", text_folder, "--device", "cpu", "--ndev", 1, "--threads", 1),
