@@ -51,8 +51,8 @@ private:
         const uint32_t kv = c_.nkvh * c_.dh;
         LayerWeights l;
         l.attn_norm = vector("attn_norm", static_cast<int32_t>(i), w_.attn_norm[i], c_.d);
-        l.q_norm = vector("attn_q_norm", static_cast<int32_t>(i), w_.attn_q_norm[i], c_.dh);
-        l.k_norm = vector("attn_k_norm", static_cast<int32_t>(i), w_.attn_k_norm[i], c_.dh);
+        l.q_norm = vector("attn_q_norm", static_cast<int32_t>(i), w_.attn_q_norm[i], c_.dh, true);
+        l.k_norm = vector("attn_k_norm", static_cast<int32_t>(i), w_.attn_k_norm[i], c_.dh, true);
         l.ffn_norm = vector("ffn_norm", static_cast<int32_t>(i), w_.ffn_norm[i], c_.d);
 
         LinearSource qkv = source("attn_qkv", i);
@@ -63,6 +63,7 @@ private:
             addStacked(qkv, w_.attn_k[i], at(w_.attn_k_b, i), {kv}, c_.d);
             addStacked(qkv, w_.attn_v[i], at(w_.attn_v_b, i), {kv}, c_.d);
         }
+        qkv.rope_rows = q + kv;
         l.attn_qkv = ops_.packLinear(qkv);
 
         LinearSource o = source("attn_o", i);
@@ -85,7 +86,7 @@ private:
     }
 
     LinearSource source(const char *name, uint32_t layer) const {
-        return {name, static_cast<int32_t>(layer), w_.dt_mat, {}};
+        return {name, static_cast<int32_t>(layer), w_.dt_mat, {}, 0};
     }
 
     // Appends the parts of one tensor that stacks `rows` output features, in whichever of the two layouts.
@@ -113,7 +114,7 @@ private:
     }
 
     LinearSource table(const char *name, const void *data) const {
-        return {name, -1, w_.dt_mat, {HostMatrix{data, c_.dvoc, c_.d, c_.d, 1, nullptr}}};
+        return {name, -1, w_.dt_mat, {HostMatrix{data, c_.dvoc, c_.d, c_.d, 1, nullptr}}, 0};
     }
 
     // Backends check what they pack, but a table may be used where it is, row by row, so it is checked here.
@@ -128,8 +129,9 @@ private:
         }
     }
 
-    std::unique_ptr<Vector> vector(const char *name, int32_t layer, const void *data, uint32_t size) {
-        return ops_.packVector({name, layer, w_.dt_norm, data, size});
+    std::unique_ptr<Vector> vector(const char *name, int32_t layer, const void *data, uint32_t size,
+                                   bool rope = false) {
+        return ops_.packVector({name, layer, w_.dt_norm, data, size, rope});
     }
 
     void report(uint64_t done) const {

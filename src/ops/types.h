@@ -46,6 +46,7 @@ struct LinearSource {
     int32_t layer;     // -1 outside layers
     int32_t dtype;
     std::vector<HostMatrix> parts;
+    uint32_t rope_rows = 0;  // the first rows of all parts together that qkNormRopeStore rotates, heads of dh rows
 };
 
 struct VectorSource {
@@ -54,6 +55,7 @@ struct VectorSource {
     int32_t dtype;
     const void *data;
     uint32_t size;
+    bool rope = false;  // the weight of a norm over heads that are then rotated
 };
 
 // Activations of one step in the backend's memory: row-major [max rows, width]. The element type is the backend's

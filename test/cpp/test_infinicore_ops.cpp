@@ -632,7 +632,9 @@ static void testErrors() {
                 [&] { makeInfinicoreOps(huge, cpuOptions(QWEN3_DTYPE_F16)); });
 
     InfinicoreOps ops(config, cpuOptions(QWEN3_DTYPE_F16), smallTuning());
-    CHECK(ops.description() == "backend=infinicore device=cpu:0 threads=2", "%s", ops.description().c_str());
+    CHECK(ops.description() == "backend=infinicore device=cpu:0 threads=2 avoids=add_rms_norm,embedding,paged_attention"
+                               " self_test=passed",
+          "%s", ops.description().c_str());
     CHECK(std::string(version()) == "0.1.0", "%s", version());
     CHECK(ops.threads() == 2, "%u", ops.threads());
     const size_t before = ops.scratchBytes();

@@ -9,6 +9,13 @@
 
 #include "infinirt.h"
 
+// Which of InfiniCore's headers this is compiled with: those of 0.1.0, or the declarations in include/.
+#if __has_include("infiniop/ops/paged_caching.h")
+#define FAKE_NEWER 1
+#else
+#define FAKE_NEWER 0
+#endif
+
 #define FAKE_EXPORT __attribute__((visibility("default")))
 
 namespace fake {

@@ -1,341 +1,23 @@
-// The operators of InfiniCore 0.1.0 that the library uses, on the fake accelerator: float32 inside, arguments checked
-// as strictly as the strictest device does.
+// The operators of InfiniCore that the library uses, on the fake accelerator: float32 inside, arguments checked as
+// strictly as the strictest device does. Those that 0.1.0 lacks are there when the headers declare them.
 #include "infiniop.h"
 
-#include <algorithm>
-#include <atomic>
-#include <limits>
 #include <memory>
 
+#include "checks.h"
 #include "core.h"
-#include "numerics.h"
-
-struct InfiniopHandle {
-    int device = 0;
-    std::atomic<int> descriptors{0};
-};
-
-struct InfiniopTensorDescriptor {
-    infiniDtype_t dtype;
-    std::vector<size_t> shape;
-    std::vector<ptrdiff_t> strides;  // in elements
-};
-
-struct InfiniopDescriptor {
-    enum class Op { Gemm, Add, RMSNorm, RoPE, CausalSoftmax, SwiGLU, Rearrange } op;
-    InfiniopHandle *handle;
-    int device;
-    std::vector<InfiniopTensorDescriptor> tensors;  // the first is the output
-    float epsilon = 0;
-    int algorithm = 0;
-    size_t workspace = 0;
-};
+#include "operators.h"
+#if FAKE_NEWER
+#include "newer.h"
+#endif
 
 namespace fake {
 namespace {
 
-using Op = InfiniopDescriptor::Op;
-using Layout = InfiniopTensorDescriptor;
-constexpr const char *kOps[] = {"gemm", "add", "rms_norm", "rope", "causal_softmax", "swiglu", "rearrange"};
-
-struct View {
-    const Layout &layout;
-    char *data;
-    ptrdiff_t stride(size_t dim) const { return layout.strides[dim]; }
-    size_t size(size_t dim) const { return layout.shape[dim]; }
-    float get(ptrdiff_t index) const { return load(layout.dtype, data, index); }
-    void set(ptrdiff_t index, float value) const { store(layout.dtype, data, index, value); }
-};
-
-// Calls f with the offsets of every element in all views; their shapes are equal.
-template <class F> void forEach(const std::vector<View> &views, F f) {
-    const std::vector<size_t> &shape = views[0].layout.shape;
-    std::vector<size_t> index(shape.size(), 0);
-    std::vector<ptrdiff_t> offsets(views.size(), 0);
-    size_t left = 1;
-    for (size_t n : shape) {
-        left *= n;
-    }
-    for (; left > 0; --left) {
-        f(offsets);
-        for (size_t dim = shape.size(); dim-- > 0;) {
-            const bool carry = ++index[dim] == shape[dim];
-            for (size_t i = 0; i < views.size(); ++i) {
-                offsets[i] += carry ? -views[i].stride(dim) * ptrdiff_t(shape[dim] - 1) : views[i].stride(dim);
-            }
-            if (!carry) {
-                break;
-            }
-            index[dim] = 0;
-        }
-    }
-}
-
-float dot(const float *a, const float *b, size_t n) {
-    float sums[16] = {};
-    size_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        for (size_t j = 0; j < 16; ++j) {
-            sums[j] += a[i + j] * b[i + j];
-        }
-    }
-    float sum = 0;
-    for (float part : sums) {
-        sum += part;
-    }
-    for (; i < n; ++i) {
-        sum += a[i] * b[i];
-    }
-    return sum;
-}
-
-// ------------------------------------------------------------------ what the operators compute
-
-void gemm(const View &c, const View &a, const View &b, float alpha, float beta) {
-    const size_t dims = c.layout.shape.size(), first = dims - 2, batches = dims == 3 ? c.size(0) : 1;
-    const size_t m = c.size(first), n = c.size(first + 1), k = a.size(first + 1);
-    const auto offset = [&](const View &view, size_t i) {
-        return dims == 3 && view.size(0) > 1 ? ptrdiff_t(i) * view.stride(0) : ptrdiff_t(0);
-    };
-    std::vector<float> left(m * k), right(n * k);
-    for (size_t i = 0; i < batches; ++i) {
-        for (size_t row = 0; row < m; ++row) {
-            for (size_t x = 0; x < k; ++x) {
-                left[row * k + x] =
-                    a.get(offset(a, i) + ptrdiff_t(row) * a.stride(first) + ptrdiff_t(x) * a.stride(first + 1));
-            }
-        }
-        for (size_t col = 0; col < n; ++col) {
-            for (size_t x = 0; x < k; ++x) {
-                right[col * k + x] =
-                    b.get(offset(b, i) + ptrdiff_t(x) * b.stride(first) + ptrdiff_t(col) * b.stride(first + 1));
-            }
-        }
-        for (size_t row = 0; row < m; ++row) {
-            for (size_t col = 0; col < n; ++col) {
-                const ptrdiff_t at =
-                    offset(c, i) + ptrdiff_t(row) * c.stride(first) + ptrdiff_t(col) * c.stride(first + 1);
-                const float product = alpha * dot(&left[row * k], &right[col * k], k);
-                c.set(at, beta == 0.0f ? product : product + beta * c.get(at));
-            }
-        }
-    }
-}
-
-void rmsNorm(const View &y, const View &x, const View &w, float epsilon) {
-    const bool wide = x.layout.shape.size() == 3;
-    const size_t rows = x.size(0), heads = wide ? x.size(1) : 1, n = w.size(0);
-    for (size_t row = 0; row < rows; ++row) {
-        for (size_t head = 0; head < heads; ++head) {
-            const auto start = [&](const View &view) {
-                return ptrdiff_t(row) * view.stride(0) + (wide ? ptrdiff_t(head) * view.stride(1) : 0);
-            };
-            float sum = 0;
-            for (size_t i = 0; i < n; ++i) {
-                const float value = x.get(start(x) + ptrdiff_t(i));
-                sum += value * value;
-            }
-            const float scale = 1.0f / std::sqrt(sum / float(n) + epsilon);
-            for (size_t i = 0; i < n; ++i) {
-                y.set(start(y) + ptrdiff_t(i), x.get(start(x) + ptrdiff_t(i)) * scale * w.get(ptrdiff_t(i)));
-            }
-        }
-    }
-}
-
-infiniStatus_t rope(const View &y, const View &x, const View &pos, const View &sin, const View &cos, int algorithm) {
-    const size_t half = x.size(2) / 2;
-    for (size_t row = 0; row < x.size(0); ++row) {
-        const int64_t position = loadInteger(pos.layout.dtype, pos.data, ptrdiff_t(row) * pos.stride(0));
-        if (position < 0 || size_t(position) >= sin.size(0)) {
-            return violation("infiniopRoPE: position %lld, the table has %zu rows", static_cast<long long>(position),
-                             sin.size(0));
-        }
-        for (size_t head = 0; head < x.size(1); ++head) {
-            const auto at = [&](const View &view, size_t i) {
-                return ptrdiff_t(row) * view.stride(0) + ptrdiff_t(head) * view.stride(1) + ptrdiff_t(i);
-            };
-            for (size_t i = 0; i < half; ++i) {
-                const bool neox = algorithm == INFINIOP_ROPE_ALGO_GPT_NEOX;
-                const size_t first = neox ? i : 2 * i, second = neox ? half + i : 2 * i + 1;
-                const ptrdiff_t entry = ptrdiff_t(position) * sin.stride(0) + ptrdiff_t(i);
-                const float s = sin.get(entry), c = cos.get(entry), u = x.get(at(x, first)), v = x.get(at(x, second));
-                y.set(at(y, first), u * c - v * s);
-                y.set(at(y, second), u * s + v * c);
-            }
-        }
-    }
-    return INFINI_STATUS_SUCCESS;
-}
-
-// `block`: as 0.1.0's CUDA kernel does it, which compares the thread's index, the column modulo the block's size, with
-// the causal edge. 0: correct.
-void causalSoftmax(const View &y, const View &x, size_t block) {
-    const bool wide = x.layout.shape.size() == 3;
-    const size_t first = wide ? 1 : 0, batches = wide ? x.size(0) : 1;
-    const size_t height = x.size(first), width = x.size(first + 1);
-    std::vector<float> values(width);
-    for (size_t i = 0; i < batches; ++i) {
-        for (size_t row = 0; row < height; ++row) {
-            const auto start = [&](const View &view) {
-                return (wide ? ptrdiff_t(i) * view.stride(0) : 0) + ptrdiff_t(row) * view.stride(first);
-            };
-            const size_t visible = width - height + 1 + row;
-            float most = -std::numeric_limits<float>::infinity(), sum = 0;
-            for (size_t col = 0; col < visible; ++col) {
-                most = std::max(most, x.get(start(x) + ptrdiff_t(col)));
-            }
-            for (size_t col = 0; col < width; ++col) {
-                const size_t compared = block != 0 ? col % block : col;
-                values[col] = compared < visible ? std::exp(x.get(start(x) + ptrdiff_t(col)) - most) : 0.0f;
-                sum += values[col];
-            }
-            for (size_t col = 0; col < width; ++col) {
-                y.set(start(y) + ptrdiff_t(col), values[col] / sum);
-            }
-        }
-    }
-}
-
 // ------------------------------------------------------------------ descriptors
 
-// The elements that a layout reaches, relative to its pointer.
-void extent(const Layout &layout, ptrdiff_t &low, ptrdiff_t &high) {
-    low = high = 0;
-    for (size_t dim = 0; dim < layout.shape.size(); ++dim) {
-        (layout.strides[dim] < 0 ? low : high) += layout.strides[dim] * ptrdiff_t(layout.shape[dim] - 1);
-    }
-}
-
-bool unitLast(const Layout &layout) {
-    return layout.strides.back() == 1 || layout.shape.back() == 1;
-}
-
-// An output element must have one place only.
-bool overlapsItself(const Layout &layout) {
-    std::vector<std::pair<ptrdiff_t, size_t>> dims;
-    for (size_t dim = 0; dim < layout.shape.size(); ++dim) {
-        if (layout.shape[dim] > 1) {
-            dims.emplace_back(std::abs(layout.strides[dim]), layout.shape[dim]);
-        }
-    }
-    std::sort(dims.begin(), dims.end());
-    ptrdiff_t reach = 0;
-    for (const auto &[stride, n] : dims) {
-        if (stride <= reach) {
-            return true;
-        }
-        reach += stride * ptrdiff_t(n - 1);
-    }
-    return false;
-}
-
-infiniStatus_t checkGemm(const std::vector<Layout> &t) {
-    const size_t dims = t[0].shape.size();
-    for (const Layout &layout : t) {
-        if (!isFloat(layout.dtype) || layout.dtype != t[0].dtype) {
-            return INFINI_STATUS_BAD_TENSOR_DTYPE;
-        }
-        if (layout.shape.size() != dims || dims < 2 || dims > 3) {
-            return INFINI_STATUS_BAD_TENSOR_SHAPE;
-        }
-        if (dims == 3 && layout.shape[0] != t[0].shape[0] && (&layout == &t[0] || layout.shape[0] != 1)) {
-            return INFINI_STATUS_BAD_TENSOR_SHAPE;
-        }
-        // As BLAS wants it: one unit stride, and the other at least as long as the unit dimension.
-        const ptrdiff_t rows = ptrdiff_t(layout.shape[dims - 2]), cols = ptrdiff_t(layout.shape[dims - 1]);
-        const ptrdiff_t row_stride = layout.strides[dims - 2], col_stride = layout.strides[dims - 1];
-        if (!(col_stride == 1 && row_stride >= cols) && !(row_stride == 1 && col_stride >= rows)) {
-            return INFINI_STATUS_BAD_TENSOR_STRIDES;
-        }
-    }
-    const auto size = [&](size_t tensor, size_t dim) { return t[tensor].shape[dims - 2 + dim]; };
-    return size(0, 0) == size(1, 0) && size(1, 1) == size(2, 0) && size(0, 1) == size(2, 1)
-               ? INFINI_STATUS_SUCCESS
-               : INFINI_STATUS_BAD_TENSOR_SHAPE;
-}
-
-infiniStatus_t checkNorm(const std::vector<Layout> &t) {
-    const Layout &y = t[0], &x = t[1], &w = t[2];
-    if (!isFloat(x.dtype) || y.dtype != x.dtype || !isFloat(w.dtype) ||
-        (x.dtype == INFINI_DTYPE_F32 && w.dtype != INFINI_DTYPE_F32)) {
-        return INFINI_STATUS_BAD_TENSOR_DTYPE;
-    }
-    if (y.shape != x.shape || x.shape.size() < 2 || x.shape.size() > 3 || w.shape.size() != 1 ||
-        w.shape[0] != x.shape.back()) {
-        return INFINI_STATUS_BAD_TENSOR_SHAPE;
-    }
-    return y.strides.back() == 1 && x.strides.back() == 1 && w.strides[0] == 1 ? INFINI_STATUS_SUCCESS
-                                                                               : INFINI_STATUS_BAD_TENSOR_STRIDES;
-}
-
-infiniStatus_t checkRope(const std::vector<Layout> &t, int algorithm) {
-    const Layout &y = t[0], &x = t[1], &pos = t[2], &sin = t[3], &cos = t[4];
-    if (algorithm < 0 || algorithm >= INFINIOP_ROPE_ALGO_COUNT) {
-        return INFINI_STATUS_BAD_PARAM;
-    }
-    if (algorithm == INFINIOP_ROPE_ALGO_GPT_NEOX && quirk("no_rope_neox") != 0) {
-        return INFINI_STATUS_NOT_IMPLEMENTED;
-    }
-    if (!isFloat(x.dtype) || y.dtype != x.dtype || sin.dtype != x.dtype || cos.dtype != x.dtype || isFloat(pos.dtype) ||
-        elementSize(pos.dtype) < 4) {
-        return INFINI_STATUS_BAD_TENSOR_DTYPE;
-    }
-    if (x.shape.size() != 3 || y.shape != x.shape || pos.shape.size() != 1 || pos.shape[0] != x.shape[0] ||
-        sin.shape.size() != 2 || cos.shape != sin.shape || sin.shape[1] * 2 != x.shape[2]) {
-        return INFINI_STATUS_BAD_TENSOR_SHAPE;
-    }
-    const bool packed = sin.strides[0] == ptrdiff_t(sin.shape[1]) && cos.strides == sin.strides;
-    return packed && unitLast(sin) && y.strides[2] == 1 && x.strides[2] == 1 ? INFINI_STATUS_SUCCESS
-                                                                             : INFINI_STATUS_BAD_TENSOR_STRIDES;
-}
-
-infiniStatus_t checkSoftmax(const std::vector<Layout> &t) {
-    const Layout &y = t[0], &x = t[1];
-    if (!isFloat(x.dtype) || y.dtype != x.dtype) {
-        return INFINI_STATUS_BAD_TENSOR_DTYPE;
-    }
-    const size_t dims = x.shape.size();
-    if (y.shape != x.shape || dims < 2 || dims > 3 || x.shape[dims - 1] < x.shape[dims - 2]) {
-        return INFINI_STATUS_BAD_TENSOR_SHAPE;
-    }
-    return y.strides.back() == 1 && x.strides.back() == 1 ? INFINI_STATUS_SUCCESS : INFINI_STATUS_BAD_TENSOR_STRIDES;
-}
-
-infiniStatus_t checkElementwise(const std::vector<Layout> &t, bool floats) {
-    for (const Layout &layout : t) {
-        if (layout.dtype != t[0].dtype || (floats && !isFloat(layout.dtype))) {
-            return INFINI_STATUS_BAD_TENSOR_DTYPE;
-        }
-        if (layout.shape != t[0].shape) {
-            return INFINI_STATUS_BAD_TENSOR_SHAPE;
-        }
-    }
-    return INFINI_STATUS_SUCCESS;
-}
-
-infiniStatus_t checkTensors(Op op, const std::vector<Layout> &tensors, int algorithm) {
-    switch (op) {
-    case Op::Gemm:
-        return checkGemm(tensors);
-    case Op::RMSNorm:
-        return checkNorm(tensors);
-    case Op::RoPE:
-        return checkRope(tensors, algorithm);
-    case Op::CausalSoftmax:
-        return checkSoftmax(tensors);
-    case Op::Add:
-        return quirk("no_add") != 0 ? INFINI_STATUS_DEVICE_TYPE_NOT_SUPPORTED : checkElementwise(tensors, true);
-    case Op::SwiGLU:
-        return checkElementwise(tensors, true);
-    case Op::Rearrange:
-        return checkElementwise(tensors, false);
-    }
-    return INFINI_STATUS_BAD_PARAM;
-}
-
 infiniStatus_t create(const char *function, Op op, infiniopHandle_t handle, InfiniopDescriptor **result,
-                      std::initializer_list<infiniopTensorDescriptor_t> tensors, float epsilon = 0, int algorithm = 0) {
+                      std::initializer_list<infiniopTensorDescriptor_t> tensors, float number = 0, int algorithm = 0) {
     if (!enter(function) || injected("descriptor")) {
         return INFINI_STATUS_INTERNAL_ERROR;
     }
@@ -357,7 +39,12 @@ infiniStatus_t create(const char *function, Op op, infiniopHandle_t handle, Infi
     for (size_t n : layouts[0].shape) {
         elements *= n;
     }
-    const infiniStatus_t status = checkTensors(op, layouts, algorithm);
+    infiniStatus_t status = checkTensors(op, layouts, algorithm);
+#if FAKE_NEWER
+    if (op >= Op::AddRMSNorm && status == INFINI_STATUS_BAD_PARAM) {
+        status = checkNewer(op, layouts);
+    }
+#endif
     if (status != INFINI_STATUS_SUCCESS) {
         return status;
     }
@@ -372,9 +59,11 @@ infiniStatus_t create(const char *function, Op op, infiniopHandle_t handle, Infi
     descriptor->handle = handle;
     descriptor->device = handle->device;
     descriptor->tensors = std::move(layouts);
-    descriptor->epsilon = epsilon;
+    descriptor->number = number;
     descriptor->algorithm = algorithm;
-    descriptor->workspace = op == Op::Rearrange ? 0 : 64 + elements / 8;  // grows, so that growth is tested
+    descriptor->workspace = op == Op::Rearrange || op == Op::Embedding ? 0
+                            : op == Op::PagedCaching                   ? 64  // its output is the whole cache
+                                                                       : 64 + elements / 8;  // grows: growth is tested
     ++handle->descriptors;
     born(Kind::Descriptor, descriptor.get());
     *result = descriptor.release();
@@ -422,13 +111,13 @@ infiniStatus_t compute(const InfiniopDescriptor &d, const std::vector<char *> &d
     infiniStatus_t status = INFINI_STATUS_SUCCESS;
     switch (d.op) {
     case Op::Gemm:
-        gemm(v[0], v[1], v[2], alpha, beta);
+        gemm(v[0], v[1], v[2], alpha, beta, quirk("gemm_reads_c") != 0);
         break;
     case Op::Add:
         forEach(v, [&](const auto &at) { v[0].set(at[0], v[1].get(at[1]) + v[2].get(at[2])); });
         break;
     case Op::RMSNorm:
-        rmsNorm(v[0], v[1], v[2], d.epsilon);
+        rmsNorm(v[0], v[1], v[2], d.number);
         break;
     case Op::RoPE:
         status = rope(v[0], v[1], v[2], v[3], v[4], d.algorithm);
@@ -444,11 +133,30 @@ infiniStatus_t compute(const InfiniopDescriptor &d, const std::vector<char *> &d
         break;
     case Op::Rearrange: {
         const size_t size = elementSize(d.tensors[0].dtype);
+        if (quirk("rearrange_vectors") != 0) {
+            const size_t bytes = vectorBytes(v[0], v[1]);
+            bool aligned = true;
+            forEach(v, [&](const auto &at) {
+                const auto place = [&](size_t i) { return uintptr_t(v[i].data) + uintptr_t(at[i]) * size; };
+                // Vectors start where the destination has a whole number of them.
+                aligned = aligned && (place(0) % bytes != 0 || place(1) % bytes == 0);
+            });
+            if (!aligned || uintptr_t(v[0].data) % bytes != 0) {
+                return violation("infiniopRearrange: vectors of %zu bytes at addresses that are no multiples", bytes);
+            }
+        }
         forEach(v, [&](const auto &at) {
             std::memcpy(v[0].data + at[0] * ptrdiff_t(size), v[1].data + at[1] * ptrdiff_t(size), size);
         });
         break;
     }
+    default:
+#if FAKE_NEWER
+        status = computeNewer(d.op, v, d.number);
+        break;
+#else
+        return INFINI_STATUS_BAD_PARAM;
+#endif
     }
     if (quirk((std::string("wrong_") + kOps[int(d.op)]).c_str()) != 0) {
         forEach({v[0]}, [&](const auto &at) { v[0].set(at[0], v[0].get(at[0]) * 1.5f + 0.25f); });
@@ -506,7 +214,8 @@ infiniStatus_t launch(const char *function, Op op, const InfiniopDescriptor *des
     for (size_t i = 1; i < ranges.size(); ++i) {
         const bool overlap = ranges[0].begin < ranges[i].end && ranges[i].begin < ranges[0].end;
         const bool same = data[0] == data[i] && descriptor->tensors[0].strides == descriptor->tensors[i].strides;
-        if (overlap && !(in_place && same)) {
+        const bool interleaved = op == Op::PagedCaching && i == 1;  // keys and values of a block follow each other
+        if (overlap && !(in_place && same) && !interleaved) {
             return violation("%s: output and input %zu overlap", function, i);
         }
     }
@@ -701,3 +410,7 @@ infiniStatus_t infiniopSwiGLU(infiniopSwiGLUDescriptor_t desc, void *workspace, 
 infiniStatus_t infiniopRearrange(infiniopRearrangeDescriptor_t desc, void *dst, const void *src, void *stream) {
     return fake::launch(__func__, Op::Rearrange, desc, nullptr, 0, {dst, src}, stream);
 }
+
+#if FAKE_NEWER
+#include "newer_api.inc"
+#endif

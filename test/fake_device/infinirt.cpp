@@ -27,8 +27,13 @@ namespace {
 
 constexpr size_t kArenaBytes = size_t(1) << 36;  // addresses of one device; never used twice
 constexpr size_t kPage = 4096;
-constexpr const char *kTypeNames[] = {"cpu",   "nvidia",   "cambricon", "ascend", "metax",
-                                      "moore", "iluvatar", "kunlun",    "sugon"};
+constexpr const char *kTypeNames[] = {"cpu",   "nvidia", "cambricon", "ascend", "metax", "moore", "iluvatar", "kunlun",
+#if FAKE_NEWER
+                                      "hygon", "qy",     "ali"
+#else
+                                      "sugon"
+#endif
+};
 constexpr const char *kFailures[] = {"malloc", "malloc_host", "copy",      "launch",  "sync",
                                      "stream", "set_device",  "count",     "init",    "handle",
                                      "tensor", "descriptor",  "workspace", "execute", "lost"};
@@ -114,20 +119,23 @@ void forEachSetting(const char *text, int64_t fallback, const std::function<void
     }
 }
 
-// What the kernels of InfiniCore 0.1.0 get wrong or lack, by device type.
+// What the kernels of InfiniCore 0.1.0 get wrong or lack, by device type. Of newer versions none is taken for granted.
 const char *defaultQuirks(infiniDevice_t type) {
+    if (FAKE_NEWER != 0) {
+        return "";
+    }
     switch (type) {
     case INFINI_DEVICE_NVIDIA:
     case INFINI_DEVICE_METAX:
     case INFINI_DEVICE_ILUVATAR:
-        return "softmax_block:512";
+        return "softmax_block:512,rearrange_dims:3,rearrange_vectors";
     case INFINI_DEVICE_ASCEND:
         return "no_rope_neox,no_add";
     case INFINI_DEVICE_CAMBRICON:
     case INFINI_DEVICE_KUNLUN:
         return "no_rope_neox";
     case INFINI_DEVICE_MOORE:
-        return "no_add";
+        return "no_add,softmax_block:512,rearrange_dims:3,rearrange_vectors";
     default:
         return "";
     }
@@ -865,7 +873,7 @@ infiniStatus_t infinirtMalloc(void **p_ptr, size_t size) {
         if (size > s.memory - std::min(s.memory, d.bytes) || span > fake::kArenaBytes - d.arena_used) {
             return INFINI_STATUS_INTERNAL_ERROR;  // what CUDA's out of memory becomes in 0.1.0
         }
-        data = static_cast<char *>(std::malloc(size));
+        data = static_cast<char *>(std::aligned_alloc(256, (size + 255) / 256 * 256));  // as device memory is
         if (data == nullptr) {
             return INFINI_STATUS_INTERNAL_ERROR;
         }

@@ -130,12 +130,33 @@ def parity(
 
 
 @case
-def long_prompt(fake: Fake, folder: str, ntok: int) -> float:
+def info(fake: Fake, folder: str, device: str = "nvidia") -> dict[str, str]:
+    with open_model(folder, device) as model:
+        return model.native.build_info()
+
+
+@case
+def memory_of_prompts(
+    fake: Fake, folder: str, device: str, lengths: Sequence[int], **options: Any
+) -> list[int]:
+    """The highest use of device memory that prompts lead to, without the caches' own."""
+    sizes = []
+    for ntok in lengths:
+        fake.reset()
+        with open_model(folder, device, **options) as model:
+            with closing(model.create_kv_cache()) as cache:
+                greedy(model, [(cache, 0, some_tokens(ntok, model.meta.dvoc))])
+                sizes.append(fake.get("peak.device") - model.stats()["kv_used_bytes"])
+    return sizes
+
+
+@case
+def long_prompt(fake: Fake, folder: str, ntok: int, device: str = "nvidia") -> float:
     with open_model(folder, "cpu", kv_dtype="f32") as model:
         tokens = some_tokens(ntok, model.meta.dvoc)
         with closing(model.create_kv_cache()) as cache:
             expected = forward(model, [(cache, 0, tokens)])[0]
-    with open_model(folder) as model, closing(model.create_kv_cache()) as cache:
+    with open_model(folder, device) as model, closing(model.create_kv_cache()) as cache:
         return distance(forward(model, [(cache, 0, tokens)])[0], expected)
 
 

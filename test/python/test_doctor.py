@@ -11,6 +11,7 @@ from typing import Any
 
 import doctor
 import pytest
+from doctor import SelfTest
 from libinfinicore_infer import DeviceType, load_library
 from python.helpers import SCRIPTS
 
@@ -98,20 +99,19 @@ def test_devices_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("answer", "text", "advice"),
     [
-        ((TOKENS, ""), "the CPU's tokens", ""),
-        (([5, 6, 8], ""), "differ from the CPU's", "do not use nvidia:1"),
-        (([], "killed by signal 11"), "signal 11", "driver"),
-        (([], "x (QWEN3_STATUS_OUT_OF_MEMORY)"), "OUT_OF_MEMORY", "end other programs"),
-        (([], "InfiniCore 0.1.0 lacks an operator"), "lacks an operator", "another device"),
+        (SelfTest(TOKENS), "the CPU's tokens", ""),
+        (SelfTest(TOKENS, avoids="add,embedding"), "came out; replaced: add", ""),
+        (SelfTest([5, 6, 8]), "differ from the CPU's", "do not use nvidia:1"),
+        (SelfTest([], "killed by signal 11"), "signal 11", "driver"),
+        (SelfTest([], "x (QWEN3_STATUS_OUT_OF_MEMORY)"), "OUT_OF_MEMORY", "end other programs"),
+        (SelfTest([], "InfiniCore fails the self-test: rope"), "rope", "another device"),
     ],
 )
-def test_devices(
-    monkeypatch: pytest.MonkeyPatch, answer: tuple[list[int], str], text: str, advice: str
-) -> None:
+def test_devices(monkeypatch: pytest.MonkeyPatch, answer: SelfTest, text: str, advice: str) -> None:
     """Each device is tested; one that fails is named and the others go on."""
 
-    def answers(device: str, index: int, backend: str) -> tuple[list[int], str]:
-        return answer if index == 1 else (TOKENS, "")
+    def answers(device: str, index: int, backend: str) -> SelfTest:
+        return answer if index == 1 else SelfTest(TOKENS)
 
     monkeypatch.setattr(doctor, "run_self_test", answers)
     findings = list(doctor.check_generation({DeviceType.DEVICE_TYPE_NVIDIA: 3}))
@@ -127,7 +127,7 @@ def test_self_test_that_crashes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     script = tmp_path / "doctor.py"
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setattr(doctor, "__file__", str(script))
-    assert doctor.run_self_test("nvidia", 0, "infinicore") == ([], "killed by signal 11")
+    assert doctor.run_self_test("nvidia", 0, "infinicore") == SelfTest([], "killed by signal 11")
     script.write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setattr(doctor, "SELF_TEST_SECONDS", 0.5)
-    assert doctor.run_self_test("nvidia", 0, "infinicore") == ([], "no answer within 0.5 s")
+    assert doctor.run_self_test("nvidia", 0, "infinicore") == SelfTest([], "no answer within 0.5 s")

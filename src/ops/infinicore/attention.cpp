@@ -34,13 +34,13 @@ void InfinicoreOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const 
     const Tensor positions = vector1d(positions_.data(), INFINI_DTYPE_I32, ntok);  // row i of the step's own tables
     const Tensor sin = matrix(rope_.data(), dtype_, ntok, half, half);
     const Tensor cos = matrix(rope_.data() + size_t(ntok) * half * size_, dtype_, ntok, half, half);
-    const auto normRope = [&](uint32_t first_head, uint32_t heads, const Vector &weight) {
-        const Tensor x = batch(at(qkv, 0, size_t(first_head) * dh), dtype_, ntok, heads, dh, qkv.width, dh);
-        kernels_->rmsNorm(x, x, norm(static_cast<const DeviceVector &>(weight)), epsilon);
-        kernels_->rope(x, positions, sin, cos);
+    const auto heads = [&](uint32_t first, uint32_t n) {
+        return batch(at(qkv, 0, size_t(first) * dh), dtype_, ntok, n, dh, qkv.width, dh);
     };
-    normRope(0, config_.nh, q_norm);
-    normRope(config_.nh, config_.nkvh, k_norm);
+    const Tensor q = heads(0, config_.nh), k = heads(config_.nh, config_.nkvh);
+    kernels_->rmsNorm(q, q, norm(static_cast<const DeviceVector &>(q_norm)), epsilon);
+    kernels_->rmsNorm(k, k, norm(static_cast<const DeviceVector &>(k_norm)), epsilon);
+    kernels_->rope(heads(0, config_.nh + config_.nkvh), positions, sin, cos, routes_.rope_neox);
     storeKv(at(qkv), layer);
 }
 
@@ -88,7 +88,6 @@ void InfinicoreOps::attendRows(char *out, char *qkv, const QueryRange &range, ui
         o = batch(o_.data(), dtype_, nkvh, group * rows, dh, group * rows * dh, dh);
     }
     scoreKeys(q, range, layer);
-    maskScores(range);
     kernels_->causalSoftmax(batch(scores_.data(), dtype_, nh, rows, range.total, rows * range.ld, range.ld));
     sumValues(o, range, layer);
     if (rows > 1) {
@@ -96,31 +95,37 @@ void InfinicoreOps::attendRows(char *out, char *qkv, const QueryRange &range, ui
     }
 }
 
+// InfiniCore 0.1.0's causal softmax for CUDA-like devices masks by thread instead of by column and lets keys of the
+// future through when the width exceeds the thread block (its issue #746). Keys that already score -infinity get
+// probability 0 whatever the operator does, so on such devices the blocks that the causal edge crosses start from
+// -infinity there. The first key of these blocks; total: none.
+uint32_t InfinicoreOps::maskedFrom(const QueryRange &range) const {
+    if (!mask_ || range.rows == 1 || (range.total <= tuning_.mask_width && !tuning_.mask_on_cpu)) {
+        return range.total;
+    }
+    return (range.total - range.rows) / block_tokens_ * block_tokens_;
+}
+
 // scores[nkvh, group * rows, total] = q K^T / sqrt(dh), a block's columns at a time.
 void InfinicoreOps::scoreKeys(const Tensor &q, const QueryRange &range, uint32_t layer) {
     const size_t dh = config_.dh, height = size_t(config_.group()) * range.rows;
     const float scale = 1.0f / std::sqrt(float(dh));
+    const uint32_t masked = maskedFrom(range);
+    if (masked < range.total) {  // the mask's key block_tokens is the first of the range's own keys
+        const size_t edge = range.total - range.rows - masked, width = range.total - masked;
+        kernels_->rearrange(batch(scores_.data() + masked * size_, dtype_, config_.nh, range.rows, width,
+                                  range.rows * range.ld, range.ld),
+                            batch(mask_.data() + (block_tokens_ - edge) * query_rows_ * size_, dtype_, config_.nh,
+                                  range.rows, width, 0, 1, query_rows_));
+    }
     for (uint32_t first = 0; first < range.total; first += block_tokens_) {
         const size_t n = std::min(block_tokens_, range.total - first);
         const Tensor k = batch(keys(range.sequence, first / block_tokens_, layer), dtype_, config_.nkvh, dh, n,
                                block_tokens_ * dh, 1, dh);
         const Tensor scores =
             batch(scores_.data() + first * size_, dtype_, config_.nkvh, height, n, height * range.ld, range.ld);
-        kernels_->gemm(scores, q, k, scale, 0.0f);
+        kernels_->gemm(scores, q, k, scale, first < masked ? 0.0f : 1.0f);
     }
-}
-
-// InfiniCore 0.1.0's causal softmax for CUDA-like devices masks by thread instead of by column and lets keys of the
-// future through when the width exceeds the thread block (its issue #746). Keys that already score -infinity get
-// probability 0 whatever the operator does, so the last `rows` columns are masked here, where the causal edge lies.
-void InfinicoreOps::maskScores(const QueryRange &range) {
-    if (!mask_ || range.rows == 1 || (range.total <= tuning_.mask_width && !tuning_.mask_on_cpu)) {
-        return;
-    }
-    const size_t rows = range.rows;
-    const Tensor edge =
-        batch(scores_.data() + (range.total - rows) * size_, dtype_, config_.nh, rows, rows, rows * range.ld, range.ld);
-    kernels_->add(edge, edge, batch(mask_.data(), dtype_, config_.nh, rows, rows, 0, query_rows_));
 }
 
 // out[nkvh, group * rows, dh] = scores V. Adding up block by block would round to type A after every block; 16-bit

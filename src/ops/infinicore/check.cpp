@@ -68,12 +68,16 @@ static const char *statusText(int status) {
 }
 
 void failStatus(infiniStatus_t status, const char *call) {
+    static constexpr char kWrapper[] = "callIfKnown(";  // around operators of newer versions: the name comes next
+    if (std::strncmp(call, kWrapper, sizeof kWrapper - 1) == 0) {
+        call += sizeof kWrapper - 1;
+    }
     infiniDevice_t type = INFINI_DEVICE_CPU;
     int id = 0;
     infinirtGetDevice(&type, &id);  // reads thread-local variables; cannot fail with these arguments
     const bool known = status > INFINI_STATUS_SUCCESS && status <= INFINI_STATUS_INSUFFICIENT_WORKSPACE;
     fail(known ? int32_t(status) : QWEN3_STATUS_INTERNAL_ERROR, "InfiniCore's %.*s failed on %s:%d: %s (status %d)",
-         int(std::strcspn(call, "(")), call, deviceName(type), id, statusText(status), int(status));
+         int(std::strcspn(call, "(,")), call, deviceName(type), id, statusText(status), int(status));
 }
 
 }  // namespace q3::infinicore

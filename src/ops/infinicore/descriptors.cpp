@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "ops/infinicore/check.h"
+#include "runtime/error.h"
 
 namespace q3::infinicore {
 
@@ -17,6 +18,17 @@ Tensor matrix(void *data, infiniDtype_t dtype, size_t rows, size_t cols, size_t 
 Tensor batch(void *data, infiniDtype_t dtype, size_t n, size_t rows, size_t cols, size_t stride, size_t row_stride,
              size_t col_stride) {
     return {{dtype, 3, {n, rows, cols}, {ptrdiff_t(stride), ptrdiff_t(row_stride), ptrdiff_t(col_stride)}}, data};
+}
+
+Tensor tensor4d(void *data, infiniDtype_t dtype, std::array<size_t, 4> shape, std::array<size_t, 3> strides) {
+    return {{dtype, 4, shape, {ptrdiff_t(strides[0]), ptrdiff_t(strides[1]), ptrdiff_t(strides[2]), 1}}, data};
+}
+
+const char *opName(OpKind kind) {
+    static constexpr const char *kNames[] = {
+        "gemm",      "add",          "rms_norm",  "rope",          "causal_softmax",  "swiglu",
+        "rearrange", "add_rms_norm", "embedding", "paged_caching", "paged_attention", "paged_attention_prefill"};
+    return kNames[uint32_t(kind)];
 }
 
 size_t OpKeyHash::operator()(const OpKey &key) const {
@@ -98,7 +110,7 @@ private:
 }  // namespace
 
 OpDescriptor DescriptorCache::create(const OpKey &key) const {
-    std::array<TensorDescriptor, 5> t;
+    std::array<TensorDescriptor, 7> t;
     for (uint32_t i = 0; i < key.ntensors; ++i) {
         t[i].create(key.tensors[i]);
     }
@@ -106,8 +118,12 @@ OpDescriptor DescriptorCache::create(const OpKey &key) const {
     OpDescriptor result;
     InfiniopDescriptor *handle = nullptr;
     size_t &bytes = result.workspace_bytes;
+    [[maybe_unused]] float number;  // epsilon or scale
+    std::memcpy(&number, &key.scalar, sizeof number);
     // Takes ownership at once, so that a failing workspace query does not leak.
     const auto own = [&](infiniStatus_t (*destroy)(InfiniopDescriptor *)) { result.handle = {handle, destroy}; };
+    [[maybe_unused]] const auto get = [&t](size_t i) -> infiniopTensorDescriptor_t { return t[i]; };
+    [[maybe_unused]] constexpr infiniopTensorDescriptor_t kNone = nullptr;
     switch (key.kind) {
     case OpKind::Gemm:
         INFINI_CHECK(infiniopCreateGemmDescriptor(handle_, &handle, t[0], t[1], t[2]));
@@ -119,14 +135,11 @@ OpDescriptor DescriptorCache::create(const OpKey &key) const {
         own(infiniopDestroyAddDescriptor);
         INFINI_CHECK(infiniopGetAddWorkspaceSize(handle, &bytes));
         break;
-    case OpKind::RmsNorm: {
-        float epsilon;
-        std::memcpy(&epsilon, &key.scalar, sizeof epsilon);
-        INFINI_CHECK(infiniopCreateRMSNormDescriptor(handle_, &handle, t[0], t[1], t[2], epsilon));
+    case OpKind::RmsNorm:
+        INFINI_CHECK(infiniopCreateRMSNormDescriptor(handle_, &handle, t[0], t[1], t[2], number));
         own(infiniopDestroyRMSNormDescriptor);
         INFINI_CHECK(infiniopGetRMSNormWorkspaceSize(handle, &bytes));
         break;
-    }
     case OpKind::Rope:
         INFINI_CHECK(infiniopCreateRoPEDescriptor(handle_, &handle, t[0], t[1], t[2], t[3], t[4],
                                                   static_cast<infiniopRoPEAlgo_t>(key.scalar)));
@@ -147,6 +160,43 @@ OpDescriptor DescriptorCache::create(const OpKey &key) const {
         INFINI_CHECK(infiniopCreateRearrangeDescriptor(handle_, &handle, t[0], t[1]));
         own(infiniopDestroyRearrangeDescriptor);
         break;
+#if Q3_HAS_ADD_RMS_NORM
+    case OpKind::AddRmsNorm:
+        INFINI_CHECK(callIfKnown(infiniopCreateAddRMSNormDescriptor, handle_, &handle, get(0), get(1), get(2), get(3),
+                                 get(4), number));
+        own(infiniopDestroyAddRMSNormDescriptor);
+        INFINI_CHECK(infiniopGetAddRMSNormWorkspaceSize(handle, &bytes));
+        break;
+#endif
+#if Q3_HAS_EMBEDDING
+    case OpKind::Embedding:  // uses no workspace
+        INFINI_CHECK(callIfKnown(infiniopCreateEmbeddingDescriptor, handle_, &handle, get(0), get(1), get(2)));
+        own(infiniopDestroyEmbeddingDescriptor);
+        break;
+#endif
+#if Q3_HAS_PAGED_ATTENTION
+    case OpKind::PagedCaching:
+        INFINI_CHECK(callIfKnown(infiniopCreatePagedCachingDescriptor, handle_, &handle, get(0), get(1), get(2), get(3),
+                                 get(4)));
+        own(infiniopDestroyPagedCachingDescriptor);
+        INFINI_CHECK(infiniopGetPagedCachingWorkspaceSize(handle, &bytes));
+        break;
+    case OpKind::PagedAttention:
+        INFINI_CHECK(callIfKnown(infiniopCreatePagedAttentionDescriptor, handle_, &handle, get(0), get(1), get(2),
+                                 get(3), get(4), get(5), kNone, number));
+        own(infiniopDestroyPagedAttentionDescriptor);
+        INFINI_CHECK(infiniopGetPagedAttentionWorkspaceSize(handle, &bytes));
+        break;
+    case OpKind::PagedAttentionPrefill:
+        INFINI_CHECK(callIfKnown(infiniopCreatePagedAttentionPrefillDescriptor, handle_, &handle, get(0), get(1),
+                                 get(2), get(3), get(4), get(5), get(6), kNone, number));
+        own(infiniopDestroyPagedAttentionPrefillDescriptor);
+        INFINI_CHECK(infiniopGetPagedAttentionPrefillWorkspaceSize(handle, &bytes));
+        break;
+#endif
+    default:  // an operator that this build's InfiniCore does not have
+        fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED, "InfiniCore was without operator %s when this library was built",
+             opName(key.kind));
     }
     return result;
 }

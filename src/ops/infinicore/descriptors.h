@@ -5,17 +5,17 @@
 #include <memory>
 #include <unordered_map>
 
-#include "infiniop.h"
+#include "ops/infinicore/api.h"
 #include "ops/infinicore/memory.h"
 
 namespace q3::infinicore {
 
-// dtype, shape and strides (in elements) of a tensor of at most three dimensions; unused entries are zero.
+// dtype, shape and strides (in elements) of a tensor of at most four dimensions; unused entries are zero.
 struct TensorLayout {
     infiniDtype_t dtype = INFINI_DTYPE_INVALID;
     uint32_t ndim = 0;
-    std::array<size_t, 3> shape{};
-    std::array<ptrdiff_t, 3> strides{};
+    std::array<size_t, 4> shape{};
+    std::array<ptrdiff_t, 4> strides{};
     bool operator==(const TensorLayout &other) const {
         return dtype == other.dtype && ndim == other.ndim && shape == other.shape && strides == other.strides;
     }
@@ -33,15 +33,32 @@ Tensor matrix(void *data, infiniDtype_t dtype, size_t rows, size_t cols, size_t 
 // [n, rows, cols] with strides (stride, row_stride, col_stride)
 Tensor batch(void *data, infiniDtype_t dtype, size_t n, size_t rows, size_t cols, size_t stride, size_t row_stride,
              size_t col_stride = 1);
+// [n0, n1, rows, cols] with strides (s0, s1, s2, 1)
+Tensor tensor4d(void *data, infiniDtype_t dtype, std::array<size_t, 4> shape, std::array<size_t, 3> strides);
 
-enum class OpKind : uint32_t { Gemm, Add, RmsNorm, Rope, CausalSoftmax, SwiGLU, Rearrange };
+enum class OpKind : uint32_t {
+    Gemm,
+    Add,
+    RmsNorm,
+    Rope,
+    CausalSoftmax,
+    SwiGLU,
+    Rearrange,
+    AddRmsNorm,
+    Embedding,
+    PagedCaching,
+    PagedAttention,
+    PagedAttentionPrefill,
+};
+
+const char *opName(OpKind kind);  // "rms_norm"
 
 // What an operator descriptor was made for. Compared value by value: the hash only finds the bucket.
 struct OpKey {
     OpKind kind = OpKind::Gemm;
     uint32_t ntensors = 0;
-    uint32_t scalar = 0;  // bits of epsilon (RmsNorm), algorithm (Rope)
-    std::array<TensorLayout, 5> tensors{};
+    uint32_t scalar = 0;  // bits of epsilon (norms) or scale (attention), algorithm (Rope)
+    std::array<TensorLayout, 7> tensors{};
     bool operator==(const OpKey &other) const {
         return kind == other.kind && ntensors == other.ntensors && scalar == other.scalar && tensors == other.tensors;
     }

@@ -8,6 +8,7 @@
 #include "ops/infinicore/convert.h"
 #include "ops/infinicore/devices.h"
 #include "ops/infinicore/infinicore.h"
+#include "ops/infinicore/selftest.h"
 #include "runtime/error.h"
 
 #ifndef Q3_INFINICORE_VERSION
@@ -77,40 +78,50 @@ InfinicoreOps::InfinicoreOps(const ModelConfig &config, const OpsOptions &option
     device_->upload(positions_.data(), iota.data(), positions_.bytes());
 
     if ((!device_->isCpu() && config.dctx > tuning.mask_width) || tuning.mask_on_cpu) {
-        std::vector<float> values(size_t(query_rows_) * query_rows_, 0.0f);
-        for (size_t i = 0; i < query_rows_; ++i) {
-            std::fill_n(&values[i * query_rows_ + i] + 1, query_rows_ - i - 1, -std::numeric_limits<float>::infinity());
-        }
-        mask_ = Buffer(device_, values.size() * size_);
-        upload(mask_.data(), values.data(), values.size());
+        makeMask();
     }
-    probe();
+    settleRoutes();
 }
 
-// Some devices lack an operator (0.1.0: add on Ascend and Moore, NeoX rope on Ascend, Cambricon and Kunlun): say so
-// at once instead of in the first step.
-void InfinicoreOps::probe() {
-    try {
-        const Tensor row = matrix(wide_.data(), dtype_, 1, config_.d, config_.d);
-        kernels_->add(row, row, row);
-        const size_t half = config_.dh / 2;
-        const Tensor table = matrix(rope_.data(), dtype_, 1, half, half);
-        kernels_->rope(batch(q_.data(), dtype_, 1, 1, config_.dh, config_.dh, config_.dh),
-                       vector1d(positions_.data(), INFINI_DTYPE_I32, 1), table, table);
-        device_->synchronize();
-    } catch (const Error &error) {
-        if (error.status() == QWEN3_STATUS_OUT_OF_MEMORY || error.status() == QWEN3_STATUS_INTERNAL_ERROR) {
-            throw;  // the device has a problem, but not that one
+// Column by column, so that rearrange moves single values: 0.1.0's kernel for CUDA moves up to 32 bytes of a row at a
+// time without looking whether the address allows it.
+void InfinicoreOps::makeMask() {
+    const size_t rows = query_rows_;
+    std::vector<float> values((block_tokens_ + rows) * rows, 0.0f);
+    for (size_t key = 1; key < rows; ++key) {
+        std::fill_n(&values[(block_tokens_ + key) * rows], key, -std::numeric_limits<float>::infinity());
+    }
+    mask_ = Buffer(device_, values.size() * size_);
+    upload(mask_.data(), values.data(), values.size());
+}
+
+// Decides which operators to use: those that the device has and computes rightly.
+void InfinicoreOps::settleRoutes() {
+    constexpr uint32_t kIdentityRows = 64;
+    for (identity_rows_ = std::min(kIdentityRows, config_.d); config_.d % identity_rows_ != 0; --identity_rows_) {
+    }
+    routes_ = initialRoutes();
+    self_tested_ = selfTestWanted();
+    if (self_tested_) {
+        routes_ =
+            selfTest(device_, *kernels_, config_, {block_tokens_, identity_rows_, mask_ ? query_rows_ : 0}, routes_);
+    } else if (!routes_.beta0) {
+        kernels_->clearBeforeGemm();
+    }
+    if (!routes_.add) {
+        std::vector<float> values(size_t(identity_rows_) * identity_rows_, 0.0f);
+        for (uint32_t i = 0; i < identity_rows_; ++i) {
+            values[size_t(i) * identity_rows_ + i] = 1.0f;
         }
-        fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED, "InfiniCore %s lacks an operator that Qwen3 needs on %s: %s",
-             version(), deviceName(device_->type()), error.what());
+        identity_ = Buffer(device_, values.size() * size_);
+        upload(identity_.data(), values.data(), values.size());
     }
 }
 
 // ------------------------------------------------------------------ set-up
 
 std::unique_ptr<Linear> InfinicoreOps::packLinear(const LinearSource &source) {
-    return infinicore::packLinear(device_, source, config_.dt_logits);
+    return infinicore::packLinear(device_, source, config_.dt_logits, routes_.rope_neox ? 0 : config_.dh);
 }
 
 std::unique_ptr<Linear> InfinicoreOps::packGateUp(const LinearSource &gate_up) {
@@ -118,7 +129,7 @@ std::unique_ptr<Linear> InfinicoreOps::packGateUp(const LinearSource &gate_up) {
 }
 
 std::unique_ptr<Vector> InfinicoreOps::packVector(const VectorSource &source) {
-    return infinicore::packVector(device_, source, config_.dt_logits);
+    return infinicore::packVector(device_, source, config_.dt_logits, routes_.rope_neox ? 0 : config_.dh);
 }
 
 std::unique_ptr<Linear> InfinicoreOps::packEmbedding(const LinearSource &source, const Linear *head, bool borrow) {
@@ -143,8 +154,10 @@ const StepPlan &InfinicoreOps::plan() const {
 void InfinicoreOps::beginStep(const StepPlan &plan) {
     DeviceScope scope(*device_);
     plan_ = nullptr;
-    device_->synchronize();  // host buffers of the previous step are free now, also when it failed
-    embed_host_busy_ = false;
+    if (staging_busy_) {  // the previous step gave no logits, or failed
+        device_->synchronize();
+        staging_busy_ = false;
+    }
     if (plan.ntok == 0 || plan.ntok > config_.max_step_tokens) {
         fail(QWEN3_STATUS_INTERNAL_ERROR, "InfiniCore backend: a step of %u tokens, limit %u", plan.ntok,
              config_.max_step_tokens);
@@ -152,6 +165,7 @@ void InfinicoreOps::beginStep(const StepPlan &plan) {
     const size_t n = size_t(plan.ntok) * (config_.dh / 2);
     floatsTo(config_.dt_logits, rope_host_.data(), plan.rope_sin, n);
     floatsTo(config_.dt_logits, rope_host_.data() + n * size_, plan.rope_cos, n);
+    staging_busy_ = true;
     device_->uploadAsync(rope_.data(), rope_host_.data(), 2 * n * size_);
     plan_ = &plan;
 }
@@ -159,9 +173,6 @@ void InfinicoreOps::beginStep(const StepPlan &plan) {
 void InfinicoreOps::embed(Activation x, const Linear &table) {
     DeviceScope scope(*device_);
     const auto &embedding = static_cast<const HostEmbedding &>(table);
-    if (embed_host_busy_) {
-        device_->synchronize();
-    }
     const size_t row_bytes = embedding.cols * size_;
     const uint32_t ntok = plan().ntok;
     for (uint32_t i = 0; i < ntok; ++i) {
@@ -173,7 +184,6 @@ void InfinicoreOps::embed(Activation x, const Linear &table) {
         embedding.readRow(embed_host_.data() + i * row_bytes, token);
     }
     device_->uploadAsync(x.data, embed_host_.data(), ntok * row_bytes);
-    embed_host_busy_ = true;
 }
 
 Tensor InfinicoreOps::norm(const DeviceVector &weight) const {
@@ -183,22 +193,38 @@ Tensor InfinicoreOps::norm(const DeviceVector &weight) const {
 void InfinicoreOps::addRmsnorm(Activation h, Activation x, Activation delta, const Vector &weight, float epsilon) {
     DeviceScope scope(*device_);
     const uint32_t ntok = plan().ntok;
-    const Tensor stream = rowsOf(x, ntok);
-    if (delta.data != nullptr) {
-        kernels_->add(stream, stream, rowsOf(delta, ntok));
+    const Tensor stream = rowsOf(x, ntok), scale = norm(static_cast<const DeviceVector &>(weight));
+    if (delta.data != nullptr && routes_.add_rms_norm) {
+        kernels_->addRmsNorm(rowsOf(h, ntok), stream, stream, rowsOf(delta, ntok), scale, epsilon);
+        return;
     }
-    kernels_->rmsNorm(rowsOf(h, ntok), stream, norm(static_cast<const DeviceVector &>(weight)), epsilon);
+    if (delta.data != nullptr) {
+        addInto(stream, rowsOf(delta, ntok));
+    }
+    kernels_->rmsNorm(rowsOf(h, ntok), stream, scale, epsilon);
+}
+
+// x += delta, both contiguous [rows, d]. Without add: products of short pieces of the rows with an identity, exact but
+// for the rounding of the sum, which gemm does once, as add would.
+void InfinicoreOps::addInto(const Tensor &x, const Tensor &delta) {
+    if (routes_.add) {
+        kernels_->add(x, x, delta);
+        return;
+    }
+    const size_t n = identity_rows_, pieces = x.layout.shape[0] * x.layout.shape[1] / n;
+    kernels_->gemm(matrix(x.data, dtype_, pieces, n, n), matrix(delta.data, dtype_, pieces, n, n),
+                   matrix(identity_.data(), dtype_, n, n, n), 1.0f, 1.0f);
 }
 
 // out[rows, weight.rows] = in[rows, weight.cols] W^T + bias, both contiguous.
 void InfinicoreOps::gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight) {
     const size_t nout = weight.rows, nin = weight.cols;
     const Tensor c = matrix(out, dtype_, rows, nout, nout);
-    kernels_->gemm(c, matrix(in, dtype_, rows, nin, nin), matrix(weight.weight.data(), dtype_, nin, nout, 1, nin), 1.0f,
-                   0.0f);
     if (weight.bias) {
-        kernels_->add(c, c, matrix(weight.bias.data(), dtype_, rows, nout, 0));
+        kernels_->rearrange(c, matrix(weight.bias.data(), dtype_, rows, nout, 0));
     }
+    kernels_->gemm(c, matrix(in, dtype_, rows, nin, nin), matrix(weight.weight.data(), dtype_, nin, nout, 1, nin), 1.0f,
+                   weight.bias ? 1.0f : 0.0f);
 }
 
 void InfinicoreOps::linear(Activation out, Activation in, const Linear &weight) {
@@ -238,11 +264,11 @@ void InfinicoreOps::gatherRmsnorm(Activation out, Activation x, Activation delta
             device_->copyAsync(at(deltas, i), at(delta, rows[i]), n * row_bytes);
         }
     }
-    const Tensor result = rowsOf(out, nrows);
+    const Tensor result = rowsOf(out, nrows), scale = norm(static_cast<const DeviceVector &>(weight));
     if (delta.data != nullptr) {
-        kernels_->add(result, result, rowsOf(deltas, nrows));
+        addInto(result, rowsOf(deltas, nrows));
     }
-    kernels_->rmsNorm(result, result, norm(static_cast<const DeviceVector &>(weight)), epsilon);
+    kernels_->rmsNorm(result, result, scale, epsilon);
 }
 
 void InfinicoreOps::readLogits(float *logits, Activation in, uint32_t nrows, const Linear &head) {
@@ -261,6 +287,7 @@ void InfinicoreOps::readLogits(float *logits, Activation in, uint32_t nrows, con
             host = logits_host_.data();
         }
         device_->synchronize();
+        staging_busy_ = false;
         toFloats(config_.dt_logits, logits + size_t(row) * weight.rows, host, size_t(n) * weight.rows);
     }
 }
@@ -272,15 +299,16 @@ size_t InfinicoreOps::scratchBytes() const {
     for (const Buffer &buffer : activations_) {
         bytes += buffer.bytes();
     }
-    for (const Buffer *buffer : {&wide_, &q_, &o_, &scores_, &values_, &mask_, &positions_, &rope_, &rope_host_,
-                                 &embed_host_, &logits_, &logits_host_}) {
+    for (const Buffer *buffer : {&wide_, &q_, &o_, &scores_, &values_, &mask_, &identity_, &positions_, &rope_,
+                                 &rope_host_, &embed_host_, &logits_, &logits_host_}) {
         bytes += buffer->bytes();
     }
     return bytes;
 }
 
 std::string InfinicoreOps::description() const {
-    return std::string("backend=infinicore device=") + device_->name() + " threads=" + std::to_string(threads());
+    return std::string("backend=infinicore device=") + device_->name() + " threads=" + std::to_string(threads()) +
+           " avoids=" + routesText(routes_) + " self_test=" + (self_tested_ ? "passed" : "skipped");
 }
 
 std::vector<float> InfinicoreOps::download(const void *data, size_t n) {

@@ -1,10 +1,12 @@
-// The InfiniCore backend: the nodes of ops.h composed from InfiniCore 0.1.0's operators. Activations, weights and KV
-// are all of one type A = dt_logits (norm weights may be F32), because the gemm operator takes one type only.
+// The InfiniCore backend: the nodes of ops.h composed from InfiniCore's operators. Activations, weights and KV are all
+// of one type A = dt_logits (norm weights may be F32), because the gemm operator takes one type only. Which operators
+// are used is settled at create, see routes.h.
 #pragma once
 
 #include <vector>
 
 #include "ops/infinicore/kernels.h"
+#include "ops/infinicore/routes.h"
 #include "ops/infinicore/weights.h"
 
 namespace q3::infinicore {
@@ -16,7 +18,7 @@ struct Tuning {
     uint32_t block_tokens = 256;             // tokens of a KV block
     uint32_t query_rows = 512;               // query rows of a sequence at a time
     uint32_t gather_tokens = 4096;           // values gathered for one product, in whole KV blocks
-    uint32_t mask_width = 512;               // mask wider scores beforehand, except on the CPU; see maskScores
+    uint32_t mask_width = 512;               // mask wider scores beforehand, except on the CPU; see maskedFrom
     bool mask_on_cpu = false;                // on the CPU, mask always
 };
 
@@ -63,7 +65,9 @@ private:
         size_t ld;                    // elements between rows of scores
     };
 
-    void probe();
+    void settleRoutes();
+    void makeMask();
+    void addInto(const Tensor &x, const Tensor &delta);
     size_t layerBlockBytes() const { return size_t(2) * config_.nkvh * block_tokens_ * config_.dh * size_; }
     size_t scoreStride(uint32_t total) const;
     uint32_t fitRows(uint32_t pos, uint32_t remaining) const;
@@ -71,7 +75,7 @@ private:
     void storeKv(char *qkv, uint32_t layer);
     void attendRows(char *out, char *qkv, const QueryRange &range, uint32_t layer);
     void scoreKeys(const Tensor &q, const QueryRange &range, uint32_t layer);
-    void maskScores(const QueryRange &range);
+    uint32_t maskedFrom(const QueryRange &range) const;
     void sumValues(const Tensor &out, const QueryRange &range, uint32_t layer);
     void gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight);
     Tensor norm(const DeviceVector &weight) const;
@@ -93,6 +97,9 @@ private:
     uint32_t query_rows_ = 0;
     uint32_t gather_blocks_ = 0;
     uint32_t logits_rows_ = 0;
+    uint32_t identity_rows_ = 0;
+    Routes routes_;
+    bool self_tested_ = false;
 
     std::unique_ptr<Kernels> kernels_;
     std::vector<Buffer> activations_;
@@ -100,12 +107,13 @@ private:
     Buffer q_, o_;                 // [nh, query_rows, dh]: queries and outputs, head by head
     Buffer scores_;                // [nh, query_rows, keys]
     Buffer values_;                // [nkvh, gather_blocks * block_tokens, dh], 16-bit types only
-    Buffer mask_;                  // [query_rows, query_rows]: 0, and -infinity above the diagonal
+    Buffer mask_;                  // [block_tokens + query_rows keys, query_rows]: 0, and -infinity in the future
+    Buffer identity_;              // [identity_rows, identity_rows], where there is no add
     Buffer positions_;             // int32 0, 1, 2, ... [max_step_tokens]
     Buffer rope_, rope_host_;      // [2, max_step_tokens, dh / 2]: sin, cos
     Buffer embed_host_;            // [max_step_tokens, d]
     Buffer logits_, logits_host_;  // [logits_rows_, dvoc]; the CPU needs no copy on the host
-    bool embed_host_busy_ = false;
+    bool staging_busy_ = false;    // the stream may still read rope_host_ and embed_host_
     const StepPlan *plan_ = nullptr;
 };
 

@@ -29,12 +29,23 @@ struct Origin {
          layer.c_str(), origin.first_row + row, col, double(value), problem, hint.c_str());
 }
 
+// The order of a part's rows on the device: the first `rows` are heads of dh rows whose halves alternate.
+struct RowOrder {
+    uint32_t rows = 0, dh = 0;
+    uint32_t source(uint32_t row) const {
+        const uint32_t i = dh == 0 ? 0 : row % dh;
+        return row >= rows ? row : row - i + i / 2 + (i % 2 == 0 ? 0 : dh / 2);
+    }
+};
+
 // dst[rows, cols] (contiguous, of type To) = rows [row, row + rows) of source (of type From).
 template <class From, class To>
-void convertRows(void *dst, const HostMatrix &source, uint32_t row, uint32_t rows, const Origin &origin,
-                 int32_t dtype) {
+void convertRows(void *dst, const HostMatrix &source, uint32_t row, uint32_t rows, const Origin &origin, int32_t dtype,
+                 const RowOrder &order) {
     const size_t cols = source.cols;
-    const auto index = [&](size_t r, size_t c) { return (row + r) * source.row_stride + c * source.col_stride; };
+    const auto index = [&](size_t r, size_t c) {
+        return order.source(row + uint32_t(r)) * source.row_stride + c * source.col_stride;
+    };
     const auto one = [&](size_t r, size_t c) -> bool {  // true: not finite
         const auto bits = load<From>(source.data, index(r, c));
         if constexpr (std::is_same_v<From, To>) {
@@ -66,24 +77,24 @@ void convertRows(void *dst, const HostMatrix &source, uint32_t row, uint32_t row
     for (uint32_t r = 0; r < rows; ++r) {
         for (uint32_t c = 0; c < cols; ++c) {
             if (one(r, c)) {
-                failValue(origin, row + r, c, From::toFloat(load<From>(source.data, index(r, c))), dtype);
+                failValue(origin, order.source(row + r), c, From::toFloat(load<From>(source.data, index(r, c))), dtype);
             }
         }
     }
 }
 
 void convert(void *dst, int32_t dst_dtype, const HostMatrix &source, int32_t src_dtype, uint32_t row, uint32_t rows,
-             const Origin &origin) {
+             const Origin &origin, const RowOrder &order = {}) {
     withType(src_dtype, [&](auto from) {
         withType(dst_dtype, [&](auto to) {
-            convertRows<decltype(from), decltype(to)>(dst, source, row, rows, origin, dst_dtype);
+            convertRows<decltype(from), decltype(to)>(dst, source, row, rows, origin, dst_dtype, order);
         });
     });
 }
 
 // The whole matrix, as contiguous [rows, cols] of dst_dtype, to dst on the device.
 void uploadMatrix(const Device &device, char *dst, int32_t dst_dtype, const HostMatrix &source, int32_t src_dtype,
-                  const Origin &origin) {
+                  const Origin &origin, const RowOrder &order) {
     const size_t row_bytes = source.cols * dtypeSize(dst_dtype);
     const uint32_t step = uint32_t(std::clamp<size_t>(kStagingBytes / std::max<size_t>(row_bytes, 1), 1, source.rows));
     std::vector<char> staging(device.isCpu() ? 0 : step * row_bytes);
@@ -91,9 +102,9 @@ void uploadMatrix(const Device &device, char *dst, int32_t dst_dtype, const Host
         const uint32_t rows = std::min(step, source.rows - row);
         char *const target = dst + row * row_bytes;
         if (device.isCpu()) {
-            convert(target, dst_dtype, source, src_dtype, row, rows, origin);
+            convert(target, dst_dtype, source, src_dtype, row, rows, origin, order);
         } else {
-            convert(staging.data(), dst_dtype, source, src_dtype, row, rows, origin);
+            convert(staging.data(), dst_dtype, source, src_dtype, row, rows, origin, order);
             device.upload(target, staging.data(), rows * row_bytes);
         }
     }
@@ -129,7 +140,7 @@ void HostEmbedding::readRow(void *dst, uint32_t row) const {
 }
 
 std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, const LinearSource &source,
-                                         int32_t dtype) {
+                                         int32_t dtype, uint32_t interleave) {
     auto linear = std::make_unique<DeviceLinear>();
     shapeOf(source, linear->rows, linear->cols);
     const size_t size = dtypeSize(dtype);
@@ -143,12 +154,14 @@ std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, 
     DeviceScope scope(*device);
     uint32_t first_row = 0;
     for (const HostMatrix &part : source.parts) {
+        const uint32_t rotated = source.rope_rows > first_row ? std::min(source.rope_rows - first_row, part.rows) : 0;
+        const RowOrder order{interleave == 0 ? 0 : rotated, interleave};
         uploadMatrix(*device, linear->weight.data() + size_t(first_row) * linear->cols * size, dtype, part,
-                     source.dtype, {source.name, source.layer, "", first_row});
+                     source.dtype, {source.name, source.layer, "", first_row}, order);
         if (part.bias != nullptr) {
             const HostMatrix column{part.bias, part.rows, 1, 1, 1, nullptr};
             uploadMatrix(*device, linear->bias.data() + first_row * size, dtype, column, source.dtype,
-                         {source.name, source.layer, " bias", first_row});
+                         {source.name, source.layer, " bias", first_row}, order);
         }
         first_row += part.rows;
     }
@@ -156,7 +169,7 @@ std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, 
 }
 
 std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const VectorSource &source,
-                                         int32_t dtype) {
+                                         int32_t dtype, uint32_t interleave) {
     if (!isFloatDType(source.dtype)) {
         fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, int(source.dtype));
     }
@@ -165,8 +178,15 @@ std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, 
     vector->dtype = source.dtype == dtype ? dtype : int32_t(QWEN3_DTYPE_F32);  // the norm operator takes either
     vector->data = Buffer(device, source.size * dtypeSize(vector->dtype));
     DeviceScope scope(*device);
+    if (interleave != 0 && source.rope) {
+        const HostMatrix column{source.data, source.size, 1, 1, 1, nullptr};
+        uploadMatrix(*device, vector->data.data(), vector->dtype, column, source.dtype,
+                     {source.name, source.layer, "", 0}, {source.size, interleave});
+        return vector;
+    }
     const HostMatrix row{source.data, 1, source.size, source.size, 1, nullptr};
-    uploadMatrix(*device, vector->data.data(), vector->dtype, row, source.dtype, {source.name, source.layer, "", 0});
+    uploadMatrix(*device, vector->data.data(), vector->dtype, row, source.dtype, {source.name, source.layer, "", 0},
+                 {});
     return vector;
 }
 

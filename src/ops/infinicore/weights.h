@@ -37,10 +37,13 @@ public:
 };
 
 // All throw BAD_WEIGHTS for NaN, infinities, and values that become infinite in `dtype`.
+// interleave: 0, or dh: what is rotated (LinearSource::rope_rows, VectorSource::rope) is packed so that the halves
+// of each head alternate, and the interleaved rope does what the NeoX rope does to heads in the given order. Scores
+// are sums over a head, in which the order does not matter.
 std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, const LinearSource &source,
-                                         int32_t dtype);
+                                         int32_t dtype, uint32_t interleave);
 std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const VectorSource &source,
-                                         int32_t dtype);
+                                         int32_t dtype, uint32_t interleave);
 std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearSource &source, int32_t dtype,
                                              const DeviceLinear *head, bool borrow);
 
