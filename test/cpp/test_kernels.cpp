@@ -150,7 +150,15 @@ void testQuant(const Kernels &kernels, WeightType type) {
                     if (j == 5) {
                         std::fill(rows.back().begin(), rows.back().end(), 0.0F);
                     }
-                    (type == kQ8 ? quantizeRowQ8 : quantizeRowQ4)(rows[j].data(), k, j, panel);
+                }
+                for (uint32_t k0 = 0; k0 < k; k0 += kGroup) {
+                    float tile[kGroup * kPanelRows] = {};
+                    for (uint32_t i = 0; i < std::min(kGroup, k - k0); ++i) {
+                        for (uint32_t j = 0; j < kPanelRows; ++j) {
+                            tile[i * kPanelRows + j] = rows[j][k0 + i];
+                        }
+                    }
+                    (type == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel + k0 / kGroup * group_bytes);
                 }
                 kernels.unpack_quant[t](panel, 0, groups, codes[p].data(), scales[p].data());
                 std::vector<int16_t> scalar_codes(codes[p].size());
@@ -266,11 +274,20 @@ void testBf12(const Kernels &kernels) {
                             rows[size_t{row} * k + i];
                     }
                 }
-                const size_t count = countRawBf12(rows.data(), k);
-                raw_pairs += count;
-                raws.emplace_back(kBf16, count * 2 * kPanelRows);
-                packPanelBf12(rows.data(), k, panels + p * groups * kBf12GroupBytes,
-                              static_cast<uint16_t *>(raws.back().data));
+                raws.emplace_back(kBf16, k * size_t{2} * kPanelRows);  // enough for every pair
+                auto *raw = static_cast<uint16_t *>(raws.back().data);
+                for (uint32_t k0 = 0; k0 < k; k0 += kGroup) {
+                    const uint32_t count = std::min(kGroup, k - k0);
+                    uint32_t tile[kGroup / 2 * kPanelRows] = {};
+                    std::memcpy(tile, bf16 + p * bf16_bytes / 2 + size_t{k0} * kPanelRows,
+                                (count + 1) / 2 * kPanelRows * sizeof(uint32_t));
+                    const uint32_t expected = countRawBf12(tile, count);
+                    const uint32_t written =
+                        packGroupBf12(tile, count, panels + (p * groups + k0 / kGroup) * kBf12GroupBytes, raw);
+                    CHECK(written == expected);
+                    raw += size_t{written} * 2 * kPanelRows;
+                    raw_pairs += written;
+                }
             }
             CHECK(npanels == 1 || raw_pairs > 0);
             for (uint32_t rows = 1; rows <= kernels.tile_rows; ++rows) {

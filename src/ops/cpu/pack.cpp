@@ -1,11 +1,11 @@
 #include "ops/cpu/pack.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "ops/cpu/panel_reader.h"
 #include "ops/cpu/quant.h"
 #include "ops/half.h"
 #include "runtime/error.h"
@@ -31,158 +31,85 @@ float elementAsFloat(const char *p, int32_t dtype) {
     }
 }
 
-// The bit pattern of one element as `to`; exact when the types are equal.
-template <typename Packed> Packed convertElement(const char *p, int32_t from, int32_t to) {
-    if constexpr (sizeof(Packed) == 4) {
-        return floatBits(elementAsFloat(p, from));
-    } else {
-        if (to == from) {
-            return readAs<uint16_t>(p);
-        }
-        const float value = elementAsFloat(p, from);
-        return to == QWEN3_DTYPE_F16 ? floatToF16(value) : floatToBf16(value);
-    }
-}
-
 std::string describe(const char *name, int32_t layer) {
     return layer < 0 ? std::string(name) : std::string(name) + " of layer " + std::to_string(layer);
 }
 
-// Reads whole rows of a stacked source as `dtype` and remembers the first bad element of all threads: NaN, infinite, or
-// too large for the type.
-template <typename Packed> class RowReader {
-public:
-    RowReader(const LinearSource &source, int32_t dtype) : source_(source), dtype_(dtype) {}
+// Panels a thread claims at a time. It is the one that touches their memory first, and two threads that do so in one
+// huge page both clear it.
+uint32_t packGrain(const CpuLinear &linear) {
+    constexpr size_t kHugePage = size_t{2} << 20;
+    return static_cast<uint32_t>(std::max<size_t>(1, kHugePage / linear.panel_bytes));
+}
 
-    void read(uint32_t row, std::vector<Packed> &out) {
-        size_t part = 0;
-        uint32_t local = row;
-        while (local >= source_.parts[part].rows) {
-            local -= source_.parts[part].rows;
-            ++part;
+// Calls body(index, its rows, its memory) for every panel, in parallel.
+template <typename Body> void forPanels(const PanelReader &reader, CpuLinear &linear, ThreadPool &pool, Body body) {
+    pool.parallelFor(linear.npanels, packGrain(linear), [&](uint32_t begin, uint32_t end, uint32_t) {
+        for (uint32_t p = begin; p < end; ++p) {
+            body(p, reader.rows(p), linear.panels.as<char>() + p * linear.panel_bytes);
         }
-        const HostMatrix &matrix = source_.parts[part];
-        const size_t size = dtypeSize(source_.dtype);
-        const char *start = static_cast<const char *>(matrix.data) + local * matrix.row_stride * size;
-        if (dtype_ == source_.dtype && matrix.col_stride == 1) {
-            std::memcpy(out.data(), start, out.size() * size);
+    });
+}
+
+void packFloatPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightType type, uint32_t k, char *panel) {
+    for (uint32_t k0 = 0; k0 < k; k0 += PanelReader::kMaxBlock) {
+        const uint32_t count = std::min(PanelReader::kMaxBlock, k - k0);
+        if (type == kF32) {
+            reader.readFloats(rows, k0, count, reinterpret_cast<float *>(panel) + size_t{k0} * kPanelRows);
+        } else if (type == kBf16) {
+            reader.readPairs(rows, k0, count, reinterpret_cast<uint32_t *>(panel) + size_t{k0} / 2 * kPanelRows);
         } else {
-            for (size_t i = 0; i < out.size(); ++i) {
-                out[i] = convertElement<Packed>(start + i * matrix.col_stride * size, source_.dtype, dtype_);
+            uint32_t pairs[PanelReader::kMaxBlock / 2 * kPanelRows];
+            reader.readPairs(rows, k0, count, pairs);
+            auto *out = reinterpret_cast<uint16_t *>(panel) + size_t{k0} * kPanelRows;
+            for (uint32_t i = 0; i < count; ++i) {
+                for (uint32_t j = 0; j < kPanelRows; ++j) {
+                    const uint32_t pair = pairs[size_t{i} / 2 * kPanelRows + j];
+                    out[size_t{i} * kPanelRows + j] = static_cast<uint16_t>(pair >> (i % 2 * 16));
+                }
             }
         }
-        const int64_t bad = findNonFinite(out.data(), out.size(), dtype_);
-        if (bad >= 0) {
-            uint64_t expected = kNone;
-            bad_.compare_exchange_strong(expected, uint64_t{row} << 32 | static_cast<uint64_t>(bad));
-        }
-    }
-
-    void check() const {
-        const uint64_t bad = bad_.load();
-        if (bad != kNone) {
-            fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN, infinite or too large for %s at row %u, column %u",
-                 describe(source_.name, source_.layer).c_str(), dtypeName(dtype_), static_cast<uint32_t>(bad >> 32),
-                 static_cast<uint32_t>(bad));
-        }
-    }
-
-private:
-    static constexpr uint64_t kNone = ~uint64_t{0};
-    const LinearSource &source_;
-    int32_t dtype_;
-    std::atomic<uint64_t> bad_{kNone};
-};
-
-// Where the rows of panel p begin and where the rows it may take end.
-struct PanelRows {
-    uint32_t first;
-    uint32_t end;
-};
-
-PanelRows panelRows(const CpuLinear &linear, uint32_t p) {
-    const uint32_t block = linear.interleaved ? p / 2 : p;
-    const uint32_t offset = linear.interleaved && p % 2 == 1 ? linear.out : 0;
-    return {offset + block * kPanelRows, offset + linear.out};
-}
-
-// Places row j of a panel; rows past the end of the layer stay zero.
-template <typename Packed>
-void placeRow(const std::vector<Packed> &row, WeightType type, uint32_t j, char *panel_bytes) {
-    const auto k = static_cast<uint32_t>(row.size());
-    if constexpr (sizeof(Packed) == 4) {
-        if (type == kQ8 || type == kQ4) {
-            const auto *floats = reinterpret_cast<const float *>(row.data());
-            (type == kQ8 ? quantizeRowQ8 : quantizeRowQ4)(floats, k, j, panel_bytes);
-            return;
-        }
-    }
-    auto *panel = reinterpret_cast<Packed *>(panel_bytes);
-    if (type == kBf16) {
-        for (uint32_t i = 0; i < k; ++i) {
-            panel[(size_t{i} / 2 * kPanelRows + j) * 2 + i % 2] = row[i];
-        }
-    } else {
-        for (uint32_t i = 0; i < k; ++i) {
-            panel[size_t{i} * kPanelRows + j] = row[i];
-        }
     }
 }
 
-template <typename Packed> void packAll(const LinearSource &source, CpuLinear &linear, ThreadPool &pool) {
-    constexpr bool wide = sizeof(Packed) == 4;
-    RowReader<Packed> reader(source, wide ? QWEN3_DTYPE_F32 : linear.type == kF16 ? QWEN3_DTYPE_F16 : QWEN3_DTYPE_BF16);
-    // One row buffer per thread, allocated here: the pool's body must not throw.
-    std::vector<std::vector<Packed>> rows(pool.size(), std::vector<Packed>(linear.in));
-    pool.parallelFor(linear.npanels, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
-        for (uint32_t p = begin; p < end; ++p) {
-            const PanelRows range = panelRows(linear, p);
-            for (uint32_t j = 0; j < kPanelRows && range.first + j < range.end; ++j) {
-                reader.read(range.first + j, rows[thread]);
-                placeRow<Packed>(rows[thread], linear.type, j, linear.panels.as<char>() + p * linear.panel_bytes);
-            }
-        }
-    });
-    reader.check();
+void packQuantPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightType type, uint32_t k, char *panel) {
+    const size_t group_bytes = type == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
+    for (uint32_t k0 = 0; k0 < k; k0 += kGroup) {
+        float tile[kGroup * kPanelRows] = {};
+        reader.readFloats(rows, k0, std::min(kGroup, k - k0), tile);
+        (type == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel + k0 / kGroup * group_bytes);
+    }
 }
 
-// bf12 needs the 16 rows of a panel together, and how much stays raw before the raw pairs get their memory: two
-// passes.
-void packAllBf12(const LinearSource &source, CpuLinear &linear, ThreadPool &pool) {
-    RowReader<uint16_t> reader(source, QWEN3_DTYPE_BF16);
-    const size_t k = linear.in;
-    struct Scratch {
-        std::vector<uint16_t> rows;  // [16][k]
-        std::vector<uint16_t> row;
-    };
-    std::vector<Scratch> scratch(pool.size(), {std::vector<uint16_t>(k * kPanelRows), std::vector<uint16_t>(k)});
-    const auto read_panel = [&](uint32_t p, Scratch &s) {
-        const PanelRows range = panelRows(linear, p);
-        std::fill(s.rows.begin(), s.rows.end(), uint16_t{0});
-        for (uint32_t j = 0; j < kPanelRows && range.first + j < range.end; ++j) {
-            reader.read(range.first + j, s.row);
-            std::copy(s.row.begin(), s.row.end(), s.rows.begin() + static_cast<ptrdiff_t>(j * k));
-        }
-    };
+// Calls body(tile, count, group index) for every group of a panel's bf16 pairs.
+template <typename Body> void forPairGroups(PanelReader &reader, const PanelReader::Rows &rows, uint32_t k, Body body) {
+    for (uint32_t k0 = 0; k0 < k; k0 += kGroup) {
+        uint32_t tile[kGroup / 2 * kPanelRows] = {};
+        const uint32_t count = std::min(kGroup, k - k0);
+        reader.readPairs(rows, k0, count, tile);
+        body(tile, count, k0 / kGroup);
+    }
+}
+
+// Two passes: how much stays raw must be known before the raw pairs get their memory.
+void packBf12(PanelReader &reader, CpuLinear &linear, ThreadPool &pool) {
     std::vector<size_t> raw_pairs(size_t{linear.npanels} + 1, 0);
-    pool.parallelFor(linear.npanels, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
-        for (uint32_t p = begin; p < end; ++p) {
-            read_panel(p, scratch[thread]);
-            raw_pairs[p + 1] = countRawBf12(scratch[thread].rows.data(), linear.in);
-        }
+    forPanels(reader, linear, pool, [&](uint32_t p, const PanelReader::Rows &rows, char *) {
+        size_t total = 0;
+        forPairGroups(reader, rows, linear.in,
+                      [&](const uint32_t *tile, uint32_t count, uint32_t) { total += countRawBf12(tile, count); });
+        raw_pairs[p + 1] = total;
     });
-    reader.check();
     for (size_t p = 0; p < linear.npanels; ++p) {
         raw_pairs[p + 1] += raw_pairs[p];
     }
     constexpr size_t kRawPair = size_t{2} * kPanelRows;
     linear.raw = Buffer(raw_pairs.back() * kRawPair * sizeof(uint16_t));
-    pool.parallelFor(linear.npanels, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
-        for (uint32_t p = begin; p < end; ++p) {
-            read_panel(p, scratch[thread]);
-            packPanelBf12(scratch[thread].rows.data(), linear.in, linear.panels.as<char>() + p * linear.panel_bytes,
-                          linear.raw.as<uint16_t>() + raw_pairs[p] * kRawPair);
-        }
+    forPanels(reader, linear, pool, [&](uint32_t p, const PanelReader::Rows &rows, char *panel) {
+        uint16_t *raw = linear.raw.as<uint16_t>() + raw_pairs[p] * kRawPair;
+        forPairGroups(reader, rows, linear.in, [&](const uint32_t *tile, uint32_t count, uint32_t g) {
+            raw += packGroupBf12(tile, count, panel + g * kBf12GroupBytes, raw) * kRawPair;
+        });
     });
 }
 
@@ -256,13 +183,17 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype,
     linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (interleave ? 2 : 1);
     linear->panel_bytes = panelBytes(linear->type, linear->in);
     linear->panels = Buffer(linear->panel_bytes * linear->npanels);
+    const bool quantised = linear->type == kQ8 || linear->type == kQ4;
+    const int32_t read_as = quantised ? QWEN3_DTYPE_F32 : linear->type == kBf12 ? QWEN3_DTYPE_BF16 : dtype;
+    PanelReader reader(source, read_as, {linear->out, linear->interleaved});
     if (linear->type == kBf12) {
-        packAllBf12(source, *linear, pool);
-    } else if (linear->type == kF32 || linear->type == kQ8 || linear->type == kQ4) {
-        packAll<uint32_t>(source, *linear, pool);
+        packBf12(reader, *linear, pool);
     } else {
-        packAll<uint16_t>(source, *linear, pool);
+        forPanels(reader, *linear, pool, [&](uint32_t, const PanelReader::Rows &rows, char *panel) {
+            (quantised ? packQuantPanel : packFloatPanel)(reader, rows, linear->type, linear->in, panel);
+        });
     }
+    reader.check();
     packBias(source, *linear);
     return linear;
 }

@@ -10,13 +10,29 @@
 namespace q3::cpu {
 namespace {
 
-// To the nearest integer, ties to even, for |x| < 2^22: unlike nearbyint it vectorises everywhere.
-inline float roundFast(float x) {
-    return (x + 12582912.0F) - 12582912.0F;
-}
+// Lanes of one vector; a group's 16 rows are four of them. GCC and clang lower this to whatever the baseline has.
+typedef float Lanes __attribute__((vector_size(16)));
+typedef int32_t IntLanes __attribute__((vector_size(16)));
+constexpr uint32_t kLanes = 4;
 
-uint16_t *scalesOf(char *panel, uint32_t group, size_t group_bytes) {
-    return reinterpret_cast<uint16_t *>(panel + group * group_bytes);
+Lanes all(float value) {
+    return Lanes{value, value, value, value};
+}
+Lanes load(const float *p) {
+    Lanes value;
+    std::memcpy(&value, p, sizeof value);
+    return value;
+}
+// To the nearest integer, ties to even, for |x| < 2^22: unlike nearbyint it vectorises everywhere.
+Lanes roundFast(Lanes x) {
+    return (x + all(12582912.0F)) - all(12582912.0F);
+}
+Lanes clamp(Lanes x, Lanes low, Lanes high) {
+    x = x > low ? x : low;
+    return x < high ? x : high;
+}
+Lanes magnitude(Lanes x) {
+    return (Lanes)((IntLanes)x & IntLanes{0x7fffffff, 0x7fffffff, 0x7fffffff, 0x7fffffff});
 }
 
 // The smallest bf16 not below a positive value: with a scale rounded down the largest weight would be clipped.
@@ -28,53 +44,78 @@ uint16_t bf16Up(float value) {
     return half;
 }
 
-// Squared error of a group quantised with `scale`, weighted by w^2: large weights matter more to the output.
-float errorQ4(const float *w, float scale) {
-    const float inverse = 1.0F / scale;
-    float error = 0.0F;
-    for (uint32_t i = 0; i < kGroup; ++i) {
-        const float q = std::min(7.0F, std::max(-8.0F, roundFast(w[i] * inverse)));
-        const float difference = w[i] - q * scale;
-        error += (w[i] * w[i] + 1e-12F) * difference * difference;
-    }
-    return error;
+// A scale below this counts as zero: its inverse would overflow.
+constexpr float kLeastScale = 1e-30F;
+
+float inverseOf(uint16_t scale) {
+    return scale == 0 ? 0.0F : 1.0F / bf16ToFloat(scale);
 }
 
-// A group's scale, possibly negative: the extreme weight takes -8, the one code without a mirror image. Of scales
-// around that the one with the least error wins.
-uint16_t searchScaleQ4(const float *w) {
-    float extreme = 0.0F;
+// Range of codes. Run-time values: between constants GCC does not find the minimum and maximum instructions.
+struct Bounds {
+    Lanes low, high;
+    Bounds(float l, float h) {
+        volatile float values[2] = {l, h};
+        low = all(values[0]);
+        high = all(values[1]);
+    }
+};
+
+// codes[i * 16 + row] = tile / scale, rounded into bounds.
+void encode(const float *tile, const uint16_t *scales, const Bounds &bounds, int32_t *codes) {
+    float inverse[kPanelRows];
+    for (uint32_t row = 0; row < kPanelRows; ++row) {
+        inverse[row] = inverseOf(scales[row]);
+    }
     for (uint32_t i = 0; i < kGroup; ++i) {
-        if (std::fabs(w[i]) > std::fabs(extreme)) {
-            extreme = w[i];
+        for (uint32_t row = 0; row < kPanelRows; row += kLanes) {
+            const Lanes q = roundFast(load(tile + i * kPanelRows + row) * load(inverse + row));
+            const IntLanes code = __builtin_convertvector(clamp(q, bounds.low, bounds.high), IntLanes);
+            std::memcpy(codes + i * kPanelRows + row, &code, sizeof code);
         }
     }
-    if (extreme == 0.0F) {
-        return 0;
-    }
+}
+
+// The scales of four rows, possibly negative: a row's extreme weight takes -8, the one code without a mirror image. Of
+// scales around that the one with the least squared error wins, weighted by w^2: large weights matter more to the
+// output.
+void searchScalesQ4(const float *tile, const Bounds &bounds, uint16_t *scales) {
     static constexpr float kDivisors[] = {-8.0F, -7.0F, -7.5F, -8.5F, -9.0F, -9.5F, 7.0F, 7.5F};
-    uint16_t best = floatToBf16(extreme / kDivisors[0]);
-    float least = -1.0F;
+    Lanes extreme = all(0.0F);
+    for (uint32_t i = 0; i < kGroup; ++i) {
+        const Lanes w = load(tile + i * kPanelRows);
+        extreme = magnitude(w) > magnitude(extreme) ? w : extreme;
+    }
+    float least[kLanes] = {-1.0F, -1.0F, -1.0F, -1.0F};
+    for (uint32_t lane = 0; lane < kLanes; ++lane) {
+        scales[lane] = floatToBf16(extreme[lane] / kDivisors[0]);
+    }
     for (const float divisor : kDivisors) {
-        const uint16_t candidate = floatToBf16(extreme / divisor);
-        const float scale = bf16ToFloat(candidate);
-        if (std::fabs(scale) < 1e-30F) {
-            continue;  // its inverse would overflow
+        uint16_t candidates[kLanes];
+        Lanes scale = all(0.0F);
+        for (uint32_t lane = 0; lane < kLanes; ++lane) {
+            candidates[lane] = floatToBf16(extreme[lane] / divisor);
+            scale[lane] = bf16ToFloat(candidates[lane]);
         }
-        const float error = errorQ4(w, scale);
-        if (least < 0.0F || error < least) {
-            least = error;
-            best = candidate;
+        const Lanes inverse = all(1.0F) / scale;
+        Lanes error = all(0.0F);
+        for (uint32_t i = 0; i < kGroup; ++i) {
+            const Lanes w = load(tile + i * kPanelRows);
+            const Lanes difference = w - clamp(roundFast(w * inverse), bounds.low, bounds.high) * scale;
+            error += (w * w + all(1e-12F)) * difference * difference;
+        }
+        for (uint32_t lane = 0; lane < kLanes; ++lane) {
+            const bool usable = std::fabs(scale[lane]) >= kLeastScale;
+            if (usable && (least[lane] < 0.0F || error[lane] < least[lane])) {
+                least[lane] = error[lane];
+                scales[lane] = candidates[lane];
+            }
         }
     }
-    return std::fabs(bf16ToFloat(best)) < 1e-30F ? 0 : best;
-}
-
-// One group as floats, padded with zeros.
-void copyGroup(const float *weights, uint32_t k, uint32_t group, float *out) {
-    for (uint32_t i = 0; i < kGroup; ++i) {
-        const uint32_t at = group * kGroup + i;
-        out[i] = at < k ? weights[at] : 0.0F;
+    for (uint32_t lane = 0; lane < kLanes; ++lane) {
+        if (std::fabs(bf16ToFloat(scales[lane])) < kLeastScale) {
+            scales[lane] = 0;
+        }
     }
 }
 
@@ -85,104 +126,119 @@ struct Bf12Range {
     uint32_t pairs;
 };
 
-Bf12Range rangeBf12(const uint16_t *rows, uint32_t k, uint32_t group) {
-    const uint32_t first = group * kGroup;
-    const uint32_t count = std::min(kGroup, k - first);
-    uint32_t most = 0;
-    uint32_t least[kGroup];
-    std::fill_n(least, kGroup, 0x7f80U);
-    for (uint32_t row = 0; row < kPanelRows; ++row) {
-        for (uint32_t i = 0; i < count; ++i) {
-            const uint32_t exponent = rows[size_t{row} * k + first + i] & 0x7f80U;
-            least[i] = std::min(least[i], exponent);
-            most = std::max(most, exponent);
+Bf12Range rangeBf12(const uint32_t *tile, uint32_t count) {
+    const uint32_t npairs = (count + 1) / 2;
+    int16_t least[kGroup / 2];
+    int16_t most = 0;
+    for (uint32_t pair = 0; pair < npairs; ++pair) {
+        // Padding beyond k is never multiplied, so its exponent does not count.
+        const uint32_t odd = pair * 2 + 1 < count ? 16 : 0;
+        int16_t low = 0x7f80;
+        for (uint32_t row = 0; row < kPanelRows; ++row) {
+            const uint32_t word = tile[pair * kPanelRows + row];
+            const auto a = static_cast<int16_t>(word & 0x7f80U);
+            const auto b = static_cast<int16_t>(word >> odd & 0x7f80U);
+            low = std::min(low, std::min(a, b));
+            most = std::max(most, std::max(a, b));
         }
+        least[pair] = low;
     }
     uint32_t pairs = 0;
-    for (uint32_t i = 0; i < count; ++i) {
-        pairs |= (most > least[i] + (15U << 7) ? 1U : 0U) << (i / 2);
+    for (uint32_t pair = 0; pair < npairs; ++pair) {
+        pairs |= (most > least[pair] + (15 << 7) ? 1U : 0U) << pair;
     }
-    return {most, pairs};
+    return {static_cast<uint32_t>(most), pairs};
+}
+
+// Natural order of rows to kBf12Order, which swaps the two middle quarters.
+void storeOrdered(const uint8_t *bytes, uint8_t *out) {
+    static_assert(kBf12Order[0] == 0 && kBf12Order[4] == 8 && kBf12Order[8] == 4 && kBf12Order[12] == 12);
+    for (uint32_t row = 0; row < kPanelRows; row += 4) {
+        std::memcpy(out + kBf12Order[row], bytes + row, 4);
+    }
 }
 
 }  // namespace
 
-size_t countRawBf12(const uint16_t *rows, uint32_t k) {
-    size_t count = 0;
-    for (uint32_t g = 0; g * kGroup < k; ++g) {
-        count += static_cast<size_t>(__builtin_popcount(rangeBf12(rows, k, g).pairs));
-    }
-    return count;
+uint32_t countRawBf12(const uint32_t *tile, uint32_t count) {
+    return static_cast<uint32_t>(__builtin_popcount(rangeBf12(tile, count).pairs));
 }
 
-void packPanelBf12(const uint16_t *rows, uint32_t k, char *panel, uint16_t *raw) {
-    for (uint32_t g = 0; g * kGroup < k; ++g) {
-        char *group = panel + g * kBf12GroupBytes;
-        const Bf12Range range = rangeBf12(rows, k, g);
-        const auto at = [&](uint32_t row, uint32_t i) -> uint32_t {  // zeros beyond k
-            return g * kGroup + i < k ? rows[size_t{row} * k + g * kGroup + i] : 0;
-        };
-        Bf12Header header{};
-        header.raw = raw;
-        header.base = static_cast<uint16_t>(range.base);
-        header.pairs = static_cast<uint16_t>(range.pairs);
-        for (uint32_t i = 0; i < kGroup; ++i) {
-            auto *sm = reinterpret_cast<uint8_t *>(group + sizeof header + i / 2 * kBf12PairBytes);
-            uint8_t *nibbles = sm + size_t{2} * kPanelRows;
-            const bool is_raw = (range.pairs >> (i / 2) & 1U) != 0;
-            for (uint32_t row = 0; row < kPanelRows; ++row) {
-                const uint32_t bits = at(row, i);
-                if (is_raw) {
-                    raw[row * 2 + i % 2] = static_cast<uint16_t>(bits);
-                    continue;
-                }
-                const uint32_t place = kBf12Order[row];
-                sm[i % 2 * kPanelRows + place] = static_cast<uint8_t>((bits & 0x7fU) | bits >> 15 << 7);
-                // Padding beyond k is never multiplied, so its exponent may be anything.
-                const uint32_t code = g * kGroup + i < k ? (range.base - (bits & 0x7f80U)) >> 7 : 0;
-                nibbles[place] |= static_cast<uint8_t>(code << (i % 2 * 4));
-            }
-            raw += is_raw && i % 2 == 1 ? 2 * kPanelRows : 0;
+uint32_t packGroupBf12(const uint32_t *tile, uint32_t count, char *group, uint16_t *raw) {
+    const Bf12Range range = rangeBf12(tile, count);
+    Bf12Header header{};
+    header.raw = raw;
+    header.base = static_cast<uint16_t>(range.base);
+    header.pairs = static_cast<uint16_t>(range.pairs);
+    std::memcpy(group, &header, sizeof header);
+    const uint32_t npairs = (count + 1) / 2;
+    uint32_t nraw = 0;
+    for (uint32_t pair = 0; pair < npairs; ++pair) {
+        const uint32_t *words = tile + pair * kPanelRows;
+        if ((range.pairs >> pair & 1U) != 0) {
+            std::memcpy(raw + size_t{2} * kPanelRows * nraw++, words, sizeof(uint32_t) * kPanelRows);
+            continue;
         }
-        std::memcpy(group, &header, sizeof header);
+        uint8_t even[kPanelRows];
+        uint8_t odd[kPanelRows];
+        uint8_t nibbles[kPanelRows];
+        for (uint32_t row = 0; row < kPanelRows; ++row) {
+            const uint32_t word = words[row];
+            even[row] = static_cast<uint8_t>((word & 0x7fU) | (word >> 8 & 0x80U));
+            odd[row] = static_cast<uint8_t>((word >> 16 & 0x7fU) | (word >> 24 & 0x80U));
+            const uint32_t low = (range.base - (word & 0x7f80U)) >> 7;
+            const uint32_t high = (range.base - (word >> 16 & 0x7f80U)) >> 7;
+            nibbles[row] = static_cast<uint8_t>((low & 0xfU) | (high & 0xfU) << 4);
+        }
+        auto *out = reinterpret_cast<uint8_t *>(group + sizeof header + pair * kBf12PairBytes);
+        storeOrdered(even, out);
+        storeOrdered(odd, out + kPanelRows);
+        storeOrdered(nibbles, out + size_t{2} * kPanelRows);
+    }
+    return nraw;
+}
+
+void quantizeGroupQ8(const float *tile, char *group) {
+    uint16_t scales[kPanelRows];
+    for (uint32_t row = 0; row < kPanelRows; row += kLanes) {
+        Lanes largest = all(0.0F);
+        for (uint32_t i = 0; i < kGroup; ++i) {
+            const Lanes w = magnitude(load(tile + i * kPanelRows + row));
+            largest = largest > w ? largest : w;
+        }
+        for (uint32_t lane = 0; lane < kLanes; ++lane) {
+            scales[row + lane] = largest[lane] < kLeastScale ? 0 : bf16Up(largest[lane] / 127.0F);
+        }
+    }
+    int32_t codes[kGroup * kPanelRows];
+    encode(tile, scales, Bounds(-127.0F, 127.0F), codes);
+    std::memcpy(group, scales, sizeof scales);
+    auto *out = reinterpret_cast<int8_t *>(group + sizeof scales);
+    for (uint32_t i = 0; i < kGroup; i += 2) {
+        for (uint32_t row = 0; row < kPanelRows; ++row, out += 2) {
+            out[0] = static_cast<int8_t>(codes[i * kPanelRows + row]);
+            out[1] = static_cast<int8_t>(codes[(i + 1) * kPanelRows + row]);
+        }
     }
 }
 
-void quantizeRowQ8(const float *weights, uint32_t k, uint32_t row, char *panel) {
-    float w[kGroup];
-    for (uint32_t g = 0; g * kGroup < k; ++g) {
-        copyGroup(weights, k, g, w);
-        float largest = 0.0F;
-        for (const float value : w) {
-            largest = std::max(largest, std::fabs(value));
-        }
-        const uint16_t scale = largest < 1e-30F ? 0 : bf16Up(largest / 127.0F);
-        const float inverse = scale == 0 ? 0.0F : 1.0F / bf16ToFloat(scale);
-        scalesOf(panel, g, kQ8GroupBytes)[row] = scale;
-        auto *q = reinterpret_cast<int8_t *>(panel + g * kQ8GroupBytes + 2 * kPanelRows);
-        for (uint32_t i = 0; i < kGroup; ++i) {
-            q[(i / 2 * kPanelRows + row) * 2 + i % 2] =
-                static_cast<int8_t>(std::min(127.0F, std::max(-127.0F, roundFast(w[i] * inverse))));
+void quantizeGroupQ4(const float *tile, char *group) {
+    uint16_t scales[kPanelRows];
+    const Bounds bounds(-8.0F, 7.0F);
+    for (uint32_t row = 0; row < kPanelRows; row += kLanes) {
+        searchScalesQ4(tile + row, bounds, scales + row);
+    }
+    int32_t codes[kGroup * kPanelRows];
+    encode(tile, scales, bounds, codes);
+    std::memcpy(group, scales, sizeof scales);
+    uint32_t words[kGroup / 8 * kPanelRows] = {};
+    for (uint32_t i = 0; i < kGroup; ++i) {
+        for (uint32_t row = 0; row < kPanelRows; ++row) {
+            const uint32_t shift = i % 2 * 16 + i % 8 / 2 * 4;
+            words[i / 8 * kPanelRows + row] |= static_cast<uint32_t>(codes[i * kPanelRows + row] + 8) << shift;
         }
     }
-}
-
-void quantizeRowQ4(const float *weights, uint32_t k, uint32_t row, char *panel) {
-    float w[kGroup];
-    for (uint32_t g = 0; g * kGroup < k; ++g) {
-        copyGroup(weights, k, g, w);
-        const uint16_t scale = searchScaleQ4(w);
-        const float inverse = scale == 0 ? 0.0F : 1.0F / bf16ToFloat(scale);
-        scalesOf(panel, g, kQ4GroupBytes)[row] = scale;
-        auto *words = reinterpret_cast<uint16_t *>(panel + g * kQ4GroupBytes + 2 * kPanelRows);
-        for (uint32_t i = 0; i < kGroup; ++i) {
-            const float q = std::min(7.0F, std::max(-8.0F, roundFast(w[i] * inverse)));
-            uint16_t &word = words[(i / 8 * kPanelRows + row) * 2 + i % 2];
-            const uint32_t shift = i % 8 / 2 * 4;
-            word = static_cast<uint16_t>((word & ~(15U << shift)) | static_cast<uint32_t>(static_cast<int>(q) + 8)
-                                                                        << shift);
-        }
-    }
+    std::memcpy(group + sizeof scales, words, sizeof words);
 }
 
 }  // namespace q3::cpu

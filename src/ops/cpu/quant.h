@@ -1,4 +1,4 @@
-// Scalar packing into the q8, q4 and bf12 panel formats of kernels.h.
+// Packing of one group (32 k of 16 rows) into the q8, q4 and bf12 panel formats of kernels.h.
 #pragma once
 
 #include <cstddef>
@@ -6,13 +6,14 @@
 
 namespace q3::cpu {
 
-// Writes row `row` (0..15) of a panel from k floats; groups past k keep zeros.
-void quantizeRowQ8(const float *weights, uint32_t k, uint32_t row, char *panel);
-void quantizeRowQ4(const float *weights, uint32_t k, uint32_t row, char *panel);
+// tile [32][16] floats, zeros beyond k.
+void quantizeGroupQ8(const float *tile, char *group);
+void quantizeGroupQ4(const float *tile, char *group);
 
-// Pairs of k of 16 rows of bf16 [16][k] (row-major) that bf12 cannot hold and keeps raw.
-size_t countRawBf12(const uint16_t *rows, uint32_t k);
-// Writes a whole bf12 panel; raw receives countRawBf12 pairs of 2 * kPanelRows elements.
-void packPanelBf12(const uint16_t *rows, uint32_t k, char *panel, uint16_t *raw);
+// tile [16][16][2] bf16 in pairs of k, of which the first count k exist.
+// Pairs that bf12 cannot hold and keeps raw:
+uint32_t countRawBf12(const uint32_t *tile, uint32_t count);
+// Writes a zeroed group; raw, aligned to 64 bytes, receives that many [16][2]. Returns their number.
+uint32_t packGroupBf12(const uint32_t *tile, uint32_t count, char *group, uint16_t *raw);
 
 }  // namespace q3::cpu
