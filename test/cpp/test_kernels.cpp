@@ -315,15 +315,27 @@ void testTile(const Kernels &kernels, WeightType type) {
     const uint32_t tile = kernels.tile_rows;
     for (const uint32_t k : {1U, 5U, 16U, 131U}) {
         for (uint32_t rows = 1; rows <= tile; ++rows) {
-            for (const bool accumulate : {false, true}) {
-                const size_t ldb = kPanelRows + 3;
-                const AlignedWeights b(type, k * ldb);
-                const std::vector<float> a = randomFloats(size_t{k} * tile);
-                std::vector<float> expected = randomFloats(size_t{tile} * 20);
-                std::vector<float> actual = expected;
-                kScalarKernels.tile[type](a.data(), 1, tile, b.data, ldb, k, expected.data(), 20, rows, accumulate);
-                kernels.tile[type](a.data(), 1, tile, b.data, ldb, k, actual.data(), 20, rows, accumulate);
-                CHECK(same(expected, actual));
+            for (uint32_t npanels = 1; npanels <= 5; npanels += 2) {
+                for (const bool accumulate : {false, true}) {
+                    const size_t ldb = size_t{npanels} * kPanelRows + 3;
+                    const AlignedWeights b(type, k * ldb);
+                    const std::vector<float> a = randomFloats(size_t{k} * tile);
+                    std::vector<float> expected = randomFloats(size_t{npanels} * tile * 20);
+                    std::vector<float> actual = expected;
+                    std::vector<const void *> panels;
+                    std::vector<float *> to_expected;
+                    std::vector<float *> to_actual;
+                    for (uint32_t p = 0; p < npanels; ++p) {
+                        panels.push_back(static_cast<const char *>(b.data) + p * kPanelRows * typeSize(type));
+                        to_expected.push_back(expected.data() + size_t{p} * tile * 20);
+                        to_actual.push_back(actual.data() + size_t{p} * tile * 20);
+                    }
+                    kScalarKernels.tile[type](a.data(), 1, tile, panels.data(), ldb, k, to_expected.data(), 20, rows,
+                                              npanels, accumulate);
+                    kernels.tile[type](a.data(), 1, tile, panels.data(), ldb, k, to_actual.data(), 20, rows, npanels,
+                                       accumulate);
+                    CHECK(same(expected, actual));
+                }
             }
         }
     }
@@ -398,6 +410,11 @@ void testStore(const Kernels &kernels) {
         kScalarKernels.store[type](expected.data(), values.data(), static_cast<uint32_t>(values.size()));
         kernels.store[type](actual.data(), values.data(), static_cast<uint32_t>(values.size()));
         CHECK(expected == actual);
+        std::vector<float> expected_floats(values.size());
+        std::vector<float> actual_floats(values.size());
+        kScalarKernels.load[type](expected_floats.data(), expected.data(), static_cast<uint32_t>(values.size()));
+        kernels.load[type](actual_floats.data(), expected.data(), static_cast<uint32_t>(values.size()));
+        CHECK(same(expected_floats, actual_floats));
     }
 }
 

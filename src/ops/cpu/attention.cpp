@@ -11,6 +11,15 @@
 #include "ops/cpu/cpu_ops.h"
 
 namespace q3::cpu {
+namespace {
+
+inline void prefetch(const char *next, size_t bytes) {
+    for (size_t line = 0; line < bytes; line += 64) {
+        __builtin_prefetch(next + line);
+    }
+}
+
+}  // namespace
 
 void CpuOps::attention(Activation out, Activation qkv, uint32_t layer) {
     const uint32_t tokens_per_item = query_rows_ / config_.group();
@@ -62,38 +71,113 @@ void CpuOps::attendItem(const Query &item, Activation out, Activation qkv, uint3
     }
 }
 
+// Scores of keys [first_key, first_key + nkeys) for every row. Two K tiles at a time: with few query rows one has too
+// few chains of multiply-adds. Tiles lie far apart, one per block, so the hardware does not see the next one coming:
+// each is fetched, in small portions, while one before it is used.
+void CpuOps::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+    const size_t size = dtypeSize(dt_kv_);
+    constexpr uint32_t kPortion = 32;  // k per portion of a K tile; the chain goes on through the scores
+    for (uint32_t key = 0; key < nkeys; key += kPair) {
+        const uint32_t ntiles = nkeys - key > kBlockTokens ? 2 : 1;
+        const char *keys[2] = {tiles.at(key).keys, ntiles == 2 ? tiles.at(key + kBlockTokens).keys : nullptr};
+        for (uint32_t e = 0; e < config_.dh; e += kPortion) {
+            const uint32_t count = std::min(kPortion, config_.dh - e);
+            const size_t offset = size_t{e} * kBlockTokens * size;
+            const void *b[2];
+            for (uint32_t t = 0; t < ntiles; ++t) {
+                b[t] = keys[t] + offset;
+                const uint32_t ahead = key + kPair + t * kBlockTokens;
+                if (ahead < nkeys) {
+                    prefetch(tiles.at(ahead).keys + offset, size_t{count} * kBlockTokens * size);
+                }
+            }
+            for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
+                float *scores = s.scores + size_t{row} * kSplit + key;
+                float *c[2] = {scores, scores + kBlockTokens};
+                kernels_.tile[kv_type_](s.query + size_t{row} * config_.dh + e, config_.dh, 1, b, kBlockTokens, count,
+                                        c, kSplit, std::min(kernels_.tile_rows, rows - row), ntiles, e > 0);
+            }
+        }
+    }
+}
+
+// part[rows][value_width_] = scores times V. Panels of a V tile follow each other, so a tile is read in order.
+void CpuOps::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+    constexpr uint32_t kPanels = 4;  // of a V tile at a time
+    const uint32_t panels = value_width_ / kPanelRows;
+    const size_t panel_bytes = size_t{kBlockTokens} * kPanelRows * dtypeSize(dt_kv_);
+    for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
+        const char *values = tiles.at(key).values;
+        const char *next = key + kPair < nkeys ? tiles.at(key + kPair).values : nullptr;
+        for (uint32_t panel = 0; panel < panels; panel += kPanels) {
+            const uint32_t npanels = std::min(kPanels, panels - panel);
+            if (next != nullptr) {
+                prefetch(next + panel * panel_bytes, npanels * panel_bytes);
+            }
+            const void *b[kPanels];
+            for (uint32_t p = 0; p < npanels; ++p) {
+                b[p] = values + (panel + p) * panel_bytes;
+            }
+            for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
+                float *c[kPanels];
+                for (uint32_t p = 0; p < npanels; ++p) {
+                    c[p] = s.part + size_t{row} * value_width_ + size_t{panel + p} * kPanelRows;
+                }
+                kernels_.tile[kv_type_](s.scores + size_t{row} * kSplit + key, kSplit, 1, b, kPanelRows,
+                                        std::min(kBlockTokens, nkeys - key), c, value_width_,
+                                        std::min(kernels_.tile_rows, rows - row), npanels, key > 0);
+            }
+        }
+    }
+}
+
+// The same two for many rows: tiles are converted to float once for all of them, and chains are longer.
+void CpuOps::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+    for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
+        if (key + kPair < nkeys) {
+            prefetch(tiles.at(key + kPair).keys, size_t{config_.dh} * kBlockTokens * dtypeSize(dt_kv_));
+        }
+        kernels_.load[kv_type_](s.tile, tiles.at(key).keys, config_.dh * kBlockTokens);
+        const void *b = s.tile;
+        for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
+            float *c = s.scores + size_t{row} * kSplit + key;
+            kernels_.tile[kF32](s.query + size_t{row} * config_.dh, config_.dh, 1, &b, kBlockTokens, config_.dh, &c,
+                                kSplit, std::min(kernels_.tile_rows, rows - row), 1, false);
+        }
+    }
+}
+
+void CpuOps::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+    constexpr uint32_t kKeys = AttentionScratch::kWideKeys;
+    constexpr uint32_t kPanel = kBlockTokens * kPanelRows;
+    const size_t panel_bytes = kPanel * dtypeSize(dt_kv_);
+    for (uint32_t first = 0; first < nkeys; first += kKeys) {
+        const uint32_t count = std::min(kKeys, nkeys - first);
+        for (uint32_t panel = 0; panel < value_width_ / kPanelRows; ++panel) {
+            for (uint32_t key = 0; key < count; key += kBlockTokens) {
+                if (first + key + kKeys < nkeys) {
+                    prefetch(tiles.at(first + key + kKeys).values + panel * panel_bytes, panel_bytes);
+                }
+                kernels_.load[kv_type_](s.tile + size_t{key} * kPanelRows,
+                                        tiles.at(first + key).values + panel * panel_bytes, kPanel);
+            }
+            const void *b = s.tile;
+            for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
+                float *c = s.part + size_t{row} * value_width_ + size_t{panel} * kPanelRows;
+                kernels_.tile[kF32](s.scores + size_t{row} * kSplit + first, kSplit, 1, &b, kPanelRows, count, &c,
+                                    value_width_, std::min(kernels_.tile_rows, rows - row), 1, first > 0);
+            }
+        }
+    }
+}
+
 // Adds keys [first_key, first_key + nkeys) to the running result of every row.
 void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, uint32_t nkeys,
                          const AttentionScratch &s) const {
     const uint32_t rows = item.ntok * config_.group();
-    const size_t size = dtypeSize(dt_kv_);
-    // Tiles lie far apart, one per block, so the hardware does not see the next one coming: each is fetched, in small
-    // portions, while one before it is used.
-    constexpr uint32_t kAhead = 2 * kBlockTokens;
-    const auto prefetch = [&](const char *next, size_t first, size_t bytes) {
-        for (size_t line = 0; next != nullptr && line < bytes; line += 64) {
-            __builtin_prefetch(next + first + line);
-        }
-    };
-    const auto tile_at = [&](uint32_t key) {
-        return kvTile(item.sequence->kv_blocks[(first_key + key) / kBlockTokens], layer, item.kv_head);
-    };
-
-    constexpr uint32_t kPortion = 32;  // k per portion of a K tile; the chain goes on through the scores
-    for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
-        const char *keys = tile_at(key).keys;
-        const char *next = key + kAhead < nkeys ? tile_at(key + kAhead).keys : nullptr;
-        for (uint32_t e = 0; e < config_.dh; e += kPortion) {
-            const uint32_t count = std::min(kPortion, config_.dh - e);
-            const size_t offset = size_t{e} * kBlockTokens * size;
-            prefetch(next, offset, size_t{count} * kBlockTokens * size);
-            for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
-                kernels_.tile[kv_type_](s.query + size_t{row} * config_.dh + e, config_.dh, 1, keys + offset,
-                                        kBlockTokens, count, s.scores + size_t{row} * kSplit + key, kSplit,
-                                        std::min(kernels_.tile_rows, rows - row), e > 0);
-            }
-        }
-    }
+    const Tiles tiles{*this, item.sequence->kv_blocks + first_key / kBlockTokens, layer, item.kv_head};
+    const bool wide = rows > 2 * kernels_.tile_rows;  // then a conversion is used three times or more
+    (this->*(wide ? &CpuOps::scoreKeysWide : &CpuOps::scoreKeys))(tiles, nkeys, rows, s);
 
     const auto visible = [&](uint32_t r) {  // keys of this split that row r may see
         const uint32_t end = item.sequence->pos + item.first + r / config_.group() + 1;
@@ -111,22 +195,7 @@ void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, 
         std::fill(scores + count, scores + nkeys, 0.0F);  // masked keys weigh nothing below
     }
 
-    const size_t tile_bytes = size_t{kBlockTokens} * value_width_ * size;
-    const uint32_t panels = value_width_ / kPanelRows;
-    for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
-        const char *values = tile_at(key).values;
-        const char *next = key + kAhead < nkeys ? tile_at(key + kAhead).values : nullptr;
-        const uint32_t count = std::min(kBlockTokens, nkeys - key);
-        for (uint32_t panel = 0; panel < panels; ++panel) {
-            prefetch(next, tile_bytes / panels * panel, tile_bytes / panels);
-            for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
-                kernels_.tile[kv_type_](s.scores + size_t{row} * kSplit + key, kSplit, 1,
-                                        values + size_t{panel} * kPanelRows * size, value_width_, count,
-                                        s.part + size_t{row} * value_width_ + size_t{panel} * kPanelRows, value_width_,
-                                        std::min(kernels_.tile_rows, rows - row), key > 0);
-            }
-        }
-    }
+    (this->*(wide ? &CpuOps::weighValuesWide : &CpuOps::weighValues))(tiles, nkeys, rows, s);
 
     for (uint32_t r = 0; r < rows; ++r) {
         if (visible(r) == 0) {

@@ -190,9 +190,10 @@ void CpuOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector 
                     const KvTile tile = kvTile(block, layer, h);
                     const float *k = q + size_t{c.nh + h} * c.dh;
                     const float *v = q + size_t{c.nh + c.nkvh + h} * c.dh;
-                    kernels_.store[kv_type_](tile.values + size_t{slot} * value_width_ * size, v, c.dh);
                     for (uint32_t e = 0; e < c.dh; e += kPanelRows) {
                         const uint32_t n = std::min(kPanelRows, c.dh - e);
+                        kernels_.store[kv_type_](
+                            tile.values + (size_t{e} * kBlockTokens + size_t{slot} * kPanelRows) * size, v + e, n);
                         kernels_.store[kv_type_](converted, k + e, n);
                         for (uint32_t j = 0; j < n; ++j) {
                             std::memcpy(tile.keys + (size_t{e + j} * kBlockTokens + slot) * size,

@@ -56,12 +56,12 @@ private:
     // position 0, merged in order. It therefore depends neither on chunking nor on how the work is shared out.
     static constexpr uint32_t kSplit = 512;
     // Query rows per attention work item: enough to reuse a K/V tile from L1, small enough to share out the work.
-    static constexpr uint32_t kQueryRows = 48;
+    static constexpr uint32_t kQueryRows = 96;
     static constexpr uint32_t kMaxQueryRows = 256;  // and so the widest GQA group
     // Weights unpacked to float at a time: 256 x 16 floats are half of a 32 KiB L1.
     static constexpr uint32_t kDepth = 256;
 
-    // KV layout of a block: per layer, per KV head: K [dh][16 tokens], then V [16 tokens][value_width_].
+    // KV layout of a block: per layer, per KV head: K [dh][16 tokens], then V [value_width_ / 16][16 tokens][16].
     struct KvTile {
         char *keys;
         char *values;
@@ -78,6 +78,19 @@ private:
         uint32_t first;  // first token, relative to the sequence's first row
         uint32_t ntok;
     };
+    // The tiles of one layer and KV head, by key counted from the first block.
+    struct Tiles {
+        const CpuOps &ops;
+        void *const *blocks;
+        uint32_t layer;
+        uint32_t head;
+        KvTile at(uint32_t key) const { return ops.kvTile(blocks[key / kBlockTokens], layer, head); }
+    };
+    static constexpr uint32_t kPair = 2 * kBlockTokens;
+    void scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
+    void weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
+    void scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
+    void weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
     void attendItem(const Query &item, Activation out, Activation qkv, uint32_t layer, float *scratch) const;
     void attendSplit(const Query &item, uint32_t layer, uint32_t first_key, uint32_t nkeys,
                      const AttentionScratch &s) const;

@@ -76,10 +76,10 @@ using UnpackKernel = void (*)(const void *panel, uint32_t k0, uint32_t count, fl
 // Groups [g0, g0 + count) as codes [count][16][16][2] in pairs of k, q4's minus 8, and scales [count][16].
 using UnpackQuantKernel = void (*)(const void *panel, uint32_t g0, uint32_t count, int16_t *codes, float *scales);
 
-// c[r * ldc + j] = (accumulate ? c[...] : 0) + sum over i < k of a[r * a_row + i * a_col] * b[i * ldb + j],
-// r < rows <= tile_rows, j < 16. b is plain row-major of the table entry's type.
-using TileKernel = void (*)(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb, uint32_t k, float *c,
-                            size_t ldc, uint32_t rows, bool accumulate);
+// c[p][r * ldc + j] = (accumulate ? c[p][...] : 0) + sum over i < k of a[r * a_row + i * a_col] * b[p][i * ldb + j],
+// r < rows <= tile_rows, p < npanels, j < 16. b[p] is plain row-major of the table entry's type.
+using TileKernel = void (*)(const float *a, size_t a_row, size_t a_col, const void *const *b, size_t ldb, uint32_t k,
+                            float *const *c, size_t ldc, uint32_t rows, uint32_t npanels, bool accumulate);
 // The same over groups: a [groups][16][tile_rows][2] codes, a_scales [groups][tile_rows], b and b_scales as unpacked.
 using TileQuantKernel = void (*)(const int16_t *a, const float *a_scales, const int16_t *b, const float *b_scales,
                                  uint32_t groups, float *c, size_t ldc, uint32_t rows, bool accumulate);
@@ -109,6 +109,8 @@ struct Kernels {
     void (*siluMul)(float *out, const float *gate, const float *up, uint32_t n);
     // out = in converted; f16 saturates at +-65504 so that a large value does not become infinite in the KV cache
     void (*store[kFloatTypes])(void *out, const float *in, uint32_t n);
+    // out = in as floats, in plain order
+    void (*load[kFloatTypes])(float *out, const void *in, uint32_t n);
 };
 
 extern const Kernels kScalarKernels;

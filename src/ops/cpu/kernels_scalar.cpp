@@ -95,15 +95,17 @@ template <WeightType T> void unpack(const void *panel, uint32_t k0, uint32_t cou
 }
 
 template <WeightType T>
-void tile(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb, uint32_t k, float *c, size_t ldc,
-          uint32_t rows, bool accumulate) {
-    for (uint32_t r = 0; r < rows; ++r) {
-        for (uint32_t j = 0; j < kPanelRows; ++j) {
-            float sum = accumulate ? c[r * ldc + j] : 0.0F;
-            for (uint32_t i = 0; i < k; ++i) {
-                sum = std::fma(a[r * a_row + i * a_col], load<T>(b, i * ldb + j), sum);
+void tile(const float *a, size_t a_row, size_t a_col, const void *const *b, size_t ldb, uint32_t k, float *const *c,
+          size_t ldc, uint32_t rows, uint32_t npanels, bool accumulate) {
+    for (uint32_t p = 0; p < npanels; ++p) {
+        for (uint32_t r = 0; r < rows; ++r) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                float sum = accumulate ? c[p][r * ldc + j] : 0.0F;
+                for (uint32_t i = 0; i < k; ++i) {
+                    sum = std::fma(a[r * a_row + i * a_col], load<T>(b[p], i * ldb + j), sum);
+                }
+                c[p][r * ldc + j] = sum;
             }
-            c[r * ldc + j] = sum;
         }
     }
 }
@@ -234,6 +236,12 @@ void siluMul(float *out, const float *gate, const float *up, uint32_t n) {
     }
 }
 
+template <WeightType T> void loadFloats(float *out, const void *in, uint32_t n) {
+    for (uint32_t i = 0; i < n; ++i) {
+        out[i] = load<T>(in, i);
+    }
+}
+
 void storeF32(void *out, const float *in, uint32_t n) {
     std::memcpy(out, in, n * sizeof(float));
 }
@@ -270,6 +278,7 @@ const Kernels kScalarKernels = {
     expSum,
     siluMul,
     {storeF32, storeF16, storeBf16},
+    {loadFloats<kF32>, loadFloats<kF16>, loadFloats<kBf16>},
 };
 
 }  // namespace q3::cpu

@@ -96,8 +96,10 @@ void CpuOps::multiplyPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, fl
         kernels_.unpack[w.type](w.panel(panel), k0, depth, unpacked);
         for (uint32_t row = 0; row < rows; row += tile) {
             const float *a = packed + (size_t{row} * w.in + size_t{k0} * tile);
-            kernels_.tile[kF32](a, 1, tile, unpacked, kPanelRows, depth, product + size_t{row} * kPanelRows, kPanelRows,
-                                std::min(tile, rows - row), k0 > 0);
+            const void *b = unpacked;
+            float *c = product + size_t{row} * kPanelRows;
+            kernels_.tile[kF32](a, 1, tile, &b, kPanelRows, depth, &c, kPanelRows, std::min(tile, rows - row), 1,
+                                k0 > 0);
         }
     }
 }

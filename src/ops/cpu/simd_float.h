@@ -83,17 +83,41 @@ template <typename S, int R, int P> struct Products {
         }
     }
 
-    void store(float *y, size_t ldy) const {
+    // Panel p to or from c[p].
+    void load(float *const *c, size_t ldc) {
         Q3_UNROLL
         for (int r = 0; r < R; ++r) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
                 Q3_UNROLL
                 for (int h = 0; h < S::kParts; ++h) {
-                    S::store(y + r * ldy + p * kPanelRows + h * S::kLanes, sum[r][p][h]);
+                    sum[r][p][h] = S::load(c[p] + r * ldc + h * S::kLanes);
                 }
             }
         }
+    }
+
+    void store(float *const *c, size_t ldc) const {
+        Q3_UNROLL
+        for (int r = 0; r < R; ++r) {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                Q3_UNROLL
+                for (int h = 0; h < S::kParts; ++h) {
+                    S::store(c[p] + r * ldc + h * S::kLanes, sum[r][p][h]);
+                }
+            }
+        }
+    }
+
+    // Panels side by side.
+    void store(float *y, size_t ldy) const {
+        float *c[P];
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            c[p] = y + p * kPanelRows;
+        }
+        store(c, ldy);
     }
 };
 
@@ -137,37 +161,6 @@ template <typename S, WeightType T> void unpack(const void *panel, uint32_t k0, 
     }
 }
 
-template <typename S, WeightType T, int R>
-void tileRows(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb, uint32_t k, float *c, size_t ldc,
-              bool accumulate) {
-    typename S::F acc[R][S::kParts];
-    Q3_UNROLL
-    for (int r = 0; r < R; ++r) {
-        Q3_UNROLL
-        for (int h = 0; h < S::kParts; ++h) {
-            acc[r][h] = accumulate ? S::load(c + r * ldc + h * S::kLanes) : S::zero();
-        }
-    }
-    for (uint32_t i = 0; i < k; ++i) {
-        const Column<S> column = loadColumn<S, T>(b, i * ldb);
-        Q3_UNROLL
-        for (int r = 0; r < R; ++r) {
-            const typename S::F value = S::broadcast(a + r * a_row + i * a_col);
-            Q3_UNROLL
-            for (int h = 0; h < S::kParts; ++h) {
-                acc[r][h] = S::fma(value, column.part[h], acc[r][h]);
-            }
-        }
-    }
-    Q3_UNROLL
-    for (int r = 0; r < R; ++r) {
-        Q3_UNROLL
-        for (int h = 0; h < S::kParts; ++h) {
-            S::store(c + r * ldc + h * S::kLanes, acc[r][h]);
-        }
-    }
-}
-
 // Calls body with `rows` as a compile-time number: body.template operator()<R>().
 template <int R, typename Body> inline void withRows(uint32_t rows, const Body &body) {
     if constexpr (R > 1) {
@@ -178,22 +171,60 @@ template <int R, typename Body> inline void withRows(uint32_t rows, const Body &
     body.template call<R>();
 }
 
+// Panels at once for R rows, when `fixed` more registers are in use: for one row, four panels give enough chains to
+// cover the latency of a multiply-add, and four streams that of memory. From some rows on the rows are chains enough.
+template <typename S, int R> constexpr int panelsAtOnce(int fixed) {
+    for (int p = 4; p > 1; p /= 2) {
+        if (R * p * S::kParts + fixed + S::kParts + 1 <= S::kRegisters) {
+            return p;
+        }
+    }
+    return 1;
+}
+
+// R rows times P panels, all in registers.
+template <typename S, WeightType T, int R, int P>
+inline void tileRows(const float *a, size_t a_row, size_t a_col, const void *const *b, size_t ldb, uint32_t k,
+                     float *const *c, size_t ldc, bool accumulate) {
+    Products<S, R, P> products;
+    if (accumulate) {
+        products.load(c, ldc);
+    }
+    for (uint32_t i = 0; i < k; ++i) {
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            products.add(p, loadColumn<S, T>(b[p], i * ldb), a + i * a_col, a_row);
+        }
+    }
+    products.store(c, ldc);
+}
+
 template <typename S, WeightType T> struct TileCall {
     const float *a;
     size_t a_row, a_col;
-    const void *b;
+    const void *const *b;
     size_t ldb;
     uint32_t k;
-    float *c;
+    float *const *c;
     size_t ldc;
+    uint32_t npanels;
     bool accumulate;
-    template <int R> void call() const { tileRows<S, T, R>(a, a_row, a_col, b, ldb, k, c, ldc, accumulate); }
+    template <int R> void call() const {
+        constexpr int P = panelsAtOnce<S, R>(0);
+        uint32_t p = 0;
+        for (; p + P <= npanels; p += P) {
+            tileRows<S, T, R, P>(a, a_row, a_col, b + p, ldb, k, c + p, ldc, accumulate);
+        }
+        for (; p < npanels; ++p) {
+            tileRows<S, T, R, 1>(a, a_row, a_col, b + p, ldb, k, c + p, ldc, accumulate);
+        }
+    }
 };
 
 template <typename S, WeightType T>
-void tile(const float *a, size_t a_row, size_t a_col, const void *b, size_t ldb, uint32_t k, float *c, size_t ldc,
-          uint32_t rows, bool accumulate) {
-    withRows<S::kTileRows>(rows, TileCall<S, T>{a, a_row, a_col, b, ldb, k, c, ldc, accumulate});
+void tile(const float *a, size_t a_row, size_t a_col, const void *const *b, size_t ldb, uint32_t k, float *const *c,
+          size_t ldc, uint32_t rows, uint32_t npanels, bool accumulate) {
+    withRows<S::kTileRows>(rows, TileCall<S, T>{a, a_row, a_col, b, ldb, k, c, ldc, npanels, accumulate});
 }
 
 // A pair of k of a bf12 group. raw moves on when the pair is raw.
@@ -277,23 +308,12 @@ void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x
             float weights[kGroup * kPanelRows];
             for (int p = 0; p < P; ++p) {
                 unpackBf12<S>(panels + p * panel_bytes, whole * kGroup, count, weights);
-                tile<S, kF32>(x + size_t{whole} * kGroup, ldx, 1, weights, kPanelRows, count, y + p * kPanelRows, ldy,
-                              R, true);
+                const void *from = weights;
+                float *to = y + p * kPanelRows;
+                tile<S, kF32>(x + size_t{whole} * kGroup, ldx, 1, &from, kPanelRows, count, &to, ldy, R, 1, true);
             }
         }
     }
-}
-
-// Panels at once for R rows that need `registers_per_row` vectors each and panel: for one row, four panels give enough
-// chains to cover the latency of a multiply-add, and four streams that of memory. From some rows on the rows are chains
-// enough.
-template <typename S, int R> constexpr int panelsAtOnce(int fixed) {
-    for (int p = 4; p > 1; p /= 2) {
-        if (R * p * S::kParts + fixed + S::kParts + 1 <= S::kRegisters) {
-            return p;
-        }
-    }
-    return 1;
 }
 
 template <typename S, WeightType T> struct GemvCall {

@@ -35,6 +35,7 @@ template <typename S> constexpr Kernels simdTable(const char *name) {
         expSum<S>,
         siluMul<S>,
         {storeF32, storeF16<S>, storeBf16<S>},
+        {loadFloats<S, kF32>, loadFloats<S, kF16>, loadFloats<S, kBf16>},
     };
 }
 
