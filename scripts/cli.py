@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import weight_cache
 from libinfinicore_infer import DataType, DeviceType, Qwen3Error
 from qwen3 import GenerationResult, KVCache, Qwen3ForCausalLM, SamplingParams
 
@@ -59,6 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TYPE",
         help="weights: f32, f16, bf16, bf12, int8, int4 (default: the checkpoint's)",
     )
+    add("--no-cache", action="store_true", help="keep no packed weights on disk")
+    add("--cache-dir", metavar="DIR", help="where to keep them (default: the user's cache folder)")
+    add("--clear-cache", action="store_true", help="delete all kept packed weights and end")
     add("--context", type=int, metavar="TOKENS", help="context length (default: the model's)")
     add("--prompt", metavar="TEXT", help="answer this and end")
     add("--system", metavar="TEXT", help="system message")
@@ -359,6 +363,8 @@ def _load(args: argparse.Namespace) -> Qwen3ForCausalLM:
         threads=args.threads,
         dtype=args.dtype,
         progress=not args.quiet,
+        cache=not args.no_cache,
+        cache_dir=args.cache_dir,
     )
 
 
@@ -381,6 +387,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _usage_error(parser, error)
     try:
+        if args.clear_cache:
+            freed = weight_cache.clear(Path(args.cache_dir) if args.cache_dir else None)
+            _note(f"deleted {freed / 1e9:.2f} GB of packed weights")
+            return EXIT_OK
         prompt = args.prompt
         if prompt is None and not sys.stdin.isatty():
             # The line end that echo and editors add is not meant for the model.

@@ -75,7 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ndev", type=_positive, default=1, metavar="N", help="number of devices")
     add("--backend", default="auto", choices=("auto", "cpu", "infinicore"))
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all usable)")
-    add("--dtype", metavar="TYPE", help="weight type: f32, f16, bf16 (default: the checkpoint's)")
+    add(
+        "--dtype",
+        metavar="TYPE",
+        help="weights: f32, f16, bf16, bf12, int8, int4 (default: the checkpoint's)",
+    )
+    add("--no-cache", action="store_true", help="keep no packed weights on disk")
+    add("--cache-dir", metavar="DIR", help="where to keep them (default: the user's cache folder)")
     add("--max-tokens", type=_positive, metavar="N", help="context length (default: the model's)")
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     add("--port", type=int, default=8000, help="0: any free one (default: %(default)s)")
@@ -164,6 +170,8 @@ def _run(args: argparse.Namespace) -> int:
                 dtype=args.dtype,
                 kv_limit_bytes=args.kv_memory,
                 max_step_tokens=args.step_tokens,
+                cache=not args.no_cache,
+                cache_dir=args.cache_dir,
             )
             grammars.attach(model)
             service.attach(Engine(model, config))

@@ -160,6 +160,17 @@ class Status(enum.IntEnum):
     ABI_MISMATCH = 104
     CANCELLED = 105
     BAD_WEIGHTS = 106
+    IO_ERROR = 107
+
+
+class WeightCache(enum.IntEnum):
+    """What became of a cache of packed weights (``Qwen3WeightCache``)."""
+
+    UNUSED = 0
+    LOADED = 1
+    ABSENT = 2
+    STALE = 3
+    CORRUPT = 4
 
 
 class StructKind(enum.IntEnum):
@@ -256,6 +267,8 @@ class Qwen3ModelOptions(ctypes.Structure):
         ("rope_high_freq_factor", c_float),
         ("progress", ProgressCallback),
         ("progress_user_data", c_void_p),
+        ("cache_path", c_char_p),
+        ("cache_key", c_char_p),
     ]
 
     def __init__(self, **fields: Any) -> None:
@@ -318,6 +331,7 @@ class Qwen3Stats(ctypes.Structure):
         ("kv_block_tokens", c_uint32),
         ("ncaches", c_uint32),
         ("nthreads", c_uint32),
+        ("weight_cache", c_int32),
     ]
 
 
@@ -346,6 +360,7 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "createQwen3Model": (c_void_p, _CREATE_ARGS),
     "createQwen3ModelEx": (c_void_p, [*_CREATE_ARGS, POINTER(Qwen3ModelOptions)]),
     "destroyQwen3Model": (None, [c_void_p]),
+    "qwen3SaveWeights": (c_int32, [c_void_p, c_char_p, c_char_p]),
     "createKVCache": (c_void_p, [c_void_p]),
     "duplicateKVCache": (c_void_p, [c_void_p, c_void_p, c_uint32]),
     "dropKVCache": (None, [c_void_p, c_void_p]),

@@ -44,6 +44,7 @@ from qwen3_score import perplexity as score_perplexity
 from qwen3_weights import LoadProgress, Qwen3WeightsImpl, Qwen3WeightsNaming
 from safetensors_io import Checkpoint
 from tokenizer import Message, Qwen3Tokenizer, TokenizerError
+from weight_cache import CheckpointCache
 
 __all__ = [
     "DataType",
@@ -95,6 +96,8 @@ class Qwen3ForCausalLM:
         dev_ids: Sequence[int] | None = None,
         progress: bool = False,
         seed: int | None = None,
+        cache: bool = True,
+        cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         """Load a checkpoint folder: config.json, safetensors files and, for text, tokenizer.json.
 
@@ -114,6 +117,10 @@ class Qwen3ForCausalLM:
             dev_ids: Device indices, ndev of them; ``None``: 0, 1, ...
             progress: Whether to draw a progress bar on stderr if that is a terminal.
             seed: Default seed of generations; ``None``: a random one each time.
+            cache: Whether weights packed as int8, int4 or bf12 are kept on disk for the next load.
+                The file is written in the background; a damaged one is replaced with a warning in
+                the log, and failing to write one is no error.
+            cache_dir: Where to keep them; ``None``: the user's cache folder.
 
         Raises:
             ValueError: Something in the checkpoint or the arguments is not acceptable.
@@ -162,6 +169,12 @@ class Qwen3ForCausalLM:
         )
         self.meta.rope.apply(options)
         self._checkpoint = Checkpoint(folder)
+        self._weight_cache: CheckpointCache | None = None
+        if cache and weight_dtype.packed:
+            # Other formats are packed at the speed of memory: a cache would gain nothing.
+            directory = None if cache_dir is None else Path(cache_dir).absolute()
+            self._weight_cache = CheckpointCache(self._checkpoint, weight_dtype, directory)
+            self._weight_cache.prepare(options)
         try:
             weights = Qwen3WeightsImpl(self.meta, self._checkpoint)
             reporter = LoadProgress(self._checkpoint, sys.stderr if progress else None)
@@ -171,11 +184,15 @@ class Qwen3ForCausalLM:
             raise
         if not options.borrow_weights:
             self._checkpoint.close()
+        if self._weight_cache is not None:
+            self._weight_cache.after_load(self.native)
 
     # ------------------------------------------------------------------ lifetime and information
 
     def close(self) -> None:
-        """Free the model and all its caches. Safe to call twice."""
+        """Free the model and all its caches, once its weights are on disk. Safe to call twice."""
+        if self._weight_cache is not None:
+            self._weight_cache.finish()
         self.native.close()
         self._checkpoint.close()
 

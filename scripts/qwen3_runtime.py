@@ -6,6 +6,7 @@ Text, sampling policy and scheduling live above this module; ctypes details end 
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import threading
 import weakref
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, byref, c_float, c_int32, c_uint32, c_void_p
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -215,6 +217,7 @@ class NativeModel:
         self._meta = meta
         self._lock = threading.RLock()
         self._cancel_lock = threading.Lock()
+        self._save_lock = threading.Lock()
         self.bin: deque[int] = deque()
         self._handle: int | None = None
         callback = ProgressCallback(progress)
@@ -258,7 +261,7 @@ class NativeModel:
 
     def close(self) -> None:
         """Free the model and all its caches, after a running step ends. Safe to call twice."""
-        with self._lock, self._cancel_lock:
+        with self._save_lock, self._lock, self._cancel_lock:
             if self._handle is not None:
                 self._handle = None
                 self._finalizer()
@@ -419,6 +422,18 @@ class NativeModel:
             pointer = logits.ctypes.data_as(POINTER(c_float))
             check(self._lib, self._lib.forwardBatch(*arguments, pointer))
         return logits
+
+    def save_weights(self, path: Path, key: str) -> None:
+        """Write the packed weights for ``Qwen3ModelOptions.cache_path``; steps go on meanwhile.
+
+        Raises:
+            ValueError: The model is closed.
+            Qwen3Error: The file could not be written, or this backend cannot save.
+        """
+        with self._save_lock:  # close() waits for it
+            with self._lock:
+                model = self._use()
+            check(self._lib, self._lib.qwen3SaveWeights(model, os.fsencode(path), key.encode()))
 
     # ------------------------------------------------------------------ information
 

@@ -7,6 +7,7 @@ module maps the file and hands out views; bfloat16 comes as uint16 beside the ta
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
@@ -195,7 +196,8 @@ class SafetensorsFile(_Tensors):
         """
         self.path = Path(path)
         with open(self.path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
+            self._facts = os.fstat(file.fileno())
+            if self._facts.st_size == 0:
                 raise SafetensorsError(f"{self.path}: truncated: the file is empty")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
@@ -207,6 +209,7 @@ class SafetensorsFile(_Tensors):
     def _parse(self) -> dict[str, Tensor]:
         with memoryview(self._map) as view:
             header, data_start = _parse_header(self.path, view)
+            self._header_hash = hashlib.sha256(view[:data_start]).hexdigest()
         data_size = len(self._map) - data_start
         tensors: dict[str, Tensor] = {}
         spans: list[tuple[int, int, str]] = []
@@ -240,6 +243,11 @@ class SafetensorsFile(_Tensors):
                 f"{self.path}: {data_size - covered} bytes at the end belong to no tensor"
             )
         return tensors
+
+    def identity(self) -> list[str | int]:
+        """Return path, size, modification time and header hash, which change with the content."""
+        facts = self._facts
+        return [str(self.path.resolve()), facts.st_size, facts.st_mtime_ns, self._header_hash]
 
     def release_pages(self) -> None:
         """Let the system take back the pages read so far; reading again brings them back."""

@@ -72,6 +72,14 @@ void destroyQwen3Model(Qwen3Model *model) {
     delete model;
 }
 
+int32_t qwen3SaveWeights(const Qwen3Model *model, const char *path, const char *cache_key) {
+    return guard("qwen3SaveWeights", [&] {
+        const Engine &engine = engineOf(model);
+        requirePointer(path, "path");
+        engine.saveWeights(path, cache_key);
+    });
+}
+
 KVCache *createKVCache(const Qwen3Model *model) {
     KVCache *cache = nullptr;
     guard("createKVCache", [&] { cache = engineOf(model).createCache(); });
@@ -184,6 +192,7 @@ const char *qwen3StatusName(int32_t status) {
         QWEN3_STATUS_CASE(ABI_MISMATCH);
         QWEN3_STATUS_CASE(CANCELLED);
         QWEN3_STATUS_CASE(BAD_WEIGHTS);
+        QWEN3_STATUS_CASE(IO_ERROR);
 #undef QWEN3_STATUS_CASE
     default:
         return "unknown status";

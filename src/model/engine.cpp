@@ -325,7 +325,12 @@ Qwen3Stats Engine::stats() {
     stats.kv_block_tokens = pool_->blockTokens();
     stats.ncaches = static_cast<uint32_t>(caches_.size());
     stats.nthreads = ops_->threads();
+    stats.weight_cache = forward_->weights().cache;
     return stats;
+}
+
+void Engine::saveWeights(const char *path, const char *key) const {
+    q3::saveWeights(forward_->weights(), path, key, *ops_);
 }
 
 }  // namespace q3

@@ -49,6 +49,7 @@ public:
     const ModelConfig &config() const { return config_; }
     std::string description() const { return ops_->description(); }
     Qwen3Stats stats();
+    void saveWeights(const char *path, const char *key) const;  // takes no lock: weights never change
 
 private:
     // The part of a call that runs as one step.

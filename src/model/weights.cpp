@@ -1,7 +1,10 @@
 #include "model/weights.h"
 
+#include <cstdio>
+
 #include "ops/half.h"
 #include "runtime/error.h"
+#include "runtime/packed_file.h"
 
 namespace q3 {
 namespace {
@@ -12,8 +15,10 @@ const void *at(const void *const *array, uint32_t layer) {
 
 class Packer {
 public:
-    Packer(const ModelConfig &config, const Qwen3Weights &weights, const Qwen3ModelOptions &options, Ops &ops)
-        : c_(config), w_(weights), options_(options), ops_(ops) {
+    // in: where to load packed weights from instead of packing; or null.
+    Packer(const ModelConfig &config, const Qwen3Weights &weights, const Qwen3ModelOptions &options, Ops &ops,
+           PackedReader *in)
+        : c_(config), w_(weights), options_(options), ops_(ops), in_(in) {
         const uint64_t layer = uint64_t{c_.d} * (c_.qkvWidth() + c_.nh * c_.dh + 3 * uint64_t{c_.di});
         const uint64_t tables = uint64_t{c_.dvoc} * c_.d * (w_.output_embd == nullptr ? 1 : 2);
         total_ = (layer * c_.nlayer + tables) * dtypeSize(w_.dt_mat);
@@ -26,15 +31,10 @@ public:
         // peak of memory is the packed weights and one layer.
         const bool tied = w_.output_embd == nullptr;
         result.output_norm = vector("output_norm", -1, w_.output_norm, c_.d);
-        result.head =
-            ops_.packLinear(table(tied ? "input_embd" : "output_embd", tied ? w_.input_embd : w_.output_embd));
+        result.head = linear(table(tied ? "input_embd" : "output_embd", tied ? w_.input_embd : w_.output_embd));
         const uint64_t head_bytes = uint64_t{c_.dvoc} * c_.d * dtypeSize(w_.dt_mat);
         report(head_bytes);
-        if (!tied) {
-            checkTable("input_embd", w_.input_embd);
-        }
-        result.embedding = ops_.packEmbedding(table("input_embd", w_.input_embd), tied ? result.head.get() : nullptr,
-                                              options_.borrow_weights != 0);
+        result.embedding = embedding(tied ? result.head.get() : nullptr);
         const uint64_t tables = tied ? head_bytes : 2 * head_bytes;
         report(tables);
         result.layers.reserve(c_.nlayer);
@@ -46,6 +46,26 @@ public:
     }
 
 private:
+    std::unique_ptr<Linear> linear(const LinearSource &source) {
+        return in_ != nullptr ? ops_.loadLinear(source, *in_) : ops_.packLinear(source);
+    }
+
+    std::unique_ptr<Linear> gateUp(const LinearSource &source) {
+        return in_ != nullptr ? ops_.loadGateUp(source, *in_) : ops_.packGateUp(source);
+    }
+
+    std::unique_ptr<Linear> embedding(const Linear *head) {
+        const LinearSource source = table("input_embd", w_.input_embd);
+        const bool borrow = options_.borrow_weights != 0;
+        if (in_ != nullptr) {
+            return ops_.loadEmbedding(source, head, borrow, *in_);
+        }
+        if (head == nullptr) {
+            checkTable("input_embd", w_.input_embd);
+        }
+        return ops_.packEmbedding(source, head, borrow);
+    }
+
     LayerWeights packLayer(uint32_t i) {
         const uint32_t q = c_.nh * c_.dh;
         const uint32_t kv = c_.nkvh * c_.dh;
@@ -64,11 +84,11 @@ private:
             addStacked(qkv, w_.attn_v[i], at(w_.attn_v_b, i), {kv}, c_.d);
         }
         qkv.rope_rows = q + kv;
-        l.attn_qkv = ops_.packLinear(qkv);
+        l.attn_qkv = linear(qkv);
 
         LinearSource o = source("attn_o", i);
         addStacked(o, w_.attn_o[i], at(w_.attn_o_b, i), {c_.d}, q);
-        l.attn_o = ops_.packLinear(o);
+        l.attn_o = linear(o);
 
         LinearSource gate_up = source("ffn_gate_up", i);
         if (w_.ffn_gate_up != nullptr) {
@@ -77,11 +97,11 @@ private:
             addStacked(gate_up, w_.ffn_gate[i], nullptr, {c_.di}, c_.d);
             addStacked(gate_up, w_.ffn_up[i], nullptr, {c_.di}, c_.d);
         }
-        l.ffn_gate_up = ops_.packGateUp(gate_up);
+        l.ffn_gate_up = gateUp(gate_up);
 
         LinearSource down = source("ffn_down", i);
         addStacked(down, w_.ffn_down[i], nullptr, {c_.d}, c_.di);
-        l.ffn_down = ops_.packLinear(down);
+        l.ffn_down = linear(down);
         return l;
     }
 
@@ -131,7 +151,8 @@ private:
 
     std::unique_ptr<Vector> vector(const char *name, int32_t layer, const void *data, uint32_t size,
                                    bool rope = false) {
-        return ops_.packVector({name, layer, w_.dt_norm, data, size, rope});
+        const VectorSource source{name, layer, w_.dt_norm, data, size, rope};
+        return in_ != nullptr ? ops_.loadVector(source, *in_) : ops_.packVector(source);
     }
 
     void report(uint64_t done) const {
@@ -145,9 +166,30 @@ private:
     const Qwen3Weights &w_;
     const Qwen3ModelOptions &options_;
     Ops &ops_;
+    PackedReader *in_;
     uint64_t total_ = 0;
     uint64_t layer_bytes_ = 0;
 };
+
+// Everything but the caller's key that the bytes of saved weights depend on; empty if the backend cannot save.
+std::string identityOf(const ModelConfig &c, const Qwen3Weights &w, const Qwen3ModelOptions &options, Ops &ops) {
+    const std::string layout = ops.packedLayout();
+    if (layout.empty()) {
+        return {};
+    }
+    const bool bias =
+        w.attn_qkv_b != nullptr || w.attn_q_b != nullptr || w.attn_k_b != nullptr || w.attn_v_b != nullptr;
+    char text[256];
+    std::snprintf(text, sizeof text,
+                  " nlayer=%u d=%u nh=%u nkvh=%u dh=%u di=%u dvoc=%u dtype=%d tied=%d borrow=%d bias=%d,%d", c.nlayer,
+                  c.d, c.nh, c.nkvh, c.dh, c.di, c.dvoc, w.dt_mat, w.output_embd == nullptr ? 1 : 0,
+                  options.borrow_weights != 0 ? 1 : 0, bias ? 1 : 0, w.attn_o_b != nullptr ? 1 : 0);
+    return layout + text;
+}
+
+std::string withKey(const std::string &identity, const char *key) {
+    return identity + "\n" + (key == nullptr ? "" : key);
+}
 
 }  // namespace
 
@@ -162,7 +204,46 @@ uint64_t ModelWeights::bytes() const {
 
 ModelWeights packWeights(const ModelConfig &config, const Qwen3Weights &weights, const Qwen3ModelOptions &options,
                          Ops &ops) {
-    return Packer(config, weights, options, ops).pack();
+    const std::string identity = identityOf(config, weights, options, ops);
+    int32_t cache = QWEN3_CACHE_UNUSED;
+    if (options.cache_path != nullptr && !identity.empty()) {
+        try {
+            PackedReader reader(options.cache_path, withKey(identity, options.cache_key));
+            ModelWeights loaded = Packer(config, weights, options, ops, &reader).pack();
+            reader.finish();
+            loaded.identity = identity;
+            loaded.cache = QWEN3_CACHE_LOADED;
+            return loaded;
+        } catch (const PackedFileError &error) {
+            cache = error.reason() == PackedFileError::kAbsent  ? QWEN3_CACHE_ABSENT
+                    : error.reason() == PackedFileError::kStale ? QWEN3_CACHE_STALE
+                                                                : QWEN3_CACHE_CORRUPT;
+        }
+    }
+    ModelWeights packed = Packer(config, weights, options, ops, nullptr).pack();
+    packed.identity = identity;
+    packed.cache = cache;
+    return packed;
+}
+
+void saveWeights(const ModelWeights &weights, const char *path, const char *key, const Ops &ops) {
+    if (weights.identity.empty()) {
+        fail(QWEN3_STATUS_NOT_IMPLEMENTED, "this backend cannot save its packed weights");
+    }
+    PackedFileWriter out(path, withKey(weights.identity, key));
+    // In the order in which Packer makes them.
+    ops.save(*weights.output_norm, out);
+    ops.save(*weights.head, out);
+    ops.save(*weights.embedding, out);
+    for (const LayerWeights &l : weights.layers) {
+        for (const auto *vector : {&l.attn_norm, &l.q_norm, &l.k_norm, &l.ffn_norm}) {
+            ops.save(**vector, out);
+        }
+        for (const auto *matrix : {&l.attn_qkv, &l.attn_o, &l.ffn_gate_up, &l.ffn_down}) {
+            ops.save(**matrix, out);
+        }
+    }
+    out.commit();
 }
 
 }  // namespace q3

@@ -27,6 +27,9 @@ public:
     virtual size_t bytes() const = 0;
 };
 
+class PackedWriter;  // runtime/packed_file.h
+class PackedReader;
+
 // Where KV blocks live. A block holds kvBlockTokens() tokens of all layers; what is where inside is the backend's.
 class BlockMemory {
 public:
@@ -48,6 +51,18 @@ public:
     // there), else null. borrow: source stays valid for the life of the result.
     virtual std::unique_ptr<Linear> packEmbedding(const LinearSource &source, const Linear *head, bool borrow) = 0;
     virtual Activation allocate(uint32_t rows, uint32_t width) = 0;  // lives as long as this Ops
+
+    // --- saved packed weights. What saved bytes depend on; empty (as here) when this backend cannot save. load* make
+    // what pack* made of the same shape when it was saved, touching no source data but a borrowed embedding's; they
+    // throw PackedFileError. save may run beside steps.
+    virtual std::string packedLayout() { return {}; }
+    virtual void save(const Linear &linear, PackedWriter &out) const;
+    virtual void save(const Vector &vector, PackedWriter &out) const;
+    virtual std::unique_ptr<Linear> loadLinear(const LinearSource &shape, PackedReader &in);
+    virtual std::unique_ptr<Linear> loadGateUp(const LinearSource &shape, PackedReader &in);
+    virtual std::unique_ptr<Vector> loadVector(const VectorSource &shape, PackedReader &in);
+    virtual std::unique_ptr<Linear> loadEmbedding(const LinearSource &shape, const Linear *head, bool borrow,
+                                                  PackedReader &in);
 
     // --- KV storage
     virtual uint32_t kvBlockTokens() const = 0;

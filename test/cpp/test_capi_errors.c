@@ -791,7 +791,7 @@ static void testCaches(Bench *b, struct KVCache *foreign, struct KVCache *droppe
                  "cache");
     CHECK(length == 77);
 
-    Qwen3Stats before = {sizeof(before), 0, 0, 0, 0, 0, 0, 0, 0}, after = before;
+    Qwen3Stats before = {sizeof(before), 0, 0, 0, 0, 0, 0, 0, 0, 0}, after = before;
     CHECK(qwen3GetStats(b->model, &before) == QWEN3_STATUS_SUCCESS);
     dropKVCache(NULL, b->caches[0]); /* all no-ops */
     dropKVCache(b->model, NULL);
@@ -818,6 +818,10 @@ static void *freshThread(void *unused) {
 static void testInformation(Bench *b) {
     Qwen3Stats stats;
     memset(&stats, 0, sizeof(stats));
+    checkFailure(__LINE__, "save, model NULL", qwen3SaveWeights(NULL, "file", NULL), STATUS(NULL_POINTER), "model");
+    checkFailure(__LINE__, "save, path NULL", qwen3SaveWeights(b->model, NULL, NULL), STATUS(NULL_POINTER), "path");
+    checkFailure(__LINE__, "save, no folder", qwen3SaveWeights(b->model, "/nonexistent/file", NULL), STATUS(IO_ERROR),
+                 "/nonexistent/file|No such file");
     checkFailure(__LINE__, "stats, model NULL", qwen3GetStats(NULL, &stats), STATUS(NULL_POINTER), "model");
     checkFailure(__LINE__, "stats NULL", qwen3GetStats(b->model, NULL), STATUS(NULL_POINTER), "stats");
     checkFailure(__LINE__, "stats, struct_size 0", qwen3GetStats(b->model, &stats), STATUS(ABI_MISMATCH),
@@ -861,7 +865,7 @@ static void testInformation(Bench *b) {
 static void testOutOfKv(const Setup *base, const uint32_t expected[NGREEDY]) {
     Setup s = *base;
     rebase(&s, base);
-    Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0};
+    Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0, 0};
     struct Qwen3Model *model = mustCreate(&s);
     CHECK(qwen3GetStats(model, &stats) == QWEN3_STATUS_SUCCESS);
     destroyQwen3Model(model);
@@ -1029,7 +1033,7 @@ static void *hammer(void *argument) {
         CHECK(qwen3LastStatus() == QWEN3_STATUS_CACHE_MISMATCH && strstr(qwen3LastError(), "req_pos") != NULL);
         struct KVCache *copy = duplicateKVCache(w->model, kv, 2);
         dropKVCache(w->model, kv);
-        Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0};
+        Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0, 0};
         CHECK(qwen3GetStats(w->model, &stats) == QWEN3_STATUS_SUCCESS && stats.ncaches >= 1);
         CHECK(step(w->model, &prompt[2], 1, 2, copy, &output[0]) == QWEN3_STATUS_SUCCESS);
         CHECK(output[0] == w->expected[0]);
@@ -1091,7 +1095,7 @@ int main(void) {
     checkHealthy(__LINE__, "everything", other, other_greedy);
     dropCaches(&b);
     dropKVCache(other, foreign);
-    Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0};
+    Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0, 0};
     CHECK(qwen3GetStats(b.model, &stats) == QWEN3_STATUS_SUCCESS && stats.kv_used_bytes == 0 && stats.ncaches == 0);
     /* destroying a model frees the caches that are left */
     CHECK(createKVCache(b.model) != NULL);

@@ -15,6 +15,7 @@
 #include "check.h"
 #include "runtime/error.h"
 #include "runtime/kv_cache.h"
+#include "runtime/packed_file.h"
 #include "runtime/sampler.h"
 #include "runtime/thread_pool.h"
 
@@ -331,9 +332,39 @@ void testUniform() {
     CHECK(sum / 10000 > 0.48 && sum / 10000 < 0.52);
 }
 
+// Every changed bit, every other length and every swap of words gives another hash, whatever the block and the tail.
+void testHash() {
+    std::vector<uint8_t> data(200);
+    for (size_t i = 0; i < data.size(); ++i) {
+        data[i] = static_cast<uint8_t>(i * 37);
+    }
+    for (const size_t n : {0U, 1U, 7U, 8U, 63U, 64U, 65U, 128U, 200U}) {
+        const uint64_t hash = q3::hashBytes(data.data(), n);
+        for (size_t i = 0; i < n * 8; ++i) {
+            data[i / 8] ^= static_cast<uint8_t>(1U << i % 8);
+            CHECK(q3::hashBytes(data.data(), n) != hash);
+            data[i / 8] ^= static_cast<uint8_t>(1U << i % 8);
+        }
+        std::set<uint64_t> swapped = {hash};
+        for (size_t i = 8; i + 8 <= n; i += 8) {
+            std::swap_ranges(data.begin(), data.begin() + 8, data.begin() + static_cast<ptrdiff_t>(i));
+            swapped.insert(q3::hashBytes(data.data(), n));
+            std::swap_ranges(data.begin(), data.begin() + 8, data.begin() + static_cast<ptrdiff_t>(i));
+        }
+        CHECK(swapped.size() == std::max<size_t>(n / 8, 1));
+    }
+    const std::vector<uint8_t> zeros(300);
+    std::set<uint64_t> lengths;
+    for (size_t n = 0; n <= zeros.size(); ++n) {
+        lengths.insert(q3::hashBytes(zeros.data(), n));
+    }
+    CHECK(lengths.size() == zeros.size() + 1);
+}
+
 }  // namespace
 
 int main() {
+    testHash();
     testRandomSharing();
     testFailedPrepareChangesNothing();
     for (const uint32_t nthreads : {1U, 2U, 3U, 8U}) {

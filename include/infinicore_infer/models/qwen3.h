@@ -90,7 +90,8 @@ typedef enum {
     QWEN3_STATUS_CACHE_MISMATCH = 103,   /* a cache is not this model's, is used twice, or is shorter than req_pos */
     QWEN3_STATUS_ABI_MISMATCH = 104,     /* a struct_size this library does not know */
     QWEN3_STATUS_CANCELLED = 105,        /* qwen3Cancel or a progress callback asked to stop */
-    QWEN3_STATUS_BAD_WEIGHTS = 106       /* a weight is NaN or infinite */
+    QWEN3_STATUS_BAD_WEIGHTS = 106,      /* a weight is NaN or infinite */
+    QWEN3_STATUS_IO_ERROR = 107          /* a file could not be written; the message has the system's reason */
 } Qwen3Status;
 
 /* Same numbers as infiniDtype_t. */
@@ -133,6 +134,15 @@ typedef enum {
     QWEN3_ROPE_YARN = 2,   /* uses rope_factor, rope_original_ctx, rope_attention_factor, rope_beta_*, rope_truncate */
     QWEN3_ROPE_LLAMA3 = 3  /* uses rope_factor, rope_original_ctx, rope_low/high_freq_factor */
 } Qwen3RopeType;
+
+/* Qwen3Stats.weight_cache: what became of Qwen3ModelOptions.cache_path when the model was created. */
+typedef enum {
+    QWEN3_CACHE_UNUSED = 0, /* no cache_path, or a backend that cannot save its weights */
+    QWEN3_CACHE_LOADED = 1, /* the packed weights came from the file */
+    QWEN3_CACHE_ABSENT = 2, /* there is no such file, or it may not be opened */
+    QWEN3_CACHE_STALE = 3,  /* written for another cache_key, model, format or version of the library */
+    QWEN3_CACHE_CORRUPT = 4 /* truncated, changed, or not such a file at all */
+} Qwen3WeightCache;
 
 /* Arguments of qwen3StructSize. */
 typedef enum {
@@ -236,9 +246,20 @@ typedef struct {
     float rope_high_freq_factor;
     Qwen3ProgressCallback progress; /* or NULL */
     void *progress_user_data;
+    /*
+     * A file that qwen3SaveWeights wrote, or NULL. If it fits the model, format, library and cache_key and all its
+     * checksums are right, packed weights are read from it and none of Qwen3Weights' data but a borrowed input_embd
+     * is touched; results are bit for bit the same. Otherwise the weights are packed as without it: a cache never
+     * makes createQwen3ModelEx fail. Qwen3Stats.weight_cache says what happened. The library only reads the file.
+     */
+    const char *cache_path;
+    const char *cache_key; /* any text that changes when the checkpoint does; NULL: "" */
 } Qwen3ModelOptions;
+/* clang-format off */
 #define QWEN3_MODEL_OPTIONS_INIT                                                                                       \
-    {sizeof(Qwen3ModelOptions), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0, 0.0f, 0.0f, 0.0f, 0, 0.0f, 0.0f, NULL, NULL}
+    {sizeof(Qwen3ModelOptions), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0, 0.0f, 0.0f, 0.0f, 0, 0.0f, 0.0f, NULL, NULL,    \
+     NULL, NULL}
+/* clang-format on */
 
 /*
  * How one request's next token is chosen. Steps, in order: logit bias, allowed tokens, repetition, presence and
@@ -316,6 +337,7 @@ typedef struct {
     uint32_t kv_block_tokens; /* tokens of one block */
     uint32_t ncaches;         /* live caches */
     uint32_t nthreads;
+    int32_t weight_cache; /* Qwen3WeightCache */
 } Qwen3Stats;
 
 struct Qwen3Model;
@@ -340,6 +362,15 @@ QWEN3_API struct Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwe
 /* Frees a model and every cache of it that is still alive (their handles become invalid). NULL is a no-op; cannot
  * fail. Must not run while another thread is inside a call on this model. */
 QWEN3_API void destroyQwen3Model(struct Qwen3Model *model);
+
+/*
+ * Writes the packed weights of `model` to `path` for later models with the same cache_key (NULL: ""); see
+ * Qwen3ModelOptions.cache_path. The folder must exist. The file appears complete or not at all (a temporary file
+ * beside it, flushed, then renamed), replacing one that is there. May run while other calls use the model, but not
+ * beside destroyQwen3Model. Takes about as much disk as Qwen3Stats.weight_bytes.
+ * Errors: NULL_POINTER, NOT_IMPLEMENTED (the backend cannot save its weights), IO_ERROR, OUT_OF_MEMORY.
+ */
+QWEN3_API int32_t qwen3SaveWeights(const struct Qwen3Model *model, const char *path, const char *cache_key);
 
 /* ------------------------------------------------------------------ KV caches
  * A cache holds the keys and values of one token sequence. It is empty at first and grows block by block, drawn from

@@ -1,9 +1,12 @@
 #include "ops/cpu/cpu_ops.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdio>
 #include <cstring>
 
 #include "ops/cpu/dispatch.h"
+#include "ops/cpu/pack_store.h"
 #include "runtime/error.h"
 
 namespace q3::cpu {
@@ -21,6 +24,12 @@ const CpuVector &asVector(const Vector &vector) {
 }
 float *floats(Activation a) {
     return static_cast<float *>(a.data);
+}
+
+std::unique_ptr<Linear> tiedTo(const Linear &head) {
+    auto tied = std::make_unique<CpuTiedTable>();
+    tied->head = &asLinear(head);
+    return tied;
 }
 
 // Rows of a cheap per-row node that are worth a fork.
@@ -69,15 +78,17 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
     }
 }
 
-std::unique_ptr<Linear> CpuOps::packLinear(const LinearSource &source) {
+int32_t CpuOps::formatOf(const LinearSource &source) const {
     // The head decides between close tokens and is a small part of a model: it stays at 8 bits in an int4 model.
-    const bool in_layer = source.layer >= 0;
-    const int32_t dtype = dt_weight_ == QWEN3_DTYPE_INT4 && !in_layer ? QWEN3_DTYPE_INT8 : dt_weight_;
-    return packPanels(source, dtype, false, pool_);
+    return dt_weight_ == QWEN3_DTYPE_INT4 && source.layer < 0 ? QWEN3_DTYPE_INT8 : dt_weight_;
+}
+
+std::unique_ptr<Linear> CpuOps::packLinear(const LinearSource &source) {
+    return packPanels(source, formatOf(source), false, pool_);
 }
 
 std::unique_ptr<Linear> CpuOps::packGateUp(const LinearSource &gate_up) {
-    return packPanels(gate_up, dt_weight_, true, pool_);
+    return packPanels(gate_up, formatOf(gate_up), true, pool_);
 }
 
 std::unique_ptr<Vector> CpuOps::packVector(const VectorSource &source) {
@@ -85,12 +96,56 @@ std::unique_ptr<Vector> CpuOps::packVector(const VectorSource &source) {
 }
 
 std::unique_ptr<Linear> CpuOps::packEmbedding(const LinearSource &source, const Linear *head, bool borrow) {
-    if (head != nullptr) {
-        auto tied = std::make_unique<CpuTiedTable>();
-        tied->head = &asLinear(*head);
-        return tied;
+    return head != nullptr ? tiedTo(*head) : packTable(source, borrow, pool_);
+}
+
+// The layout's fingerprint is the hash of small layers of every kind, packed and saved: a change of a format or of the
+// rounding cannot forget to change it.
+std::string CpuOps::packedLayout() {
+    constexpr uint32_t kRows = 40;
+    constexpr uint32_t kColumns = 70;
+    std::vector<float> values(size_t{kRows} * kColumns);
+    uint32_t state = 1;
+    for (float &value : values) {
+        state = state * 1664525U + 1013904223U;
+        value = std::ldexp(static_cast<float>(state >> 8) - 0x1p23F, -24 - static_cast<int>(state >> 4 & 15U));
     }
-    return packTable(source, borrow, pool_);
+    HashWriter hash;
+    for (const int32_t layer : {-1, 0}) {
+        const LinearSource source{
+            "fingerprint", layer, QWEN3_DTYPE_F32, {{values.data(), kRows, kColumns, kColumns, 1, values.data()}}};
+        save(*packLinear(source), hash);
+        save(*packGateUp(source), hash);
+    }
+    char text[64];
+    std::snprintf(text, sizeof text, "cpu weights=%s fingerprint=%016llx", dtypeName(dt_weight_),
+                  static_cast<unsigned long long>(hash.hash()));
+    return text;
+}
+
+void CpuOps::save(const Linear &linear, PackedWriter &out) const {
+    saveLinear(linear, out);
+}
+
+void CpuOps::save(const Vector &vector, PackedWriter &out) const {
+    saveVector(asVector(vector), out);
+}
+
+std::unique_ptr<Linear> CpuOps::loadLinear(const LinearSource &shape, PackedReader &in) {
+    return loadPanels(shape, formatOf(shape), false, in, pool_);
+}
+
+std::unique_ptr<Linear> CpuOps::loadGateUp(const LinearSource &shape, PackedReader &in) {
+    return loadPanels(shape, formatOf(shape), true, in, pool_);
+}
+
+std::unique_ptr<Vector> CpuOps::loadVector(const VectorSource &shape, PackedReader &in) {
+    return loadFloats(shape, in, pool_);
+}
+
+std::unique_ptr<Linear> CpuOps::loadEmbedding(const LinearSource &shape, const Linear *head, bool borrow,
+                                              PackedReader &in) {
+    return head != nullptr ? tiedTo(*head) : loadTable(shape, borrow, in, pool_);
 }
 
 Activation CpuOps::allocate(uint32_t rows, uint32_t width) {

@@ -29,6 +29,15 @@ public:
     std::unique_ptr<Linear> packEmbedding(const LinearSource &source, const Linear *head, bool borrow) override;
     Activation allocate(uint32_t rows, uint32_t width) override;
 
+    std::string packedLayout() override;
+    void save(const Linear &linear, PackedWriter &out) const override;
+    void save(const Vector &vector, PackedWriter &out) const override;
+    std::unique_ptr<Linear> loadLinear(const LinearSource &shape, PackedReader &in) override;
+    std::unique_ptr<Linear> loadGateUp(const LinearSource &shape, PackedReader &in) override;
+    std::unique_ptr<Vector> loadVector(const VectorSource &shape, PackedReader &in) override;
+    std::unique_ptr<Linear> loadEmbedding(const LinearSource &shape, const Linear *head, bool borrow,
+                                          PackedReader &in) override;
+
     uint32_t kvBlockTokens() const override { return kBlockTokens; }
     size_t kvBlockBytes() const override { return config_.nlayer * kvLayerBytes(); }
     BlockMemory &kvMemory() override { return kv_memory_; }
@@ -69,6 +78,8 @@ private:
     size_t kvHeadElements() const { return size_t{kBlockTokens} * (config_.dh + value_width_); }
     size_t kvLayerBytes() const { return config_.nkvh * kvHeadElements() * dtypeSize(dt_kv_); }
     KvTile kvTile(void *block, uint32_t layer, uint32_t head) const;
+
+    int32_t formatOf(const LinearSource &source) const;
 
     // One attention work item: the queries of `ntok` tokens for all heads that share a KV head. Rows are ordered
     // token by token, and the heads of the group inside a token.

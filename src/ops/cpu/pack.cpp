@@ -130,12 +130,6 @@ size_t panelBytes(WeightType type, uint32_t k) {
 }
 
 void packBias(const LinearSource &source, CpuLinear &linear) {
-    const bool any = std::any_of(source.parts.begin(), source.parts.end(),
-                                 [](const HostMatrix &part) { return part.bias != nullptr; });
-    if (!any) {
-        return;
-    }
-    linear.bias = Buffer(size_t{linear.npanels} * kPanelRows * sizeof(float));
     uint32_t row = 0;
     for (const HostMatrix &part : source.parts) {
         for (uint32_t i = 0; i < part.rows && part.bias != nullptr; ++i) {
@@ -170,7 +164,12 @@ WeightType weightType(int32_t dtype) {
     }
 }
 
-std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool) {
+bool hasBias(const LinearSource &source) {
+    return std::any_of(source.parts.begin(), source.parts.end(),
+                       [](const HostMatrix &part) { return part.bias != nullptr; });
+}
+
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, bool interleave) {
     auto linear = std::make_unique<CpuLinear>();
     uint32_t rows = 0;
     for (const HostMatrix &part : source.parts) {
@@ -183,6 +182,14 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype,
     linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (interleave ? 2 : 1);
     linear->panel_bytes = panelBytes(linear->type, linear->in);
     linear->panels = Buffer(linear->panel_bytes * linear->npanels);
+    if (hasBias(source)) {
+        linear->bias = Buffer(size_t{linear->npanels} * kPanelRows * sizeof(float));
+    }
+    return linear;
+}
+
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool) {
+    std::unique_ptr<CpuLinear> linear = emptyPanels(source, dtype, interleave);
     const bool quantised = linear->type == kQ8 || linear->type == kQ4;
     const int32_t read_as = quantised ? QWEN3_DTYPE_F32 : linear->type == kBf12 ? QWEN3_DTYPE_BF16 : dtype;
     PanelReader reader(source, read_as, {linear->out, linear->interleaved});

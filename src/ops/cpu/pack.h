@@ -57,6 +57,10 @@ public:
     size_t bytes() const override { return 0; }
 };
 
+// A layer of the source's shape with zeroed panels; of bf12, without raw pairs yet.
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, bool interleave);
+bool hasBias(const LinearSource &source);
+
 std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool);
 std::unique_ptr<CpuVector> packFloats(const VectorSource &source);
 std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool);

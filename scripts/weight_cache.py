@@ -1,0 +1,157 @@
+"""Keeps packed weights on disk, so that the second start of an int8, int4 or bf12 model is fast.
+
+One file per checkpoint folder and format, in ``$XDG_CACHE_HOME/infinicore_infer`` or
+``~/.cache/infinicore_infer``. The library writes and verifies the files (``qwen3SaveWeights``);
+here is where they lie, what they are called, when they are written and when they go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+
+from libinfinicore_infer import DataType, Qwen3Error, Qwen3ModelOptions, WeightCache
+from qwen3_runtime import NativeModel
+from safetensors_io import Checkpoint
+
+_LOG = logging.getLogger("infinicore_infer.cache")
+
+SUFFIX = ".q3pack"
+
+# Most bytes of all files together; the ones unused for longest go first.
+LIMIT_BYTES = 64 << 30
+# Never fill a disk to the brim for the sake of a cache.
+_SPARE_BYTES = 1 << 30
+# Writing begins a little after loading, so that it does not delay the first answer.
+_DELAY_SECONDS = 1.0
+# A temporary file of the library is never this old unless its process died.
+_ABANDONED_SECONDS = 24 * 3600.0
+
+
+def default_directory() -> Path:
+    """Return where cache files lie: below XDG_CACHE_HOME, or else below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification wants relative paths ignored.
+    root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
+    return root / "infinicore_infer"
+
+
+def _entries(directory: Path) -> list[Path]:
+    """Return the cache files of a directory, temporary ones (name.XXXXXX) included."""
+    return [path for path in directory.glob(f"*{SUFFIX}*") if path.is_file()]
+
+
+def clear(directory: Path | None = None) -> int:
+    """Delete all cache files and return their size in bytes."""
+    freed = 0
+    for path in _entries(default_directory() if directory is None else directory):
+        size = path.stat().st_size
+        path.unlink(missing_ok=True)
+        freed += size
+    return freed
+
+
+def evict(directory: Path, keep: Path, limit: int = LIMIT_BYTES) -> None:
+    """Delete the files unused for longest until the rest fits the limit, but never ``keep``.
+
+    Also deletes what processes that died while writing have left.
+    """
+    found = []
+    for path in _entries(directory):
+        try:
+            facts = path.stat()
+        except FileNotFoundError:  # another process was faster
+            continue
+        found.append((facts.st_mtime, facts.st_size, path))
+    newest = max((used for used, _, _ in found), default=0.0)
+    total = sum(size for _, size, path in found if path == keep)
+    for used, size, path in sorted(found, reverse=True):
+        if path == keep:
+            continue
+        total += size
+        finished = path.name.endswith(SUFFIX)
+        if total > limit if finished else newest - used > _ABANDONED_SECONDS:
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+class CheckpointCache:
+    """The cache file of one checkpoint in one format, around one load of it.
+
+    Attributes:
+        path: The file.
+        key: The checkpoint's identity: paths, sizes, modification times and headers of its files.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: DataType, directory: Path | None = None
+    ) -> None:
+        """Name the file; nothing is read or written yet."""
+        self._directory = default_directory() if directory is None else directory
+        folder = checkpoint.folder.resolve()
+        self.key = json.dumps([file.identity() for file in checkpoint.files])
+        # The folder's own name only helps a person who looks at the directory.
+        name = re.sub(r"[^\w.-]", "_", folder.name, flags=re.ASCII)[:64]
+        digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+        self.path = self._directory / f"{name}-{dtype.name.lower()}-{digest}{SUFFIX}"
+        self._closing = threading.Event()
+        self._writer: threading.Thread | None = None
+
+    def prepare(self, options: Qwen3ModelOptions) -> None:
+        """Tell the library where to look."""
+        options.cache_path = os.fsencode(self.path)
+        options.cache_key = self.key.encode()
+
+    def after_load(self, model: NativeModel) -> None:
+        """Note that the file was used, or begin to write it on another thread."""
+        state = WeightCache(model.stats()["weight_cache"])
+        if state == WeightCache.UNUSED:
+            return
+        if state == WeightCache.LOADED:
+            try:
+                os.utime(self.path)
+            except OSError:
+                pass  # a read-only cache is still a cache
+            return
+        if state == WeightCache.CORRUPT:
+            _LOG.warning("%s: damaged; the weights were packed anew", self.path)
+        self._writer = threading.Thread(
+            target=self._write, args=(model,), name="weight-cache", daemon=False
+        )
+        self._writer.start()
+
+    def _write(self, model: NativeModel) -> None:
+        self._closing.wait(_DELAY_SECONDS)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            size = model.stats()["weight_bytes"]
+            free = shutil.disk_usage(self._directory).free
+            if free < size + _SPARE_BYTES:
+                _LOG.warning(
+                    "%s: not written: %.1f GB free, it takes %.1f GB and %.1f GB must stay free",
+                    self.path,
+                    free / 1e9,
+                    size / 1e9,
+                    _SPARE_BYTES / 1e9,
+                )
+                return
+            model.save_weights(self.path, self.key)
+            evict(self._directory, self.path)
+        except (OSError, Qwen3Error) as error:
+            # Loading works without; it is only slower.
+            _LOG.warning("%s: not written: %s", self.path, error)
+        except ValueError:
+            pass  # the model was closed directly
+
+    def finish(self) -> None:
+        """Wait until the file is written; call before the model goes. Safe to call twice."""
+        self._closing.set()
+        writer, self._writer = self._writer, None
+        if writer is not None and writer is not threading.current_thread():
+            writer.join()

@@ -1,0 +1,107 @@
+// A file of packed weights: a sequence of blobs, each checksummed in chunks, under an identity text. Native byte order.
+//
+//   Header (kHeaderBytes) | blobs, each at a multiple of 64 | index: identity, then offset, size and chunk hashes of
+//   every blob. Header and index carry hashes of themselves, so no byte that is used goes unchecked.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "runtime/thread_pool.h"
+
+namespace q3 {
+
+// 64 bits of a hash of our own, as fast as memory: every change of one 8-byte word changes it, and of several words all
+// but by chance. Against accidents, not against forgers.
+uint64_t hashBytes(const void *data, size_t bytes) noexcept;
+
+// Takes blobs in order.
+class PackedWriter {
+public:
+    virtual ~PackedWriter() = default;
+    // The next blob; its content follows in any number of appends.
+    virtual void begin(size_t bytes) = 0;
+    virtual void append(const void *data, size_t bytes) = 0;
+    void blob(const void *data, size_t bytes) {
+        begin(bytes);
+        append(data, bytes);
+    }
+};
+
+// Hashes what it is given: the fingerprint of a layout.
+class HashWriter final : public PackedWriter {
+public:
+    void begin(size_t bytes) override { mix(bytes); }
+    void append(const void *data, size_t bytes) override { mix(hashBytes(data, bytes)); }
+    uint64_t hash() const { return hash_; }
+
+private:
+    void mix(uint64_t value) {
+        const uint64_t both[2] = {hash_, value};
+        hash_ = hashBytes(both, sizeof both);
+    }
+    uint64_t hash_ = 0;
+};
+
+// Writes a temporary file beside path; commit() makes it appear there at once, complete. Without commit() nothing
+// stays. Throws IO_ERROR with the system's reason.
+class PackedFileWriter final : public PackedWriter {
+public:
+    PackedFileWriter(std::string path, std::string identity);
+    ~PackedFileWriter() override;
+    PackedFileWriter(const PackedFileWriter &) = delete;
+    PackedFileWriter &operator=(const PackedFileWriter &) = delete;
+
+    void begin(size_t bytes) override;
+    void append(const void *data, size_t bytes) override;
+    void commit();
+
+private:
+    void write(const void *data, size_t bytes, uint64_t offset);
+    void flushChunk();
+    [[noreturn]] void failWith(const char *what) const;
+
+    std::string path_, temporary_, identity_;
+    int fd_ = -1;
+    uint64_t offset_;              // end of what is written
+    std::vector<uint64_t> index_;  // offset, size, hashes of every blob
+    std::vector<char> chunk_;      // the blob's bytes that are not yet written
+};
+
+// Why a file cannot be used; never crosses the C boundary.
+class PackedFileError final : public std::exception {
+public:
+    enum Reason { kAbsent, kStale, kCorrupt };
+    explicit PackedFileError(Reason reason) : reason_(reason) {}
+    Reason reason() const { return reason_; }
+
+private:
+    Reason reason_;
+};
+
+// Hands out the blobs in order. Throws PackedFileError: kAbsent (cannot be opened), kStale (another version of the
+// format, or another identity) or kCorrupt (truncated, changed, not such a file, or a blob of an unexpected size).
+class PackedReader {
+public:
+    PackedReader(const char *path, const std::string &identity);
+    ~PackedReader();
+    PackedReader(const PackedReader &) = delete;
+    PackedReader &operator=(const PackedReader &) = delete;
+
+    size_t nextBytes() const;  // size of the next blob
+    // Reads the next blob, which must have that size, and verifies it. In parallel: reading is mostly clearing pages.
+    void read(void *data, size_t bytes, ThreadPool &pool);
+    void finish() const;  // throws kCorrupt if blobs are left
+
+private:
+    void readAt(void *data, size_t bytes, uint64_t offset) const;
+
+    int fd_ = -1;
+    uint64_t file_bytes_ = 0;
+    std::vector<uint64_t> index_;
+    size_t next_ = 0;  // of index_
+};
+
+}  // namespace q3

@@ -1,0 +1,394 @@
+"""Packed weights on disk: loading them changes nothing but the time, and no file can do harm."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import weight_cache
+from libinfinicore_infer import (
+    DataType,
+    DeviceType,
+    Qwen3Error,
+    Qwen3ModelOptions,
+    Qwen3NotImplementedError,
+    Qwen3ValueError,
+    Status,
+    WeightCache,
+)
+from python.helpers import SCRIPTS, make_text_model
+from qwen3 import Qwen3ForCausalLM, Qwen3MetaFromConfig, Qwen3WeightsImpl
+from qwen3_runtime import NativeModel, StepRequest
+from qwen3_weights import LoadProgress
+from reference.random_checkpoint import CheckpointSpec, make_checkpoint
+from safetensors_io import Checkpoint
+
+TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
+FORMATS = ("int8", "int4", "bf12")
+# Odd sizes everywhere: panels and groups that are not full, biases, an untied embedding.
+SPECS = {
+    "tied": CheckpointSpec("tied", nlayer=2, dvoc=203, dtype="bf16"),
+    "untied-bias": CheckpointSpec(
+        "untied", nlayer=2, dvoc=77, di=72, tied=False, bias=True, dtype="bf16", seed=5
+    ),
+    "f32": CheckpointSpec("f32", nlayer=1, dvoc=61, d=40, seed=6),
+}
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(SPECS[request.param], tmp_path_factory.mktemp("cached"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(SPECS["tied"], tmp_path_factory.mktemp("small"))
+
+
+def state_and_logits(model: Qwen3ForCausalLM) -> tuple[WeightCache, bytes]:
+    return WeightCache(model.stats()["weight_cache"]), model.forward(TOKENS).tobytes()
+
+
+def load(folder: Path, cache_dir: Path, dtype: str = "int8") -> tuple[WeightCache, bytes]:
+    with Qwen3ForCausalLM(folder, dtype=dtype, threads=2, cache_dir=cache_dir) as model:
+        return state_and_logits(model)
+
+
+def plain(folder: Path, dtype: str = "int8") -> bytes:
+    with Qwen3ForCausalLM(folder, dtype=dtype, threads=2, cache=False) as model:
+        state, logits = state_and_logits(model)
+        assert state == WeightCache.UNUSED
+        return logits
+
+
+def cache_file(cache_dir: Path) -> Path:
+    (file,) = cache_dir.iterdir()  # one, and no temporary one beside it
+    return file
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_second_load_gives_the_same_bits(folder: Path, tmp_path: Path, dtype: str) -> None:
+    expected = plain(folder, dtype)
+    assert load(folder, tmp_path, dtype) == (WeightCache.ABSENT, expected)
+    content = cache_file(tmp_path).read_bytes()
+    assert load(folder, tmp_path, dtype) == (WeightCache.LOADED, expected)
+    assert cache_file(tmp_path).read_bytes() == content
+    # No pointer and nothing uninitialised is in the file: a second one is the same.
+    cache_file(tmp_path).unlink()
+    load(folder, tmp_path, dtype)
+    assert cache_file(tmp_path).read_bytes() == content
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_loading_touches_no_matrix(small: Path, tmp_path: Path, dtype: str) -> None:
+    """All pointers lead to memory that may not be read: packing from it would crash."""
+    expected = plain(small, dtype)
+    load(small, tmp_path, dtype)
+    program = Path(__file__).with_name("load_unreadable.py")
+    file = cache_file(tmp_path)
+    command = [sys.executable, program, small, file, dtype, *map(str, TOKENS)]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout == expected
+    # The test's own test: without the file the same program must crash.
+    file.unlink()
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGSEGV
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_changed_bytes_never_change_results(small: Path, tmp_path: Path, dtype: str) -> None:
+    expected = plain(small, dtype)
+    load(small, tmp_path, dtype)
+    good = cache_file(tmp_path).read_bytes()
+    rng = random.Random(7)
+    places = [*range(0, 64, 5), *(len(good) - 1 - i * 7 for i in range(20))]
+    places += [rng.randrange(4096, len(good)) for _ in range(30)]
+    undetected = 0
+    for place in places:
+        bad = bytearray(good)
+        bad[place] ^= 1 << rng.randrange(8)
+        cache_file(tmp_path).write_bytes(bad)
+        state, logits = native(small, cache_file(tmp_path), dtype)
+        assert logits == expected, place
+        if 8 <= place < 12:  # the version of the format
+            assert state == WeightCache.STALE
+        elif state == WeightCache.LOADED:  # the gap between two blobs
+            undetected += 1
+        else:
+            assert state == WeightCache.CORRUPT, place
+    assert undetected <= len(places) // 20
+
+
+def native(
+    folder: Path, path: Path, dtype: str, key: str | None = None
+) -> tuple[WeightCache, bytes]:
+    """Loads with the library's own options; nothing is written."""
+    meta = Qwen3MetaFromConfig(folder)
+    checkpoint = Checkpoint(folder)
+    options = Qwen3ModelOptions(nthreads=2, dt_weight=DataType.parse(dtype))
+    weight_cache.CheckpointCache(checkpoint, DataType.parse(dtype)).prepare(options)
+    options.cache_path = os.fsencode(path)
+    if key is not None:
+        options.cache_key = key.encode()
+    weights = Qwen3WeightsImpl(meta, checkpoint)
+    model = NativeModel(
+        meta, weights, options, DeviceType.DEVICE_TYPE_CPU, [0], LoadProgress(checkpoint)
+    )
+    with model.create_kv_cache() as kv:
+        logits = model.forward([StepRequest(kv, TOKENS, 0)]).tobytes()
+    state = WeightCache(model.stats()["weight_cache"])
+    model.close()
+    return state, logits
+
+
+def test_truncated_foreign_and_odd_files(small: Path, tmp_path: Path) -> None:
+    expected = plain(small)
+    load(small, tmp_path)
+    file = cache_file(tmp_path)
+    good = file.read_bytes()
+    sizes = [0, 1, 63, 64, 4095, 4096, 5000, len(good) // 2, len(good) - 8, len(good) - 1]
+    contents = [good[:size] for size in sizes]
+    contents += [good + b"\0", bytes(len(good)), b"no cache file at all" * 1000]
+    for content in contents:
+        file.write_bytes(content)
+        assert native(small, file, "int8") == (WeightCache.CORRUPT, expected)
+    file.unlink()
+    assert native(small, file, "int8") == (WeightCache.ABSENT, expected)
+    file.mkdir()
+    assert native(small, file, "int8") == (WeightCache.CORRUPT, expected)
+    file.rmdir()
+    os.mkfifo(file)
+    assert native(small, file, "int8") == (WeightCache.CORRUPT, expected)
+
+
+def test_a_damaged_file_is_replaced_with_a_warning(
+    small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, expected = load(small, tmp_path)
+    file = cache_file(tmp_path)
+    bad = bytearray(file.read_bytes())
+    bad[len(bad) // 2] ^= 1
+    file.write_bytes(bad)
+    with caplog.at_level(logging.WARNING):
+        assert load(small, tmp_path) == (WeightCache.CORRUPT, expected)
+    assert f"{file}: damaged" in caplog.text
+    caplog.clear()
+    assert load(small, tmp_path) == (WeightCache.LOADED, expected)
+    assert not caplog.records
+
+
+def test_a_changed_checkpoint_is_packed_anew(
+    tmp_path: Path, small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(small, copy)
+    cache_dir = tmp_path / "cache"
+    load(copy, cache_dir)
+    before = plain(copy)
+    weights = copy / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-2:] = b"\x80\x3f"  # the last element becomes 1
+    weights.write_bytes(changed)
+    expected = plain(copy)
+    assert expected != before
+    assert load(copy, cache_dir) == (WeightCache.STALE, expected)
+    assert load(copy, cache_dir) == (WeightCache.LOADED, expected)
+    assert not caplog.records
+    os.utime(weights, ns=(1, 1))
+    assert load(copy, cache_dir) == (WeightCache.STALE, expected)
+
+
+def test_keys_and_formats_are_told_apart(small: Path, tmp_path: Path) -> None:
+    load(small, tmp_path)
+    file = cache_file(tmp_path)
+    assert native(small, file, "int8")[0] == WeightCache.LOADED
+    assert native(small, file, "int8", "another")[0] == WeightCache.STALE
+    for dtype in ("int4", "bf12"):
+        assert native(small, file, dtype) == (WeightCache.STALE, plain(small, dtype))
+
+
+def test_another_shape_with_the_same_key(tmp_path: Path, small: Path) -> None:
+    other = make_checkpoint(SPECS["f32"], tmp_path)
+    file = tmp_path / "file"
+    with Qwen3ForCausalLM(small, dtype="int8", cache=False) as model:
+        model.native.save_weights(file, "same")
+    assert native(small, file, "int8", "same")[0] == WeightCache.LOADED
+    assert native(other, file, "int8", "same") == (WeightCache.STALE, plain(other))
+
+
+def test_a_folder_that_cannot_be_written(
+    small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING):
+        state, logits = load(small, tmp_path / "file" / "cache")
+    assert (state, logits) == (WeightCache.ABSENT, plain(small))
+    assert "not written" in caplog.text
+
+
+def test_a_full_disk_leaves_nothing_behind(small: Path, tmp_path: Path) -> None:
+    """A limit on file sizes stands in for the disk: writing fails in the middle of the file."""
+    program = f"""
+import resource, sys
+sys.path.insert(0, {str(SCRIPTS)!r})
+from qwen3 import Qwen3ForCausalLM
+with Qwen3ForCausalLM({str(small)!r}, dtype="int8", cache_dir={str(tmp_path)!r}) as model:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert "not written" in done.stderr and "File too large" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_little_free_space_is_left_alone(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        weight_cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1)
+    )
+    with caplog.at_level(logging.WARNING):
+        load(small, tmp_path)
+    assert "must stay free" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_writers_and_readers_at_once(small: Path, tmp_path: Path) -> None:
+    """Whatever the order, a reader sees a whole file or none, and one file is left."""
+    expected = plain(small)
+    seen: list[tuple[WeightCache, bytes]] = []
+
+    def work() -> None:
+        for _ in range(5):
+            seen.append(load(small, tmp_path))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {logits for _, logits in seen} == {expected}
+    assert {state for state, _ in seen} <= {WeightCache.ABSENT, WeightCache.LOADED}
+    assert cache_file(tmp_path).name.endswith(weight_cache.SUFFIX)
+
+
+def test_steps_go_on_while_the_file_is_written(small: Path, tmp_path: Path) -> None:
+    with Qwen3ForCausalLM(small, dtype="int8", cache=False) as model:
+        expected = model.forward(TOKENS).tobytes()
+        stop = threading.Event()
+
+        def save() -> None:
+            while not stop.is_set():
+                model.native.save_weights(tmp_path / "file", "key")
+
+        writer = threading.Thread(target=save)
+        writer.start()
+        for _ in range(20):
+            assert model.forward(TOKENS).tobytes() == expected
+        stop.set()
+        writer.join()
+    with pytest.raises(ValueError, match="closed"):
+        model.native.save_weights(tmp_path / "file", "key")
+
+
+def test_errors_of_saving(small: Path, tmp_path: Path) -> None:
+    with Qwen3ForCausalLM(small, dtype="int8", cache=False) as model:
+        with pytest.raises(Qwen3Error, match=r"none/file\.\w{6}: No such file") as error:
+            model.native.save_weights(tmp_path / "none" / "file", "")
+        assert error.value.status == Status.IO_ERROR
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(Qwen3Error, match="rename"):
+            model.native.save_weights(tmp_path / "folder", "")
+        assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_infinicore_cannot_save(small: Path, tmp_path: Path) -> None:
+    try:
+        model = Qwen3ForCausalLM(small, backend="infinicore", dtype="f32")
+    except Qwen3NotImplementedError as error:
+        pytest.skip(f"no InfiniCore in this build: {error}")
+    with model, pytest.raises(Qwen3NotImplementedError, match="cannot save"):
+        model.native.save_weights(tmp_path / "file", "")
+
+
+def test_exact_formats_are_not_kept(small: Path, tmp_path: Path) -> None:
+    for dtype in (None, "bf16", "f32"):
+        with Qwen3ForCausalLM(small, dtype=dtype, cache_dir=tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_checkpoint_writes_nothing(small: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(small, copy)
+    weights = copy / "model.safetensors"
+    bad = bytearray(weights.read_bytes())
+    bad[-2:] = b"\xc0\x7f"  # NaN
+    weights.write_bytes(bad)
+    with pytest.raises(Qwen3ValueError, match="NaN"):
+        load(copy, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert weight_cache.default_directory() == Path("/elsewhere/infinicore_infer")
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert weight_cache.default_directory() == Path("/home/somebody/.cache/infinicore_infer")
+
+
+def test_eviction_takes_the_least_used(tmp_path: Path) -> None:
+    now = time.time()
+    names = [f"{name}{weight_cache.SUFFIX}" for name in ("old", "middle", "new", "kept")]
+    for age, name in enumerate(names[2::-1]):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (now - age, now - age))
+    (tmp_path / names[3]).write_bytes(bytes(100))
+    os.utime(tmp_path / names[3], (now - 1000, now - 1000))  # the oldest, but just written
+    (tmp_path / "unrelated").write_bytes(bytes(1000))
+    dead = tmp_path / f"{names[0]}.aB3dE_"
+    dead.write_bytes(b"")
+    os.utime(dead, (now - 1e6, now - 1e6))
+    alive = tmp_path / f"{names[0]}.xxxxxx"
+    alive.write_bytes(b"")
+    weight_cache.evict(tmp_path, tmp_path / names[3], 250)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {names[2], names[3], "unrelated", alive.name}
+
+
+def test_command_line(tmp_path: Path) -> None:
+    folder = make_text_model(tmp_path)
+    cache_dir = tmp_path / "cache"
+    command = [sys.executable, str(SCRIPTS / "qwen3.py"), "--model-path", str(folder), "--quiet"]
+    command += ["--dtype", "int8", "--cache-dir", str(cache_dir), "--max-tokens", "4"]
+    command += ["--temperature", "0", "--prompt", "Hello"]
+
+    def run(*more: str) -> str:
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        return done.stdout
+
+    text = run("--no-cache")
+    assert not cache_dir.exists()
+    assert run() == text
+    content = cache_file(cache_dir).read_bytes()
+    assert run() == text
+    assert cache_file(cache_dir).read_bytes() == content
+    clear = [*command[:2], "--clear-cache", "--cache-dir", str(cache_dir)]
+    done = subprocess.run(clear, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "deleted 0.00 GB" in done.stderr
+    assert list(cache_dir.iterdir()) == []
