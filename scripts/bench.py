@@ -326,7 +326,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype",
         nargs="+",
-        choices=["bf16", "f16", "f32", "int8", "int4", "bf12"],
+        choices=["bf16", "f16", "f32", "int8", "int4", "int4-mixed", "bf12"],
         default=["bf16"],
         help="weight formats",
     )

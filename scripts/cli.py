@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--dtype",
         metavar="TYPE",
-        help="weights: f32, f16, bf16, bf12, int8, int4 (default: the checkpoint's)",
+        help="weights: f32, f16, bf16, bf12, int8, int4, int4-mixed (default: the checkpoint's)",
     )
     add("--no-cache", action="store_true", help="keep no packed weights on disk")
     add("--cache-dir", metavar="DIR", help="where to keep them (default: the user's cache folder)")

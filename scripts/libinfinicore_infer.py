@@ -79,11 +79,12 @@ class DataType(enum.IntEnum):
     INT8 = 101
     INT4 = 102
     BF12 = 103
+    INT4_MIXED = 104
 
     @property
     def packed(self) -> bool:
         """Whether this format exists only for packed weights."""
-        return self in (DataType.INT8, DataType.INT4, DataType.BF12)
+        return self >= DataType.INT8
 
     @classmethod
     def parse(cls, dtype: str | int | DataType | None) -> DataType:
@@ -99,12 +100,13 @@ class DataType(enum.IntEnum):
         if isinstance(dtype, str):
             name = dtype.lower().removeprefix("torch.")
             names = {"float16": "f16", "half": "f16", "float32": "f32", "bfloat16": "bf16"}
-            name = names.get(name, name).upper()
+            name = names.get(name, name).upper().replace("-", "_")
             if name in cls.__members__:
                 return cls[name]
         elif not isinstance(dtype, bool) and dtype in cls._value2member_map_:
             return cls(dtype)
-        raise ValueError(f"unknown dtype {dtype!r}; known dtypes: f16, bf16, f32, int8, int4, bf12")
+        known = "f16, bf16, f32, int8, int4, int4-mixed, bf12"
+        raise ValueError(f"unknown dtype {dtype!r}; known dtypes: {known}")
 
 
 class Backend(enum.IntEnum):

@@ -110,16 +110,16 @@ class Qwen3ForCausalLM:
             backend: ``"auto"``, ``"cpu"`` or ``"infinicore"``.
             threads: CPU threads; 0: as many as this process may use.
             dtype: Type of the packed weights: f32, f16, bf16, or made while packing (CPU backend):
-                int8, int4, bf12 (lossless bf16); ``None``: the checkpoint's.
+                int8, int4, int4-mixed, bf12 (lossless bf16); ``None``: the checkpoint's.
             kv_dtype: Type of the KV cache; ``None``: the library chooses.
             kv_limit_bytes: Most bytes of all KV caches together; 0: the library chooses.
             max_step_tokens: Tokens computed at a time, which sizes work space; 0: 512.
             dev_ids: Device indices, ndev of them; ``None``: 0, 1, ...
             progress: Whether to draw a progress bar on stderr if that is a terminal.
             seed: Default seed of generations; ``None``: a random one each time.
-            cache: Whether weights packed as int8, int4 or bf12 are kept on disk for the next load.
-                The file is written in the background; a damaged one is replaced with a warning in
-                the log, and failing to write one is no error.
+            cache: Whether weights in a format made while packing are kept on disk for the next
+                load. The file is written in the background; a damaged one is replaced with a
+                warning in the log, and failing to write one is no error.
             cache_dir: Where to keep them; ``None``: the user's cache folder.
 
         Raises:

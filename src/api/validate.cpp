@@ -27,7 +27,7 @@ void requireDType(int32_t dtype, const char *name, bool allow_default, bool allo
                     (allow_packed && isPackedDType(dtype));
     if (!ok) {
         fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "%s is %d, must be QWEN3_DTYPE_F16 (12), F32 (13) or BF16 (19)%s%s", name,
-             dtype, allow_packed ? ", INT8 (101), INT4 (102) or BF12 (103)" : "",
+             dtype, allow_packed ? ", INT8 (101), INT4 (102), BF12 (103) or INT4_MIXED (104)" : "",
              allow_default ? ", or 0 for the default" : "");
     }
 }

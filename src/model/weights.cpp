@@ -13,6 +13,17 @@ const void *at(const void *const *array, uint32_t layer) {
     return array == nullptr ? nullptr : array[layer];
 }
 
+enum class Matrix { kQkv, kAttnOut, kGateUp, kDown };
+
+// What matters most on the models measured (docs/quantisation.md): the first layer, whose errors all others inherit,
+// and what decides where attention looks. In a model of few layers the first is no small part.
+Precision precisionOf(Matrix matrix, uint32_t layer, uint32_t nlayer) {
+    if (layer == 0 && nlayer >= 4) {
+        return Precision::kHigh;
+    }
+    return matrix == Matrix::kQkv ? Precision::kRaised : Precision::kPlain;
+}
+
 class Packer {
 public:
     // in: where to load packed weights from instead of packing; or null.
@@ -75,7 +86,7 @@ private:
         l.k_norm = vector("attn_k_norm", static_cast<int32_t>(i), w_.attn_k_norm[i], c_.dh, true);
         l.ffn_norm = vector("ffn_norm", static_cast<int32_t>(i), w_.ffn_norm[i], c_.d);
 
-        LinearSource qkv = source("attn_qkv", i);
+        LinearSource qkv = source("attn_qkv", i, Matrix::kQkv);
         if (w_.attn_qkv != nullptr) {
             addStacked(qkv, w_.attn_qkv[i], at(w_.attn_qkv_b, i), {q, kv, kv}, c_.d);
         } else {
@@ -86,11 +97,11 @@ private:
         qkv.rope_rows = q + kv;
         l.attn_qkv = linear(qkv);
 
-        LinearSource o = source("attn_o", i);
+        LinearSource o = source("attn_o", i, Matrix::kAttnOut);
         addStacked(o, w_.attn_o[i], at(w_.attn_o_b, i), {c_.d}, q);
         l.attn_o = linear(o);
 
-        LinearSource gate_up = source("ffn_gate_up", i);
+        LinearSource gate_up = source("ffn_gate_up", i, Matrix::kGateUp);
         if (w_.ffn_gate_up != nullptr) {
             addStacked(gate_up, w_.ffn_gate_up[i], nullptr, {c_.di, c_.di}, c_.d);
         } else {
@@ -99,14 +110,14 @@ private:
         }
         l.ffn_gate_up = gateUp(gate_up);
 
-        LinearSource down = source("ffn_down", i);
+        LinearSource down = source("ffn_down", i, Matrix::kDown);
         addStacked(down, w_.ffn_down[i], nullptr, {c_.d}, c_.di);
         l.ffn_down = linear(down);
         return l;
     }
 
-    LinearSource source(const char *name, uint32_t layer) const {
-        return {name, static_cast<int32_t>(layer), w_.dt_mat, {}, 0};
+    LinearSource source(const char *name, uint32_t layer, Matrix matrix) const {
+        return {name, static_cast<int32_t>(layer), w_.dt_mat, {}, 0, precisionOf(matrix, layer, c_.nlayer)};
     }
 
     // Appends the parts of one tensor that stacks `rows` output features, in whichever of the two layouts.
@@ -134,7 +145,8 @@ private:
     }
 
     LinearSource table(const char *name, const void *data) const {
-        return {name, -1, w_.dt_mat, {HostMatrix{data, c_.dvoc, c_.d, c_.d, 1, nullptr}}, 0};
+        // The head decides between close tokens and is a small part of a model.
+        return {name, -1, w_.dt_mat, {HostMatrix{data, c_.dvoc, c_.d, c_.d, 1, nullptr}}, 0, Precision::kHigh};
     }
 
     // Backends check what they pack, but a table may be used where it is, row by row, so it is checked here.
@@ -184,7 +196,13 @@ std::string identityOf(const ModelConfig &c, const Qwen3Weights &w, const Qwen3M
                   " nlayer=%u d=%u nh=%u nkvh=%u dh=%u di=%u dvoc=%u dtype=%d tied=%d borrow=%d bias=%d,%d", c.nlayer,
                   c.d, c.nh, c.nkvh, c.dh, c.di, c.dvoc, w.dt_mat, w.output_embd == nullptr ? 1 : 0,
                   options.borrow_weights != 0 ? 1 : 0, bias ? 1 : 0, w.attn_o_b != nullptr ? 1 : 0);
-    return layout + text;
+    std::string identity = layout + text + " precision=";
+    for (uint32_t layer = 0; layer < c.nlayer; ++layer) {
+        for (const Matrix matrix : {Matrix::kQkv, Matrix::kAttnOut, Matrix::kGateUp, Matrix::kDown}) {
+            identity += static_cast<char>('0' + static_cast<int>(precisionOf(matrix, layer, c.nlayer)));
+        }
+    }
+    return identity;
 }
 
 std::string withKey(const std::string &identity, const char *key) {

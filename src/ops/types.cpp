@@ -14,6 +14,8 @@ const char *dtypeName(int32_t dtype) {
         return "int8";
     case QWEN3_DTYPE_INT4:
         return "int4";
+    case QWEN3_DTYPE_INT4_MIXED:
+        return "int4-mixed";
     case QWEN3_DTYPE_BF12:
         return "bf12";
     default:

@@ -14,12 +14,14 @@ inline constexpr size_t dtypeSize(int32_t dtype) {
 }
 // Formats that exist only packed.
 inline constexpr bool isPackedDType(int32_t dtype) {
-    return dtype == QWEN3_DTYPE_INT8 || dtype == QWEN3_DTYPE_INT4 || dtype == QWEN3_DTYPE_BF12;
+    return dtype == QWEN3_DTYPE_INT8 || dtype == QWEN3_DTYPE_INT4 || dtype == QWEN3_DTYPE_INT4_MIXED ||
+           dtype == QWEN3_DTYPE_BF12;
 }
 inline constexpr bool isFloatDType(int32_t dtype) {
     return dtype == QWEN3_DTYPE_F16 || dtype == QWEN3_DTYPE_BF16 || dtype == QWEN3_DTYPE_F32;
 }
-const char *dtypeName(int32_t dtype);  // "f16", "bf16", "f32", "int8", "int4", "bf12"; "invalid" otherwise
+const char *
+dtypeName(int32_t dtype);  // "f16", "bf16", "f32", "int8", "int4", "int4-mixed", "bf12"; "invalid" otherwise
 
 // Checked copy of what the forward pass needs of Qwen3Meta and the rope options.
 struct ModelConfig {
@@ -40,6 +42,13 @@ struct HostMatrix {
     const void *bias;  // [rows] of the same dtype, or null
 };
 
+// How much a matrix's rounding matters to the model, for formats that give some matrices more bits than others.
+enum class Precision : uint8_t {
+    kPlain,
+    kRaised,  // more bits where the format can afford it
+    kHigh,    // more bits in any case
+};
+
 // A linear layer as the checkpoint gives it: parts stacked by rows (q, k, v; gate, up).
 struct LinearSource {
     const char *name;  // for messages: "attn_qkv"
@@ -47,6 +56,7 @@ struct LinearSource {
     int32_t dtype;
     std::vector<HostMatrix> parts;
     uint32_t rope_rows = 0;  // the first rows of all parts together that qkNormRopeStore rotates, heads of dh rows
+    Precision precision = Precision::kPlain;
 };
 
 struct VectorSource {

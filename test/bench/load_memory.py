@@ -1,9 +1,10 @@
 """Measures loading: time and peak resident memory against the size of the packed weights.
 
-    python test/bench/load_memory.py [--model 0.6b]
+    python test/bench/load_memory.py [--model 0.6b] [--dtype bf16 int8]
 
-Writes a random bf16 checkpoint of an official shape to a temporary folder, loads it in a process of
-its own, and prints one JSON object. The page cache is warm, since the file was just written.
+Writes a random bf16 checkpoint of an official shape to a temporary folder, loads it in processes of
+their own, and prints one JSON object per load: for int8, int4 and bf12 a second one, which finds
+the packed weights on disk. The page cache is warm, since the files were just written.
 """
 
 from __future__ import annotations
@@ -21,21 +22,24 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from bench import SHAPES, official_config  # noqa: E402
+from libinfinicore_infer import DataType  # noqa: E402
 
 CHILD = """
 import json, resource, sys, time
-sys.path.insert(0, sys.argv[2])
+folder, scripts, dtype, cache = sys.argv[1:]
+sys.path.insert(0, scripts)
 from qwen3 import Qwen3ForCausalLM
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 start = time.perf_counter()
-model = Qwen3ForCausalLM(sys.argv[1], device="cpu", kv_limit_bytes=1 << 30)
+model = Qwen3ForCausalLM(folder, dtype=dtype, cache_dir=cache, kv_limit_bytes=1 << 30)
 loaded = time.perf_counter() - start
 model.forward([1, 2, 3])
 first = time.perf_counter() - start
 stats = model.stats()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"load_seconds": loaded, "first_step_seconds": first, "python_bytes": before,
-                  "peak_bytes": peak, **stats}))
+print(json.dumps({"dtype": dtype, "load_seconds": loaded, "first_step_seconds": first,
+                  "python_bytes": before, "peak_bytes": peak, **stats}))
+model.close()
 """
 
 
@@ -83,15 +87,21 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=SHAPES, default="0.6b")
+    parser.add_argument("--dtype", nargs="+", default=["bf16"], help="weight formats")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), args.model)
-        command = [sys.executable, "-c", CHILD, folder, str(ROOT / "scripts")]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    result = json.loads(output)
-    packed = result["weight_bytes"] + result["scratch_bytes"]
-    result["peak_over_packed"] = (result["peak_bytes"] - result["python_bytes"]) / packed
-    print(json.dumps(result, indent=1))
+        for dtype in args.dtype:
+            for _ in range(2 if DataType.parse(dtype).packed else 1):
+                command = [sys.executable, "-c", CHILD, folder, str(ROOT / "scripts"), dtype]
+                command.append(str(Path(folder) / "cache"))
+                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                result = json.loads(output)
+                packed = result["weight_bytes"] + result["scratch_bytes"]
+                result["peak_over_packed"] = (
+                    result["peak_bytes"] - result["python_bytes"]
+                ) / packed
+                print(json.dumps(result, indent=1))
     return 0
 
 

@@ -68,7 +68,7 @@ def test_bf12_is_lossless(checkpoints: Callable[[CheckpointSpec], Checkpoint], t
     assert np.array_equal(*logits)
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [("INT8", 0.03), ("INT4", 0.35)])
+@pytest.mark.parametrize(("dtype", "limit"), [("INT8", 0.03), ("INT4_MIXED", 0.35), ("INT4", 0.35)])
 def test_relative_logit_error(
     checkpoints: Callable[[CheckpointSpec], Checkpoint], dtype: str, limit: float
 ) -> None:

@@ -33,7 +33,7 @@ from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 from safetensors_io import Checkpoint
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
-FORMATS = ("int8", "int4", "bf12")
+FORMATS = ("int8", "int4", "int4-mixed", "bf12")
 # Odd sizes everywhere: panels and groups that are not full, biases, an untied embedding.
 SPECS = {
     "tied": CheckpointSpec("tied", nlayer=2, dvoc=203, dtype="bf16"),
@@ -213,7 +213,7 @@ def test_keys_and_formats_are_told_apart(small: Path, tmp_path: Path) -> None:
     file = cache_file(tmp_path)
     assert native(small, file, "int8")[0] == WeightCache.LOADED
     assert native(small, file, "int8", "another")[0] == WeightCache.STALE
-    for dtype in ("int4", "bf12"):
+    for dtype in ("int4", "int4-mixed", "bf12"):
         assert native(small, file, dtype) == (WeightCache.STALE, plain(small, dtype))
 
 

@@ -101,11 +101,13 @@ typedef enum {
     QWEN3_DTYPE_F32 = 13,
     QWEN3_DTYPE_BF16 = 19,
     /* For Qwen3ModelOptions.dt_weight only, CPU backend, made while packing. INT8 and INT4: groups of 32 weights with
-     * one bf16 scale; INT4 keeps lm_head (and a tied embedding) in INT8. BF12: bf16 in about 12.3 bits without loss,
+     * one bf16 scale; INT4 keeps lm_head (and a tied embedding) and, from 4 layers on, the first layer in INT8, and
+     * INT4_MIXED also the q, k and v projections of every layer. BF12: bf16 in about 12.3 bits without loss,
      * results bit-equal to BF16's (weights given in another dtype are rounded to bf16 first, as for BF16). */
     QWEN3_DTYPE_INT8 = 101,
     QWEN3_DTYPE_INT4 = 102,
-    QWEN3_DTYPE_BF12 = 103
+    QWEN3_DTYPE_BF12 = 103,
+    QWEN3_DTYPE_INT4_MIXED = 104
 } Qwen3DType;
 
 /* Same numbers as infiniDevice_t of InfiniCore 0.1.0. */

@@ -79,8 +79,12 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
 }
 
 int32_t CpuOps::formatOf(const LinearSource &source) const {
-    // The head decides between close tokens and is a small part of a model: it stays at 8 bits in an int4 model.
-    return dt_weight_ == QWEN3_DTYPE_INT4 && source.layer < 0 ? QWEN3_DTYPE_INT8 : dt_weight_;
+    const bool mixed = dt_weight_ == QWEN3_DTYPE_INT4_MIXED;
+    if (!mixed && dt_weight_ != QWEN3_DTYPE_INT4) {
+        return dt_weight_;
+    }
+    const bool more = source.precision == Precision::kHigh || (mixed && source.precision == Precision::kRaised);
+    return more ? QWEN3_DTYPE_INT8 : QWEN3_DTYPE_INT4;
 }
 
 std::unique_ptr<Linear> CpuOps::packLinear(const LinearSource &source) {
@@ -111,9 +115,9 @@ std::string CpuOps::packedLayout() {
         value = std::ldexp(static_cast<float>(state >> 8) - 0x1p23F, -24 - static_cast<int>(state >> 4 & 15U));
     }
     HashWriter hash;
-    for (const int32_t layer : {-1, 0}) {
-        const LinearSource source{
-            "fingerprint", layer, QWEN3_DTYPE_F32, {{values.data(), kRows, kColumns, kColumns, 1, values.data()}}};
+    for (const Precision precision : {Precision::kPlain, Precision::kRaised, Precision::kHigh}) {
+        const HostMatrix matrix{values.data(), kRows, kColumns, kColumns, 1, values.data()};
+        const LinearSource source{"fingerprint", 0, QWEN3_DTYPE_F32, {matrix}, 0, precision};
         save(*packLinear(source), hash);
         save(*packGateUp(source), hash);
     }

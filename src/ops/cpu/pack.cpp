@@ -156,6 +156,7 @@ WeightType weightType(int32_t dtype) {
     case QWEN3_DTYPE_INT8:
         return kQ8;
     case QWEN3_DTYPE_INT4:
+    case QWEN3_DTYPE_INT4_MIXED:
         return kQ4;
     case QWEN3_DTYPE_BF12:
         return kBf12;
