@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "check.h"
+#include "ops/cpu/buffer.h"
 #include "runtime/error.h"
 #include "runtime/kv_cache.h"
 #include "runtime/packed_file.h"
@@ -332,6 +333,38 @@ void testUniform() {
     CHECK(sum / 10000 > 0.48 && sum / 10000 < 0.52);
 }
 
+// Buffers of an arena are zeroed, aligned and apart, keep their memory when the arena and other buffers go, and can be
+// moved; large ones and empty ones are as without it.
+void testArena() {
+    std::vector<q3::cpu::Buffer> buffers;
+    {
+        q3::cpu::Arena arena;
+        for (size_t i = 0; i < 200; ++i) {
+            const size_t bytes = i % 50 == 0 ? (size_t{40} << 20) : i % 7 == 0 ? 0 : i * 9973 % (size_t{5} << 20) + 1;
+            q3::cpu::Buffer buffer = arena.allocate(bytes);
+            CHECK(buffer.bytes() >= bytes && (buffer.data() != nullptr) == (bytes > 0));
+            CHECK(reinterpret_cast<uintptr_t>(buffer.data()) % 64 == 0);
+            if (i % 3 == 0) {
+                buffers.push_back(std::move(buffer));
+            }
+        }
+    }
+    for (size_t i = 0; i < buffers.size(); ++i) {
+        const size_t bytes = buffers[i].bytes();
+        for (const size_t at : {size_t{0}, bytes / 2, bytes - 1}) {
+            if (bytes > 0) {
+                CHECK(buffers[i].as<char>()[at] == 0);
+                buffers[i].as<char>()[at] = static_cast<char>(i + 1);
+            }
+        }
+    }
+    for (size_t i = 0; i < buffers.size(); ++i) {
+        const size_t bytes = buffers[i].bytes();
+        CHECK(bytes == 0 || buffers[i].as<char>()[bytes - 1] == static_cast<char>(i + 1));
+        CHECK(bytes == 0 || buffers[i].as<char>()[0] == static_cast<char>(i + 1));
+    }
+}
+
 // Every changed bit, every other length and every swap of words gives another hash, whatever the block and the tail.
 void testHash() {
     std::vector<uint8_t> data(200);
@@ -364,6 +397,7 @@ void testHash() {
 }  // namespace
 
 int main() {
+    testArena();
     testHash();
     testRandomSharing();
     testFailedPrepareChangesNothing();

@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+
 #include "runtime/error.h"
 
 namespace q3::cpu {
@@ -43,9 +45,26 @@ Buffer::Buffer(size_t bytes) {
 }
 
 Buffer::~Buffer() {
-    if (data_ != nullptr) {
+    if (data_ != nullptr && slab_ == nullptr) {
         munmap(data_, bytes_);
     }
+}
+
+Buffer Arena::allocate(size_t bytes) {
+    constexpr size_t kSlab = 32 * kHugePage;  // what is not touched of it takes no memory
+    if (bytes == 0 || bytes > kSlab / 4) {
+        return Buffer(bytes);
+    }
+    if (slab_ == nullptr || bytes > slab_->bytes() - used_) {
+        slab_ = std::make_shared<Buffer>(kSlab);
+        used_ = 0;
+    }
+    Buffer result;
+    result.data_ = slab_->as<char>() + used_;
+    result.bytes_ = bytes;
+    result.slab_ = slab_;
+    used_ += std::min(slab_->bytes() - used_, (bytes + kPage - 1) / kPage * kPage);
+    return result;
 }
 
 }  // namespace q3::cpu

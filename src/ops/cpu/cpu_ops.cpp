@@ -88,11 +88,11 @@ int32_t CpuOps::formatOf(const LinearSource &source) const {
 }
 
 std::unique_ptr<Linear> CpuOps::packLinear(const LinearSource &source) {
-    return packPanels(source, formatOf(source), false, pool_);
+    return packPanels(source, formatOf(source), false, pool_, &arena_);
 }
 
 std::unique_ptr<Linear> CpuOps::packGateUp(const LinearSource &gate_up) {
-    return packPanels(gate_up, formatOf(gate_up), true, pool_);
+    return packPanels(gate_up, formatOf(gate_up), true, pool_, &arena_);
 }
 
 std::unique_ptr<Vector> CpuOps::packVector(const VectorSource &source) {
@@ -118,8 +118,9 @@ std::string CpuOps::packedLayout() {
     for (const Precision precision : {Precision::kPlain, Precision::kRaised, Precision::kHigh}) {
         const HostMatrix matrix{values.data(), kRows, kColumns, kColumns, 1, values.data()};
         const LinearSource source{"fingerprint", 0, QWEN3_DTYPE_F32, {matrix}, 0, precision};
-        save(*packLinear(source), hash);
-        save(*packGateUp(source), hash);
+        for (const bool interleave : {false, true}) {
+            save(*packPanels(source, formatOf(source), interleave, pool_), hash);
+        }
     }
     char text[64];
     std::snprintf(text, sizeof text, "cpu weights=%s fingerprint=%016llx", dtypeName(dt_weight_),
@@ -136,11 +137,11 @@ void CpuOps::save(const Vector &vector, PackedWriter &out) const {
 }
 
 std::unique_ptr<Linear> CpuOps::loadLinear(const LinearSource &shape, PackedReader &in) {
-    return loadPanels(shape, formatOf(shape), false, in, pool_);
+    return loadPanels(shape, formatOf(shape), false, in, pool_, &arena_);
 }
 
 std::unique_ptr<Linear> CpuOps::loadGateUp(const LinearSource &shape, PackedReader &in) {
-    return loadPanels(shape, formatOf(shape), true, in, pool_);
+    return loadPanels(shape, formatOf(shape), true, in, pool_, &arena_);
 }
 
 std::unique_ptr<Vector> CpuOps::loadVector(const VectorSource &shape, PackedReader &in) {

@@ -141,6 +141,7 @@ private:
     uint32_t max_rows_;  // max_step_tokens rounded up to whole tiles
     ThreadPool pool_;
     KvMemory kv_memory_;
+    Arena arena_;  // of weights
     const StepPlan *plan_ = nullptr;
 
     std::vector<Buffer> activations_;

@@ -170,7 +170,7 @@ bool hasBias(const LinearSource &source) {
                        [](const HostMatrix &part) { return part.bias != nullptr; });
 }
 
-std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, bool interleave) {
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, bool interleave, Arena *arena) {
     auto linear = std::make_unique<CpuLinear>();
     uint32_t rows = 0;
     for (const HostMatrix &part : source.parts) {
@@ -182,15 +182,17 @@ std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype
     linear->out = interleave ? rows / 2 : rows;
     linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (interleave ? 2 : 1);
     linear->panel_bytes = panelBytes(linear->type, linear->in);
-    linear->panels = Buffer(linear->panel_bytes * linear->npanels);
+    const size_t bytes = linear->panel_bytes * linear->npanels;
+    linear->panels = arena != nullptr ? arena->allocate(bytes) : Buffer(bytes);
     if (hasBias(source)) {
         linear->bias = Buffer(size_t{linear->npanels} * kPanelRows * sizeof(float));
     }
     return linear;
 }
 
-std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool) {
-    std::unique_ptr<CpuLinear> linear = emptyPanels(source, dtype, interleave);
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool,
+                                      Arena *arena) {
+    std::unique_ptr<CpuLinear> linear = emptyPanels(source, dtype, interleave, arena);
     const bool quantised = linear->type == kQ8 || linear->type == kQ4;
     const int32_t read_as = quantised ? QWEN3_DTYPE_F32 : linear->type == kBf12 ? QWEN3_DTYPE_BF16 : dtype;
     PanelReader reader(source, read_as, {linear->out, linear->interleaved});
@@ -253,7 +255,8 @@ void readRow(const Linear &table, uint32_t row, const Kernels &kernels, float *o
                 float scales[kPanelRows];
                 kernels.unpack_quant[head.type - kExactTypes](panel, k / kGroup, 1, codes, scales);
                 for (uint32_t i = 0; i < count; ++i) {
-                    out[k + i] = static_cast<float>(codes[(i / 2 * kPanelRows + j) * 2 + i % 2]) * scales[j];
+                    const uint32_t at = (i / 2 * kPanelRows + j) * 2 + i % 2;
+                    out[k + i] = static_cast<float>(codes[at]) * scales[j];
                 }
             } else {
                 float block[kGroup * kPanelRows];

@@ -58,10 +58,12 @@ public:
 };
 
 // A layer of the source's shape with zeroed panels; of bf12, without raw pairs yet.
-std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, bool interleave);
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, bool interleave, Arena *arena);
 bool hasBias(const LinearSource &source);
 
-std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool);
+// arena: where to take memory from; null: mappings of its own.
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool,
+                                      Arena *arena = nullptr);
 std::unique_ptr<CpuVector> packFloats(const VectorSource &source);
 std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool);
 

@@ -104,8 +104,8 @@ void saveVector(const CpuVector &vector, PackedWriter &out) {
 }
 
 std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, int32_t dtype, bool interleave, PackedReader &in,
-                                      ThreadPool &pool) {
-    std::unique_ptr<CpuLinear> linear = emptyPanels(shape, dtype, interleave);
+                                      ThreadPool &pool, Arena *arena) {
+    std::unique_ptr<CpuLinear> linear = emptyPanels(shape, dtype, interleave, arena);
     if (linear->type == kBf12) {
         loadBf12(*linear, in, pool);
     } else {

@@ -11,7 +11,7 @@ void saveVector(const CpuVector &vector, PackedWriter &out);
 
 // These throw PackedFileError.
 std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, int32_t dtype, bool interleave, PackedReader &in,
-                                      ThreadPool &pool);
+                                      ThreadPool &pool, Arena *arena);
 std::unique_ptr<CpuVector> loadFloats(const VectorSource &shape, PackedReader &in, ThreadPool &pool);
 std::unique_ptr<CpuTable> loadTable(const LinearSource &shape, bool borrow, PackedReader &in, ThreadPool &pool);
 
