@@ -2,6 +2,7 @@
 
     python scripts/bench.py --model 0.6b --dtype bf16 -p 512 -n 32
     python scripts/bench.py --model 0.6b 1.7b -p 128 512 -n 16 -d 0 1024 -b 1 4 --format md
+    python scripts/bench.py --model 1.7b --dtype bf16 int8 --scaling --plot scaling.png
 
 Models are random weights of an official Qwen3 shape, so nothing has to be downloaded: speed depends
 on shapes only. Every run first measures the machine: read bandwidth B (best of several access
@@ -277,39 +278,32 @@ class Bench:
         )
 
 
-def write_rows(rows: list[Row], machine: dict[str, Any], form: str) -> None:
+def commit_name() -> str:
+    """Return the short name of the commit that is checked out; empty outside of a repository."""
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+
+
+def write_rows(rows: list[dict[str, Any]], facts: dict[str, Any], form: str) -> None:
     """Print the table."""
     if form == "json":
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.strip()
-        facts = {
-            "cpu": cpu_name(),
-            "commit": commit,
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": machine,
-        }
-        print(json.dumps({**facts, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
+        print(json.dumps({**facts, "rows": rows}, indent=1))
         return
+    cells = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
     names = [field.name for field in dataclasses.fields(Row)]
-    cells = [
-        [
-            f"{value:.3g}" if isinstance(value, float) else str(value)
-            for value in dataclasses.astuple(row)
-        ]
-        for row in rows
-    ]
     if form == "csv":
         csv.writer(sys.stdout).writerows([names, *cells])
         return
+    machine = facts["machine"]
     print(
-        f"{cpu_name()}: B = {machine['bandwidth_gbps']} GB/s, P = {machine['fma_gflops']} GFLOP/s\n"
+        f"{facts['cpu']}: B = {machine['bandwidth_gbps']} GB/s, P = {machine['fma_gflops']} GFLOP/s"
     )
-    print("| " + " | ".join(names) + " |")
+    print("\n| " + " | ".join(names) + " |")
     print("|" + "---|" * len(names))
     for line in cells:
         print("| " + " | ".join(line) + " |")
@@ -330,56 +324,97 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=["bf16"],
         help="weight formats",
     )
-    parser.add_argument(
-        "-p", "--prompt", nargs="*", type=int, default=[512], help="prefill lengths, tokens"
+    add = parser.add_argument
+    add("-p", "--prompt", nargs="*", type=int, help="prefill lengths, tokens (default: 512)")
+    add("-n", "--generate", nargs="*", type=int, help="decode steps (default: 32)")
+    add("-b", "--batch", nargs="+", type=int, help="sequences at once (default: 1)")
+    add("-d", "--depth", nargs="+", type=int, help="context before the test, tokens (default: 0)")
+    add("-r", "--repeat", type=int, default=3, help="repetitions, after one warm-up")
+    add("--threads", nargs="+", type=int, help="default: all CPUs of this process")
+    add("--kv-limit", type=int, default=4096, help="MiB of KV cache")
+    add("--device", default="cpu")
+    add("--format", choices=["md", "csv", "json"], default="md")
+    add(
+        "--scaling",
+        action="store_true",
+        help="vary threads, batch, context and prompt one at a time instead of in all combinations",
     )
-    parser.add_argument("-n", "--generate", nargs="*", type=int, default=[32], help="decode steps")
-    parser.add_argument("-b", "--batch", nargs="+", type=int, default=[1], help="sequences at once")
-    parser.add_argument(
-        "-d", "--depth", nargs="+", type=int, default=[0], help="context before the test, tokens"
-    )
-    parser.add_argument(
-        "-r", "--repeat", type=int, default=3, help="repetitions, after one warm-up"
-    )
-    parser.add_argument("--threads", type=int, default=0, help="0: all CPUs of this process")
-    parser.add_argument("--kv-limit", type=int, default=4096, help="MiB of KV cache")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--format", choices=["md", "csv", "json"], default="md")
+    add("--plot", type=Path, metavar="PNG", help="also draw the results (needs matplotlib)")
     args = parser.parse_args(argv)
-    for name in ("prompt", "generate", "batch", "repeat"):
+    cpus = len(os.sched_getaffinity(0))
+    for name, value in {
+        "prompt": [32, 128, 512, 2048] if args.scaling else [512],
+        "generate": [16] if args.scaling else [32],
+        "batch": [1, 2, 4, 8, 16] if args.scaling else [1],
+        "depth": [0, 1024, 2048, 4096] if args.scaling else [0],
+        "threads": sorted({cpus, *(1 << i for i in range(cpus.bit_length()) if 1 << i < cpus)})
+        if args.scaling
+        else [cpus],
+    }.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name in ("prompt", "generate", "batch", "repeat", "threads"):
         values = getattr(args, name)
         if any(value < 1 for value in (values if isinstance(values, list) else [values])):
             parser.error(f"--{name} takes numbers from 1 on")
+    if min(args.depth) < 0:
+        parser.error("--depth takes numbers from 0 on")
+    if args.plot:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            parser.error("--plot needs matplotlib: pip install -r scripts/requirements/bench.txt")
     return args
+
+
+def planned(args: argparse.Namespace, threads: int) -> list[tuple[int, int, int, int]]:
+    """Return (batch, depth, prompt, generate) of the tests with that many threads."""
+    tests = [(prompt, 0) for prompt in args.prompt] + [(0, n) for n in args.generate]
+    if not args.scaling:
+        return [(b, d, *test) for d in args.depth for b in args.batch for test in tests]
+    batch, depth, steps = min(args.batch), min(args.depth), args.generate[:1]
+    decode = [(batch, depth, 0, n) for n in steps]
+    if threads != max(args.threads):
+        return decode
+    plan = [(b, depth, 0, n) for b in args.batch for n in steps]
+    plan += [(batch, d, 0, n) for d in args.depth for n in steps]
+    plan += [(batch, depth, prompt, 0) for prompt in args.prompt]
+    return list(dict.fromkeys(plan))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     args = parse_arguments(argv)
-    rows: list[Row] = []
-    machine: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    machines = {threads: measure_machine(threads) for threads in args.threads}
     for name in args.model:
         for dtype in args.dtype:
-            if not machine:
-                threads = args.threads or len(os.sched_getaffinity(0))
-                machine = measure_machine(threads)
-            bench = Bench(name, DataType.parse(dtype), args, machine)
-            print(f"{name} {dtype}: packed in {bench.load_seconds:.1f} s", file=sys.stderr)
-            for depth in args.depth:
-                for batch in args.batch:
-                    tests = [(prompt, 0) for prompt in args.prompt] + [
-                        (0, n) for n in args.generate
-                    ]
-                    for prompt, generate in tests:
-                        rows.append(bench.run(batch, depth, prompt, generate, args.repeat))
-                        print(
-                            f"  {rows[-1].test} batch {batch}: {rows[-1].tok_s:.1f} tok/s",
-                            file=sys.stderr,
-                        )
-            bench.model.close()
-    write_rows(rows, machine, args.format)
+            for threads in args.threads:
+                one = argparse.Namespace(**{**vars(args), "threads": threads})
+                bench = Bench(name, DataType.parse(dtype), one, machines[threads])
+                print(f"{name} {dtype}: packed in {bench.load_seconds:.1f} s", file=sys.stderr)
+                for test in planned(args, threads):
+                    row = bench.run(*test, args.repeat)
+                    rows.append(dataclasses.asdict(row))
+                    print(
+                        f"  {row.test} batch {row.batch} threads {row.threads}: "
+                        f"{row.tok_s:.1f} tok/s",
+                        file=sys.stderr,
+                    )
+                bench.model.close()
+    facts = {
+        "cpu": cpu_name(),
+        "commit": commit_name(),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machines[max(args.threads)],
+    }
+    write_rows(rows, facts, args.format)
+    if args.plot:
+        from bench_plot import draw
+
+        draw(facts, rows, args.plot)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,0 +1,124 @@
+"""Draws what scripts/bench.py measured.
+
+    python scripts/bench.py ... --format json > run.json
+    python scripts/bench_plot.py run.json [more.json] -o docs/img/bench.png
+
+Or, for one run: ``bench.py --plot``.
+
+Top: decode against the bandwidth limit, prefill against the multiply-add limit. The others: tokens
+per second over context, batch and threads, as far as the runs vary them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+COLOURS = {"bf16": "tab:blue", "f16": "tab:cyan", "f32": "tab:gray", "int8": "tab:orange"}
+STYLES = ("-", "--", ":", "-.")
+COLOURS |= {"int4": "tab:green", "bf12": "tab:purple"}
+
+
+def load(paths: list[Path]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the facts of the first run and the rows of all."""
+    runs = [json.loads(path.read_text()) for path in paths]
+    return runs[0], [row for run in runs for row in run["rows"]]
+
+
+def parsed(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its test split into kind, length and depth."""
+    match = re.fullmatch(r"(pp|tg)(\d+)(?:@d(\d+))?", row["test"])
+    assert match, row["test"]
+    return {**row, "kind": match[1], "length": int(match[2]), "depth": int(match[3] or 0)}
+
+
+def bars(axis: Any, rows: list[dict[str, Any]], share: str, title: str) -> None:
+    """Draw each configuration's share of its limit."""
+    labels = [f"{r['model']} {r['dtype']}" for r in rows]
+    axis.bar(labels, [100 * r[share] for r in rows], color=[COLOURS[r["dtype"]] for r in rows])
+    for i, row in enumerate(rows):
+        axis.text(i, 100 * row[share] + 1, f"{row['tok_s']:.3g} tok/s", ha="center", fontsize=8)
+    axis.axhline(100, color="black", linewidth=0.8)
+    axis.set_ylim(0, max([115, *(110 * row[share] for row in rows)]))
+    axis.set_ylabel("% of the machine's limit")
+    axis.set_title(title)
+    axis.tick_params(axis="x", rotation=30)
+
+
+def lines(axis: Any, rows: list[dict[str, Any]], x: str, title: str) -> None:
+    """Draw tokens per second over one variable, a line per model and format."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    for model, dtype in dict.fromkeys((row["model"], row["dtype"]) for row in rows):
+        mine = [row for row in rows if (row["model"], row["dtype"]) == (model, dtype)]
+        points = sorted({row[x]: row["tok_s"] for row in reversed(mine)}.items())
+        axis.plot(
+            *zip(*points, strict=True),
+            STYLES[models.index(model) % len(STYLES)],
+            marker="o",
+            label=f"{model} {dtype}",
+            color=COLOURS[dtype],
+        )
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel(title)
+    axis.set_ylabel("tok/s")
+    if rows:
+        axis.legend()
+    axis.grid(alpha=0.3)
+
+
+def draw(facts: dict[str, Any], rows: list[dict[str, Any]], output: Path) -> None:
+    """Write the picture of a run's rows; its format follows the file's name."""
+    rows = [parsed(row) for row in rows]
+    full = max(row["threads"] for row in rows)
+    whole = [r for r in rows if r["threads"] == full]
+    plain = [r for r in whole if r["depth"] == 0 and r["batch"] == 1]
+    # A configuration measured twice is drawn once, as first measured.
+    tests = [r for r in plain if r["kind"] == "tg"]
+    decode = list({(r["model"], r["dtype"]): r for r in reversed(tests)}.values())[::-1]
+    longest = max(
+        (r["length"] for r in plain if r["kind"] == "pp" and r["length"] <= 512), default=0
+    )
+    prefill = [r for r in plain if r["kind"] == "pp" and r["length"] == longest]
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8))
+    bars(axes[0][0], decode, "of_bandwidth", "decode, batch 1: share of read bandwidth")
+    bars(axes[0][1], prefill, "of_peak", f"prefill {longest}: share of FMA peak")
+    decoding = [r for r in rows if r["kind"] == "tg"]
+    one = [r for r in decoding if r["threads"] == full]
+    alone = [r for r in decoding if r["batch"] == 1 and r["depth"] == 0]
+    lines(axes[0][2], [r for r in one if r["depth"] == 0], "batch", "decode: batch")
+    lines(axes[1][0], [r for r in one if r["batch"] == 1], "depth", "decode: context, tokens")
+    lines(axes[1][1], alone, "threads", "decode: threads")
+    prompts = [r for r in plain if r["kind"] == "pp"]
+    lines(axes[1][2], prompts, "length", "prefill: prompt, tokens")
+    machine = facts["machine"]
+    figure.suptitle(
+        f"{facts['cpu']}, {full} threads, {facts['date']}, {facts['commit']}: "
+        f"B = {machine['bandwidth_gbps']} GB/s, P = {machine['fma_gflops']} GFLOP/s"
+    )
+    figure.tight_layout()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=90)
+    plt.close(figure)
+
+
+def main() -> int:
+    """Draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    args = parser.parse_args()
+    facts, rows = load(args.runs)
+    draw(facts, rows, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

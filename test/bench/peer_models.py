@@ -1,0 +1,111 @@
+"""Random models of an official Qwen3 shape, in the file format that the peers read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def _byte_tokens() -> list[str]:
+    """The characters that byte-level BPE writes the 256 bytes with."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    codes = dict(zip(printable, printable, strict=True))
+    codes |= {byte: 256 + i for i, byte in enumerate(others)}
+    return [chr(codes[byte]) for byte in range(256)]
+
+
+def _add_tokenizer(writer: Any, vocabulary: int) -> None:
+    """Add a tokenizer without meaning, for runtimes that insist on one."""
+    # The one merge must lead to a token.
+    tokens = [*_byte_tokens(), "ab", *(f"token{i}" for i in range(257, vocabulary))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * vocabulary)
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(vocabulary - 1)
+    writer.add_bos_token_id(vocabulary - 1)
+    writer.add_pad_token_id(vocabulary - 1)
+
+
+def write_gguf(path: Path, config: dict[str, Any], kind: str, *, tokenizer: bool = False) -> None:
+    """Write a GGUF file.
+
+    Args:
+        path: The file; one that exists is left as it is.
+        config: Contents of config.json.
+        kind: Type of the matrices, such as ``"Q8_0"``.
+        tokenizer: Whether to add a tokenizer; without, ids go in and out.
+    """
+    if path.exists():
+        return
+    # Not at the top: only some peers' environments have it.
+    import gguf
+
+    hidden, dim = config["hidden_size"], config["head_dim"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    inner, vocabulary = config["intermediate_size"], config["vocab_size"]
+    layers = config["num_hidden_layers"]
+    partial = path.with_suffix(".partial")
+    writer = gguf.GGUFWriter(partial, "qwen3")
+    writer.add_block_count(layers)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(dim)
+    writer.add_value_length(dim)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_vocab_size(vocabulary)
+    writer.add_file_type(int(gguf.LlamaFileType[f"MOSTLY_{kind}"]))
+    if tokenizer:
+        _add_tokenizer(writer, vocabulary)
+    else:
+        writer.add_tokenizer_model("none")
+    quantization = gguf.GGMLQuantizationType[kind]
+    # About 0.02 standard deviation, as trained weights have; repeated, it is quantised once.
+    pattern = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
+    packed = gguf.quants.quantize(pattern, quantization).view(np.uint8)
+    block, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
+    shift = 0
+
+    def matrix(tensor: str, rows: int, columns: int) -> None:
+        nonlocal shift
+        # Every matrix begins elsewhere: compilers of graphs would merge equal ones.
+        shift += 1009 * block_bytes
+        row_bytes = columns // block * block_bytes
+        data = np.resize(np.roll(packed, -shift), rows * row_bytes).reshape(rows, row_bytes)
+        if kind == "F16":
+            data = data.view(np.float16)
+        writer.add_tensor(tensor, data, raw_dtype=None if kind == "F16" else quantization)
+
+    def ones(tensor: str, size: int) -> None:
+        writer.add_tensor(tensor, np.ones(size, np.float32))
+
+    matrix("token_embd.weight", vocabulary, hidden)
+    if not config["tie_word_embeddings"]:
+        matrix("output.weight", vocabulary, hidden)
+    ones("output_norm.weight", hidden)
+    for i in range(layers):
+        p = f"blk.{i}."
+        ones(p + "attn_norm.weight", hidden)
+        ones(p + "ffn_norm.weight", hidden)
+        ones(p + "attn_q_norm.weight", dim)
+        ones(p + "attn_k_norm.weight", dim)
+        matrix(p + "attn_q.weight", heads * dim, hidden)
+        matrix(p + "attn_k.weight", kv_heads * dim, hidden)
+        matrix(p + "attn_v.weight", kv_heads * dim, hidden)
+        matrix(p + "attn_output.weight", hidden, heads * dim)
+        matrix(p + "ffn_gate.weight", inner, hidden)
+        matrix(p + "ffn_up.weight", inner, hidden)
+        matrix(p + "ffn_down.weight", hidden, inner)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    partial.rename(path)

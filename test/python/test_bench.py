@@ -1,0 +1,100 @@
+"""The benchmark's plan, tables and pictures, and the processes of the comparison; no speeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import bench
+import pytest
+from python.helpers import ROOT
+
+sys.path.insert(0, str(ROOT / "test" / "bench"))
+
+import peers
+
+FACTS = {
+    "cpu": "a CPU",
+    "commit": "abc",
+    "date": "2026-01-01",
+    "machine": {"bandwidth_gbps": 30.0, "fma_gflops": 200.0},
+}
+
+
+def row(**values: Any) -> dict[str, Any]:
+    fields = dict(model="0.6b", dtype="int8", threads=2, test="tg16", batch=1, tok_s=40.0)
+    shares = dict(spread=0.01, gb_s=26.0, of_bandwidth=0.87, gflop_s=48.0, of_peak=0.24)
+    return {**fields, **shares, **values}
+
+
+def test_plan_of_all_combinations() -> None:
+    args = bench.parse_arguments(["-p", "8", "-n", "2", "3", "-b", "1", "4", "-d", "0", "64"])
+    plan = bench.planned(args, args.threads[0])
+    assert len(plan) == len(set(plan)) == 2 * 2 * 3
+    assert (4, 64, 0, 3) in plan and (1, 0, 8, 0) in plan
+
+
+def test_plan_of_scaling() -> None:
+    """One axis at a time; with fewer threads only what shows their effect."""
+    command = "--scaling --threads 1 2 4 -p 8 32 -n 2 -b 1 2 4 -d 0 64"
+    args = bench.parse_arguments(command.split())
+    assert bench.planned(args, 1) == bench.planned(args, 2) == [(1, 0, 0, 2)]
+    full = bench.planned(args, 4)
+    assert len(full) == len(set(full)) == 3 + 1 + 2
+    assert all((batch > 1) + (depth > 0) + (prompt > 0) <= 1 for batch, depth, prompt, _ in full)
+    defaults = bench.parse_arguments(["--scaling", "--model", "1.7b"])
+    assert max(defaults.batch) == 16 and max(defaults.depth) == 4096 and 1 in defaults.threads
+
+
+@pytest.mark.parametrize(
+    "command", ["-p 0", "-b 0", "--threads 0", "-r 0", "-d -1", "--model 9b", "--dtype int3"]
+)
+def test_bad_arguments(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        bench.parse_arguments(command.split())
+    assert error.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row(), row(test="pp512", batch=2, tok_s=170.123)]
+    bench.write_rows(rows, FACTS, "json")
+    assert json.loads(capsys.readouterr().out)["rows"] == rows
+    bench.write_rows(rows, FACTS, "csv")
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [line["test"] for line in table] == ["tg16", "pp512"] and table[1]["tok_s"] == "170"
+    bench.write_rows(rows, FACTS, "md")
+    text = capsys.readouterr().out
+    assert "B = 30.0 GB/s" in text and text.count("\n|") == 4
+
+
+def test_pictures(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "matplotlib", reason="matplotlib, which only --plot needs, is not installed"
+    )
+    import bench_plot
+
+    rows = [row(model=model, threads=t) for model in ("0.6b", "1.7b") for t in (1, 2)]
+    rows += [row(batch=4), row(test="tg16@d1024"), row(test="pp64"), row(test="pp512", dtype="f32")]
+    bench_plot.draw(FACTS, rows, tmp_path / "new" / "all.png")
+    # One test alone has nothing to show on most axes.
+    bench_plot.draw(FACTS, [row()], tmp_path / "one.png")
+    for path in ("new/all.png", "one.png"):
+        assert (tmp_path / path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_peers_that_fail_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    with peers.started("torch", sys.executable) as worker:
+        answer = worker.ask(do="measure", prompt=1, generate=1, seed=0)
+        assert "nothing is loaded" in answer["error"]
+        answer = worker.ask(do="load", runtime="torch", config={}, dtype="int8")
+        assert "bf16 only" in answer["error"]
+    with peers.started("torch", "/bin/false") as worker:
+        assert "ended with status 1" in worker.ask(do="load")["error"]
+    for bad in ("torch", "torch=/no/python", f"tensorflow={sys.executable}"):
+        with pytest.raises(SystemExit):
+            peers.main(["--peer", bad])
+        assert "NAME=PYTHON" in capsys.readouterr().err
