@@ -168,27 +168,50 @@ for _, pattern in ipairs({"test_*.cpp", "test_*.c"}) do
     end
 end
 
--- A fake accelerator with InfiniCore's C API: tests put its folder into LD_LIBRARY_PATH.
+-- A fake accelerator with InfiniCore's C API: tests put its folder into LD_LIBRARY_PATH. "fake" has that of 0.1.0;
+-- "fake_newer" that of InfiniCore's main as test/fake_device/include declares it, and a library compiled against that.
 if with_infinicore then
-    for _, name in ipairs({"infinirt", "infiniop", "infiniccl"}) do
-        target("fake_" .. name)
-            set_kind("shared")
-            set_group("fake")
-            set_default(false)
-            set_basename(name)
-            set_optimize("fastest")
-            set_targetdir("$(builddir)/$(plat)/$(arch)/$(mode)/fake")
-            add_cxflags("-fvisibility=hidden", {force = true})
-            add_sysincludedirs(path.join(root, "include"))
-            add_files("test/fake_device/" .. name .. ".cpp")
-            add_shflags("-Wl,-soname,lib" .. name .. ".so", "-Wl,-z,defs", {force = true})
-            if name == "infinirt" then
-                add_syslinks("pthread")
-            else
-                add_deps("fake_infinirt")
-            end
-        target_end()
+    local variants = {fake = path.join(root, "include"), fake_newer = "test/fake_device/include"}
+    for variant, headers in pairs(variants) do
+        for _, name in ipairs({"infinirt", "infiniop", "infiniccl"}) do
+            target(variant .. "_" .. name)
+                set_kind("shared")
+                set_group("fake")
+                set_default(false)
+                set_basename(name)
+                set_optimize("fastest")
+                set_targetdir("$(builddir)/$(plat)/$(arch)/$(mode)/" .. variant)
+                add_cxflags("-fvisibility=hidden", {force = true})
+                add_sysincludedirs(headers)
+                add_files("test/fake_device/" .. name .. ".cpp")
+                add_shflags("-Wl,-soname,lib" .. name .. ".so", "-Wl,-z,defs", {force = true})
+                if name == "infinirt" then
+                    add_syslinks("pthread")
+                else
+                    add_deps(variant .. "_infinirt")
+                end
+            target_end()
+        end
     end
+
+    target("fake_newer_infer")
+        set_kind("shared")
+        set_group("fake")
+        set_default(false)
+        set_basename("infinicore_infer")
+        set_targetdir("$(builddir)/$(plat)/$(arch)/$(mode)/fake_newer")
+        -- The backend and the API; of the archive only what these lack.
+        add_files("src/api/*.cpp", "src/ops/infinicore/*.cpp|stub.cpp")
+        add_deps("q3_core", "fake_newer_infinirt", "fake_newer_infiniop", "fake_newer_infiniccl")
+        add_sysincludedirs("test/fake_device/include")
+        add_syslinks("gomp")
+        if is_mode("release") then
+            set_optimize("fastest")
+        end
+        add_cxflags("-fvisibility=hidden", "-fvisibility-inlines-hidden", {force = true})
+        add_shflags("-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic",
+                    "-Wl,--version-script=" .. path.join(os.projectdir(), "src", "api", "exports.map"), {force = true})
+    target_end()
 end
 
 -- Single kernels.

@@ -46,6 +46,8 @@ class DeviceType(enum.IntEnum):
     DEVICE_TYPE_ILUVATAR = 6
     DEVICE_TYPE_KUNLUN = 7
     DEVICE_TYPE_HYGON = 8
+    DEVICE_TYPE_QY = 9
+    DEVICE_TYPE_ALI = 10
 
     @property
     def label(self) -> str:

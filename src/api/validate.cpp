@@ -221,7 +221,7 @@ void checkWeights(const Qwen3Meta &meta, const Qwen3Weights &w) {
 }
 
 int32_t checkDevices(int32_t device, int32_t ndev, const int32_t *dev_ids) {
-    requireRange(device, QWEN3_DEVICE_CPU, QWEN3_DEVICE_HYGON, "device");
+    requireRange(device, QWEN3_DEVICE_CPU, QWEN3_DEVICE_ALI, "device");
     if (ndev < 1) {
         fail(QWEN3_STATUS_BAD_PARAM, "ndev is %d, must be at least 1", ndev);
     }

@@ -104,7 +104,8 @@ struct OpsOptions {
     int32_t nthreads;  // makeOps: 0 for as many as the process may use; backends always get a number
     int32_t dt_weight;
     int32_t dt_kv;
-    int32_t dt_mat;  // dtype of the checkpoint's matrices
+    int32_t dt_mat;               // dtype of the checkpoint's matrices
+    uint64_t kv_limit_bytes = 0;  // of all caches; 0: not given
 };
 
 // The backend for these options (factory.cpp). Throws DEVICE_TYPE_NOT_SUPPORTED and how to install InfiniCore when

@@ -694,6 +694,24 @@ static void testErrors() {
     CHECK(ops.download(x.data, 4 * config.d)[3 * config.d] == table.values[19 * config.d], "after errors");
 }
 
+// An operator of a newer version whose arguments are not those we know is called by nobody.
+static void testUnknownSignatures() {
+    int calls = 0;
+    const auto known = [&](int, const void *) {
+        ++calls;
+        return INFINI_STATUS_SUCCESS;
+    };
+    const auto longer = [&](int, const void *, void *) {
+        ++calls;
+        return INFINI_STATUS_SUCCESS;
+    };
+    const void *const data = &calls;
+    CHECK(callIfKnown(known, 1, data) == INFINI_STATUS_SUCCESS && calls == 1, "%d", calls);
+    CHECK(callIfKnown(longer, 1, data) == INFINI_STATUS_NOT_IMPLEMENTED && calls == 1, "%d", calls);
+    const auto writes = [&](int, void *) { return INFINI_STATUS_SUCCESS; };  // would write to what we only read
+    CHECK(callIfKnown(writes, 1, data) == INFINI_STATUS_NOT_IMPLEMENTED, "const");
+}
+
 static void testBlockMemory() {
     const ModelConfig config = smallConfig(QWEN3_DTYPE_BF16);
     InfinicoreOps ops(config, cpuOptions(QWEN3_DTYPE_BF16), {});
@@ -761,6 +779,7 @@ int main() {
         testAttention(dtype);
     }
     testErrors();
+    testUnknownSignatures();
     testBlockMemory();
     testDescriptors();
     if (failures == 0) {

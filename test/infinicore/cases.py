@@ -151,6 +151,20 @@ def memory_of_prompts(
 
 
 @case
+def arena(fake: Fake, folder: str) -> dict[str, int]:
+    """Bytes of a model without its first cache, of a block, and of what the first one brings."""
+    with open_model(folder) as model, closing(model.create_kv_cache()) as cache:
+        before = fake.get("bytes.device")
+        greedy(model, [(cache, 0, [1, 2, 3])])
+        block = model.stats()["kv_used_bytes"]
+        return {
+            "without": before,
+            "block": block,
+            "arena": (fake.get("bytes.device") - before) // block * block,
+        }
+
+
+@case
 def long_prompt(fake: Fake, folder: str, ntok: int, device: str = "nvidia") -> float:
     with open_model(folder, "cpu", kv_dtype="f32") as model:
         tokens = some_tokens(ntok, model.meta.dvoc)
@@ -387,18 +401,21 @@ def two_models(fake: Fake, folder: str) -> None:
 
 @case
 def launches(
-    fake: Fake, folder: str, batch: int, ntok: int, past: int, repeat: int = 1
+    fake: Fake, folder: str, batch: int, ntok: int, past: int | Sequence[int]
 ) -> dict[str, Any]:
     """What one step of ``batch`` requests of ``ntok`` tokens after ``past`` others calls."""
+    lengths = [past] * batch if isinstance(past, int) else past
     with open_model(folder) as model:
         dvoc = model.meta.dvoc
         caches = [model.create_kv_cache() for _ in range(batch)]
-        for i, cache in enumerate(caches):
-            if past:
-                greedy(model, [(cache, 0, some_tokens(past, dvoc, i))])
-        for _ in range(repeat):
-            requests = [(cache, past, some_tokens(ntok, dvoc, 9)) for cache in caches]
-            greedy(model, requests)  # blocks and descriptors exist after this
+        for i, (cache, length) in enumerate(zip(caches, lengths, strict=True)):
+            if length:
+                greedy(model, [(cache, 0, some_tokens(length, dvoc, i))])
+        requests = [
+            (cache, length, some_tokens(ntok, dvoc, 9))
+            for cache, length in zip(caches, lengths, strict=True)
+        ]
+        greedy(model, requests)  # blocks and descriptors exist after this
         fake.reset()
         greedy(model, requests)
         calls = Counter(fake.calls())

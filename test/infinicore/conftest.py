@@ -23,6 +23,13 @@ SPECS = {
     "bf16": CheckpointSpec("bf16", dtype="bf16", bias=True, tied=False, nh=6, nkvh=3, seed=1),
     "f16": CheckpointSpec("f16", dtype="f16", d=48, nh=4, nkvh=1, seed=2),
     "one-layer": CheckpointSpec("one-layer", nlayer=1, d=32, di=48, dvoc=64, dctx=300, seed=3),
+    # Head sizes that newer InfiniCore's paged attention takes.
+    "wide-heads": CheckpointSpec(
+        "wide-heads", dtype="bf16", bias=True, nh=4, nkvh=2, dh=64, dctx=700, seed=5
+    ),
+    "three-wide": CheckpointSpec(
+        "three-wide", dtype="bf16", nlayer=3, tied=False, nh=2, nkvh=1, dh=128, dctx=700, seed=6
+    ),
     "three-layers": CheckpointSpec("three-layers", nlayer=3, d=32, di=48, dvoc=64, seed=4),
 }
 
@@ -63,19 +70,28 @@ def run_case(fake_folder: Path) -> RunCase:
     """Runs a function of cases.py on the fake accelerator and returns its result.
 
     ``expect`` is the exit status; the standard error is returned when it is not 0. Other keywords:
-    ``environment``, the FAKE_INFINI_ variables, and the function's own arguments.
+    ``environment``, the FAKE_INFINI_ variables; ``newer``, to use the library and the fake that are
+    compiled against newer InfiniCore's declarations; and the function's own arguments.
     """
 
     def run(
-        case: str, *, environment: dict[str, Any] | None = None, expect: int = 0, **arguments: Any
+        case: str,
+        *,
+        environment: dict[str, Any] | None = None,
+        newer: bool = False,
+        expect: int = 0,
+        **arguments: Any,
     ) -> Any:
         variables = {f"FAKE_INFINI_{k.upper()}": str(v) for k, v in (environment or {}).items()}
+        folder = fake_folder.parent / "fake_newer" if newer else fake_folder
+        if newer:
+            variables["INFINICORE_INFER_LIB"] = str(folder / "libinfinicore_infer.so")
         result = subprocess.run(
             [sys.executable, "-m", "infinicore.cases", case, json.dumps(arguments, default=str)],
             cwd=ROOT,
             env={
                 **os.environ,
-                "LD_LIBRARY_PATH": str(fake_folder),
+                "LD_LIBRARY_PATH": str(folder),
                 "PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT / 'test'}",
                 **variables,
             },

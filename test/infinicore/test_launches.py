@@ -1,7 +1,8 @@
 """How often a step calls InfiniCore, counted on the fake accelerator.
 
-0.1.0 has no attention over several sequences, so attention and the storing of keys and values take
-some launches per sequence. Everything else is launched once per layer, whatever the batch.
+0.1.0 has no attention over several sequences, so its products and the storing of keys and values
+take some launches per sequence. Everything else is launched once per layer, whatever the batch;
+decode rows after equally many tokens share a softmax.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def expected(layers: int, batch: int, ntok: int, past: int, block: int = 256) ->
         "SwiGLU": layers,
         # qkv, o, gate and up, down; scores and values of each block of each sequence; the head.
         "Gemm": layers * (4 + 2 * blocks * batch) + 1,
-        "CausalSoftmax": layers * batch,
+        "CausalSoftmax": layers * (batch if rows else 1),
         # Storing keys and values; with several rows, queries and outputs are reordered by heads.
         "Rearrange": layers * batch * (3 if rows else 1),
     }
@@ -52,6 +53,15 @@ def test_launches_of_a_step(
     assert report["d2d"] == 2 * (1 if ntok == 1 else batch)
     # The second step of a shape needs nothing new.
     assert (report["mallocs"], report["created"]) == (0, 0)
+
+
+def test_softmax_per_length(run_case: RunCase, folders: Folders) -> None:
+    """Decode rows of different lengths in one step, not in the order of their lengths."""
+    report = run_case(
+        "launches", folder=folders("three-layers"), batch=5, ntok=1, past=[9, 4, 9, 30, 4]
+    )
+    assert report["launches"]["CausalSoftmax"] == 3 * 3
+    assert report["launches"]["Gemm"] == 3 * (4 + 2 * 5) + 1
 
 
 def test_descriptors_of_decoding(run_case: RunCase, folders: Folders) -> None:

@@ -161,12 +161,12 @@ def test_success_raises_nothing() -> None:
 
 
 def test_names_are_parsed() -> None:
-    names = "cpu nvidia cambricon ascend metax moore iluvatar kunlun hygon".split()
+    names = "cpu nvidia cambricon ascend metax moore iluvatar kunlun hygon qy ali".split()
     assert [DeviceType.parse(name) for name in names] == list(DeviceType)
     assert (
         DeviceType.parse("DEVICE_TYPE_ASCEND") == DeviceType.parse(3) == DeviceType.parse("Ascend")
     )
-    for bad in ("gpu", "", 9, True, None):
+    for bad in ("gpu", "", 11, True, None):
         with pytest.raises(ValueError, match="known devices: cpu, nvidia"):
             DeviceType.parse(bad)  # type: ignore[arg-type]
     assert DataType.parse("torch.bfloat16") == DataType.parse("BF16") == DataType.BF16

@@ -110,7 +110,7 @@ typedef enum {
     QWEN3_DTYPE_INT4_MIXED = 104
 } Qwen3DType;
 
-/* Same numbers as infiniDevice_t of InfiniCore 0.1.0. */
+/* Same numbers as infiniDevice_t. InfiniCore 0.1.0 knows the first eight. */
 typedef enum {
     QWEN3_DEVICE_CPU = 0,
     QWEN3_DEVICE_NVIDIA = 1,
@@ -120,7 +120,9 @@ typedef enum {
     QWEN3_DEVICE_MOORE = 5,
     QWEN3_DEVICE_ILUVATAR = 6,
     QWEN3_DEVICE_KUNLUN = 7,
-    QWEN3_DEVICE_HYGON = 8
+    QWEN3_DEVICE_HYGON = 8,
+    QWEN3_DEVICE_QY = 9,
+    QWEN3_DEVICE_ALI = 10
 } Qwen3Device;
 
 typedef enum {

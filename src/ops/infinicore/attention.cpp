@@ -41,7 +41,7 @@ void InfinicoreOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const 
     kernels_->rmsNorm(q, q, norm(static_cast<const DeviceVector &>(q_norm)), epsilon);
     kernels_->rmsNorm(k, k, norm(static_cast<const DeviceVector &>(k_norm)), epsilon);
     kernels_->rope(heads(0, config_.nh + config_.nkvh), positions, sin, cos, routes_.rope_neox);
-    storeKv(at(qkv), layer);
+    step_.paged ? storePaged(at(qkv), layer) : storeKv(at(qkv), layer);
 }
 
 // One rearrange per sequence and block: in a block the values follow the keys, and in qkv they do too.
@@ -61,38 +61,57 @@ void InfinicoreOps::storeKv(char *qkv, uint32_t layer) {
 
 void InfinicoreOps::attention(Activation out, Activation qkv, uint32_t layer) {
     DeviceScope scope(*device_);
+    if (step_.paged) {
+        attendPaged(at(out), at(qkv), layer);
+        return;
+    }
+    attendSingles(out, qkv, layer);
     for (const Sequence &sequence : plan().sequences) {
+        if (sequence.ntok == 1) {
+            continue;
+        }
         for (uint32_t first = 0, rows; first < sequence.ntok; first += rows) {
             rows = fitRows(sequence.pos + first, sequence.ntok - first);
             const uint32_t total = sequence.pos + first + rows;
             attendRows(at(out, sequence.row + first), at(qkv, sequence.row + first),
-                       {sequence, first, rows, total, scoreStride(total)}, layer);
+                       {sequence, first, rows, total, scoreStride(total), scores_.data()}, layer);
+        }
+    }
+}
+
+// Sequences of one row each: those of equal length share a softmax, as far as their scores fit.
+void InfinicoreOps::attendSingles(Activation out, Activation qkv, uint32_t layer) {
+    const size_t nh = config_.nh, nkvh = config_.nkvh, dh = config_.dh, group = config_.group();
+    const auto heads = [&](char *data) { return batch(data, dtype_, nkvh, group, dh, group * dh, dh); };
+    for (size_t first = 0, n; first < singles_.size(); first += n) {
+        const uint32_t total = singles_[first]->pos + 1;
+        const size_t ld = scoreStride(total), most = score_elements_ / (nh * ld);  // one at least: see the constructor
+        const auto range = [&](size_t i) {
+            char *const scores = scores_.data() + i * nh * ld * size_;
+            return QueryRange{*singles_[first + i], 0, 1, total, ld, scores};
+        };
+        for (n = 0; n < most && first + n < singles_.size() && singles_[first + n]->pos + 1 == total; ++n) {
+            scoreKeys(heads(at(qkv, singles_[first + n]->row)), range(n), layer);
+        }
+        kernels_->causalSoftmax(batch(scores_.data(), dtype_, n * nh, 1, total, ld, ld));
+        for (size_t i = 0; i < n; ++i) {
+            sumValues(heads(at(out, singles_[first + i]->row)), range(i), layer);
         }
     }
 }
 
 // out and qkv point at the first row of the range.
 void InfinicoreOps::attendRows(char *out, char *qkv, const QueryRange &range, uint32_t layer) {
-    const size_t rows = range.rows, nh = config_.nh, nkvh = config_.nkvh, dh = config_.dh, group = config_.group();
-    const size_t width = config_.qkvWidth();
-    // [nkvh, group * rows, dh], so that one product per KV head serves its whole group. A single row lies like that
-    // already; more are brought into that order and back.
-    Tensor q = batch(qkv, dtype_, nkvh, group, dh, group * dh, dh);
-    Tensor o = batch(out, dtype_, nkvh, group, dh, group * dh, dh);
-    const Tensor out_rows = batch(out, dtype_, nh, rows, dh, dh, nh * dh);
-    const Tensor o_rows = batch(o_.data(), dtype_, nh, rows, dh, rows * dh, dh);
-    if (rows > 1) {
-        kernels_->rearrange(batch(q_.data(), dtype_, nh, rows, dh, rows * dh, dh),
-                            batch(qkv, dtype_, nh, rows, dh, dh, width));
-        q = batch(q_.data(), dtype_, nkvh, group * rows, dh, group * rows * dh, dh);
-        o = batch(o_.data(), dtype_, nkvh, group * rows, dh, group * rows * dh, dh);
-    }
-    scoreKeys(q, range, layer);
-    kernels_->causalSoftmax(batch(scores_.data(), dtype_, nh, rows, range.total, rows * range.ld, range.ld));
-    sumValues(o, range, layer);
-    if (rows > 1) {
-        kernels_->rearrange(out_rows, o_rows);
-    }
+    const size_t rows = range.rows, nh = config_.nh, nkvh = config_.nkvh, dh = config_.dh;
+    // Heads one after the other, [nkvh, group * rows, dh], so that one product per KV head serves its whole group.
+    const Tensor q_heads = batch(q_.data(), dtype_, nh, rows, dh, rows * dh, dh);
+    const Tensor o_heads = batch(o_.data(), dtype_, nh, rows, dh, rows * dh, dh);
+    const size_t height = config_.group() * rows;
+    kernels_->rearrange(q_heads, batch(qkv, dtype_, nh, rows, dh, dh, config_.qkvWidth()));
+    scoreKeys(batch(q_.data(), dtype_, nkvh, height, dh, height * dh, dh), range, layer);
+    kernels_->causalSoftmax(batch(range.scores, dtype_, nh, rows, range.total, rows * range.ld, range.ld));
+    sumValues(batch(o_.data(), dtype_, nkvh, height, dh, height * dh, dh), range, layer);
+    kernels_->rearrange(batch(out, dtype_, nh, rows, dh, dh, nh * dh), o_heads);
 }
 
 // InfiniCore 0.1.0's causal softmax for CUDA-like devices masks by thread instead of by column and lets keys of the
@@ -113,7 +132,7 @@ void InfinicoreOps::scoreKeys(const Tensor &q, const QueryRange &range, uint32_t
     const uint32_t masked = maskedFrom(range);
     if (masked < range.total) {  // the mask's key block_tokens is the first of the range's own keys
         const size_t edge = range.total - range.rows - masked, width = range.total - masked;
-        kernels_->rearrange(batch(scores_.data() + masked * size_, dtype_, config_.nh, range.rows, width,
+        kernels_->rearrange(batch(range.scores + masked * size_, dtype_, config_.nh, range.rows, width,
                                   range.rows * range.ld, range.ld),
                             batch(mask_.data() + (block_tokens_ - edge) * query_rows_ * size_, dtype_, config_.nh,
                                   range.rows, width, 0, 1, query_rows_));
@@ -123,7 +142,7 @@ void InfinicoreOps::scoreKeys(const Tensor &q, const QueryRange &range, uint32_t
         const Tensor k = batch(keys(range.sequence, first / block_tokens_, layer), dtype_, config_.nkvh, dh, n,
                                block_tokens_ * dh, 1, dh);
         const Tensor scores =
-            batch(scores_.data() + first * size_, dtype_, config_.nkvh, height, n, height * range.ld, range.ld);
+            batch(range.scores + first * size_, dtype_, config_.nkvh, height, n, height * range.ld, range.ld);
         kernels_->gemm(scores, q, k, scale, first < masked ? 0.0f : 1.0f);
     }
 }
@@ -151,7 +170,7 @@ void InfinicoreOps::sumValues(const Tensor &out, const QueryRange &range, uint32
         }
         const Tensor v = batch(data, dtype_, config_.nkvh, n, dh, gather ? gather_stride : block_stride, dh);
         const Tensor scores =
-            batch(scores_.data() + first * size_, dtype_, config_.nkvh, height, n, height * range.ld, range.ld);
+            batch(range.scores + first * size_, dtype_, config_.nkvh, height, n, height * range.ld, range.ld);
         kernels_->gemm(out, scores, v, 1.0f, first == 0 ? 0.0f : 1.0f);
     }
 }

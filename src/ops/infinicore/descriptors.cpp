@@ -25,10 +25,33 @@ Tensor tensor4d(void *data, infiniDtype_t dtype, std::array<size_t, 4> shape, st
 }
 
 const char *opName(OpKind kind) {
-    static constexpr const char *kNames[] = {
-        "gemm",      "add",          "rms_norm",  "rope",          "causal_softmax",  "swiglu",
-        "rearrange", "add_rms_norm", "embedding", "paged_caching", "paged_attention", "paged_attention_prefill"};
-    return kNames[uint32_t(kind)];
+    switch (kind) {
+    case OpKind::Gemm:
+        return "gemm";
+    case OpKind::Add:
+        return "add";
+    case OpKind::RmsNorm:
+        return "rms_norm";
+    case OpKind::Rope:
+        return "rope";
+    case OpKind::CausalSoftmax:
+        return "causal_softmax";
+    case OpKind::SwiGLU:
+        return "swiglu";
+    case OpKind::Rearrange:
+        return "rearrange";
+    case OpKind::AddRmsNorm:
+        return "add_rms_norm";
+    case OpKind::Embedding:
+        return "embedding";
+    case OpKind::PagedCaching:
+        return "paged_caching";
+    case OpKind::PagedAttention:
+        return "paged_attention";
+    case OpKind::PagedAttentionPrefill:
+        return "paged_attention_prefill";
+    }
+    return "unknown";
 }
 
 size_t OpKeyHash::operator()(const OpKey &key) const {

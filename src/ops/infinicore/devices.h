@@ -25,6 +25,10 @@ inline const char *deviceName(int device) {
         return "kunlun";
     case QWEN3_DEVICE_HYGON:
         return "hygon";
+    case QWEN3_DEVICE_QY:
+        return "qy";
+    case QWEN3_DEVICE_ALI:
+        return "ali";
     default:
         return "unknown";
     }
@@ -49,6 +53,10 @@ inline const char *installCommand(int device) {
         return "python scripts/install_infinicore.py --kunlun-xpu";
     case QWEN3_DEVICE_HYGON:
         return "python scripts/install_infinicore.py --sugon-dcu";
+    case QWEN3_DEVICE_QY:
+        return "python scripts/install.py --qy-gpu --ccl=y in a checkout of a newer InfiniCore";
+    case QWEN3_DEVICE_ALI:
+        return "python scripts/install.py --ali-ppu --ccl=y in a checkout of a newer InfiniCore";
     default:
         return "python scripts/install_infinicore.py";
     }

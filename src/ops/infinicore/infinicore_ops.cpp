@@ -11,14 +11,11 @@
 #include "ops/infinicore/selftest.h"
 #include "runtime/error.h"
 
-#ifndef Q3_INFINICORE_VERSION
-#define Q3_INFINICORE_VERSION "0.1.0"  // InfiniCore itself has no call that tells
-#endif
-
 namespace q3::infinicore {
 
+// InfiniCore has no call that tells, so the operators must.
 const char *version() {
-    return Q3_INFINICORE_VERSION;
+    return Q3_HAS_ADD_RMS_NORM != 0 ? "newer-than-0.1.0" : "0.1.0";
 }
 
 std::unique_ptr<Ops> makeInfinicoreOps(const ModelConfig &config, const OpsOptions &options) {
@@ -80,7 +77,9 @@ InfinicoreOps::InfinicoreOps(const ModelConfig &config, const OpsOptions &option
     if ((!device_->isCpu() && config.dctx > tuning.mask_width) || tuning.mask_on_cpu) {
         makeMask();
     }
+    singles_.reserve(max_tokens);
     settleRoutes();
+    makeIndices(options.kv_limit_bytes);
 }
 
 // Column by column, so that rearrange moves single values: 0.1.0's kernel for CUDA moves up to 32 bytes of a row at a
@@ -133,6 +132,14 @@ std::unique_ptr<Vector> InfinicoreOps::packVector(const VectorSource &source) {
 }
 
 std::unique_ptr<Linear> InfinicoreOps::packEmbedding(const LinearSource &source, const Linear *head, bool borrow) {
+    if (routes_.embedding) {
+        auto embedding = std::make_unique<DeviceEmbedding>();
+        embedding->head = static_cast<const DeviceLinear *>(head);
+        if (head == nullptr || embedding->head->rows != source.parts[0].rows) {
+            embedding->own = infinicore::packLinear(device_, source, config_.dt_logits, 0);
+        }
+        return embedding;
+    }
     return infinicore::packEmbedding(*device_, source, config_.dt_logits, static_cast<const DeviceLinear *>(head),
                                      borrow);
 }
@@ -167,21 +174,41 @@ void InfinicoreOps::beginStep(const StepPlan &plan) {
     floatsTo(config_.dt_logits, rope_host_.data() + n * size_, plan.rope_cos, n);
     staging_busy_ = true;
     device_->uploadAsync(rope_.data(), rope_host_.data(), 2 * n * size_);
+    uploadIndices(plan);
+    singles_.clear();
+    for (const Sequence &sequence : plan.sequences) {
+        if (sequence.ntok == 1) {
+            singles_.push_back(&sequence);
+        }
+    }
+    std::sort(singles_.begin(), singles_.end(), [](const Sequence *a, const Sequence *b) { return a->pos < b->pos; });
     plan_ = &plan;
+}
+
+void InfinicoreOps::checkToken(uint32_t index, uint32_t rows) const {
+    if (plan().tokens[index] >= rows) {
+        fail(QWEN3_STATUS_BAD_PARAM, "token %u at %u is not below the vocabulary size %u", plan().tokens[index], index,
+             rows);
+    }
 }
 
 void InfinicoreOps::embed(Activation x, const Linear &table) {
     DeviceScope scope(*device_);
+    const uint32_t ntok = plan().ntok;
+    if (routes_.embedding) {
+        const DeviceLinear &rows = static_cast<const DeviceEmbedding &>(table).table();
+        for (uint32_t i = 0; i < ntok; ++i) {
+            checkToken(i, rows.rows);
+        }
+        kernels_->embedding(rowsOf(x, ntok), vector1d(step_.tokens, INFINI_DTYPE_I32, ntok),
+                            matrix(rows.weight.data(), dtype_, rows.rows, rows.cols, rows.cols));
+        return;
+    }
     const auto &embedding = static_cast<const HostEmbedding &>(table);
     const size_t row_bytes = embedding.cols * size_;
-    const uint32_t ntok = plan().ntok;
     for (uint32_t i = 0; i < ntok; ++i) {
-        const uint32_t token = plan().tokens[i];
-        if (token >= embedding.rows) {
-            fail(QWEN3_STATUS_BAD_PARAM, "token %u at %u is not below the vocabulary size %u", token, i,
-                 embedding.rows);
-        }
-        embedding.readRow(embed_host_.data() + i * row_bytes, token);
+        checkToken(i, embedding.rows);
+        embedding.readRow(embed_host_.data() + i * row_bytes, plan().tokens[i]);
     }
     device_->uploadAsync(x.data, embed_host_.data(), ntok * row_bytes);
 }
@@ -300,7 +327,7 @@ size_t InfinicoreOps::scratchBytes() const {
         bytes += buffer.bytes();
     }
     for (const Buffer *buffer : {&wide_, &q_, &o_, &scores_, &values_, &mask_, &identity_, &positions_, &rope_,
-                                 &rope_host_, &embed_host_, &logits_, &logits_host_}) {
+                                 &rope_host_, &embed_host_, &logits_, &logits_host_, &indices_, &indices_host_}) {
         bytes += buffer->bytes();
     }
     return bytes;

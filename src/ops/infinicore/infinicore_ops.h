@@ -63,9 +63,17 @@ private:
         const Sequence &sequence;
         uint32_t first, rows, total;  // total: keys visible to the last of the rows
         size_t ld;                    // elements between rows of scores
+        char *scores;                 // [nh, rows, ld], in scores_
     };
 
     void settleRoutes();
+    uint32_t tableWidth(uint32_t blocks) const;
+    void makeIndices(uint64_t kv_limit_bytes);
+    void uploadIndices(const StepPlan &plan);
+    Tensor arenaOf(uint32_t layer, bool values) const;
+    void storePaged(char *qkv, uint32_t layer);
+    void attendPaged(char *out, char *qkv, uint32_t layer);
+    void checkToken(uint32_t index, uint32_t rows) const;
     void makeMask();
     void addInto(const Tensor &x, const Tensor &delta);
     size_t layerBlockBytes() const { return size_t(2) * config_.nkvh * block_tokens_ * config_.dh * size_; }
@@ -74,6 +82,7 @@ private:
     char *keys(const Sequence &sequence, uint32_t block, uint32_t layer) const;
     void storeKv(char *qkv, uint32_t layer);
     void attendRows(char *out, char *qkv, const QueryRange &range, uint32_t layer);
+    void attendSingles(Activation out, Activation qkv, uint32_t layer);
     void scoreKeys(const Tensor &q, const QueryRange &range, uint32_t layer);
     uint32_t maskedFrom(const QueryRange &range) const;
     void sumValues(const Tensor &out, const QueryRange &range, uint32_t layer);
@@ -103,18 +112,27 @@ private:
 
     std::unique_ptr<Kernels> kernels_;
     std::vector<Buffer> activations_;
-    Buffer wide_;                  // [max_step_tokens, max(2 di, d)]: gate and up; gathered deltas
-    Buffer q_, o_;                 // [nh, query_rows, dh]: queries and outputs, head by head
-    Buffer scores_;                // [nh, query_rows, keys]
-    Buffer values_;                // [nkvh, gather_blocks * block_tokens, dh], 16-bit types only
-    Buffer mask_;                  // [block_tokens + query_rows keys, query_rows]: 0, and -infinity in the future
-    Buffer identity_;              // [identity_rows, identity_rows], where there is no add
-    Buffer positions_;             // int32 0, 1, 2, ... [max_step_tokens]
-    Buffer rope_, rope_host_;      // [2, max_step_tokens, dh / 2]: sin, cos
-    Buffer embed_host_;            // [max_step_tokens, d]
-    Buffer logits_, logits_host_;  // [logits_rows_, dvoc]; the CPU needs no copy on the host
-    bool staging_busy_ = false;    // the stream may still read rope_host_ and embed_host_
+    Buffer wide_;                    // [max_step_tokens, max(2 di, d)]: gate and up; gathered deltas
+    Buffer q_, o_;                   // [nh, query_rows, dh]: queries and outputs, head by head
+    Buffer scores_;                  // [nh, query_rows, keys]
+    Buffer values_;                  // [nkvh, gather_blocks * block_tokens, dh], 16-bit types only
+    Buffer mask_;                    // [block_tokens + query_rows keys, query_rows]: 0, and -infinity in the future
+    Buffer identity_;                // [identity_rows, identity_rows], where there is no add
+    Buffer positions_;               // int32 0, 1, 2, ... [max_step_tokens]
+    Buffer rope_, rope_host_;        // [2, max_step_tokens, dh / 2]: sin, cos
+    Buffer embed_host_;              // [max_step_tokens, d]
+    Buffer logits_, logits_host_;    // [logits_rows_, dvoc]; the CPU needs no copy on the host
+    bool staging_busy_ = false;      // the stream may still read rope_host_ and embed_host_
+    Buffer indices_, indices_host_;  // where newer operators read token ids and the places of blocks
     const StepPlan *plan_ = nullptr;
+    std::vector<const Sequence *> singles_;  // the step's sequences of one row, by position
+
+    // A step's indices on the device; see uploadIndices.
+    struct StepIndices {
+        bool paged = false, decode = false;  // decode: one row per sequence
+        uint32_t width = 0;                  // of the table of blocks
+        void *slots = nullptr, *tables = nullptr, *lengths = nullptr, *starts = nullptr, *tokens = nullptr;
+    } step_;
 };
 
 }  // namespace q3::infinicore

@@ -8,6 +8,7 @@
 
 #include "ops/infinicore/check.h"
 #include "ops/infinicore/devices.h"
+#include "ops/infinicore/infinicore.h"
 #include "runtime/error.h"
 
 // From libgomp, which libinfiniop uses. Declared here because <omp.h> is missing from some compilers.
@@ -28,8 +29,13 @@ static void initRuntime() {
 }
 
 std::shared_ptr<Device> Device::open(int32_t type, int32_t id, int32_t nthreads) {
-    if (type < 0 || type > QWEN3_DEVICE_HYGON) {
+    if (type < 0 || type > QWEN3_DEVICE_ALI) {
         fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED, "device %d is no Qwen3Device", int(type));
+    }
+    if (type >= int(INFINI_DEVICE_TYPE_COUNT)) {
+        fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED,
+             "InfiniCore %s does not know device %s: run `%s`, then rebuild this library", version(), deviceName(type),
+             installCommand(type));
     }
     initRuntime();
     const auto infini_type = static_cast<infiniDevice_t>(type);
@@ -208,8 +214,48 @@ void Buffer::swap(Buffer &other) noexcept {
 
 // ------------------------------------------------------------------ DeviceBlockMemory
 
+void DeviceBlockMemory::useArena(size_t block_bytes, uint64_t limit_bytes) {
+    block_bytes_ = block_bytes;
+    wanted_ = std::max<uint64_t>(limit_bytes / block_bytes, 1);
+}
+
+int64_t DeviceBlockMemory::index(const void *block) const {
+    const char *const at = static_cast<const char *>(block);
+    return arena_ && at >= arena_.data() && at < arena_.data() + arena_.bytes()
+               ? int64_t(at - arena_.data()) / int64_t(block_bytes_)
+               : -1;
+}
+
+// A slot, or null when the arena has none left or does not fit into the device's memory at all.
+void *DeviceBlockMemory::fromArena() {
+    for (; wanted_ > 0 && !arena_; wanted_ /= 2) {
+        try {
+            arena_ = Buffer(device_, wanted_ * block_bytes_);
+        } catch (const Error &error) {
+            if (error.status() != QWEN3_STATUS_OUT_OF_MEMORY) {
+                throw;
+            }
+            continue;
+        }
+        for (uint64_t i = wanted_; i-- > 0;) {
+            free_.push_back(arena_.data() + i * block_bytes_);
+        }
+    }
+    if (free_.empty()) {
+        return nullptr;
+    }
+    char *const slot = free_.back();
+    free_.pop_back();
+    return slot;
+}
+
 void *DeviceBlockMemory::allocate(size_t bytes) {
     DeviceScope scope(*device_);
+    if (bytes == block_bytes_ && bytes > 0) {
+        if (void *const slot = fromArena(); slot != nullptr) {
+            return slot;
+        }
+    }
     void *block = allocateRaw(*device_, std::max<size_t>(bytes, 1), Buffer::Place::Device);
     try {
         device_->zero(block, bytes);
@@ -223,6 +269,10 @@ void *DeviceBlockMemory::allocate(size_t bytes) {
 
 void DeviceBlockMemory::release(void *block) noexcept {
     if (block == nullptr) {
+        return;
+    }
+    if (index(block) >= 0) {
+        free_.push_back(static_cast<char *>(block));  // never more than there was room for
         return;
     }
     try {

@@ -1,8 +1,10 @@
 // The device a backend runs on, and RAII for its memory.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "infinirt.h"
 #include "ops/ops.h"
@@ -85,7 +87,7 @@ private:
     Place place_ = Place::Device;
 };
 
-// KV blocks on the device.
+// KV blocks on the device: each its own allocation, or, after useArena, slots of one as long as it has any.
 class DeviceBlockMemory final : public BlockMemory {
 public:
     explicit DeviceBlockMemory(std::shared_ptr<Device> device) : device_(std::move(device)) {}
@@ -93,8 +95,21 @@ public:
     void release(void *block) noexcept override;
     void copy(void *dst, const void *src, size_t bytes) override;
 
+    // Blocks of block_bytes will come from an arena of at most limit_bytes, allocated with the first of them; it is
+    // halved until it fits.
+    void useArena(size_t block_bytes, uint64_t limit_bytes);
+    char *arena() const { return arena_.data(); }
+    size_t arenaBlocks() const { return arena_.bytes() / std::max<size_t>(block_bytes_, 1); }
+    int64_t index(const void *block) const;  // of a slot of the arena, or -1
+
 private:
+    void *fromArena();
+
     std::shared_ptr<Device> device_;
+    size_t block_bytes_ = 0;  // 0: no arena
+    uint64_t wanted_ = 0;     // blocks of the arena that is still to be allocated
+    Buffer arena_;
+    std::vector<char *> free_;
 };
 
 }  // namespace q3::infinicore

@@ -6,6 +6,7 @@
 
 #include "ops/infinicore/devices.h"
 #include "ops/infinicore/infinicore.h"
+#include "ops/infinicore/selftest_paged.h"
 #include "ops/infinicore/trial.h"
 #include "runtime/error.h"
 
@@ -52,7 +53,8 @@ public:
             embedding();
         }
         if (routes_.paged_attention) {
-            paged();
+            tryPagedOperators(t_, k_, c_, setup_.block_tokens,
+                              [this](const Verdict &verdict) { judge(verdict, &Routes::paged_attention); });
         }
         if (!problems_.empty()) {
             fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED,
@@ -323,92 +325,6 @@ private:
                   [&] { k_.embedding(t_.tensor(out), t_.tensor(tokens), t_.tensor(table)); },
                   [&](const Index &i) -> Expected { return {table.get(size_t(ids[i[0]]), i[1]), 0}; }),
               &Routes::embedding);
-    }
-
-    // Three blocks of one layer: [blocks, keys and values by heads, tokens, dh]
-    void paged() {
-        const size_t T = setup_.block_tokens, dh = c_.dh, nkvh = c_.nkvh, head = T * dh, block = 2 * nkvh * head;
-        Operand cache = t_.random(tensor4d(nullptr, kOwn, {3, 2 * nkvh, T, dh}, {block, head, dh}).layout);
-        const auto half = [&](size_t first) {
-            Tensor part = t_.tensor(cache, first * nkvh * head);
-            part.layout.shape[1] = nkvh;
-            return part;
-        };
-        // storing three tokens
-        const std::vector<int64_t> slots = {int64_t(T) + 5 % int64_t(T), 2 * int64_t(T), 7 % int64_t(T)};
-        const size_t width = c_.qkvWidth();
-        Operand kv = t_.random(rows3d(3, 2 * nkvh, dh, width, dh));
-        Operand slot_ids = t_.integers(INFINI_DTYPE_I64, slots);
-        const Verdict stored = t_.run(
-            OpKind::PagedCaching, {&cache, &kv, &slot_ids},
-            [&] {
-                Tensor k = t_.tensor(kv), v = t_.tensor(kv, nkvh * dh);
-                k.layout.shape[1] = v.layout.shape[1] = nkvh;
-                k_.pagedCaching(half(0), half(1), k, v, t_.tensor(slot_ids));
-            },
-            [&](const Index &i) -> Expected {
-                for (size_t s = 0; s < slots.size(); ++s) {
-                    if (slots[s] == int64_t(i[0] * T + i[2])) {
-                        return {kv.get(s, i[1], i[3]), 0};
-                    }
-                }
-                return {cache.get(i[0], i[1], i[2], i[3]), 0};
-            });
-        judge(stored, &Routes::paged_attention);
-
-        // two sequences, the first in blocks 2 and 0
-        const std::vector<int64_t> lengths = {int64_t(T) + 1 + 6 % int64_t(T), 1 + 8 % int64_t(T)};
-        Operand tables = t_.integers(INFINI_DTYPE_I32, {2, 0, 1, 0}, 2), sizes = t_.integers(INFINI_DTYPE_I32, lengths);
-        const float scale = 1.0f / std::sqrt(float(dh));
-        for (const bool decode : {true, false}) {
-            const std::vector<int64_t> starts = {0, decode ? 1 : 2, decode ? 2 : 3};
-            Operand first_rows = t_.integers(INFINI_DTYPE_I32, starts);
-            const size_t rows = size_t(starts[2]);
-            Operand out = t_.random(rows3d(rows, c_.nh, dh, c_.nh * dh, dh));
-            Operand q = t_.random(rows3d(rows, c_.nh, dh, width, dh));
-            const auto launch = [&] {
-                const Tensor o = t_.tensor(out), query = t_.tensor(q), map = t_.tensor(tables), n = t_.tensor(sizes);
-                if (decode) {
-                    k_.pagedAttention(o, query, half(0), half(1), map, n, scale);
-                } else {
-                    k_.pagedAttentionPrefill(o, query, half(0), half(1), map, n, t_.tensor(first_rows), scale);
-                }
-            };
-            std::vector<double> p;
-            size_t row_of_p = SIZE_MAX, head_of_p = SIZE_MAX;
-            const auto expected = [&](const Index &i) -> Expected {
-                const size_t s = int64_t(i[0]) < starts[1] ? 0 : 1, group_head = i[1] / c_.group();
-                const size_t visible = size_t(lengths[s]) - size_t(starts[s + 1] - 1) + i[0];
-                const auto element = [&](size_t token, size_t kv_head, size_t x) -> double {
-                    return cache.get(size_t(tables.get(s, token / T)), kv_head, token % T, x);
-                };
-                if (row_of_p != i[0] || head_of_p != i[1]) {
-                    row_of_p = i[0];
-                    head_of_p = i[1];
-                    p.assign(visible, 0.0);
-                    double sum = 0;
-                    for (size_t token = 0; token < visible; ++token) {
-                        for (size_t x = 0; x < dh; ++x) {
-                            p[token] += q.get(i[0], i[1], x) * element(token, group_head, x) * scale;
-                        }
-                        sum += p[token] = std::exp(p[token]);
-                    }
-                    for (double &probability : p) {
-                        probability /= sum;
-                    }
-                }
-                double value = 0, absolute = 0;
-                for (size_t token = 0; token < visible; ++token) {
-                    const double part = p[token] * element(token, nkvh + group_head, i[2]);
-                    value += part;
-                    absolute += std::abs(part);
-                }
-                return {value, 8 * t_.unit() * absolute + 1e-4};
-            };
-            judge(t_.run(decode ? OpKind::PagedAttention : OpKind::PagedAttentionPrefill,
-                         {&out, &q, &cache, &tables, &sizes, &first_rows}, launch, expected),
-                  &Routes::paged_attention);
-        }
     }
 
     const std::shared_ptr<Device> &device_;

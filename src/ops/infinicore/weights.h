@@ -36,6 +36,16 @@ public:
     size_t owned_bytes = 0;
 };
 
+// The token embedding on the device, for the embedding operator: the head's rows when it is tied.
+class DeviceEmbedding final : public Linear {
+public:
+    size_t bytes() const override { return own == nullptr ? 0 : own->bytes(); }
+    const DeviceLinear &table() const { return own == nullptr ? *head : *own; }
+
+    const DeviceLinear *head = nullptr;
+    std::unique_ptr<DeviceLinear> own;
+};
+
 // All throw BAD_WEIGHTS for NaN, infinities, and values that become infinite in `dtype`.
 // interleave: 0, or dh: what is rotated (LinearSource::rope_rows, VectorSource::rope) is packed so that the halves
 // of each head alternate, and the interleaved rope does what the NeoX rope does to heads in the given order. Scores
