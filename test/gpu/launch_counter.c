@@ -1,0 +1,106 @@
+/* Counts what a program hands to a device: preload it before a program that uses InfiniCore. Calls go on to the real
+ * libraries. Counters are read and cleared through gpu_count and gpu_reset (ctypes.CDLL(None) finds them). */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <string.h>
+
+#include "infiniop.h"
+#include "infinirt.h"
+
+/* infiniop.h includes them in versions that have them; 0.1.0 has none. */
+#if defined(__has_include)
+#if __has_include("infiniop/ops/paged_caching.h")
+#define NEWER 1
+#endif
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+enum { kCounters = 32 };
+static struct {
+    const char *name;
+    long count;
+} counters[kCounters];
+
+static void *next_function(const char *name, int *slot) {
+    for (int i = 0; i < kCounters; ++i) {
+        if (counters[i].name == NULL || strcmp(counters[i].name, name) == 0) {
+            counters[i].name = name;
+            *slot = i;
+            break;
+        }
+    }
+    return dlsym(RTLD_NEXT, name);
+}
+
+/* Calls since the last gpu_reset, from one thread at a time; "" for all but copies and synchronisations. */
+EXPORT long gpu_count(const char *name) {
+    long sum = 0;
+    for (int i = 0; i < kCounters && counters[i].name != NULL; ++i) {
+        if (name[0] == '\0' ? strncmp(counters[i].name, "infiniop", 8) == 0 : strcmp(counters[i].name, name) == 0) {
+            sum += counters[i].count;
+        }
+    }
+    return sum;
+}
+
+EXPORT void gpu_reset(void) {
+    for (int i = 0; i < kCounters; ++i) {
+        counters[i].count = 0;
+    }
+}
+
+#define COUNTED(function, parameters, arguments)                                                                       \
+    EXPORT infiniStatus_t function parameters {                                                                        \
+        static infiniStatus_t(*real) parameters;                                                                       \
+        static int slot;                                                                                               \
+        if (real == NULL) {                                                                                            \
+            *(void **)&real = next_function(#function, &slot);                                                         \
+        }                                                                                                              \
+        ++counters[slot].count;                                                                                        \
+        return real arguments;                                                                                         \
+    }
+
+COUNTED(infiniopGemm,
+        (infiniopGemmDescriptor_t d, void *w, size_t n, void *c, const void *a, const void *b, float alpha, float beta,
+         void *stream),
+        (d, w, n, c, a, b, alpha, beta, stream))
+COUNTED(infiniopAdd,
+        (infiniopAddDescriptor_t d, void *w, size_t n, void *c, const void *a, const void *b, void *stream),
+        (d, w, n, c, a, b, stream))
+COUNTED(infiniopRMSNorm,
+        (infiniopRMSNormDescriptor_t d, void *w, size_t n, void *y, const void *x, const void *g, void *stream),
+        (d, w, n, y, x, g, stream))
+COUNTED(infiniopRoPE,
+        (infiniopRoPEDescriptor_t d, void *w, size_t n, void *y, const void *x, const void *p, const void *s,
+         const void *c, void *stream),
+        (d, w, n, y, x, p, s, c, stream))
+COUNTED(infiniopCausalSoftmax,
+        (infiniopCausalSoftmaxDescriptor_t d, void *w, size_t n, void *y, const void *x, void *stream),
+        (d, w, n, y, x, stream))
+COUNTED(infiniopSwiGLU,
+        (infiniopSwiGLUDescriptor_t d, void *w, size_t n, void *c, const void *a, const void *b, void *stream),
+        (d, w, n, c, a, b, stream))
+COUNTED(infiniopRearrange, (infiniopRearrangeDescriptor_t d, void *y, const void *x, void *stream), (d, y, x, stream))
+COUNTED(infinirtMemcpyAsync, (void *dst, const void *src, size_t n, infinirtMemcpyKind_t kind, infinirtStream_t stream),
+        (dst, src, n, kind, stream))
+COUNTED(infinirtStreamSynchronize, (infinirtStream_t stream), (stream))
+#ifdef NEWER
+COUNTED(infiniopAddRMSNorm,
+        (infiniopAddRMSNormDescriptor_t d, void *w, size_t n, void *y, void *r, const void *a, const void *b,
+         const void *g, void *stream),
+        (d, w, n, y, r, a, b, g, stream))
+COUNTED(infiniopEmbedding, (infiniopEmbeddingDescriptor_t d, void *y, const void *x, const void *t, void *stream),
+        (d, y, x, t, stream))
+COUNTED(infiniopPagedCaching,
+        (infiniopPagedCachingDescriptor_t d, void *w, size_t n, void *kc, void *vc, const void *k, const void *v,
+         const void *s, void *stream),
+        (d, w, n, kc, vc, k, v, s, stream))
+COUNTED(infiniopPagedAttention,
+        (infiniopPagedAttentionDescriptor_t d, void *w, size_t n, void *o, const void *q, const void *k, const void *v,
+         const void *t, const void *l, const void *a, void *stream),
+        (d, w, n, o, q, k, v, t, l, a, stream))
+COUNTED(infiniopPagedAttentionPrefill,
+        (infiniopPagedAttentionPrefillDescriptor_t d, void *w, size_t n, void *o, const void *q, const void *k,
+         const void *v, const void *t, const void *l, const void *c, const void *a, void *stream),
+        (d, w, n, o, q, k, v, t, l, c, a, stream))
+#endif
