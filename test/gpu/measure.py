@@ -130,7 +130,7 @@ class DeviceBench(Bench):
         self.rng = np.random.default_rng(1)
 
     def launches(self, batch: int, ntok: int, past: int) -> str:
-        """What one step hands to the device, counted by the preloaded launch_counter.c."""
+        """What one step hands to the device, counted by the preloaded launch_counter.cpp."""
         counter = ctypes.CDLL(None)
         if not hasattr(counter, "gpu_count"):
             return "not counted"

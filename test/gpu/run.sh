@@ -48,7 +48,7 @@ root=${INFINI_ROOT:-$PWD/.infini}
 counter=build/launch_counter.so
 mkdir -p build
 # Linked, so that the real functions are where the counter looks for them.
-cc -shared -fPIC -O1 -isystem "$root/include" test/gpu/launch_counter.c -o "$counter" -ldl \
+c++ -std=c++17 -shared -fPIC -O1 -isystem "$root/include" test/gpu/launch_counter.cpp -o "$counter" -ldl \
     -L"$root/lib" -Wl,--no-as-needed,-rpath,"$root/lib" -linfiniop -linfinirt -lgomp
 
 if [[ $device == nvidia ]]; then

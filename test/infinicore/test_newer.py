@@ -147,8 +147,17 @@ def test_launch_counter_of_gpu_checks_compiles(headers: str) -> None:
         folder = Path(os.environ["INFINI_ROOT"]) / "include"
     if not folder.is_dir():
         pytest.skip(f"InfiniCore's headers are not in {headers}")
-    command = ["cc", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-isystem", str(folder)]
-    subprocess.run([*command, str(ROOT / "test/gpu/launch_counter.c")], check=True)
+    command = [
+        "c++",
+        "-std=c++17",
+        "-fsyntax-only",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-isystem",
+        str(folder),
+    ]
+    subprocess.run([*command, str(ROOT / "test/gpu/launch_counter.cpp")], check=True)
 
 
 # ------------------------------------------------------------------ memory and failures

@@ -1,21 +1,23 @@
-/* Counts what a program hands to a device: preload it before a program that uses InfiniCore. Calls go on to the real
- * libraries. Counters are read and cleared through gpu_count and gpu_reset (ctypes.CDLL(None) finds them). */
-#define _GNU_SOURCE
+// Counts what a program hands to a device: preload it before a program that uses InfiniCore. Calls go on to the real
+// libraries. Counters are read and cleared through gpu_count and gpu_reset (ctypes.CDLL(None) finds them).
 #include <dlfcn.h>
-#include <string.h>
+
+#include <cstring>
 
 #include "infiniop.h"
 #include "infinirt.h"
 
-/* infiniop.h includes them in versions that have them; 0.1.0 has none. */
-#if defined(__has_include)
-#if __has_include("infiniop/ops/paged_caching.h")
+#if __has_include("infiniop/ops/paged_caching.h")  // 0.1.0 has none of these
+#include "infiniop/ops/add_rms_norm.h"
+#include "infiniop/ops/embedding.h"
+#include "infiniop/ops/paged_attention.h"
+#include "infiniop/ops/paged_attention_prefill.h"
+#include "infiniop/ops/paged_caching.h"
 #define NEWER 1
 #endif
-#endif
 
-#define EXPORT __attribute__((visibility("default")))
-enum { kCounters = 32 };
+#define EXPORT extern "C" __attribute__((visibility("default")))
+static constexpr int kCounters = 32;
 static struct {
     const char *name;
     long count;
@@ -23,7 +25,7 @@ static struct {
 
 static void *next_function(const char *name, int *slot) {
     for (int i = 0; i < kCounters; ++i) {
-        if (counters[i].name == NULL || strcmp(counters[i].name, name) == 0) {
+        if (counters[i].name == nullptr || std::strcmp(counters[i].name, name) == 0) {
             counters[i].name = name;
             *slot = i;
             break;
@@ -32,11 +34,12 @@ static void *next_function(const char *name, int *slot) {
     return dlsym(RTLD_NEXT, name);
 }
 
-/* Calls since the last gpu_reset, from one thread at a time; "" for all but copies and synchronisations. */
+// Calls since the last gpu_reset; "": of all operators. For one thread at a time.
 EXPORT long gpu_count(const char *name) {
     long sum = 0;
-    for (int i = 0; i < kCounters && counters[i].name != NULL; ++i) {
-        if (name[0] == '\0' ? strncmp(counters[i].name, "infiniop", 8) == 0 : strcmp(counters[i].name, name) == 0) {
+    for (int i = 0; i < kCounters && counters[i].name != nullptr; ++i) {
+        if (name[0] == '\0' ? std::strncmp(counters[i].name, "infiniop", 8) == 0
+                            : std::strcmp(counters[i].name, name) == 0) {
             sum += counters[i].count;
         }
     }
@@ -53,8 +56,8 @@ EXPORT void gpu_reset(void) {
     EXPORT infiniStatus_t function parameters {                                                                        \
         static infiniStatus_t(*real) parameters;                                                                       \
         static int slot;                                                                                               \
-        if (real == NULL) {                                                                                            \
-            *(void **)&real = next_function(#function, &slot);                                                         \
+        if (real == nullptr) {                                                                                         \
+            *reinterpret_cast<void **>(&real) = next_function(#function, &slot);                                       \
         }                                                                                                              \
         ++counters[slot].count;                                                                                        \
         return real arguments;                                                                                         \
