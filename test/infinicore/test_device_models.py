@@ -180,17 +180,21 @@ def test_wide_prompts_are_masked(
     assert run_case("long_prompt", environment=narrow, folder=folder, ntok=690) > 1
 
 
-@pytest.mark.parametrize("dtype", [None, "f32"])
-def test_demo_text(run_case: RunCase, folders: Folders, dtype: str | None) -> None:
+# Each of the routes once: it takes some seconds.
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("nvidia", None), ("nvidia", "f32"), ("moore", None), ("ascend", None)]
+)
+def test_demo_text(run_case: RunCase, folders: Folders, dtype: str | None, device: str) -> None:
     texts = {
         run_case(
             "text",
+            environment={"device": device},
             folder=folders("demo"),
-            device=device,
+            device=place,
             prompt="Once upon a time",
             dtype=dtype,
         )
-        for device in ("cpu", "nvidia")
+        for place in ("cpu", device)
     }
     assert len(texts) == 1 and len(texts.pop()) > 40
 

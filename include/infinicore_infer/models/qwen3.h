@@ -471,7 +471,8 @@ QWEN3_API uint32_t qwen3AbiVersion(void);
 QWEN3_API size_t qwen3StructSize(int32_t kind);
 
 /* One line of key=value pairs separated by spaces: version, isa, infinicore (its version, or "none"), and with a
- * model also backend, device and threads. With model NULL the text is static; else it lives as long as the model. */
+ * model also backend, device and threads, and on InfiniCore avoids (operators replaced) and self_test (passed or
+ * skipped). With model NULL the text is static; else it lives as long as the model. */
 QWEN3_API const char *qwen3BuildInfo(const struct Qwen3Model *model);
 
 /* Fills *stats (struct_size set by the caller). Errors: NULL_POINTER, ABI_MISMATCH. */
