@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
-import time
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -18,58 +20,101 @@ from serving import CAPITAL, GREEDY, STORY, LiveServer
 Make = Callable[..., LiveServer]
 
 
+def _mixed_requests() -> list[dict[str, Any]]:
+    """64 requests of lengths from 5 to some 600 prompt tokens and 1 to 60 new ones."""
+    rng = random.Random(64)
+    texts = [
+        "Tell me more. ",
+        "What is the capital of France? ",
+        "One, two, three. ",
+        "{[(\u00e9\U0001f600 ",
+    ]
+    result: list[dict[str, Any]] = []
+    for i in range(64):
+        repeats = rng.choice([0, 1, 3, 10, 40])
+        prompt = rng.choice(texts) * repeats + f"What is {i} + {i % 7}?"
+        result.append(
+            {
+                "prompt": prompt,
+                "max_tokens": rng.choice([1, 5, 20, 60]),
+                "extra_body": {"ignore_eos": rng.random() < 0.7},
+            }
+        )
+    return result
+
+
 def test_concurrent_streams(server: LiveServer, reference: Qwen3ForCausalLM) -> None:
-    """32 streams; every greedy answer equals that of the model by itself; health stays quick."""
-    prompts = [f"{'Tell me more. ' * (i % 5)}What is {i} + {i % 7}?" for i in range(32)]
+    """64 streams; every greedy answer equals that of the model by itself; health answers."""
+    requests = _mixed_requests()
     expected = [
-        reference.generate(prompt, 30, temperature=0, ignore_eos=True).text for prompt in prompts
+        reference.generate(
+            request["prompt"], request["max_tokens"], temperature=0, **request["extra_body"]
+        )
+        for request in requests
     ]
 
-    async def one(client: openai.AsyncOpenAI, prompt: str) -> str:
+    async def one(client: openai.AsyncOpenAI, request: dict[str, Any]) -> tuple[str, int]:
         stream = await client.completions.create(
             model="qwen3-tiny",
-            prompt=prompt,
-            max_tokens=30,
             temperature=0,
             stream=True,
-            extra_body={"ignore_eos": True},
+            stream_options={"include_usage": True},
+            **request,
         )
-        return "".join([chunk.choices[0].text async for chunk in stream])
+        text, count = "", 0
+        async for chunk in stream:
+            text += "".join(choice.text for choice in chunk.choices)
+            count = chunk.usage.completion_tokens if chunk.usage else 0
+        return text, count
 
-    async def run() -> tuple[list[str], list[float]]:
-        delays = []
+    async def run() -> tuple[list[tuple[str, int]], list[int]]:
+        statuses = []
         async with (
             openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
-            httpx.AsyncClient(base_url=server.url) as probe,
+            httpx.AsyncClient(base_url=server.url, timeout=20) as probe,
         ):
-            work = asyncio.gather(*(one(client, prompt) for prompt in prompts))
+            work = asyncio.gather(*(one(client, request) for request in requests))
             while not work.done():
-                begin = time.monotonic()
-                assert (await probe.get("/health")).status_code == 200
-                delays.append(time.monotonic() - begin)
+                statuses.append((await probe.get("/health")).status_code)
                 await asyncio.sleep(0.02)
-            return await work, delays
+            return await work, statuses
 
-    answers, delays = asyncio.run(run())
-    assert answers == expected
-    # Client and server share this process and a busy machine.
-    assert sorted(delays)[len(delays) // 2] < 0.5
+    steps = server.engine.stats.steps
+    answers, statuses = asyncio.run(run())
+    assert answers == [(result.text, len(result.tokens)) for result in expected]
+    # How quickly is measured by test/bench/soak.py: tests do not depend on the machine.
+    assert len(statuses) > 5 and set(statuses) == {200}
+    # They did share steps.
+    assert server.engine.stats.steps - steps < sum(count for _, count in answers)
 
 
 def test_disconnects_free_memory(server: LiveServer) -> None:
-    """Clients that vanish at any time, with and without streaming."""
+    """Clients that vanish at any time, with and without streaming, or while sending the body."""
     rng = random.Random(1)
+    host, port = server.url.removeprefix("http://").split(":")
 
-    async def one(client: httpx.AsyncClient, i: int) -> None:
+    async def one(i: int) -> None:
         body = {"messages": STORY, "stream": i % 2 == 0, "ignore_eos": True, **GREEDY}
-        with pytest.raises((TimeoutError, asyncio.TimeoutError)):
-            await asyncio.wait_for(
-                client.post("/v1/chat/completions", json=body), rng.uniform(0.01, 0.2)
-            )
+        data = json.dumps(body).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(head.encode() + (data[:-5] if i % 5 == 4 else data))
+        await writer.drain()
+        if i % 10 == 0:
+            # In the middle of the answer.
+            await reader.readuntil(b'"content":"')
+        else:
+            await asyncio.sleep(rng.uniform(0, 0.3))
+        if i % 3 == 0:
+            # A reset instead of an orderly end.
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.close()
 
     async def run() -> None:
-        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-            await asyncio.gather(*(one(client, i) for i in range(20)))
+        await asyncio.gather(*(one(i) for i in range(60)))
 
     asyncio.run(run())
     server.check_idle()
@@ -120,25 +165,4 @@ def test_failed_step_and_recovery(make_server: Make, monkeypatch: pytest.MonkeyP
         with pytest.raises(openai.APIError, match="injected"):
             list(stream)
     assert server.http.get("/health").status_code == 200
-    server.check_idle()
-
-
-def test_generated_garbage(server: LiveServer) -> None:
-    """Random bodies get an answer of the 400s, or are fine; nothing breaks."""
-    rng = random.Random(7)
-    values = [None, True, 0, -1, 1.5, 10**30, "", "x", [], ["x"], [[]], {}, {"a": 1}, [None]]
-    names = ["messages", "prompt", "n", "stop", "tools", "stream", "seed", "logit_bias", "top_k"]
-    names += ["temperature", "response_format", "tool_choice", "chat_template_kwargs", "logprobs"]
-    names += ["stream_options", "top_logprobs", "max_tokens", "stop_token_ids", "model"]
-    for _ in range(300):
-        body: dict[str, Any] = {"max_tokens": 1}
-        if rng.random() < 0.7:
-            body |= {"messages": CAPITAL, "prompt": "Hi"}
-        for name in rng.sample(names, rng.randint(1, 3)):
-            body[name] = rng.choice(values)
-        path = rng.choice(["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
-        response = server.post(path, body)
-        assert response.status_code in (200, 400, 404), (path, body, response.text)
-        if response.status_code != 200:
-            assert response.json()["error"]["message"]
     server.check_idle()
