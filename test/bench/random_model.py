@@ -1,0 +1,165 @@
+"""Writes a random model of an official shape that servers can load, with a vocabulary of full size.
+
+    python test/bench/random_model.py --model 0.6b /tmp/random-0.6b
+    python test/bench/random_model.py --model 0.6b /tmp/random-0.6b --gguf /tmp/random.gguf --kind Q8_0
+
+A folder for this engine, and the same weights and vocabulary as GGUF for llama.cpp (that needs
+gguf==0.19.0). The vocabulary is the demo model's, filled up with made-up tokens that no text
+encodes to, with Qwen3's control tokens at their official ids. Weights repeat one block of random
+numbers: speed depends on shapes only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from bench import SHAPES, VOCABULARY, official_config  # noqa: E402
+
+DEMO = ROOT / "test" / "data" / "qwen3-tiny"
+_FIRST_CONTROL = 151643
+_BLOCK = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
+
+
+def tensors(name: str) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor by its Hugging Face name."""
+    config = official_config(name)
+    hidden, layers, heads, kv_heads, inner, tied = SHAPES[name]
+    dim = config["head_dim"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, hidden)}
+    if not tied:
+        shapes["lm_head.weight"] = (VOCABULARY, hidden)
+    for i in range(layers):
+        for part, shape in {
+            "input_layernorm": (hidden,),
+            "post_attention_layernorm": (hidden,),
+            "self_attn.q_norm": (dim,),
+            "self_attn.k_norm": (dim,),
+            "self_attn.q_proj": (heads * dim, hidden),
+            "self_attn.k_proj": (kv_heads * dim, hidden),
+            "self_attn.v_proj": (kv_heads * dim, hidden),
+            "self_attn.o_proj": (hidden, heads * dim),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }.items():
+            shapes[f"model.layers.{i}.{part}.weight"] = shape
+    shapes["model.norm.weight"] = (hidden,)
+    return shapes
+
+
+def values(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Returns a tensor: norms are ones, matrices repeat the block."""
+    if len(shape) == 1:
+        return np.ones(shape, np.float32)
+    return np.resize(_BLOCK, int(np.prod(shape))).reshape(shape)
+
+
+def vocabulary() -> dict[str, Any]:
+    """Returns tokenizer.json's contents."""
+    data: dict[str, Any] = json.loads((DEMO / "tokenizer.json").read_text("utf-8"))
+    known = data["model"]["vocab"]
+    for i in range(len(known), _FIRST_CONTROL):
+        known[f"<t{i}>"] = i
+    for i, token in enumerate(data["added_tokens"]):
+        token["id"] = _FIRST_CONTROL + i
+    return data
+
+
+def write_folder(folder: Path, name: str) -> None:
+    """Writes what Qwen3ForCausalLM loads, weights in bfloat16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(official_config(name)))
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary()))
+    settings = json.loads((DEMO / "tokenizer_config.json").read_text("utf-8"))
+    # The ids there are the demo model's.
+    settings.pop("added_tokens_decoder", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    header, end = {}, 0
+    for tensor, shape in tensors(name).items():
+        begin, end = end, end + 2 * int(np.prod(shape))
+        header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for shape in tensors(name).values():
+            (values(shape).view(np.uint32) >> 16).astype(np.uint16).tofile(file)
+
+
+def write_gguf(path: Path, name: str, kind: str) -> None:
+    """Writes the same for llama.cpp, matrices in one of its formats."""
+    import gguf
+
+    config = official_config(name)
+    hidden, layers, heads, kv_heads, inner, _ = SHAPES[name]
+    writer = gguf.GGUFWriter(path, "qwen3")
+    writer.add_block_count(layers)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    data = vocabulary()
+    tokens = [f"[PAD{i}]" for i in range(VOCABULARY)]
+    types = [gguf.TokenType.UNUSED] * VOCABULARY
+    for text, i in data["model"]["vocab"].items():
+        tokens[i], types[i] = text, gguf.TokenType.NORMAL
+    for token in data["added_tokens"]:
+        kind_of_token = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
+        tokens[token["id"]], types[token["id"]] = token["content"], kind_of_token
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([" ".join(pair) for pair in data["model"]["merges"]])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(False)
+    settings = json.loads((DEMO / "tokenizer_config.json").read_text("utf-8"))
+    writer.add_chat_template(settings["chat_template"])
+    quantization = gguf.GGMLQuantizationType[kind]
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, layers)
+    for tensor, shape in tensors(name).items():
+        new = names.get_name(tensor, try_suffixes=(".weight",))
+        assert new is not None, tensor
+        if len(shape) == 1:
+            writer.add_tensor(new, values(shape))
+        else:
+            packed = gguf.quants.quantize(values(shape), quantization)
+            writer.add_tensor(new, packed, raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main() -> int:
+    """Writes what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", choices=SHAPES, default="0.6b")
+    parser.add_argument("--gguf", type=Path, help="also write this")
+    parser.add_argument("--kind", default="BF16", choices=["BF16", "Q8_0", "Q4_0"])
+    args = parser.parse_args()
+    write_folder(args.folder, args.model)
+    if args.gguf:
+        write_gguf(args.gguf, args.model, args.kind)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
