@@ -162,7 +162,7 @@ class Load:
     def second_turn(self, words: int) -> dict[str, float | int | str]:
         """Chat twice: a long question, then a short one after its answer."""
         messages = [{"role": "user", "content": self.text(words)}]
-        body = {"model": self._model, "temperature": 0, "max_tokens": 16}
+        body = {"model": self._model, "temperature": 0, "max_tokens": 4}
 
         def turn() -> Answer:
             return self._client.stream("/v1/chat/completions", {**body, "messages": messages})

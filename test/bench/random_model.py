@@ -1,7 +1,7 @@
 """Writes a random model of an official shape that servers can load, with a vocabulary of full size.
 
-    python test/bench/random_model.py --model 0.6b /tmp/random-0.6b
-    python test/bench/random_model.py --model 0.6b /tmp/random-0.6b --gguf /tmp/random.gguf --kind Q8_0
+    python test/bench/random_model.py --model 0.6b DIR
+    python test/bench/random_model.py DIR --gguf random.gguf --kind Q8_0
 
 A folder for this engine, and the same weights and vocabulary as GGUF for llama.cpp (that needs
 gguf==0.19.0). The vocabulary is the demo model's, filled up with made-up tokens that no text
