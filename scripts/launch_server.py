@@ -28,8 +28,8 @@ from server.service import Service, ServiceConfig
 from server.structured import Grammars
 
 _LOG = logging.getLogger("infinicore_infer.server")
-_DEMO = Path(__file__).resolve().parent.parent / "test" / "data" / "qwen3-tiny"
-_KEY_VARIABLE = "INFINICORE_INFER_API_KEY"
+DEMO = Path(__file__).resolve().parent.parent / "test" / "data" / "qwen3-tiny"
+KEY_VARIABLE = "INFINICORE_INFER_API_KEY"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-tokens", type=_positive, metavar="N", help="context length (default: the model's)")
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     add("--port", type=int, default=8000, help="0: any free one (default: %(default)s)")
-    add("--api-key", metavar="KEY", help=f"what clients must send (default: ${_KEY_VARIABLE})")
+    add("--api-key", metavar="KEY", help=f"what clients must send (default: ${KEY_VARIABLE})")
     add("--max-batch", type=_positive, default=16, metavar="N", help="answers computed together")
     add("--max-queue", type=int, default=256, metavar="N", help="answers waiting; more get 429")
     add("--kv-memory", type=memory_size, default=0, metavar="SIZE", help="such as 4G")
@@ -144,12 +144,12 @@ class DrainingServer(uvicorn.Server):
 
 
 def _run(args: argparse.Namespace) -> int:
-    folder = Path(args.model_path or _DEMO)
+    folder = Path(args.model_path or DEMO)
     if not (folder / "config.json").is_file():
         print(f"error: {folder}: no model folder (config.json is missing)", file=sys.stderr)
         return 1
     name = args.model_name or folder.resolve().name
-    api_key = args.api_key or os.environ.get(_KEY_VARIABLE) or None
+    api_key = args.api_key or os.environ.get(KEY_VARIABLE) or None
     if api_key is None and not _is_loopback(args.host):
         _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
     service = Service(ServiceConfig(name, api_key, args.max_body, args.request_timeout, args.ping))

@@ -107,21 +107,29 @@ class ServingClient:
         except (ValueError, KeyError, IndexError, TypeError):
             raise OSError(f"/v1/models answers {status}: {data[:200]!r}") from None
 
-    def stream(self, path: str, body: Mapping[str, Any], leave_after: int | None = None) -> Answer:
+    def stream(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        leave_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
         """Send a request with ``stream`` and read the answer; failures are in ``error``.
 
         Args:
             path: Such as "/v1/completions".
             body: The request; stream and stream_options are added.
             leave_after: Hang up after this many chunks.
+            headers: Further ones.
         """
         answer = Answer()
         options = {"stream": True, "stream_options": {"include_usage": True}}
+        all_headers = {**self._headers, **(headers or {})}
         begin = time.perf_counter()
         connection = self._connect()
         try:
             data = json.dumps({**body, **options})
-            connection.request("POST", self._base + path, data, self._headers)
+            connection.request("POST", self._base + path, data, all_headers)
             if leave_after == 0:
                 answer.cancelled = True
                 return answer

@@ -138,7 +138,7 @@ def check_lm_eval(url: str) -> None:
         assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
         result = json.loads(next(Path(folder).rglob("results*.json")).read_text())
     bits = result["results"]["own_text"]["bits_per_byte,none"]
-    # lm-eval puts the tokenizer's eos token before every text, so that the first token is scored too.
+    # lm-eval puts the tokenizer's eos token before a text, so that its first token is scored too.
     script = (
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
         "from qwen3 import Qwen3ForCausalLM\n"
