@@ -76,9 +76,17 @@ target("q3_core")
         set_optimize("fastest")
     end
     add_files("src/runtime/*.cpp", "src/model/*.cpp", "src/ops/*.cpp")
-    add_files("src/ops/cpu/*.cpp|kernels_avx2.cpp")
+    add_files("src/ops/cpu/*.cpp|kernels_avx*.cpp|kernels_neon.cpp")
     if is_arch("x86_64", "x64", "i386") then
-        add_files("src/ops/cpu/kernels_avx2.cpp", {cxflags = {"-mavx2", "-mfma", "-mf16c"}})
+        local avx2 = {"-mavx2", "-mfma", "-mf16c"}
+        local avx512 = table.join(avx2, {"-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"})
+        add_files("src/ops/cpu/kernels_avx2.cpp", {cxflags = avx2})
+        -- GCC 12 warns of its own headers: their "undefined" vectors are meant to be so.
+        avx512 = table.join(avx512, {"-Wno-uninitialized", "-Wno-maybe-uninitialized"})
+        add_files("src/ops/cpu/kernels_avx512.cpp", {cxflags = avx512})
+        add_files("src/ops/cpu/kernels_avx512vnni.cpp", {cxflags = table.join(avx512, {"-mavx512vnni"})})
+    elseif is_arch("arm64", "arm64-v8a", "aarch64") then
+        add_files("src/ops/cpu/kernels_neon.cpp")
     end
     add_rules("infinicore_backend")
     if with_infinicore then

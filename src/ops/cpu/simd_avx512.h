@@ -1,0 +1,110 @@
+// Traits of AVX-512 (F, BW, VL, DQ). A panel's 16 rows are one vector; 12 rows of a tile are 12 of 32 registers, chains
+// enough for two multiply-adds a cycle.
+#pragma once
+
+#include <immintrin.h>
+
+#include "ops/cpu/simd_table.h"
+
+namespace q3::cpu {
+namespace {
+
+struct Avx512 {
+    using F = __m512;
+    using I = __m512i;
+    using H = __m512i;
+    static constexpr int kLanes = 16, kParts = 1, kTileRows = 12, kRegisters = 32;
+
+    static F zero() { return _mm512_setzero_ps(); }
+    static F set(float v) { return _mm512_set1_ps(v); }
+    static F broadcast(const float *p) { return _mm512_set1_ps(*p); }
+    static F load(const float *p) { return _mm512_loadu_ps(p); }
+    static void store(float *p, F v) { _mm512_storeu_ps(p, v); }
+    static __mmask16 firstLanes(uint32_t n) { return static_cast<__mmask16>((1U << n) - 1U); }
+    static F loadFirst(const float *p, uint32_t n) { return _mm512_maskz_loadu_ps(firstLanes(n), p); }
+    static void storeFirst(float *p, F v, uint32_t n) { _mm512_mask_storeu_ps(p, firstLanes(n), v); }
+
+    static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+    static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+    static F add(F a, F b) { return _mm512_add_ps(a, b); }
+    static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+    static F div(F a, F b) { return _mm512_div_ps(a, b); }
+    static F max(F a, F b) { return _mm512_max_ps(a, b); }
+    static F min(F a, F b) { return _mm512_min_ps(a, b); }
+    static F abs(F v) { return _mm512_abs_ps(v); }
+    static F round(F v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    static float sumLanes(F v) { return _mm512_reduce_add_ps(v); }
+    static float maxLanes(F v) { return _mm512_reduce_max_ps(v); }
+
+    static F fromBits(I v) { return _mm512_castsi512_ps(v); }
+    static I bits(F v) { return _mm512_castps_si512(v); }
+    static I loadBits(const char *p) { return _mm512_loadu_si512(p); }
+    static I setInt(int32_t v) { return _mm512_set1_epi32(v); }
+    static I setBits(uint32_t v) { return _mm512_set1_epi32(static_cast<int>(v)); }
+    static I andBits(I a, I b) { return _mm512_and_si512(a, b); }
+    static I addInt(I a, I b) { return _mm512_add_epi32(a, b); }
+    template <int N> static I shiftLeft(I v) { return _mm512_slli_epi32(v, N); }
+    template <int N> static I shiftRight(I v) { return _mm512_srli_epi32(v, N); }
+    static F toFloat(I v) { return _mm512_cvtepi32_ps(v); }
+    static I toInt(F v) { return _mm512_cvtps_epi32(v); }
+    static int32_t sumLanesInt(I v) { return _mm512_reduce_add_epi32(v); }
+    static void narrow(int16_t *p, I v) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtepi32_epi16(v));
+    }
+    static I quietNan(F v, I otherwise) {
+        const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        return _mm512_mask_or_epi32(otherwise, nan, bits(v), _mm512_set1_epi32(0x400000));
+    }
+
+    static F loadF16(const uint16_t *p) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    }
+    static F loadBf16(const uint16_t *p) { return widenHigh(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))); }
+    static void toF16(uint16_t *p, F v) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p),
+                            _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+
+    static H widen(const char *p) {
+        return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    }
+    static H loadCodes(const char *p) { return loadBits(p); }
+    static void storeCodes(int16_t *p, H v) { _mm512_storeu_si512(p, v); }
+    static H broadcastPair(const int16_t *p) {
+        int32_t pair;
+        __builtin_memcpy(&pair, p, sizeof pair);
+        return _mm512_set1_epi32(pair);
+    }
+    template <int J> static H nibbles(H words) {
+        if constexpr (J == 3) {
+            return _mm512_srli_epi16(words, 12);
+        } else {
+            return _mm512_and_si512(_mm512_srli_epi16(words, 4 * J), _mm512_set1_epi16(15));
+        }
+    }
+    static H subtractEight(H v) { return _mm512_sub_epi16(v, _mm512_set1_epi16(8)); }
+    static I dotPairs(I sum, H a, H b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
+
+    using Bf12Base = __m256i;
+    static Bf12Base baseBf12(uint16_t base) { return _mm256_set1_epi16(static_cast<int16_t>(base)); }
+    static void decodeBf12(const char *sm, const char *e, Bf12Base base, F (&even)[kParts], F (&odd)[kParts]) {
+        const __m256i nibbles = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(e)));
+        even[0] = decodeRows(sm, _mm256_slli_epi16(_mm256_and_si256(nibbles, _mm256_set1_epi16(0x0f)), 7), base);
+        odd[0] =
+            decodeRows(sm + kPanelRows, _mm256_slli_epi16(_mm256_and_si256(nibbles, _mm256_set1_epi16(0xf0)), 3), base);
+    }
+
+private:
+    // 16-bit values as the high halves of 32-bit lanes.
+    static F widenHigh(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
+    static F decodeRows(const char *sm, __m256i below, __m256i base) {
+        const __m256i byte = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(sm)));
+        const __m256i twice = _mm256_or_si256(byte, _mm256_slli_epi16(byte, 8));
+        const __m256i value = _mm256_or_si256(_mm256_and_si256(twice, _mm256_set1_epi16(static_cast<int16_t>(0x807f))),
+                                              _mm256_sub_epi16(base, below));
+        return widenHigh(_mm256_permute4x64_epi64(value, 0xd8));  // kBf12Order back to the order of rows
+    }
+};
+
+}  // namespace
+}  // namespace q3::cpu

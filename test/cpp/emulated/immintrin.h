@@ -1,0 +1,145 @@
+// Stands in for the compiler's header when AVX-512 kernels are tested on a CPU without it: SIMDe (Debian's
+// libsimde-dev) computes the intrinsics in portable C. The few that version 0.7.4 lacks or has wrong are spelled out
+// below, lane by lane as the instruction set reference has them.
+#pragma once
+
+#define SIMDE_NO_NATIVE
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <math.h>
+#include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
+#include <simde/x86/fma.h>
+
+#define _MM_FROUND_NO_EXC 0x08
+using __mmask16 = simde__mmask16;
+
+template <typename To, typename From> inline To bitsAs(const From &from) {
+    static_assert(sizeof(To) == sizeof(From), "same size");
+    To to;
+    __builtin_memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <typename T, int N> struct Lanes {
+    T lane[N];
+};
+using Floats = Lanes<float, 16>;
+using Ints = Lanes<int32_t, 16>;
+using Shorts = Lanes<int16_t, 32>;
+
+inline __m512 _mm512_maskz_loadu_ps(__mmask16 mask, const float *p) {
+    Floats out = {};
+    for (int i = 0; i < 16; ++i) {
+        if ((mask >> i & 1) != 0) {
+            out.lane[i] = p[i];
+        }
+    }
+    return bitsAs<__m512>(out);
+}
+
+inline void _mm512_mask_storeu_ps(float *p, __mmask16 mask, __m512 v) {
+    const auto in = bitsAs<Floats>(v);
+    for (int i = 0; i < 16; ++i) {
+        if ((mask >> i & 1) != 0) {
+            p[i] = in.lane[i];
+        }
+    }
+}
+
+inline float _mm512_reduce_add_ps(__m512 v) {
+    auto s = bitsAs<Floats>(v);
+    for (int width = 8; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) {
+            s.lane[i] += s.lane[i + width];
+        }
+    }
+    return s.lane[0];
+}
+
+inline float _mm512_reduce_max_ps(__m512 v) {
+    const auto s = bitsAs<Floats>(v);
+    float largest = s.lane[0];
+    for (const float value : s.lane) {
+        largest = value > largest ? value : largest;
+    }
+    return largest;
+}
+
+inline int32_t _mm512_reduce_add_epi32(__m512i v) {
+    int32_t sum = 0;
+    for (const int32_t value : bitsAs<Ints>(v).lane) {
+        sum += value;
+    }
+    return sum;
+}
+
+inline __m512 _mm512_cvtepi32_ps(__m512i v) {
+    const auto in = bitsAs<Ints>(v);
+    Floats out;
+    for (int i = 0; i < 16; ++i) {
+        out.lane[i] = static_cast<float>(in.lane[i]);
+    }
+    return bitsAs<__m512>(out);
+}
+
+inline __m512i _mm512_cvtps_epi32(__m512 v) {
+    const auto in = bitsAs<Floats>(v);
+    Ints out;
+    for (int i = 0; i < 16; ++i) {
+        out.lane[i] = fabsf(in.lane[i]) < 2147483648.0F ? static_cast<int32_t>(nearbyintf(in.lane[i])) : INT32_MIN;
+    }
+    return bitsAs<__m512i>(out);
+}
+
+inline __m256i _mm512_cvtepi32_epi16(__m512i v) {
+    const auto in = bitsAs<Ints>(v);
+    Lanes<int16_t, 16> out;
+    for (int i = 0; i < 16; ++i) {
+        out.lane[i] = static_cast<int16_t>(in.lane[i]);
+    }
+    return bitsAs<__m256i>(out);
+}
+
+inline __m512i _mm512_cvtepu16_epi32(__m256i v) {
+    const auto in = bitsAs<Lanes<uint16_t, 16>>(v);
+    Ints out;
+    for (int i = 0; i < 16; ++i) {
+        out.lane[i] = in.lane[i];
+    }
+    return bitsAs<__m512i>(out);
+}
+
+inline __m512 _mm512_cvtph_ps(__m256i v) {
+    const auto halves = bitsAs<Lanes<__m128i, 2>>(v);
+    const Lanes<__m256, 2> out = {{simde_mm256_cvtph_ps(halves.lane[0]), simde_mm256_cvtph_ps(halves.lane[1])}};
+    return bitsAs<__m512>(out);
+}
+
+inline __m256i _mm512_cvtps_ph(__m512 v, int rounding) {
+    const auto halves = bitsAs<Lanes<__m256, 2>>(v);
+    const Lanes<__m128i, 2> out = {
+        {simde_mm256_cvtps_ph(halves.lane[0], rounding), simde_mm256_cvtps_ph(halves.lane[1], rounding)}};
+    return bitsAs<__m256i>(out);
+}
+
+#undef _mm512_fmadd_ps  // rounds twice
+inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
+    const auto x = bitsAs<Floats>(a);
+    const auto y = bitsAs<Floats>(b);
+    auto out = bitsAs<Floats>(c);
+    for (int i = 0; i < 16; ++i) {
+        out.lane[i] = fmaf(x.lane[i], y.lane[i], out.lane[i]);
+    }
+    return bitsAs<__m512>(out);
+}
+
+#undef _mm512_madd_epi16  // an alias with the arguments of another function
+inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
+    const auto x = bitsAs<Shorts>(a);
+    const auto y = bitsAs<Shorts>(b);
+    Ints out;
+    for (int i = 0; i < 16; ++i) {
+        out.lane[i] = x.lane[2 * i] * y.lane[2 * i] + x.lane[2 * i + 1] * y.lane[2 * i + 1];
+    }
+    return bitsAs<__m512i>(out);
+}
