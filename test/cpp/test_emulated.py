@@ -1,7 +1,8 @@
 """Kernel tables of CPUs not at hand: AVX-512 through SIMDe's portable intrinsics, NEON under qemu.
 
 Both run all of test_kernels, which compares each table with the scalar one. They show that the
-kernels compute the right thing, not how fast. On Debian: apt-get install g++-aarch64-linux-gnu qemu-user libsimde-dev.
+kernels compute the right thing, not how fast. On Debian:
+apt-get install g++-aarch64-linux-gnu qemu-user libsimde-dev.
 """
 
 from __future__ import annotations
