@@ -30,10 +30,16 @@ def draw_seed() -> int:
     return int.from_bytes(os.urandom(6), "little")
 
 
+def _single(value: float) -> float:
+    """Return what the library will see of a number: a 32-bit float."""
+    return c_float(value).value
+
+
 def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
-    if value > high or value < low or (open_low and value == low):
+    single = _single(value)
+    if value > high or value < low or (open_low and single == low) or not math.isfinite(single):
         bound = f"above {low}" if open_low else f"at least {low}"
         upper = "" if high == math.inf else f" and at most {high}"
         raise ValueError(f"{name} must be {bound}{upper}, got {value}")
@@ -99,7 +105,7 @@ class SamplingParams:
         check_whole("top_k", self.top_k, 0, 2**32 - 1)
         _number("top_p", self.top_p, 0, 1, open_low=True)
         _number("min_p", self.min_p, 0, 1)
-        if self.min_p >= 1:
+        if _single(self.min_p) >= 1:
             raise ValueError(f"min_p must be below 1, got {self.min_p}")
         _number("repetition_penalty", self.repetition_penalty, 0, math.inf, open_low=True)
         _number("presence_penalty", self.presence_penalty, -2, 2)

@@ -117,6 +117,9 @@ def from_exception(error: Exception, retry_after: int = 1) -> ApiError:
         name = re.match(r"(messages\[\d+\]|[a-z][a-z_]*\b)", str(error))
         known = name and (name[1] in _FIELDS or name[1].startswith("messages["))
         return ApiError(400, str(error), name[1] if name and known else None)
+    if isinstance(error, RecursionError):
+        # Nothing here recurses but over what a request contains.
+        return ApiError(400, "the request is nested too deeply", code="too_deep")
     # The rest of a long message is for the log.
     line = (str(error).splitlines() or [""])[0]
     return ApiError(500, f"{type(error).__name__}: {line}", code="internal_error")
