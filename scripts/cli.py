@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TYPE",
         help="weights: f32, f16, bf16, bf12, int8, int4, int4-mixed (default: the checkpoint's)",
     )
+    add("--kv-dtype", metavar="TYPE", help="KV cache: f16, bf16, f32, int8 (default: f16 or f32)")
     add("--no-cache", action="store_true", help="keep no packed weights on disk")
     add("--cache-dir", metavar="DIR", help="where to keep them (default: the user's cache folder)")
     add("--clear-cache", action="store_true", help="delete all kept packed weights and end")
@@ -362,6 +363,7 @@ def _load(args: argparse.Namespace) -> Qwen3ForCausalLM:
         backend=args.backend,
         threads=args.threads,
         dtype=args.dtype,
+        kv_dtype=args.kv_dtype,
         progress=not args.quiet,
         cache=not args.no_cache,
         cache_dir=args.cache_dir,

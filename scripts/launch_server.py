@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TYPE",
         help="weights: f32, f16, bf16, bf12, int8, int4, int4-mixed (default: the checkpoint's)",
     )
+    add("--kv-dtype", metavar="TYPE", help="KV cache: f16, bf16, f32, int8 (default: f16 or f32)")
     add("--no-cache", action="store_true", help="keep no packed weights on disk")
     add("--cache-dir", metavar="DIR", help="where to keep them (default: the user's cache folder)")
     add("--max-tokens", type=_positive, metavar="N", help="context length (default: the model's)")
@@ -168,6 +169,7 @@ def _run(args: argparse.Namespace) -> int:
                 backend=args.backend,
                 threads=args.threads,
                 dtype=args.dtype,
+                kv_dtype=args.kv_dtype,
                 kv_limit_bytes=args.kv_memory,
                 max_step_tokens=args.step_tokens,
                 cache=not args.no_cache,

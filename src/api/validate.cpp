@@ -22,13 +22,16 @@ uint32_t readSize(size_t value, const char *name) {
     return static_cast<uint32_t>(value);
 }
 
-void requireDType(int32_t dtype, const char *name, bool allow_default, bool allow_packed = false) {
+enum class Allowed { kFloats, kFloatsAndInt8, kFloatsAndPacked };
+
+void requireDType(int32_t dtype, const char *name, bool allow_default, Allowed allowed = Allowed::kFloats) {
     const bool ok = isFloatDType(dtype) || (allow_default && dtype == QWEN3_DTYPE_DEFAULT) ||
-                    (allow_packed && isPackedDType(dtype));
+                    (allowed == Allowed::kFloatsAndInt8 && dtype == QWEN3_DTYPE_INT8) ||
+                    (allowed == Allowed::kFloatsAndPacked && isPackedDType(dtype));
     if (!ok) {
+        const char *more[] = {"", ", INT8 (101)", ", INT8 (101), INT4 (102), BF12 (103) or INT4_MIXED (104)"};
         fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "%s is %d, must be QWEN3_DTYPE_F16 (12), F32 (13) or BF16 (19)%s%s", name,
-             dtype, allow_packed ? ", INT8 (101), INT4 (102), BF12 (103) or INT4_MIXED (104)" : "",
-             allow_default ? ", or 0 for the default" : "");
+             dtype, more[static_cast<int>(allowed)], allow_default ? ", or 0 for the default" : "");
     }
 }
 
@@ -104,8 +107,8 @@ Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options) {
     }
     requireRange(out.backend, QWEN3_BACKEND_AUTO, QWEN3_BACKEND_INFINICORE, "options.backend");
     requireRange(out.nthreads, 0, kMaxThreads, "options.nthreads");
-    requireDType(out.dt_weight, "options.dt_weight", true, true);
-    requireDType(out.dt_kv, "options.dt_kv", true);
+    requireDType(out.dt_weight, "options.dt_weight", true, Allowed::kFloatsAndPacked);
+    requireDType(out.dt_kv, "options.dt_kv", true, Allowed::kFloatsAndInt8);
     requireRange(out.max_step_tokens, 0, kMaxStepTokens, "options.max_step_tokens");
     if (out.max_step_tokens == 0) {
         out.max_step_tokens = kDefaultStepTokens;

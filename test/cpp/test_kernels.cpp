@@ -420,6 +420,30 @@ void testStore(const Kernels &kernels) {
     }
 }
 
+// int8 KV tiles: the scalar table against the formula, the others bit-equal to it.
+void testLoadCodes(const Kernels &kernels) {
+    std::vector<int8_t> codes(size_t{32} * kPanelRows);
+    for (int8_t &code : codes) {
+        code = static_cast<int8_t>(rng());
+    }
+    for (const bool per_column : {false, true}) {
+        for (const uint32_t rows : {1U, 16U, 32U}) {
+            std::vector<uint16_t> scales;
+            for (const float value : randomFloats(32)) {
+                scales.push_back(floatToBf16(value));
+            }
+            std::vector<float> expected(size_t{rows} * kPanelRows);
+            std::vector<float> actual(expected.size());
+            for (size_t i = 0; i < expected.size(); ++i) {
+                const float scale = bf16ToFloat(scales[per_column ? i % kPanelRows : i / kPanelRows]);
+                expected[i] = static_cast<float>(codes[i]) * scale;
+            }
+            kernels.load_codes(actual.data(), codes.data(), scales.data(), rows, per_column);
+            CHECK(same(expected, actual));
+        }
+    }
+}
+
 // The scalar conversions themselves: every 16-bit pattern survives the round trip, and rounding is to nearest even.
 void testHalf() {
     for (uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -453,6 +477,7 @@ void testTable(const Kernels &kernels) {
     testBf12(kernels);
     testRows(kernels);
     testStore(kernels);
+    testLoadCodes(kernels);
 }
 
 }  // namespace

@@ -135,9 +135,9 @@ void CpuOps::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, cons
 void CpuOps::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
     for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
         if (key + kPair < nkeys) {
-            prefetch(tiles.at(key + kPair).keys, size_t{config_.dh} * kBlockTokens * dtypeSize(dt_kv_));
+            prefetch(tiles.at(key + kPair).keys, size_t{config_.dh} * kBlockTokens * elementSize());
         }
-        kernels_.load[kv_type_](s.tile, tiles.at(key).keys, config_.dh * kBlockTokens);
+        loadKeys(tiles.at(key), s.tile);
         const void *b = s.tile;
         for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
             float *c = s.scores + size_t{row} * kSplit + key;
@@ -149,8 +149,7 @@ void CpuOps::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, co
 
 void CpuOps::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
     constexpr uint32_t kKeys = AttentionScratch::kWideKeys;
-    constexpr uint32_t kPanel = kBlockTokens * kPanelRows;
-    const size_t panel_bytes = kPanel * dtypeSize(dt_kv_);
+    const size_t panel_bytes = kBlockTokens * kPanelRows * elementSize();
     for (uint32_t first = 0; first < nkeys; first += kKeys) {
         const uint32_t count = std::min(kKeys, nkeys - first);
         for (uint32_t panel = 0; panel < value_width_ / kPanelRows; ++panel) {
@@ -158,8 +157,7 @@ void CpuOps::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, 
                 if (first + key + kKeys < nkeys) {
                     prefetch(tiles.at(first + key + kKeys).values + panel * panel_bytes, panel_bytes);
                 }
-                kernels_.load[kv_type_](s.tile + size_t{key} * kPanelRows,
-                                        tiles.at(first + key).values + panel * panel_bytes, kPanel);
+                loadValues(tiles.at(first + key), panel, s.tile + size_t{key} * kPanelRows);
             }
             const void *b = s.tile;
             for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
@@ -176,7 +174,8 @@ void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, 
                          const AttentionScratch &s) const {
     const uint32_t rows = item.ntok * config_.group();
     const Tiles tiles{*this, item.sequence->kv_blocks + first_key / kBlockTokens, layer, item.kv_head};
-    const bool wide = rows > 2 * kernels_.tile_rows;  // then a conversion is used three times or more
+    // Many rows use a conversion three times or more; int8 is converted in any case.
+    const bool wide = rows > 2 * kernels_.tile_rows || kv_codes_;
     (this->*(wide ? &CpuOps::scoreKeysWide : &CpuOps::scoreKeys))(tiles, nkeys, rows, s);
 
     const auto visible = [&](uint32_t r) {  // keys of this split that row r may see

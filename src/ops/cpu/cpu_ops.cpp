@@ -54,9 +54,10 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
       dt_kv_(options.dt_kv != QWEN3_DTYPE_DEFAULT
                  ? options.dt_kv
                  : (dt_weight_ == QWEN3_DTYPE_F32 ? QWEN3_DTYPE_F32 : QWEN3_DTYPE_F16)),
-      kv_type_(weightType(dt_kv_)), query_rows_(std::max(kQueryRows, config.group())),
-      value_width_(roundUp(config.dh, kPanelRows)), kernels_(selectKernels()),
-      max_rows_(roundUp(config.max_step_tokens, kernels_.tile_rows)), pool_(static_cast<uint32_t>(options.nthreads)) {
+      kv_type_(weightType(dt_kv_)), kv_codes_(dt_kv_ == QWEN3_DTYPE_INT8),
+      query_rows_(std::max(kQueryRows, config.group())), value_width_(roundUp(config.dh, kPanelRows)),
+      kernels_(selectKernels()), max_rows_(roundUp(config.max_step_tokens, kernels_.tile_rows)),
+      pool_(static_cast<uint32_t>(options.nthreads)) {
     if (query_rows_ > kMaxQueryRows) {
         fail(QWEN3_STATUS_BAD_PARAM, "nh / nkvh is %u: the CPU backend supports at most %u query heads per KV head",
              config.group(), kMaxQueryRows);
@@ -182,12 +183,6 @@ void CpuOps::KvMemory::copy(void *dst, const void *src, size_t bytes) {
     std::memcpy(dst, src, bytes);
 }
 
-CpuOps::KvTile CpuOps::kvTile(void *block, uint32_t layer, uint32_t head) const {
-    const size_t size = dtypeSize(dt_kv_);
-    char *keys = static_cast<char *>(block) + layer * kvLayerBytes() + head * kvHeadElements() * size;
-    return {keys, keys + size_t{config_.dh} * kBlockTokens * size};
-}
-
 void CpuOps::embed(Activation x, const Linear &table) {
     pool_.parallelFor(plan_->ntok, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t i = begin; i < end; ++i) {
@@ -227,11 +222,8 @@ void CpuOps::gatherRmsnorm(Activation out, Activation x, Activation delta, const
 void CpuOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
                              uint32_t layer) {
     const ModelConfig &c = config_;
-    const size_t size = dtypeSize(dt_kv_);
     for (const Sequence &sequence : plan_->sequences) {
         pool_.parallelFor(sequence.ntok, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
-            // K is scattered into its tile: convert the head once, then place element by element.
-            alignas(32) float converted[2 * kPanelRows];
             for (uint32_t i = begin; i < end; ++i) {
                 const uint32_t row = sequence.row + i;
                 float *q = floats(qkv) + size_t{row} * qkv.width;
@@ -250,16 +242,7 @@ void CpuOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector 
                     const KvTile tile = kvTile(block, layer, h);
                     const float *k = q + size_t{c.nh + h} * c.dh;
                     const float *v = q + size_t{c.nh + c.nkvh + h} * c.dh;
-                    for (uint32_t e = 0; e < c.dh; e += kPanelRows) {
-                        const uint32_t n = std::min(kPanelRows, c.dh - e);
-                        kernels_.store[kv_type_](
-                            tile.values + (size_t{e} * kBlockTokens + size_t{slot} * kPanelRows) * size, v + e, n);
-                        kernels_.store[kv_type_](converted, k + e, n);
-                        for (uint32_t j = 0; j < n; ++j) {
-                            std::memcpy(tile.keys + (size_t{e + j} * kBlockTokens + slot) * size,
-                                        reinterpret_cast<const char *>(converted) + j * size, size);
-                        }
-                    }
+                    storeToken(tile, slot, k, v);
                 }
             }
         });

@@ -74,10 +74,16 @@ private:
     struct KvTile {
         char *keys;
         char *values;
+        uint16_t *key_scales;    // of int8, see kv.cpp
+        uint16_t *value_scales;  // of int8
     };
-    size_t kvHeadElements() const { return size_t{kBlockTokens} * (config_.dh + value_width_); }
-    size_t kvLayerBytes() const { return config_.nkvh * kvHeadElements() * dtypeSize(dt_kv_); }
+    size_t kvHeadBytes() const;
+    size_t kvLayerBytes() const { return config_.nkvh * kvHeadBytes(); }
     KvTile kvTile(void *block, uint32_t layer, uint32_t head) const;
+    size_t elementSize() const { return kv_codes_ ? 1 : dtypeSize(dt_kv_); }
+    void storeToken(const KvTile &tile, uint32_t slot, const float *k, const float *v) const;
+    void loadKeys(const KvTile &tile, float *out) const;
+    void loadValues(const KvTile &tile, uint32_t panel, float *out) const;
 
     int32_t formatOf(const LinearSource &source) const;
 
@@ -134,7 +140,8 @@ private:
     ModelConfig config_;
     int32_t dt_weight_;
     int32_t dt_kv_;
-    WeightType kv_type_;
+    WeightType kv_type_;    // unless kv_codes_
+    bool kv_codes_;         // int8
     uint32_t query_rows_;   // query rows per work item: kQueryRows, or a wider group
     uint32_t value_width_;  // dh rounded up to whole tiles
     const Kernels &kernels_;

@@ -111,6 +111,8 @@ struct Kernels {
     void (*store[kFloatTypes])(void *out, const float *in, uint32_t n);
     // out = in as floats, in plain order
     void (*load[kFloatTypes])(float *out, const void *in, uint32_t n);
+    // out[i][j] = in[i][j] * scales[per_column ? j : i], int8 and bf16, i < rows, j < 16
+    void (*load_codes)(float *out, const void *in, const uint16_t *scales, uint32_t rows, bool per_column);
 };
 
 extern const Kernels kScalarKernels;

@@ -65,6 +65,12 @@ struct Neon {
 
     static F loadF16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
     static F loadBf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+    static F loadInt8(const char *p) {
+        int32_t four;
+        __builtin_memcpy(&four, p, sizeof four);
+        const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+        return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+    }
     static void toF16(uint16_t *p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
 
     static H widen(const char *p) { return vmovl_s8(vld1_s8(reinterpret_cast<const int8_t *>(p))); }

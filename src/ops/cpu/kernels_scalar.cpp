@@ -242,6 +242,15 @@ template <WeightType T> void loadFloats(float *out, const void *in, uint32_t n) 
     }
 }
 
+void loadCodes(float *out, const void *in, const uint16_t *scales, uint32_t rows, bool per_column) {
+    for (uint32_t i = 0; i < rows; ++i) {
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            const int8_t code = static_cast<const int8_t *>(in)[i * kPanelRows + j];
+            out[i * kPanelRows + j] = static_cast<float>(code) * bf16ToFloat(scales[per_column ? j : i]);
+        }
+    }
+}
+
 void storeF32(void *out, const float *in, uint32_t n) {
     std::memcpy(out, in, n * sizeof(float));
 }
@@ -279,6 +288,7 @@ const Kernels kScalarKernels = {
     siluMul,
     {storeF32, storeF16, storeBf16},
     {loadFloats<kF32>, loadFloats<kF16>, loadFloats<kBf16>},
+    loadCodes,
 };
 
 }  // namespace q3::cpu

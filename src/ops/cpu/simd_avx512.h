@@ -60,6 +60,9 @@ struct Avx512 {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
     }
     static F loadBf16(const uint16_t *p) { return widenHigh(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))); }
+    static F loadInt8(const char *p) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+    }
     static void toF16(uint16_t *p, F v) {
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(p),
                             _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -147,6 +147,29 @@ template <typename S, WeightType T> void loadFloats(float *out, const void *in, 
     }
 }
 
+template <typename S>
+void loadCodes(float *out, const void *in, const uint16_t *scales, uint32_t rows, bool per_column) {
+    typename S::F column[S::kParts];
+    for (int h = 0; h < S::kParts && per_column; ++h) {
+        column[h] = S::loadBf16(scales + h * S::kLanes);
+    }
+    const char *codes = static_cast<const char *>(in);
+    for (uint32_t i = 0; i < rows; ++i) {
+        if (!per_column) {
+            const uint32_t bits = uint32_t{scales[i]} << 16;
+            float scale;
+            __builtin_memcpy(&scale, &bits, sizeof scale);
+            for (int h = 0; h < S::kParts; ++h) {
+                column[h] = S::set(scale);
+            }
+        }
+        for (int h = 0; h < S::kParts; ++h) {
+            const size_t at = size_t{i} * kPanelRows + h * S::kLanes;
+            S::store(out + at, S::mul(S::loadInt8(codes + at), column[h]));
+        }
+    }
+}
+
 template <typename S> void storeF16(void *out, const float *in, uint32_t n) {
     storeHalves<S>(out, in, n, [](uint16_t *lanes, typename S::F v) {
         // The operand order keeps a NaN a NaN.

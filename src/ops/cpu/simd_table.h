@@ -36,6 +36,7 @@ template <typename S> constexpr Kernels simdTable(const char *name) {
         siluMul<S>,
         {storeF32, storeF16<S>, storeBf16<S>},
         {loadFloats<S, kF32>, loadFloats<S, kF16>, loadFloats<S, kBf16>},
+        loadCodes<S>,
     };
 }
 
