@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.chat import chat_completions
 from server.completions import completions
 from server.errors import ApiError, from_exception, json_response, unavailable
+from server.responses import responses
 from server.schemas import DetokenizeBody, TokenizeBody
 from server.service import Service, read_body
 from server.structured import Grammars
@@ -244,6 +245,9 @@ def make_app(
     async def chat(request: Request) -> Response:
         return await chat_completions(service, grammars, request)
 
+    async def items(request: Request) -> Response:
+        return await responses(service, grammars, request)
+
     async def text(request: Request) -> Response:
         return await completions(service, request)
 
@@ -256,6 +260,7 @@ def make_app(
         ("GET", "/models/{name:path}", small.model),
         ("POST", "/chat/completions", chat),
         ("POST", "/completions", text),
+        ("POST", "/responses", items),
         ("POST", "/tokenize", small.tokenize),
         ("POST", "/detokenize", small.detokenize),
     ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine import AsyncStream
+from qwen3_sampling import SamplingParams
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,7 +20,8 @@ from server.output import OutputParser, Part
 from server.schemas import ChatBody
 from server.service import EventStream, Service, read_body
 from server.structured import Grammars, choose_grammar
-from server.usage import chat_logprobs, usage
+from server.thinking import limit_thinking
+from server.usage import chat_logprobs, timings, usage
 
 
 @dataclass(slots=True)
@@ -71,9 +73,11 @@ def _plan(service: Service, grammars: Grammars, body: ChatBody) -> _Plan:
     opened = tail.endswith("<think>")
     grammar = choose_grammar(body, tools)
     constraint = None
+    free = opened or not tail.endswith("</think>")
     if grammar is not None:
-        free = opened or not tail.endswith("</think>")
         constraint = grammars.factory(grammar, may_think=free, thinking=opened)
+    if body.thinking_budget is not None and free:
+        constraint = limit_thinking(model, body.thinking_budget, opened, constraint)
     return _Plan(tokens, opened, tools is not None, constraint)
 
 
@@ -92,7 +96,7 @@ def check_length(service: Service, tokens: list[int], param: str) -> None:
 
 
 @dataclass(slots=True)
-class _Choice:
+class Choice:
     """One answer, as it grows."""
 
     index: int
@@ -170,9 +174,37 @@ class _Choice:
         }
 
 
-async def chat_completions(service: Service, grammars: Grammars, request: Request) -> Response:
-    """Answer a conversation."""
-    body = await read_body(request, ChatBody, service.config.max_body_bytes)
+@dataclass(slots=True)
+class ChatRun:
+    """A conversation on its way through the engine.
+
+    Attributes:
+        stream: Brings the updates.
+        choices: The answers they make.
+        params: The settings of the first one.
+    """
+
+    stream: AsyncStream
+    choices: list[Choice]
+    params: SamplingParams
+
+    def usage(self) -> dict[str, Any]:
+        """Return OpenAI's usage object."""
+        return usage(self.stream.jobs, sum(choice.reasoning_tokens for choice in self.choices))
+
+
+async def begin_chat(service: Service, grammars: Grammars, body: ChatBody, name: str) -> ChatRun:
+    """Check a request and hand it to the engine.
+
+    Args:
+        service: The state behind the endpoints.
+        grammars: Compiles schemas.
+        body: The request; all its fields are obeyed but ``stream``.
+        name: For messages.
+
+    Raises:
+        ApiError: Naming the field.
+    """
     engine = service.ready(body.model)
     body.check_rest()
     try:
@@ -188,13 +220,13 @@ async def chat_completions(service: Service, grammars: Grammars, request: Reques
         raise from_exception(error) from error
     stream = service.submit(
         [(plan.tokens, params)],
-        name=request.state.request_id,
+        name=name,
         stop_tokens=body.stop_token_ids or (),
         constraint=plan.constraint,
     )
     max_calls = 1 if body.parallel_tool_calls is False else None
     choices = [
-        _Choice(
+        Choice(
             index,
             OutputParser(thinking=plan.thinking, tools=plan.tools, max_calls=max_calls),
             model.tokenizer,
@@ -203,6 +235,15 @@ async def chat_completions(service: Service, grammars: Grammars, request: Reques
         )
         for index in range(len(params))
     ]
+    return ChatRun(stream, choices, params[0])
+
+
+async def chat_completions(service: Service, grammars: Grammars, request: Request) -> Response:
+    """Answer a conversation."""
+    body = await read_body(request, ChatBody, service.config.max_body_bytes)
+    engine = service.ready(body.model)
+    run = await begin_chat(service, grammars, body, request.state.request_id)
+    stream, choices = run.stream, run.choices
     head = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "object": "chat.completion",
@@ -210,27 +251,29 @@ async def chat_completions(service: Service, grammars: Grammars, request: Reques
         "model": service.config.model_name,
     }
     if body.stream:
-        events = _events(service, body, stream, choices, head)
+        events = _events(service, body, run, head)
         return EventStream(events, lambda: engine.cancel(stream))
 
     await service.deliver(request, stream, lambda index, update: choices[index].push(update))
-    counts = usage(stream.jobs, sum(choice.reasoning_tokens for choice in choices))
-    return json_response({**head, "choices": [c.message() for c in choices], "usage": counts})
+    messages = [choice.message() for choice in choices]
+    return json_response(
+        {**head, "choices": messages, "usage": run.usage(), "timings": timings(stream.jobs)}
+    )
 
 
 async def _events(
     service: Service,
     body: ChatBody,
-    stream: AsyncStream,
-    choices: list[_Choice],
+    run: ChatRun,
     head: dict[str, Any],
 ) -> AsyncIterator[dict[str, Any] | None]:
+    stream, choices = run.stream, run.choices
     head["object"] = "chat.completion.chunk"
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     if with_usage:
         head["usage"] = None
 
-    def chunk(choice: _Choice, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    def chunk(choice: Choice, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         logprobs = choice.take_logprobs() if delta.keys() - {"role"} or reason else None
         if logprobs is not None and not logprobs["content"]:
             logprobs = None
@@ -252,7 +295,7 @@ async def _events(
         for delta in choice.push(item[1]):
             yield chunk(choice, delta)
         if item[1].done:
-            yield chunk(choice, {}, choice.finish_reason)
+            job = stream.jobs[choice.index]
+            yield {**chunk(choice, {}, choice.finish_reason), "timings": timings([job])}
     if with_usage:
-        counts = usage(stream.jobs, sum(choice.reasoning_tokens for choice in choices))
-        yield {**head, "choices": [], "usage": counts}
+        yield {**head, "choices": [], "usage": run.usage(), "timings": timings(stream.jobs)}

@@ -19,7 +19,7 @@ from server.errors import ApiError, from_exception, json_response
 from server.jobs import Job, Update
 from server.schemas import CompletionBody
 from server.service import EventStream, Service, read_body
-from server.usage import LegacyLogprobs, usage
+from server.usage import LegacyLogprobs, timings, usage
 
 _MAX_PROMPTS = 256
 
@@ -137,7 +137,9 @@ async def completions(service: Service, request: Request) -> Response:
     counts = usage(stream.jobs)
     if not limit:
         counts["completion_tokens"], counts["total_tokens"] = 0, counts["prompt_tokens"]
-    return json_response({**head, "choices": choices, "usage": counts})
+    return json_response(
+        {**head, "choices": choices, "usage": counts, "timings": timings(stream.jobs)}
+    )
 
 
 async def _events(
@@ -163,8 +165,9 @@ async def _events(
             continue
         answers[index].add(update.piece.token, update.piece.text, update.piece.logprobs)
         if update.done:
-            yield {**head, "choices": [answers[index].take(update.piece.finish_reason)]}
+            choice = answers[index].take(update.piece.finish_reason)
+            yield {**head, "choices": [choice], "timings": timings([stream.jobs[index]])}
         elif update.piece.text:
             yield {**head, "choices": [answers[index].take(None)]}
     if with_usage:
-        yield {**head, "choices": [], "usage": usage(stream.jobs)}
+        yield {**head, "choices": [], "usage": usage(stream.jobs), "timings": timings(stream.jobs)}

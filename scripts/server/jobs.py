@@ -168,6 +168,8 @@ class Job:
         prefilled: Whether the prompt is computed.
         created: When it was made, in ``time.monotonic()`` seconds.
         started: When it left the queue.
+        first: When its first token came.
+        last: When its latest token came.
         arrival: A number that grows from job to job.
     """
 
@@ -184,6 +186,8 @@ class Job:
     prefilled: bool = False
     created: float = field(default_factory=time.monotonic)
     started: float | None = None
+    first: float | None = None
+    last: float | None = None
     arrival: int = field(default_factory=lambda: next(_ARRIVALS))
 
     @property
@@ -193,6 +197,9 @@ class Job:
 
     def send(self, update: Update) -> None:
         """Tell the sink; one that fails is asked no more."""
+        if update.piece is not None:
+            self.last = time.monotonic()
+            self.first = self.last if self.first is None else self.first
         try:
             self.sink(update)
         except Exception:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    field_validator,
+)
 from qwen3 import Qwen3ForCausalLM
 from qwen3_sampling import SamplingParams
 
@@ -35,7 +43,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "skip_special_tokens": (True,),
     "structured_outputs": (),
     "suffix": ("",),
-    "thinking_token_budget": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "web_search_options": (),
@@ -44,19 +51,21 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """What all requests share."""
+
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
     model: str | None = None
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """OpenAI's stream_options."""
 
     include_usage: bool | None = None
 
 
-class SamplingBody(_Body):
+class SamplingBody(Body):
     """What chat and text completions have in common; ``None`` means not given."""
 
     stream: bool | None = None
@@ -148,6 +157,10 @@ class ChatBody(SamplingBody):
     response_format: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None
+    # vLLM calls it thinking_token_budget.
+    thinking_budget: Annotated[int, Field(ge=0, le=2**31)] | None = Field(
+        None, validation_alias=AliasChoices("thinking_budget", "thinking_token_budget")
+    )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
     @field_validator("tools")
@@ -197,7 +210,7 @@ class CompletionBody(SamplingBody):
             raise ApiError(400, message, "echo", "unsupported_parameter")
 
 
-class TokenizeBody(_Body):
+class TokenizeBody(Body):
     """A request to /tokenize: a text (``prompt``, or ``content``) or a conversation."""
 
     prompt: str | None = None
@@ -209,7 +222,7 @@ class TokenizeBody(_Body):
     return_token_strs: bool | None = None
 
 
-class DetokenizeBody(_Body):
+class DetokenizeBody(Body):
     """A request to /detokenize."""
 
     tokens: list[StrictInt]

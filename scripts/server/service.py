@@ -211,22 +211,41 @@ class EventStream(StreamingResponse):
     """Server-sent events; whatever happens, ``on_close`` runs at the end."""
 
     def __init__(
-        self, events: AsyncIterator[dict[str, Any] | None], on_close: Callable[[], None]
+        self,
+        events: AsyncIterator[dict[str, Any] | None],
+        on_close: Callable[[], None],
+        failure: Callable[[ApiError], dict[str, Any]] | None = None,
     ) -> None:
-        """Send events, ``None`` as a comment, until they end; then ``[DONE]``."""
+        """Send events until they end.
+
+        Args:
+            events: ``None`` is sent as a comment.
+            on_close: Called at the end.
+            failure: Makes an event of an error, for protocols whose events have names, which are
+                their ``type``. ``None``: chat and text completions, which end with ``[DONE]``.
+        """
         self._on_close = on_close
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(self._encode(events), 200, headers, "text/event-stream")
+        super().__init__(self._encode(events, failure), 200, headers, "text/event-stream")
 
     @staticmethod
-    async def _encode(events: AsyncIterator[dict[str, Any] | None]) -> AsyncIterator[str]:
+    async def _encode(
+        events: AsyncIterator[dict[str, Any] | None],
+        failure: Callable[[ApiError], dict[str, Any]] | None,
+    ) -> AsyncIterator[str]:
+        def text(event: dict[str, Any]) -> str:
+            name = f"event: {event['type']}\n" if failure else ""
+            return f"{name}data: {to_json(event)}\n\n"
+
         try:
             async for event in events:
-                yield ": ping\n\n" if event is None else f"data: {to_json(event)}\n\n"
+                yield ": ping\n\n" if event is None else text(event)
         except Exception as error:
             # The status is sent already; clients look for this.
-            yield f"data: {to_json(from_exception(error).body())}\n\n"
-        yield "data: [DONE]\n\n"
+            problem = from_exception(error)
+            yield text(failure(problem) if failure else problem.body())
+        if failure is None:
+            yield "data: [DONE]\n\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""

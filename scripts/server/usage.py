@@ -30,6 +30,30 @@ def usage(jobs: Sequence[Job], reasoning_tokens: int | None = None) -> dict[str,
     return result
 
 
+def timings(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return how fast answers were computed, in milliseconds, as llama-server tells it.
+
+    The prompt's time ends with the first token, and waiting in the queue is not part of it. Several
+    answers count from the first one's begin to the last one's end.
+    """
+    counts = usage(jobs)
+    cached = counts["prompt_tokens_details"]["cached_tokens"]
+    prompt, predicted = counts["prompt_tokens"] - cached, counts["completion_tokens"]
+    started = min((job.started for job in jobs if job.started is not None), default=0.0)
+    first = min((job.first for job in jobs if job.first is not None), default=started)
+    last = max((job.last for job in jobs if job.last is not None), default=first)
+    result: dict[str, Any] = {"cache_n": cached}
+    for name, count, seconds in (
+        ("prompt", prompt, first - started),
+        ("predicted", predicted, last - first),
+    ):
+        result[f"{name}_n"] = count
+        result[f"{name}_ms"] = round(seconds * 1e3, 3)
+        result[f"{name}_per_token_ms"] = round(seconds * 1e3 / count, 3) if count else 0.0
+        result[f"{name}_per_second"] = round(count / seconds, 3) if seconds > 0 else 0.0
+    return result
+
+
 def _entry(tokenizer: Qwen3Tokenizer, token: int, logprob: float) -> dict[str, Any]:
     data = tokenizer.token_bytes(token, skip_special=False)
     text = data.decode("utf-8", "replace")
