@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.chat import chat_completions
 from server.completions import completions
 from server.errors import ApiError, from_exception, json_response, unavailable
+from server.messages import count_tokens, messages
 from server.responses import responses
 from server.schemas import DetokenizeBody, TokenizeBody
 from server.service import Service, read_body
@@ -32,6 +33,12 @@ _LOG = logging.getLogger("infinicore_infer.server")
 
 # Probes have no keys.
 _OPEN_PATHS = ("/health", "/v1/health")
+
+
+def _speaks_anthropic(path: str) -> bool:
+    """Return whether a path's errors have Anthropic's form."""
+    return re.match(r"(/v1)?/messages(/|$)", path) is not None
+
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -76,7 +83,7 @@ class Gate:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-                await error.response()(scope, receive, answer)
+                await error.response(_speaks_anthropic(path))(scope, receive, answer)
         finally:
             seconds = time.monotonic() - begin
             label = path if path in self._paths else "other"
@@ -100,7 +107,9 @@ class Gate:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         # Always compared, so that the time tells nothing.
         same = hmac.compare_digest(token.strip(), key.encode())
-        return same and scheme.lower() == b"bearer"
+        # Anthropic's clients send this one.
+        other = hmac.compare_digest(headers.get(b"x-api-key", b""), key.encode())
+        return (same and scheme.lower() == b"bearer") or other
 
 
 def _guarded(handler: Handler) -> Handler:
@@ -117,7 +126,7 @@ def _guarded(handler: Handler) -> Handler:
             failure = from_exception(error)
             if failure.status == 500:
                 _LOG.exception("request %s failed", request.state.request_id)
-            return failure.response()
+            return failure.response(_speaks_anthropic(request.url.path))
 
     return run
 
@@ -213,7 +222,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if status == 405:
         message, code = f"{request.url.path} does not take {request.method}", "method_not_allowed"
     headers = getattr(error, "headers", None)
-    return ApiError(status, message, code=code, headers=headers).response()
+    failure = ApiError(status, message, code=code, headers=headers)
+    return failure.response(_speaks_anthropic(request.url.path))
 
 
 def make_app(
@@ -248,6 +258,12 @@ def make_app(
     async def items(request: Request) -> Response:
         return await responses(service, grammars, request)
 
+    async def blocks(request: Request) -> Response:
+        return await messages(service, grammars, request)
+
+    async def count(request: Request) -> Response:
+        return await count_tokens(service, request)
+
     async def text(request: Request) -> Response:
         return await completions(service, request)
 
@@ -261,6 +277,8 @@ def make_app(
         ("POST", "/chat/completions", chat),
         ("POST", "/completions", text),
         ("POST", "/responses", items),
+        ("POST", "/messages", blocks),
+        ("POST", "/messages/count_tokens", count),
         ("POST", "/tokenize", small.tokenize),
         ("POST", "/detokenize", small.detokenize),
     ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine import AsyncStream
+from qwen3 import Qwen3ForCausalLM
 from qwen3_sampling import SamplingParams
 from starlette.requests import Request
 from starlette.responses import Response
@@ -55,10 +56,13 @@ def _tools_in_use(body: ChatBody) -> list[dict[str, Any]] | None:
     return body.tools
 
 
-def _plan(service: Service, grammars: Grammars, body: ChatBody) -> _Plan:
-    """Render, encode and check; takes a while for long conversations."""
-    model = service.model
-    tools = _tools_in_use(body)
+def prompt_tokens(model: Qwen3ForCausalLM, body: ChatBody) -> list[int]:
+    """Return a conversation's token ids.
+
+    Raises:
+        ApiError: Naming the field.
+        ValueError: A message is wrong.
+    """
     variables = dict(body.chat_template_kwargs or {})
     if body.enable_thinking is not None:
         variables.setdefault("enable_thinking", body.enable_thinking)
@@ -67,7 +71,15 @@ def _plan(service: Service, grammars: Grammars, body: ChatBody) -> _Plan:
     if not isinstance(variables.get("enable_thinking", True), bool):
         message = "chat_template_kwargs: enable_thinking must be true or false"
         raise ApiError(400, message, "chat_template_kwargs")
-    tokens = model.tokenizer.encode_chat(body.messages, tools, allow_special=False, **variables)
+    tools = _tools_in_use(body)
+    return model.tokenizer.encode_chat(body.messages, tools, allow_special=False, **variables)
+
+
+def _plan(service: Service, grammars: Grammars, body: ChatBody) -> _Plan:
+    """Render, encode and check; takes a while for long conversations."""
+    model = service.model
+    tools = _tools_in_use(body)
+    tokens = prompt_tokens(model, body)
     check_length(service, tokens, "messages")
     tail = model.tokenizer.decode(tokens[-4:], skip_special=False).rstrip()
     opened = tail.endswith("<think>")

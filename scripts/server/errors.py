@@ -21,6 +21,16 @@ _TYPES = {
     504: "timeout_error",
 }
 
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
 
 class ApiError(Exception):
     """A failure with a status code.
@@ -59,9 +69,15 @@ class ApiError(Exception):
         }
         return {"error": error}
 
-    def response(self) -> Response:
-        """Return it as a response."""
-        return json_response(self.body(), self.status, self.headers)
+    def anthropic_body(self) -> dict[str, Any]:
+        """Return Anthropic's error object, which is also an event."""
+        kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def response(self, anthropic: bool = False) -> Response:
+        """Return it as a response in OpenAI's form or in Anthropic's."""
+        body = self.anthropic_body() if anthropic else self.body()
+        return json_response(body, self.status, self.headers)
 
 
 def to_json(value: Any) -> str:
