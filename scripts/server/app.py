@@ -24,6 +24,7 @@ from server.chat import chat_completions
 from server.completions import completions
 from server.errors import ApiError, from_exception, json_response, unavailable
 from server.messages import count_tokens, messages
+from server.page import chat_page
 from server.responses import responses
 from server.schemas import DetokenizeBody, TokenizeBody
 from server.service import Service, read_body
@@ -31,8 +32,9 @@ from server.structured import Grammars
 
 _LOG = logging.getLogger("infinicore_infer.server")
 
-# Probes have no keys.
-_OPEN_PATHS = ("/health", "/v1/health")
+# Probes have no keys; the page asks for it.
+_PROBES = ("/health", "/v1/health")
+_OPEN_PATHS = (*_PROBES, "/")
 
 
 def _speaks_anthropic(path: str) -> bool:
@@ -89,7 +91,7 @@ class Gate:
             label = path if path in self._paths else "other"
             self._service.metrics.requests.labels(label, str(status)).inc()
             self._service.metrics.seconds.labels(label).observe(seconds)
-            level = logging.DEBUG if path in (*_OPEN_PATHS, "/metrics") else logging.INFO
+            level = logging.DEBUG if path in (*_PROBES, "/metrics") else logging.INFO
             _LOG.log(
                 level,
                 "id=%s method=%s path=%r status=%d seconds=%.3f",
@@ -142,6 +144,10 @@ class _Endpoints:
         """Say whether requests are welcome. Never waits for the model."""
         self._service.ready()
         return json_response({"status": "ok"})
+
+    async def page(self, request: Request) -> Response:
+        """Return the chat page."""
+        return chat_page()
 
     async def version(self, request: Request) -> Response:
         """Return the library's version."""
@@ -287,6 +293,7 @@ def make_app(
         for method, path, handler in table
         for prefix in ("", "/v1")
     ]
+    routes.append(Route("/", _guarded(small.page), methods=["GET"]))
     app = FastAPI(
         title="infinicore_infer",
         version=version,
