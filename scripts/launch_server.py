@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ipaddress
+import json
 import logging
 import os
 import re
@@ -99,7 +100,24 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ping", type=_seconds, default=15.0, metavar="S", help="of silence before a comment")
     add("--cors-origin", action="append", default=[], metavar="URL", help="repeatable (default: -)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    add("--log-format", default="text", choices=("text", "json"), help="json: an object a line")
     return parser
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes a record as one line of JSON; those of requests have their numbers as fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        entry = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            **(getattr(record, "fields", None) or {"message": record.getMessage()}),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
 
 
 def _is_loopback(host: str) -> bool:
@@ -226,6 +244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    if args.log_format == "json":
+        for handler in logging.root.handlers:
+            handler.setFormatter(JsonFormatter())
     logging.getLogger("uvicorn").setLevel(max(logging.INFO, logging.root.level))
     try:
         return _run(args)

@@ -100,6 +100,15 @@ class Gate:
                 path,
                 status,
                 seconds,
+                extra={
+                    "fields": {
+                        "id": request_id,
+                        "method": scope["method"],
+                        "path": path,
+                        "status": status,
+                        "seconds": round(seconds, 6),
+                    }
+                },
             )
 
     def _allowed(self, path: str, headers: dict[bytes, bytes]) -> bool:

@@ -350,3 +350,20 @@ def test_sampling_settings_reach_the_model(server: LiveServer, reference: Qwen3F
         assert text == reference.generate(prompt, 40, seed=3, **settings).text, settings
         seen.add(text)
     assert len(seen) == 8
+
+
+def test_timings(server: LiveServer) -> None:
+    body = {"messages": STORY, "max_tokens": 8, **GREEDY}
+    whole = server.post("/v1/chat/completions", body).json()
+    stream = server.post("/v1/chat/completions", {**body, "stream": True}).text
+    events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+    text = server.post("/v1/completions", {"prompt": "One two", "max_tokens": 8}).json()
+    for answer in (whole, events[-1], text):
+        timings = answer["timings"]
+        assert timings["predicted_n"] == 8
+        assert timings["prompt_ms"] > 0 and timings["predicted_ms"] > 0
+        speed = timings["predicted_n"] / timings["predicted_ms"] * 1000
+        assert abs(timings["predicted_per_second"] / speed - 1) < 0.01
+    usage = whole["usage"]
+    assert whole["timings"]["cache_n"] == usage["prompt_tokens_details"]["cached_tokens"]
+    assert whole["timings"]["cache_n"] + whole["timings"]["prompt_n"] == usage["prompt_tokens"]

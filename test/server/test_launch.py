@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -96,3 +97,22 @@ def test_options() -> None:
         with pytest.raises(SystemExit):
             parser.parse_args(bad)
     assert os.environ.get("INFINICORE_INFER_API_KEY") is None
+
+
+def test_json_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    arguments = ("--log-format", "json", "--log-level", "debug", "--api-key", "k1y")
+    with launched(log, *arguments) as (process, url):
+        headers = {"Authorization": "Bearer k1y", "X-Request-Id": "mine-1"}
+        body = {"messages": [{"role": "user", "content": "a-secret"}], "max_tokens": 1}
+        for path in ("/v1/chat/completions", "/v1/nothing"):
+            httpx.post(url + path, json=body, headers=headers, timeout=20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    text = log.read_text("utf-8")
+    assert "a-secret" not in text and "k1y" not in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    mine = [line for line in lines if line.get("id") == "mine-1"]
+    assert [(line["method"], line["status"]) for line in mine] == [("POST", 200), ("POST", 404)]
+    assert all(line["seconds"] > 0 and line["level"] == "info" for line in mine)
+    assert any("is ready" in line.get("message", "") for line in lines)
