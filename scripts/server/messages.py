@@ -93,9 +93,11 @@ class CountBody(Body):
         kind = choice.get("type")
         if kind == "tool":
             return {"type": "function", "function": {"name": choice.get("name")}}
-        if choice and kind not in _CHOICES:
+        if not choice:
+            return None
+        if not isinstance(kind, str) or kind not in _CHOICES:
             raise bad_field("tool_choice.type", f"{kind!r} is not known")
-        return _CHOICES[kind] if kind else None
+        return _CHOICES[kind]
 
 
 class MessagesBody(CountBody):

@@ -71,6 +71,63 @@ GOOD: dict[str, list[dict[str, Any]]] = {
         {"prompt": [[1, 2], [3]], "max_tokens": 2, "stream": True, "stop": "z", "ignore_eos": True},
         {"prompt": [1, 2, 3], "max_tokens": 2, "logit_bias": {"7": -100}, "best_of": 1},
     ],
+    "/v1/responses": [
+        {
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+                {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]},
+                {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "1", "output": "sunny"},
+            ],
+            "instructions": "Be brief.",
+            "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+            "tool_choice": {"type": "function", "name": "f"},
+            "reasoning": {"effort": "low", "max_tokens": 1},
+            "max_output_tokens": 2,
+            "stream": True,
+        },
+        {
+            "input": "Hi",
+            "text": {"format": {"type": "json_schema", "name": "x", "schema": _SCHEMA}},
+            "max_output_tokens": 2,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "metadata": {"a": "b"},
+        },
+    ],
+    "/v1/messages": [
+        {
+            "system": [{"type": "text", "text": "Be brief."}],
+            "messages": [
+                *CAPITAL,
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": "Hm.", "signature": ""},
+                        {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}},
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [{"type": "tool_result", "tool_use_id": "1", "content": "x"}],
+                },
+            ],
+            "tools": [{"name": "f", "description": "F.", "input_schema": {"type": "object"}}],
+            "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+            "max_tokens": 2,
+            "stream": True,
+        },
+        {
+            "messages": CAPITAL,
+            "thinking": {"type": "enabled", "budget_tokens": 1},
+            "output_config": {"format": {"type": "json_schema", "schema": _SCHEMA}},
+            "stop_sequences": ["z"],
+            "max_tokens": 2,
+            "temperature": 0.5,
+            "top_k": 5,
+        },
+    ],
+    "/v1/messages/count_tokens": [{"messages": CAPITAL, "system": "Be brief."}],
     "/tokenize": [
         {"prompt": "One two", "return_token_strs": True},
         {"messages": CAPITAL, "tools": [SHORT_CITY_TOOL], "add_generation_prompt": True},

@@ -24,9 +24,14 @@ def _send(connection: http.client.HTTPConnection, path: str, body: bytes) -> tup
     return response.status, response.read()
 
 
-def _check_error(data: bytes) -> None:
-    """OpenAI's shape: four fields, the message a sentence."""
+def _check_error(data: bytes, path: str = "") -> None:
+    """OpenAI's shape: four fields, the message a sentence. Or Anthropic's."""
     body = json.loads(data)
+    if path.startswith("/v1/messages"):
+        assert set(body) == {"type", "error"} and body["type"] == "error"
+        assert set(body["error"]) == {"type", "message"}
+        assert all(isinstance(text, str) and text for text in body["error"].values())
+        return
     assert set(body) == {"error"}
     assert set(body["error"]) == {"message", "type", "param", "code"}
     assert isinstance(body["error"]["message"], str) and body["error"]["message"]
@@ -41,7 +46,7 @@ def test_good_bodies_are_good(connection: http.client.HTTPConnection, path: str)
     for body in garbage.GOOD[path]:
         status, data = _send(connection, path, json.dumps(body).encode())
         assert status == 200, data
-        assert b'"error"' not in data
+        assert b'"error":{' not in data
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -53,9 +58,9 @@ def test_malformed(server: LiveServer, connection: http.client.HTTPConnection, s
         statuses[status] += 1
         assert status == 200 or 400 <= status < 500, (path, body[:2000], status, data)
         if status != 200:
-            _check_error(data)
+            _check_error(data, path)
         else:
-            assert b'data: {"error"' not in data, (path, body[:2000], data)
+            assert b'"error":{' not in data, (path, body[:2000], data)
     assert server.engine.stats.failed_steps == failed
     # The generator does reach both sides.
     assert statuses[400] > 200 and statuses[200] > 70, statuses
@@ -80,11 +85,11 @@ def test_wrong_methods(connection: http.client.HTTPConnection, method: str) -> N
         data = response.read()
         assert response.status == 405
         if method != "HEAD":
-            _check_error(data)
+            _check_error(data, path)
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v2/models", "/v1", "/v1/chat", "/v1/models/", "/%00", "/v1/models/%ff", "//x"]
+    "path", ["/v2/models", "/v1", "/v1/chat", "/v1/models/", "/%00", "/v1/models/%ff", "//x"]
 )
 def test_wrong_paths(connection: http.client.HTTPConnection, path: str) -> None:
     connection.request("GET", path)

@@ -166,6 +166,7 @@ def test_structured(claude: anthropic.Anthropic) -> None:
         ({"messages": CAPITAL, "max_tokens": 1, "stop_sequences": [""] * 17}, "stop_sequences"),
         ({"messages": CAPITAL, "max_tokens": 1, "thinking": {"type": "odd"}}, "thinking.type"),
         ({"messages": CAPITAL, "max_tokens": 1, "tool_choice": {"type": "odd"}}, "tool_choice"),
+        ({"messages": CAPITAL, "max_tokens": 1, "tool_choice": {"type": []}}, "tool_choice.type"),
         ({"messages": CAPITAL, "max_tokens": 1, "tools": [{"type": "bash_1"}]}, "tools[0]"),
     ],
 )
