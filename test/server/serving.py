@@ -91,7 +91,7 @@ class LiveServer:
         result: dict[str, Any] = response.json()
         return result
 
-    def check_idle(self, timeout: float = 5) -> None:
+    def check_idle(self, timeout: float = 60) -> None:
         """Asserts that nothing runs, and that only remembered prefixes hold memory."""
         assert self.engine.wait_idle(timeout)
         for _ in range(100):
