@@ -133,7 +133,6 @@ def test_default_is_the_demo_model() -> None:
     [
         (["--device", "toaster"], "known devices: cpu, nvidia"),
         (["--dtype", "int3"], "unknown dtype"),
-        (["--kv-dtype", "int4"], "dt_kv"),
         (["--temperature", "-1"], "temperature"),
         (["--temperature", "warm"], "temperature"),
         (["--top-p", "0"], "top_p"),
