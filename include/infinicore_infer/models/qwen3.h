@@ -232,8 +232,9 @@ typedef struct {
     int32_t backend;    /* Qwen3Backend */
     int32_t nthreads;   /* CPU threads, 1 to 1024; 0: the CPUs this process may use (affinity and cgroup quota) */
     int32_t dt_weight;  /* packed weight format: any Qwen3DType; DEFAULT: as given (dt_mat) */
-    /* KV cache dtype: F16, BF16, F32, or on the CPU backend INT8 (codes with a bf16 scale per token and 32 elements of K or
-     * 16 of V: 0.55 of F16's bytes). DEFAULT: on CPU F32 if weights are packed as F32, else F16; dt_logits on InfiniCore */
+    /* KV cache dtype: F16, BF16, F32, or on the CPU backend INT8 (codes with a bf16 scale per token and 32 elements of
+     * K or 16 of V: 0.55 of F16's bytes). DEFAULT: on CPU F32 if weights are packed as F32, else F16; dt_logits on
+     * InfiniCore */
     int32_t dt_kv;
     uint64_t kv_limit_bytes;  /* most bytes of all caches together; 0: half of the memory free at create */
     uint32_t max_step_tokens; /* tokens computed at a time, 1 to 65536: longer calls run in chunks; 0: 512 */
