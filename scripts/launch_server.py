@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-path", metavar="DIR", help="checkpoint folder (default: the tiny demo model)")
     add("--model-name", metavar="NAME", help="the name clients use (default: the folder's)")
     add("--device", default="cpu", metavar="NAME", help=", ".join(d.label for d in DeviceType))
-    add("--ndev", type=_positive, default=1, metavar="N", help="number of devices")
+    add("--ndev", type=_positive, default=1, metavar="N", help="devices to cut the model over")
     add("--backend", default="auto", choices=("auto", "cpu", "infinicore"))
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all usable)")
     add(

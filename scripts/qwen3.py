@@ -104,7 +104,7 @@ class Qwen3ForCausalLM:
         Args:
             model_path: The folder.
             device: Name or type of device.
-            ndev: How many devices.
+            ndev: How many devices to cut the model over; on the CPU, parts of the machine.
             max_tokens: A context shorter than the model's, in tokens; ``None``: the model's.
             device_type: The same as ``device``, which it overrides.
             backend: ``"auto"``, ``"cpu"`` or ``"infinicore"``.
@@ -114,7 +114,7 @@ class Qwen3ForCausalLM:
             kv_dtype: Type of the KV cache; ``None``: the library chooses.
             kv_limit_bytes: Most bytes of all KV caches together; 0: the library chooses.
             max_step_tokens: Tokens computed at a time, which sizes work space; 0: 512.
-            dev_ids: Device indices, ndev of them; ``None``: 0, 1, ...
+            dev_ids: Distinct device indices, ndev of them; ``None``: 0, 1, ... (on the CPU, these).
             progress: Whether to draw a progress bar on stderr if that is a terminal.
             seed: Default seed of generations; ``None``: a random one each time.
             cache: Whether weights in a format made while packing are kept on disk for the next

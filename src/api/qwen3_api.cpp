@@ -59,10 +59,11 @@ Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwen3Weights *weight
         const Qwen3ModelOptions checked = readOptions(options);
         const ModelConfig config = readMeta(*meta, checked);
         checkWeights(*meta, *weights);
-        const int32_t device_id = checkDevices(device, ndev, dev_ids);
-        const OpsOptions ops{checked.backend,   device,        device_id,       checked.nthreads,
-                             checked.dt_weight, checked.dt_kv, weights->dt_mat, checked.kv_limit_bytes};
-        model.reset(new Qwen3Model{{config, meta->theta, *weights, ops, checked}, ""});
+        const std::vector<int32_t> devices = checkDevices(device, ndev, dev_ids);
+        const OpsOptions ops{
+            checked.backend,       device, 0, checked.nthreads, checked.dt_weight, checked.dt_kv, weights->dt_mat,
+            checked.kv_limit_bytes};
+        model.reset(new Qwen3Model{{config, meta->theta, *weights, ops, devices, checked}, ""});
         model->build_info = libraryInfo() + " " + model->engine.description();
     });
     return model.release();

@@ -1,5 +1,6 @@
 #include "api/validate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -12,6 +13,7 @@ namespace {
 constexpr uint32_t kMaxStepTokens = 65536;
 constexpr uint32_t kDefaultStepTokens = 512;
 constexpr uint32_t kMaxTopLogprobs = 128;
+constexpr int32_t kMaxRanks = 1024;
 
 // One factor of a tensor's size: bounded so that products of four of them fit 64 bits.
 uint32_t readSize(size_t value, const char *name) {
@@ -223,19 +225,29 @@ void checkWeights(const Qwen3Meta &meta, const Qwen3Weights &w) {
     requireOptional({w.attn_o_b, "attn_o_b"}, {w.attn_o, "attn_o"}, n);
 }
 
-int32_t checkDevices(int32_t device, int32_t ndev, const int32_t *dev_ids) {
+std::vector<int32_t> checkDevices(int32_t device, int32_t ndev, const int32_t *dev_ids) {
     requireRange(device, QWEN3_DEVICE_CPU, QWEN3_DEVICE_ALI, "device");
-    if (ndev < 1) {
-        fail(QWEN3_STATUS_BAD_PARAM, "ndev is %d, must be at least 1", ndev);
+    requireRange(ndev, 1, kMaxRanks, "ndev");
+    std::vector<int32_t> ids;
+    for (int32_t i = 0; i < ndev; ++i) {
+        const int32_t id = dev_ids == nullptr ? i : dev_ids[i];
+        if (id < 0) {
+            fail(QWEN3_STATUS_BAD_PARAM, "dev_ids[%d] is %d, must be at least 0", i, id);
+        }
+        if (device == QWEN3_DEVICE_CPU && id != i) {
+            fail(QWEN3_STATUS_DEVICE_NOT_FOUND,
+                 "dev_ids[%d] is %d, must be %d: cpu devices are parts of one machine, "
+                 "numbered in order",
+                 i, id, i);
+        }
+        const auto same = std::find(ids.begin(), ids.end(), id);
+        if (same != ids.end()) {
+            fail(QWEN3_STATUS_BAD_PARAM, "dev_ids[%d] is %d, which dev_ids[%d] is too: devices must be distinct", i, id,
+                 static_cast<int>(same - ids.begin()));
+        }
+        ids.push_back(id);
     }
-    if (ndev > 1) {
-        fail(QWEN3_STATUS_NOT_IMPLEMENTED, "ndev is %d: tensor parallelism is not implemented yet, use 1", ndev);
-    }
-    const int32_t id = dev_ids == nullptr ? 0 : dev_ids[0];
-    if (id < 0) {
-        fail(QWEN3_STATUS_BAD_PARAM, "dev_ids[0] is %d, must be at least 0", id);
-    }
-    return id;
+    return ids;
 }
 
 void checkBatch(const ModelConfig &config, const BatchArgs &args) {

@@ -15,7 +15,7 @@ void requirePointer(const void *pointer, const char *name);
 Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options);
 ModelConfig readMeta(const Qwen3Meta &meta, const Qwen3ModelOptions &options);
 void checkWeights(const Qwen3Meta &meta, const Qwen3Weights &weights);
-int32_t checkDevices(int32_t device, int32_t ndev, const int32_t *dev_ids);  // the device index
+std::vector<int32_t> checkDevices(int32_t device, int32_t ndev, const int32_t *dev_ids);  // [ndev] device indices
 
 void checkBatch(const ModelConfig &config, const BatchArgs &args);
 std::vector<Qwen3SamplingParams> readSampling(const ModelConfig &config, const BatchArgs &args,

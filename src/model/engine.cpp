@@ -5,6 +5,7 @@
 
 #include "runtime/cpu_info.h"
 #include "runtime/error.h"
+#include "runtime/numa.h"
 
 namespace q3 {
 namespace {
@@ -25,6 +26,24 @@ uint64_t kvLimit(const Qwen3ModelOptions &options) {
     return available == 0 ? ~uint64_t{0} : available / 2;
 }
 
+std::vector<ModelConfig> configsOf(const std::vector<RankSlice> &slices) {
+    std::vector<ModelConfig> configs;
+    for (const RankSlice &slice : slices) {
+        configs.push_back(slice.config);
+    }
+    return configs;
+}
+
+// Whether the ranks' threads have CPUs of their own, so that polling for each other takes nobody's time.
+bool ranksMaySpin(const OpsOptions &options, size_t nranks) {
+    return std::max<size_t>(nranks, static_cast<uint32_t>(options.nthreads)) <= availableCpus();
+}
+
+std::vector<std::vector<uint32_t>> ranksPlaces(const OpsOptions &options, size_t nranks) {
+    return options.device == QWEN3_DEVICE_CPU ? placeRanks(numaNodes(), static_cast<uint32_t>(nranks))
+                                              : std::vector<std::vector<uint32_t>>{};
+}
+
 // Sets a flag for a scope.
 class Running {
 public:
@@ -40,14 +59,31 @@ private:
 }  // namespace
 
 Engine::Engine(const ModelConfig &config, float theta, const Qwen3Weights &weights, const OpsOptions &ops_options,
-               const Qwen3ModelOptions &options)
-    : config_(config), rope_(config.dh, theta, options), ops_(makeOps(config, ops_options)), sampler_(config.dvoc),
-      seed_(options.has_seed != 0 ? options.seed : randomSeed()) {
-    forward_ = std::make_unique<Qwen3Forward>(config, packWeights(config, weights, options, *ops_), *ops_);
-    pool_ =
-        std::make_unique<BlockPool>(ops_->kvMemory(), ops_->kvBlockBytes(), ops_->kvBlockTokens(), kvLimit(options));
+               const std::vector<int32_t> &dev_ids, const Qwen3ModelOptions &options)
+    : config_(config), rope_(config.dh, theta, options),
+      slices_(splitModel(config, static_cast<uint32_t>(dev_ids.size()))),
+      group_(static_cast<uint32_t>(slices_.size()), ranksMaySpin(ops_options, slices_.size()),
+             ranksPlaces(ops_options, slices_.size())),
+      reduce_(group_.barrier(), group_.size()),
+      ops_(makeOps(configsOf(slices_), ops_options, dev_ids, group_, reduce_)), forward_(slices_.size()),
+      sampler_(config.dvoc), seed_(options.has_seed != 0 ? options.seed : randomSeed()) {
+    std::vector<ModelWeights> packed = packWeights(config, slices_, weights, options, ops_, group_);
+    group_.run([&](uint32_t rank) {
+        forward_[rank] = std::make_unique<Qwen3Forward>(slices_[rank].config, std::move(packed[rank]), *ops_[rank]);
+    });
+    std::vector<BlockMemory *> memories;
+    for (const auto &ops : ops_) {
+        memories.push_back(&ops->kvMemory());
+    }
+    pool_ = std::make_unique<BlockPool>(std::move(memories), ops_[0]->kvBlockBytes(), ops_[0]->kvBlockTokens(),
+                                        kvLimit(options));
     rope_cos_.resize(size_t{config.max_step_tokens} * (config.dh / 2));
     rope_sin_.resize(rope_cos_.size());
+}
+
+std::string Engine::description() const {
+    const std::string first = ops_[0]->description();
+    return group_.size() == 1 ? first : first + " ndev=" + std::to_string(group_.size());
 }
 
 uint64_t Engine::nextSeed() {
@@ -176,15 +212,12 @@ void Engine::runChunks(const BatchArgs &args, const ChunkSink &sink) {
     for (uint32_t first = 0; first < args.ntok;) {
         Chunk chunk;
         chunk.first_token = first;
-        chunk.plan.tokens = args.tokens + first;
-        uint32_t &ntok = chunk.plan.ntok;
-        while (request < args.nreq && ntok < config_.max_step_tokens) {
+        chunk.plans.resize(group_.size());
+        while (request < args.nreq && chunk.ntok < config_.max_step_tokens) {
             const uint32_t left = args.req_lens[request] - done;
-            const uint32_t take = std::min(left, config_.max_step_tokens - ntok);
-            chunk.plan.sequences.push_back(
-                {ntok, take, args.req_pos[request] + done, args.kv_caches[request]->blocks()});
+            const uint32_t take = std::min(left, config_.max_step_tokens - chunk.ntok);
+            addSequence(chunk, take, args.req_pos[request] + done, *args.kv_caches[request]);
             chunk.parts.push_back({request, done});
-            ntok += take;
             done += take;
             if (take == left) {
                 ++request;
@@ -192,34 +225,51 @@ void Engine::runChunks(const BatchArgs &args, const ChunkSink &sink) {
             }
         }
         fillRope(chunk);
-        forward_->run(chunk.plan, cancel_);
+        for (StepPlan &plan : chunk.plans) {
+            plan.tokens = args.tokens + first;
+            plan.ntok = chunk.ntok;
+            plan.rope_cos = rope_cos_.data();
+            plan.rope_sin = rope_sin_.data();
+        }
+        group_.run([&](uint32_t rank) { forward_[rank]->run(chunk.plans[rank], cancel_); });
         sink(chunk);
-        first += ntok;
+        first += chunk.ntok;
     }
+}
+
+void Engine::addSequence(Chunk &chunk, uint32_t ntok, uint32_t pos, const KVCache &cache) {
+    for (uint32_t rank = 0; rank < group_.size(); ++rank) {
+        chunk.plans[rank].sequences.push_back({chunk.ntok, ntok, pos, cache.blocks(rank)});
+    }
+    chunk.ntok += ntok;
 }
 
 void Engine::fillRope(Chunk &chunk) {
     const size_t half = config_.dh / 2;
-    for (const Sequence &sequence : chunk.plan.sequences) {
+    for (const Sequence &sequence : chunk.plans[0].sequences) {
         for (uint32_t i = 0; i < sequence.ntok; ++i) {
             const size_t row = sequence.row + i;
             rope_.fill(sequence.pos + i, rope_cos_.data() + row * half, rope_sin_.data() + row * half);
         }
     }
-    chunk.plan.rope_cos = rope_cos_.data();
-    chunk.plan.rope_sin = rope_sin_.data();
+}
+
+// Logits [nrows, dvoc] of rows of the step that ran last; each rank writes the columns of its part of the vocabulary.
+void Engine::computeLogits(const uint32_t *rows, uint32_t nrows, float *logits) {
+    group_.run(
+        [&](uint32_t rank) { forward_[rank]->logits(rows, nrows, logits + slices_[rank].first_vocab, config_.dvoc); });
 }
 
 void Engine::forward(const BatchArgs &args, float *logits) {
     const std::lock_guard<std::mutex> lock(mutex_);
     execute(args, [&](const Chunk &chunk) {
         uint32_t rows[kLogitRows];
-        for (uint32_t first = 0; first < chunk.plan.ntok; first += kLogitRows) {
-            const uint32_t count = std::min(kLogitRows, chunk.plan.ntok - first);
+        for (uint32_t first = 0; first < chunk.ntok; first += kLogitRows) {
+            const uint32_t count = std::min(kLogitRows, chunk.ntok - first);
             for (uint32_t i = 0; i < count; ++i) {
                 rows[i] = first + i;
             }
-            forward_->logits(rows, count, logits + size_t{chunk.first_token + first} * config_.dvoc);
+            computeLogits(rows, count, logits + size_t{chunk.first_token + first} * config_.dvoc);
         }
     });
 }
@@ -255,7 +305,7 @@ void Engine::infer(const BatchArgs &args, const Qwen3SamplingParams *params, Qwe
 void Engine::sampleChunk(const Chunk &chunk, const BatchArgs &args, const Qwen3SamplingParams *params) {
     std::vector<SampledRow> rows;
     for (size_t i = 0; i < chunk.parts.size(); ++i) {
-        const Sequence &sequence = chunk.plan.sequences[i];
+        const Sequence &sequence = chunk.plans[0].sequences[i];
         const uint32_t r = chunk.parts[i].request;
         const uint32_t first = chunk.parts[i].first;
         const uint32_t choose = args.req_lens[r] - 1 - static_cast<uint32_t>(params[r].ndraft);
@@ -277,7 +327,7 @@ void Engine::sampleChunk(const Chunk &chunk, const BatchArgs &args, const Qwen3S
             break;
         }
         logits_.resize(std::max(logits_.size(), size_t{count} * config_.dvoc));
-        forward_->logits(indices, count, logits_.data());
+        computeLogits(indices, count, logits_.data());
         for (uint32_t j = 0; j < count; ++j) {
             sampleRow(batch[j], logits_.data() + size_t{j} * config_.dvoc, chunk, args, params);
         }
@@ -317,20 +367,30 @@ void Engine::cancel() noexcept {
 Qwen3Stats Engine::stats() {
     const std::lock_guard<std::mutex> lock(mutex_);
     Qwen3Stats stats{};
-    stats.weight_bytes = forward_->weights().bytes();
-    stats.scratch_bytes = ops_->scratchBytes();
+    const Linear *counted = nullptr;  // an embedding that ranks share is counted once
+    for (uint32_t rank = 0; rank < group_.size(); ++rank) {
+        const ModelWeights &weights = forward_[rank]->weights();
+        stats.weight_bytes += weights.bytes();
+        stats.weight_bytes += weights.embedding.get() == counted ? 0 : weights.embedding->bytes();
+        counted = weights.embedding.get();
+        stats.scratch_bytes += ops_[rank]->scratchBytes();
+        stats.nthreads += ops_[rank]->threads();
+    }
     stats.kv_used_bytes = pool_->usedBytes();
     stats.kv_limit_bytes = pool_->limitBytes();
     stats.kv_block_bytes = pool_->blockBytes();
     stats.kv_block_tokens = pool_->blockTokens();
     stats.ncaches = static_cast<uint32_t>(caches_.size());
-    stats.nthreads = ops_->threads();
-    stats.weight_cache = forward_->weights().cache;
+    stats.weight_cache = forward_[0]->weights().cache;
     return stats;
 }
 
 void Engine::saveWeights(const char *path, const char *key) const {
-    q3::saveWeights(forward_->weights(), path, key, *ops_);
+    if (group_.size() > 1) {
+        fail(QWEN3_STATUS_NOT_IMPLEMENTED, "ndev is %u: only the packed weights of one device can be saved",
+             group_.size());
+    }
+    q3::saveWeights(forward_[0]->weights(), path, key, *ops_[0]);
 }
 
 }  // namespace q3

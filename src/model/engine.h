@@ -1,5 +1,5 @@
-// One loaded model: its backend, weights, KV pool and caches, and the execution of checked batches. Everything public
-// is thread-safe; steps are serialised.
+// One loaded model: its ranks (backend and weights of each), KV pool and caches, and the execution of checked batches.
+// Everything public is thread-safe; steps are serialised.
 #pragma once
 
 #include <atomic>
@@ -30,8 +30,9 @@ struct BatchArgs {
 
 class Engine {
 public:
+    // dev_ids: one device, and so one rank, per entry.
     Engine(const ModelConfig &config, float theta, const Qwen3Weights &weights, const OpsOptions &ops_options,
-           const Qwen3ModelOptions &options);
+           const std::vector<int32_t> &dev_ids, const Qwen3ModelOptions &options);
 
     KVCache *createCache();
     KVCache *duplicateCache(const KVCache *cache, uint32_t length);
@@ -47,7 +48,7 @@ public:
     uint64_t nextSeed();
 
     const ModelConfig &config() const { return config_; }
-    std::string description() const { return ops_->description(); }
+    std::string description() const;
     Qwen3Stats stats();
     void saveWeights(const char *path, const char *key) const;  // takes no lock: weights never change
 
@@ -58,9 +59,10 @@ private:
         uint32_t first;  // its first token here, counted from the request's
     };
     struct Chunk {
-        StepPlan plan;
+        std::vector<StepPlan> plans;  // [ranks]: they differ in the KV blocks only
+        uint32_t ntok = 0;
         uint32_t first_token = 0;
-        std::vector<Part> parts;  // of plan.sequences
+        std::vector<Part> parts;  // of the plans' sequences
     };
     // A row of a chunk after which a token may have to be chosen.
     struct SampledRow {
@@ -76,15 +78,20 @@ private:
     void reserve(const BatchArgs &args);
     void execute(const BatchArgs &args, const ChunkSink &sink);
     void runChunks(const BatchArgs &args, const ChunkSink &sink);
+    void addSequence(Chunk &chunk, uint32_t ntok, uint32_t pos, const KVCache &cache);
     void fillRope(Chunk &chunk);
+    void computeLogits(const uint32_t *rows, uint32_t nrows, float *logits);
     void sampleChunk(const Chunk &chunk, const BatchArgs &args, const Qwen3SamplingParams *params);
     void sampleRow(const SampledRow &row, float *logits, const Chunk &chunk, const BatchArgs &args,
                    const Qwen3SamplingParams *params);
 
     ModelConfig config_;
     Rope rope_;
-    std::unique_ptr<Ops> ops_;
-    std::unique_ptr<Qwen3Forward> forward_;
+    std::vector<RankSlice> slices_;  // like ops_ and forward_: [ranks]
+    RankGroup group_;
+    HostAllReduce reduce_;
+    std::vector<std::unique_ptr<Ops>> ops_;
+    std::vector<std::unique_ptr<Qwen3Forward>> forward_;
     std::unique_ptr<BlockPool> pool_;
     Sampler sampler_;
     std::atomic<uint64_t> seed_;

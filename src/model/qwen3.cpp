@@ -29,17 +29,19 @@ void Qwen3Forward::run(const StepPlan &plan, const std::atomic<bool> &cancel) {
         op_.qkNormRopeStore(qkv_, *w.q_norm, *w.k_norm, c_.epsilon, i);  // k and v into the cache
         op_.attention(attn_, qkv_, i);                                   // [ntok, nh dh]
         op_.linear(delta_, attn_, *w.attn_o);                            // [ntok, d]
+        op_.allReduceSum(delta_);
         delta = delta_;
         op_.addRmsnorm(h_, x_, delta, *w.ffn_norm, c_.epsilon);
         op_.linearSwiglu(act_, h_, *w.ffn_gate_up);  // [ntok, di]
         op_.linear(delta_, act_, *w.ffn_down);
+        op_.allReduceSum(delta_);
     }
 }
 
-void Qwen3Forward::logits(const uint32_t *rows, uint32_t nrows, float *out) {
+void Qwen3Forward::logits(const uint32_t *rows, uint32_t nrows, float *out, size_t ld) {
     // h_ is free after the last layer.
     op_.gatherRmsnorm(h_, x_, delta_, rows, nrows, *weights_.output_norm, c_.epsilon);
-    op_.readLogits(out, h_, nrows, *weights_.head);
+    op_.readLogits(out, ld, h_, nrows, *weights_.head);
 }
 
 }  // namespace q3

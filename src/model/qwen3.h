@@ -1,4 +1,5 @@
-// The Qwen3 forward pass, written once for every backend.
+// The Qwen3 forward pass, written once for every backend. Each rank of a model has one, and runs it at the same time as
+// the others.
 #pragma once
 
 #include <atomic>
@@ -11,15 +12,16 @@ namespace q3 {
 
 class Qwen3Forward {
 public:
-    // Allocates all activations for config.max_step_tokens rows.
+    // config: the rank's part. Allocates all activations for config.max_step_tokens rows.
     Qwen3Forward(const ModelConfig &config, ModelWeights weights, Ops &ops);
 
     // Runs all layers over the plan's tokens and appends their keys and values. Throws CANCELLED between layers once
-    // `cancel` is set.
+    // `cancel` is set. Ranks may see it in different layers of one step, but no rank gets past the sum that follows.
     void run(const StepPlan &plan, const std::atomic<bool> &cancel);
 
-    // Logits [nrows, dvoc] of rows (indices < plan.ntok) of the step that ran last.
-    void logits(const uint32_t *rows, uint32_t nrows, float *out);
+    // The rank's logits [nrows, config.dvoc], ld floats from row to row, of rows (indices < plan.ntok) of the step that
+    // ran last.
+    void logits(const uint32_t *rows, uint32_t nrows, float *out, size_t ld);
 
     const ModelWeights &weights() const { return weights_; }
 

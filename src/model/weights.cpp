@@ -24,95 +24,124 @@ Precision precisionOf(Matrix matrix, uint32_t layer, uint32_t nlayer) {
     return matrix == Matrix::kQkv ? Precision::kRaised : Precision::kPlain;
 }
 
+// Part of the rows or columns of a tensor: [first, first + count) of total.
+struct Span {
+    uint32_t total, first, count;
+};
+
+Span whole(uint32_t total) {
+    return {total, 0, total};
+}
+
 class Packer {
 public:
-    // in: where to load packed weights from instead of packing; or null.
-    Packer(const ModelConfig &config, const Qwen3Weights &weights, const Qwen3ModelOptions &options, Ops &ops,
+    // in: where to load packed weights from instead of packing, with one rank only; or null.
+    Packer(const ModelConfig &config, const std::vector<RankSlice> &slices, const Qwen3Weights &weights,
+           const Qwen3ModelOptions &options, const std::vector<std::unique_ptr<Ops>> &ops, RankGroup &group,
            PackedReader *in)
-        : c_(config), w_(weights), options_(options), ops_(ops), in_(in) {
+        : c_(config), slices_(slices), w_(weights), options_(options), ops_(ops), group_(group), in_(in) {
         const uint64_t layer = uint64_t{c_.d} * (c_.qkvWidth() + c_.nh * c_.dh + 3 * uint64_t{c_.di});
         const uint64_t tables = uint64_t{c_.dvoc} * c_.d * (w_.output_embd == nullptr ? 1 : 2);
         total_ = (layer * c_.nlayer + tables) * dtypeSize(w_.dt_mat);
         layer_bytes_ = layer * dtypeSize(w_.dt_mat);
     }
 
-    ModelWeights pack() {
-        ModelWeights result;
+    // All ranks pack their part of one tensor or layer at a time, so that no pointer is read during report().
+    std::vector<ModelWeights> pack() {
+        std::vector<ModelWeights> result(slices_.size());
         // The largest tensors first: their file pages are then released before the packed layers add up, so that the
         // peak of memory is the packed weights and one layer.
         const bool tied = w_.output_embd == nullptr;
-        result.output_norm = vector("output_norm", -1, w_.output_norm, c_.d);
-        result.head = linear(table(tied ? "input_embd" : "output_embd", tied ? w_.input_embd : w_.output_embd));
+        const char *head_name = tied ? "input_embd" : "output_embd";
+        const void *head_data = tied ? w_.input_embd : w_.output_embd;
+        group_.run([&](uint32_t rank) {
+            const RankSlice &s = slices_[rank];
+            result[rank].output_norm = vector(rank, "output_norm", -1, w_.output_norm, c_.d);
+            result[rank].head = linear(rank, table(head_name, head_data, s.first_vocab, s.config.dvoc));
+        });
         const uint64_t head_bytes = uint64_t{c_.dvoc} * c_.d * dtypeSize(w_.dt_mat);
         report(head_bytes);
-        result.embedding = embedding(tied ? result.head.get() : nullptr);
+        packEmbeddings(result);
         const uint64_t tables = tied ? head_bytes : 2 * head_bytes;
         report(tables);
-        result.layers.reserve(c_.nlayer);
         for (uint32_t i = 0; i < c_.nlayer; ++i) {
-            result.layers.push_back(packLayer(i));
+            group_.run([&](uint32_t rank) { result[rank].layers.push_back(packLayer(rank, i)); });
             report(tables + layer_bytes_ * (i + 1));
         }
         return result;
     }
 
 private:
-    std::unique_ptr<Linear> linear(const LinearSource &source) {
-        return in_ != nullptr ? ops_.loadLinear(source, *in_) : ops_.packLinear(source);
+    std::unique_ptr<Linear> linear(uint32_t rank, const LinearSource &source) {
+        return in_ != nullptr ? ops_[rank]->loadLinear(source, *in_) : ops_[rank]->packLinear(source);
     }
 
-    std::unique_ptr<Linear> gateUp(const LinearSource &source) {
-        return in_ != nullptr ? ops_.loadGateUp(source, *in_) : ops_.packGateUp(source);
+    std::unique_ptr<Linear> gateUp(uint32_t rank, const LinearSource &source) {
+        return in_ != nullptr ? ops_[rank]->loadGateUp(source, *in_) : ops_[rank]->packGateUp(source);
     }
 
-    std::unique_ptr<Linear> embedding(const Linear *head) {
-        const LinearSource source = table("input_embd", w_.input_embd);
-        const bool borrow = options_.borrow_weights != 0;
-        if (in_ != nullptr) {
-            return ops_.loadEmbedding(source, head, borrow, *in_);
+    void packEmbeddings(std::vector<ModelWeights> &result) {
+        std::vector<const Linear *> heads;  // stays empty when the embedding is not tied to them
+        for (size_t rank = 0; w_.output_embd == nullptr && rank < result.size(); ++rank) {
+            heads.push_back(result[rank].head.get());
         }
-        if (head == nullptr) {
+        if (heads.empty() && in_ == nullptr) {
             checkTable("input_embd", w_.input_embd);
         }
-        return ops_.packEmbedding(source, head, borrow);
+        const LinearSource source = table("input_embd", w_.input_embd, 0, c_.dvoc);
+        const bool borrow = options_.borrow_weights != 0;
+        const bool shared = ops_[0]->sharesEmbedding();
+        group_.run([&](uint32_t rank) {
+            if (rank == 0 || !shared) {
+                result[rank].embedding = in_ != nullptr ? ops_[rank]->loadEmbedding(source, heads, borrow, *in_)
+                                                        : ops_[rank]->packEmbedding(source, heads, borrow);
+            }
+        });
+        for (size_t rank = 1; shared && rank < result.size(); ++rank) {
+            result[rank].embedding = result[0].embedding;
+        }
     }
 
-    LayerWeights packLayer(uint32_t i) {
-        const uint32_t q = c_.nh * c_.dh;
-        const uint32_t kv = c_.nkvh * c_.dh;
+    LayerWeights packLayer(uint32_t rank, uint32_t i) {
+        const RankSlice &s = slices_[rank];
+        const Span q{c_.nh * c_.dh, s.first_head * c_.dh, s.config.nh * c_.dh};
+        const Span kv{c_.nkvh * c_.dh, s.first_kv_head * c_.dh, s.config.nkvh * c_.dh};
+        const Span inner{c_.di, s.first_inner, s.config.di};
+        const Span d = whole(c_.d);
         LayerWeights l;
-        l.attn_norm = vector("attn_norm", static_cast<int32_t>(i), w_.attn_norm[i], c_.d);
-        l.q_norm = vector("attn_q_norm", static_cast<int32_t>(i), w_.attn_q_norm[i], c_.dh, true);
-        l.k_norm = vector("attn_k_norm", static_cast<int32_t>(i), w_.attn_k_norm[i], c_.dh, true);
-        l.ffn_norm = vector("ffn_norm", static_cast<int32_t>(i), w_.ffn_norm[i], c_.d);
+        l.attn_norm = vector(rank, "attn_norm", static_cast<int32_t>(i), w_.attn_norm[i], c_.d);
+        l.q_norm = vector(rank, "attn_q_norm", static_cast<int32_t>(i), w_.attn_q_norm[i], c_.dh, true);
+        l.k_norm = vector(rank, "attn_k_norm", static_cast<int32_t>(i), w_.attn_k_norm[i], c_.dh, true);
+        l.ffn_norm = vector(rank, "ffn_norm", static_cast<int32_t>(i), w_.ffn_norm[i], c_.d);
 
         LinearSource qkv = source("attn_qkv", i, Matrix::kQkv);
         if (w_.attn_qkv != nullptr) {
-            addStacked(qkv, w_.attn_qkv[i], at(w_.attn_qkv_b, i), {q, kv, kv}, c_.d);
+            addStacked(qkv, w_.attn_qkv[i], at(w_.attn_qkv_b, i), {q, kv, kv}, d);
         } else {
-            addStacked(qkv, w_.attn_q[i], at(w_.attn_q_b, i), {q}, c_.d);
-            addStacked(qkv, w_.attn_k[i], at(w_.attn_k_b, i), {kv}, c_.d);
-            addStacked(qkv, w_.attn_v[i], at(w_.attn_v_b, i), {kv}, c_.d);
+            addStacked(qkv, w_.attn_q[i], at(w_.attn_q_b, i), {q}, d);
+            addStacked(qkv, w_.attn_k[i], at(w_.attn_k_b, i), {kv}, d);
+            addStacked(qkv, w_.attn_v[i], at(w_.attn_v_b, i), {kv}, d);
         }
-        qkv.rope_rows = q + kv;
-        l.attn_qkv = linear(qkv);
+        qkv.rope_rows = q.count + kv.count;
+        l.attn_qkv = linear(rank, qkv);
 
         LinearSource o = source("attn_o", i, Matrix::kAttnOut);
-        addStacked(o, w_.attn_o[i], at(w_.attn_o_b, i), {c_.d}, q);
-        l.attn_o = linear(o);
+        // The ranks' products are summed: one of them has the bias.
+        addStacked(o, w_.attn_o[i], rank == 0 ? at(w_.attn_o_b, i) : nullptr, {d}, q);
+        l.attn_o = linear(rank, o);
 
         LinearSource gate_up = source("ffn_gate_up", i, Matrix::kGateUp);
         if (w_.ffn_gate_up != nullptr) {
-            addStacked(gate_up, w_.ffn_gate_up[i], nullptr, {c_.di, c_.di}, c_.d);
+            addStacked(gate_up, w_.ffn_gate_up[i], nullptr, {inner, inner}, d);
         } else {
-            addStacked(gate_up, w_.ffn_gate[i], nullptr, {c_.di}, c_.d);
-            addStacked(gate_up, w_.ffn_up[i], nullptr, {c_.di}, c_.d);
+            addStacked(gate_up, w_.ffn_gate[i], nullptr, {inner}, d);
+            addStacked(gate_up, w_.ffn_up[i], nullptr, {inner}, d);
         }
-        l.ffn_gate_up = gateUp(gate_up);
+        l.ffn_gate_up = gateUp(rank, gate_up);
 
         LinearSource down = source("ffn_down", i, Matrix::kDown);
-        addStacked(down, w_.ffn_down[i], nullptr, {c_.d}, c_.di);
-        l.ffn_down = linear(down);
+        addStacked(down, w_.ffn_down[i], nullptr, {d}, inner);
+        l.ffn_down = linear(rank, down);
         return l;
     }
 
@@ -120,33 +149,35 @@ private:
         return {name, static_cast<int32_t>(layer), w_.dt_mat, {}, 0, precisionOf(matrix, layer, c_.nlayer)};
     }
 
-    // Appends the parts of one tensor that stacks `rows` output features, in whichever of the two layouts.
-    void addStacked(LinearSource &target, const void *data, const void *bias, std::initializer_list<uint32_t> rows,
-                    uint32_t cols) const {
+    // Appends what a rank has of the parts of one tensor that stacks `rows` output features, in whichever of the two
+    // layouts.
+    void addStacked(LinearSource &target, const void *data, const void *bias, std::initializer_list<Span> rows,
+                    Span cols) const {
         const size_t size = dtypeSize(target.dtype);
         const bool rows_first = w_.transpose_linear_weights != 0;
         size_t total = 0;
-        for (const uint32_t n : rows) {
-            total += n;
+        for (const Span &span : rows) {
+            total += span.total;
         }
         size_t offset = 0;
-        for (const uint32_t n : rows) {
-            const size_t element = rows_first ? offset * cols : offset;
+        for (const Span &span : rows) {
+            const size_t row = offset + span.first;
             HostMatrix part{};
-            part.data = static_cast<const char *>(data) + element * size;
-            part.rows = n;
-            part.cols = cols;
-            part.row_stride = rows_first ? cols : 1;
+            part.rows = span.count;
+            part.cols = cols.count;
+            part.row_stride = rows_first ? cols.total : 1;
             part.col_stride = rows_first ? 1 : total;
-            part.bias = bias == nullptr ? nullptr : static_cast<const char *>(bias) + offset * size;
+            part.data = static_cast<const char *>(data) + (row * part.row_stride + cols.first * part.col_stride) * size;
+            part.bias = bias == nullptr ? nullptr : static_cast<const char *>(bias) + row * size;
             target.parts.push_back(part);
-            offset += n;
+            offset += span.total;
         }
     }
 
-    LinearSource table(const char *name, const void *data) const {
+    LinearSource table(const char *name, const void *data, uint32_t first, uint32_t rows) const {
+        const char *start = static_cast<const char *>(data) + size_t{first} * c_.d * dtypeSize(w_.dt_mat);
         // The head decides between close tokens and is a small part of a model.
-        return {name, -1, w_.dt_mat, {HostMatrix{data, c_.dvoc, c_.d, c_.d, 1, nullptr}}, 0, Precision::kHigh};
+        return {name, -1, w_.dt_mat, {HostMatrix{start, rows, c_.d, c_.d, 1, nullptr}}, 0, Precision::kHigh};
     }
 
     // Backends check what they pack, but a table may be used where it is, row by row, so it is checked here.
@@ -161,10 +192,10 @@ private:
         }
     }
 
-    std::unique_ptr<Vector> vector(const char *name, int32_t layer, const void *data, uint32_t size,
+    std::unique_ptr<Vector> vector(uint32_t rank, const char *name, int32_t layer, const void *data, uint32_t size,
                                    bool rope = false) {
         const VectorSource source{name, layer, w_.dt_norm, data, size, rope};
-        return in_ != nullptr ? ops_.loadVector(source, *in_) : ops_.packVector(source);
+        return in_ != nullptr ? ops_[rank]->loadVector(source, *in_) : ops_[rank]->packVector(source);
     }
 
     void report(uint64_t done) const {
@@ -175,9 +206,11 @@ private:
     }
 
     const ModelConfig &c_;
+    const std::vector<RankSlice> &slices_;
     const Qwen3Weights &w_;
     const Qwen3ModelOptions &options_;
-    Ops &ops_;
+    const std::vector<std::unique_ptr<Ops>> &ops_;
+    RankGroup &group_;
     PackedReader *in_;
     uint64_t total_ = 0;
     uint64_t layer_bytes_ = 0;
@@ -212,7 +245,7 @@ std::string withKey(const std::string &identity, const char *key) {
 }  // namespace
 
 uint64_t ModelWeights::bytes() const {
-    uint64_t total = head->bytes() + embedding->bytes() + output_norm->bytes();
+    uint64_t total = head->bytes() + output_norm->bytes();
     for (const LayerWeights &l : layers) {
         total += l.attn_norm->bytes() + l.q_norm->bytes() + l.k_norm->bytes() + l.ffn_norm->bytes();
         total += l.attn_qkv->bytes() + l.attn_o->bytes() + l.ffn_gate_up->bytes() + l.ffn_down->bytes();
@@ -220,17 +253,19 @@ uint64_t ModelWeights::bytes() const {
     return total;
 }
 
-ModelWeights packWeights(const ModelConfig &config, const Qwen3Weights &weights, const Qwen3ModelOptions &options,
-                         Ops &ops) {
-    const std::string identity = identityOf(config, weights, options, ops);
+std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vector<RankSlice> &slices,
+                                      const Qwen3Weights &weights, const Qwen3ModelOptions &options,
+                                      const std::vector<std::unique_ptr<Ops>> &ops, RankGroup &group) {
+    // Saved weights are those of a whole model; the parts of several ranks are packed each time.
+    const std::string identity = slices.size() == 1 ? identityOf(config, weights, options, *ops[0]) : std::string();
     int32_t cache = QWEN3_CACHE_UNUSED;
     if (options.cache_path != nullptr && !identity.empty()) {
         try {
             PackedReader reader(options.cache_path, withKey(identity, options.cache_key));
-            ModelWeights loaded = Packer(config, weights, options, ops, &reader).pack();
+            std::vector<ModelWeights> loaded = Packer(config, slices, weights, options, ops, group, &reader).pack();
             reader.finish();
-            loaded.identity = identity;
-            loaded.cache = QWEN3_CACHE_LOADED;
+            loaded[0].identity = identity;
+            loaded[0].cache = QWEN3_CACHE_LOADED;
             return loaded;
         } catch (const PackedFileError &error) {
             cache = error.reason() == PackedFileError::kAbsent  ? QWEN3_CACHE_ABSENT
@@ -238,9 +273,9 @@ ModelWeights packWeights(const ModelConfig &config, const Qwen3Weights &weights,
                                                                 : QWEN3_CACHE_CORRUPT;
         }
     }
-    ModelWeights packed = Packer(config, weights, options, ops, nullptr).pack();
-    packed.identity = identity;
-    packed.cache = cache;
+    std::vector<ModelWeights> packed = Packer(config, slices, weights, options, ops, group, nullptr).pack();
+    packed[0].identity = identity;
+    packed[0].cache = cache;
     return packed;
 }
 

@@ -5,7 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "model/split.h"
 #include "ops/ops.h"
+#include "runtime/ranks.h"
 
 namespace q3 {
 
@@ -14,21 +16,23 @@ struct LayerWeights {
     std::unique_ptr<Linear> attn_qkv, attn_o, ffn_gate_up, ffn_down;
 };
 
+// What one rank holds.
 struct ModelWeights {
-    std::unique_ptr<Linear> head;       // lm_head
-    std::unique_ptr<Linear> embedding;  // may read from head's memory, so it is destroyed first
+    std::unique_ptr<Linear> head;       // the rank's rows of lm_head
+    std::shared_ptr<Linear> embedding;  // whole; may read from the heads of all ranks
     std::unique_ptr<Vector> output_norm;
     std::vector<LayerWeights> layers;
     std::string identity;  // what saved weights depend on, but for the caller's key; empty: cannot be saved
     int32_t cache = QWEN3_CACHE_UNUSED;  // Qwen3WeightCache
 
-    uint64_t bytes() const;
+    uint64_t bytes() const;  // without the embedding, which ranks may share
 };
 
-// Packs everything, or loads options.cache_path if that file fits; weights and options must have passed validation.
-// Throws BAD_WEIGHTS, CANCELLED, OUT_OF_MEMORY.
-ModelWeights packWeights(const ModelConfig &config, const Qwen3Weights &weights, const Qwen3ModelOptions &options,
-                         Ops &ops);
+// Packs everything, each rank its own slice on its own thread, or, with one rank, loads options.cache_path if that file
+// fits; weights and options must have passed validation. Throws BAD_WEIGHTS, CANCELLED, OUT_OF_MEMORY.
+std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vector<RankSlice> &slices,
+                                      const Qwen3Weights &weights, const Qwen3ModelOptions &options,
+                                      const std::vector<std::unique_ptr<Ops>> &ops, RankGroup &group);
 
 // Writes a file for options.cache_path. Throws NOT_IMPLEMENTED, IO_ERROR.
 void saveWeights(const ModelWeights &weights, const char *path, const char *key, const Ops &ops);

@@ -4,26 +4,38 @@
 #include "ops/infinicore/infinicore.h"
 #include "runtime/cpu_info.h"
 #include "runtime/error.h"
+#include "runtime/numa.h"
 #include "runtime/thread_pool.h"
 
 namespace q3 {
 
-std::unique_ptr<Ops> makeOps(const ModelConfig &config, const OpsOptions &wanted) {
-    OpsOptions options = wanted;
-    if (options.nthreads == 0) {
-        options.nthreads = static_cast<int32_t>(std::min(availableCpus(), kMaxThreads));
+std::vector<std::unique_ptr<Ops>> makeOps(const std::vector<ModelConfig> &configs, const OpsOptions &wanted,
+                                          const std::vector<int32_t> &dev_ids, RankGroup &group,
+                                          HostAllReduce &reduce) {
+    const bool on_cpu = wanted.device == QWEN3_DEVICE_CPU;
+    const bool with_infinicore =
+        wanted.backend == QWEN3_BACKEND_INFINICORE || (wanted.backend == QWEN3_BACKEND_AUTO && !on_cpu);
+    if (!with_infinicore && !on_cpu) {
+        fail(QWEN3_STATUS_BAD_PARAM, "backend cpu cannot run on device %d: only on device 0 (cpu)", wanted.device);
     }
-    if (options.backend == QWEN3_BACKEND_INFINICORE ||
-        (options.backend == QWEN3_BACKEND_AUTO && options.device != QWEN3_DEVICE_CPU)) {
-        return infinicore::makeInfinicoreOps(config, options);
+    const uint32_t total =
+        wanted.nthreads != 0 ? static_cast<uint32_t>(wanted.nthreads) : std::min(availableCpus(), kMaxThreads);
+    std::vector<OpsOptions> options(configs.size(), wanted);
+    for (uint32_t rank = 0; rank < configs.size(); ++rank) {
+        options[rank].device_id = on_cpu ? 0 : dev_ids[rank];
+        options[rank].nthreads = static_cast<int32_t>(threadsOfRank(total, rank, group.size()));
+        options[rank].rank = rank;
+        if (wanted.kv_limit_bytes != 0) {
+            options[rank].kv_limit_bytes = std::max<uint64_t>(wanted.kv_limit_bytes / group.size(), 1);
+        }
+        options[rank].reduce = on_cpu && group.size() > 1 ? &reduce : nullptr;
     }
-    if (options.device != QWEN3_DEVICE_CPU) {
-        fail(QWEN3_STATUS_BAD_PARAM, "backend cpu cannot run on device %d: only on device 0 (cpu)", options.device);
+    if (with_infinicore) {
+        return infinicore::makeInfinicoreOps(configs, options, group);
     }
-    if (options.device_id != 0) {
-        fail(QWEN3_STATUS_DEVICE_NOT_FOUND, "dev_ids[0] is %d: there is one cpu device, 0", options.device_id);
-    }
-    return cpu::makeCpuOps(config, options);
+    std::vector<std::unique_ptr<Ops>> ops(configs.size());
+    group.run([&](uint32_t rank) { ops[rank] = cpu::makeCpuOps(configs[rank], options[rank]); });
+    return ops;
 }
 
 }  // namespace q3

@@ -27,7 +27,8 @@ std::unique_ptr<Linear> Ops::loadGateUp(const LinearSource &, PackedReader &) {
 std::unique_ptr<Vector> Ops::loadVector(const VectorSource &, PackedReader &) {
     cannotSave();
 }
-std::unique_ptr<Linear> Ops::loadEmbedding(const LinearSource &, const Linear *, bool, PackedReader &) {
+std::shared_ptr<Linear> Ops::loadEmbedding(const LinearSource &, const std::vector<const Linear *> &, bool,
+                                           PackedReader &) {
     cannotSave();
 }
 

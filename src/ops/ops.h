@@ -8,8 +8,10 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "ops/types.h"
+#include "runtime/ranks.h"
 
 namespace q3 {
 
@@ -47,9 +49,11 @@ public:
     virtual std::unique_ptr<Linear> packLinear(const LinearSource &source) = 0;
     virtual std::unique_ptr<Linear> packGateUp(const LinearSource &gate_up) = 0;  // for linearSwiglu; parts gate, up
     virtual std::unique_ptr<Vector> packVector(const VectorSource &source) = 0;
-    // Token embedding [dvoc, d]. head: the packed lm_head when it is tied to the embedding (rows may be read from
-    // there), else null. borrow: source stays valid for the life of the result.
-    virtual std::unique_ptr<Linear> packEmbedding(const LinearSource &source, const Linear *head, bool borrow) = 0;
+    // Token embedding [dvoc, d]. heads: when it is tied to lm_head, the packed lm_head of every rank, whose rows follow
+    // each other (rows may be read from there), else empty. borrow: source stays valid for the life of the result.
+    virtual std::shared_ptr<Linear> packEmbedding(const LinearSource &source, const std::vector<const Linear *> &heads,
+                                                  bool borrow) = 0;
+    virtual bool sharesEmbedding() const = 0;  // whether one packed embedding can serve the ops of all ranks at once
     virtual Activation allocate(uint32_t rows, uint32_t width) = 0;  // lives as long as this Ops
 
     // --- saved packed weights. What saved bytes depend on; empty (as here) when this backend cannot save. load* make
@@ -61,8 +65,8 @@ public:
     virtual std::unique_ptr<Linear> loadLinear(const LinearSource &shape, PackedReader &in);
     virtual std::unique_ptr<Linear> loadGateUp(const LinearSource &shape, PackedReader &in);
     virtual std::unique_ptr<Vector> loadVector(const VectorSource &shape, PackedReader &in);
-    virtual std::unique_ptr<Linear> loadEmbedding(const LinearSource &shape, const Linear *head, bool borrow,
-                                                  PackedReader &in);
+    virtual std::shared_ptr<Linear> loadEmbedding(const LinearSource &shape, const std::vector<const Linear *> &heads,
+                                                  bool borrow, PackedReader &in);
 
     // --- KV storage
     virtual uint32_t kvBlockTokens() const = 0;
@@ -88,8 +92,11 @@ public:
     // out[nrows, d] = rmsnorm((x + delta)[rows], weight); rows are indices < ntok in host memory
     virtual void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
                                const Vector &weight, float epsilon) = 0;
-    // logits[nrows, dvoc], float32 in host memory, complete on return; in[nrows, d]
-    virtual void readLogits(float *logits, Activation in, uint32_t nrows, const Linear &head) = 0;
+    // logits[nrows, out], float32 in host memory with rows ld apart, complete on return; in[nrows, d]
+    virtual void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const Linear &head) = 0;
+    // x[ntok, width] = its sum over all ranks; every rank calls it at the same point. Nothing to do for one rank.
+    // Throws RankStopped when another rank failed.
+    virtual void allReduceSum(Activation x) = 0;
 
     // --- information
     virtual size_t scratchBytes() const = 0;
@@ -98,18 +105,23 @@ public:
 };
 
 struct OpsOptions {
-    int32_t backend;  // Qwen3Backend
-    int32_t device;   // Qwen3Device
-    int32_t device_id;
-    int32_t nthreads;  // makeOps: 0 for as many as the process may use; backends always get a number
+    int32_t backend;    // Qwen3Backend
+    int32_t device;     // Qwen3Device
+    int32_t device_id;  // set by makeOps
+    int32_t nthreads;   // makeOps: of all ranks, 0 for as many as the process may use; backends get a number
     int32_t dt_weight;
     int32_t dt_kv;
     int32_t dt_mat;               // dtype of the checkpoint's matrices
-    uint64_t kv_limit_bytes = 0;  // of all caches; 0: not given
+    uint64_t kv_limit_bytes = 0;  // makeOps: of all caches on all ranks; backends get their rank's share; 0: not given
+    // One of several ranks in one address space, whose sums go through `reduce`; null for a single rank.
+    uint32_t rank = 0;
+    HostAllReduce *reduce = nullptr;
 };
 
-// The backend for these options (factory.cpp). Throws DEVICE_TYPE_NOT_SUPPORTED and how to install InfiniCore when
-// this build has none.
-std::unique_ptr<Ops> makeOps(const ModelConfig &config, const OpsOptions &options);
+// The backends of all ranks, made on the ranks' threads (factory.cpp): configs[rank] is the rank's part of the model;
+// nthreads are divided. dev_ids [ranks]. `reduce` and `group` must outlive them. Throws DEVICE_TYPE_NOT_SUPPORTED and
+// how to install InfiniCore when this build has none.
+std::vector<std::unique_ptr<Ops>> makeOps(const std::vector<ModelConfig> &configs, const OpsOptions &options,
+                                          const std::vector<int32_t> &dev_ids, RankGroup &group, HostAllReduce &reduce);
 
 }  // namespace q3

@@ -2,13 +2,35 @@
 
 #include <algorithm>
 
+#include "runtime/ranks.h"
+
 namespace q3 {
+
+// Calls function(rank); what it throws then names the rank if there are several.
+template <typename Function> void BlockPool::onEveryRank(const Function &function) const {
+    for (uint32_t rank = 0; rank < ranks(); ++rank) {
+        try {
+            function(rank);
+        } catch (...) {
+            if (ranks() == 1) {
+                throw;
+            }
+            rethrowOfRank(rank, ranks(), std::current_exception());
+        }
+    }
+}
 
 BlockPool::~BlockPool() {
     for (Block *block : free_) {
-        memory_.release(block->data);
-        delete block;
+        freeBlock(block);
     }
+}
+
+void BlockPool::freeBlock(Block *block) noexcept {
+    for (size_t rank = 0; rank < block->data.size(); ++rank) {
+        memories_[rank]->release(block->data[rank]);
+    }
+    delete block;
 }
 
 BlockPool::Block *BlockPool::take() {
@@ -17,10 +39,15 @@ BlockPool::Block *BlockPool::take() {
         block = free_.back();
         free_.pop_back();
     } else {
-        auto fresh = std::make_unique<Block>();
         free_.reserve(used_blocks_ + free_.size() + 1);  // so that release() never allocates
-        fresh->data = memory_.allocate(block_bytes_);
-        block = fresh.release();
+        block = new Block;
+        try {
+            block->data.reserve(ranks());
+            onEveryRank([&](uint32_t rank) { block->data.push_back(memories_[rank]->allocate(rank_bytes_)); });
+        } catch (...) {
+            freeBlock(block);
+            throw;
+        }
     }
     block->refs = 1;
     ++used_blocks_;
@@ -30,7 +57,7 @@ BlockPool::Block *BlockPool::take() {
 BlockPool::Block *BlockPool::copyOf(const Block *source) {
     Block *block = take();
     try {
-        memory_.copy(block->data, source->data, block_bytes_);
+        onEveryRank([&](uint32_t rank) { memories_[rank]->copy(block->data[rank], source->data[rank], rank_bytes_); });
     } catch (...) {
         release(block);
         throw;
@@ -53,11 +80,12 @@ std::unique_ptr<KVCache> KVCache::duplicate(uint32_t length) const {
     auto copy = std::make_unique<KVCache>(pool_);
     const uint64_t count = pool_.blocksFor(length);
     copy->blocks_.reserve(count);
-    copy->data_.reserve(count);
+    for (uint32_t rank = 0; rank < pool_.ranks(); ++rank) {
+        copy->data_[rank].assign(data_[rank].begin(), data_[rank].begin() + static_cast<ptrdiff_t>(count));
+    }
     for (uint64_t i = 0; i < count; ++i) {
         ++blocks_[i]->refs;
         copy->blocks_.push_back(blocks_[i]);
-        copy->data_.push_back(data_[i]);
     }
     copy->length_ = length;
     return copy;
@@ -79,7 +107,9 @@ void KVCache::prepare(uint32_t pos, uint32_t ntok) {
     std::vector<BlockPool::Block *> fresh;
     fresh.reserve(end - first);
     blocks_.reserve(std::max<size_t>(end, blocks_.size()));
-    data_.reserve(blocks_.capacity());
+    for (std::vector<void *> &data : data_) {
+        data.reserve(blocks_.capacity());
+    }
     try {
         for (uint64_t i = first; i < end; ++i) {
             if (i >= blocks_.size()) {
@@ -106,11 +136,18 @@ void KVCache::prepare(uint32_t pos, uint32_t ntok) {
         if (i < blocks_.size()) {
             pool_.release(blocks_[i]);
             blocks_[i] = block;
-            data_[i] = block->data;
         } else {
             blocks_.push_back(block);
-            data_.push_back(block->data);
         }
+        setData(i, *block);
+    }
+}
+
+// Capacity is there already.
+void KVCache::setData(size_t index, const BlockPool::Block &block) {
+    for (uint32_t rank = 0; rank < pool_.ranks(); ++rank) {
+        data_[rank].resize(std::max(data_[rank].size(), index + 1));
+        data_[rank][index] = block.data[rank];
     }
 }
 
@@ -119,7 +156,9 @@ void KVCache::truncate(uint32_t length) noexcept {
     while (blocks_.size() > keep) {
         pool_.release(blocks_.back());
         blocks_.pop_back();
-        data_.pop_back();
+        for (std::vector<void *> &data : data_) {
+            data.pop_back();
+        }
     }
     length_ = std::min(length_, length);
 }

@@ -1,8 +1,8 @@
 // KV caches as tables of reference-counted blocks drawn from one bounded pool per model.
 //
-// A block holds `block_tokens` tokens of all layers; where is what inside is the backend's business. Growing appends
-// blocks, duplicating shares them, and a block that is shared is copied before it is written. Nothing here knows the
-// device: memory comes through ops' BlockMemory.
+// A block holds `block_tokens` tokens of all layers, in one piece of memory on each rank of the model; where is what
+// inside is the backend's business. Growing appends blocks, duplicating shares them, and a block that is shared is
+// copied before it is written. Nothing here knows the device: memory comes through ops' BlockMemory.
 #pragma once
 
 #include <cstdint>
@@ -15,32 +15,38 @@ namespace q3 {
 
 class BlockPool {
 public:
-    BlockPool(BlockMemory &memory, size_t block_bytes, uint32_t block_tokens, uint64_t limit_bytes)
-        : memory_(memory), block_bytes_(block_bytes), block_tokens_(block_tokens), limit_bytes_(limit_bytes) {}
+    // memories [ranks]; rank_bytes: of a block on one rank; limit_bytes: of all blocks on all ranks.
+    BlockPool(std::vector<BlockMemory *> memories, size_t rank_bytes, uint32_t block_tokens, uint64_t limit_bytes)
+        : memories_(std::move(memories)), rank_bytes_(rank_bytes), block_tokens_(block_tokens),
+          limit_bytes_(limit_bytes) {}
     ~BlockPool();
     BlockPool(const BlockPool &) = delete;
     BlockPool &operator=(const BlockPool &) = delete;
 
     struct Block {
-        void *data;
-        uint32_t refs;
+        std::vector<void *> data;  // [ranks]
+        uint32_t refs = 0;
     };
 
-    Block *take();                       // refs 1; throws OUT_OF_MEMORY. The limit is the caller's to check.
+    Block *take();                       // refs 1; throws what a rank's memory throws. The caller checks the limit.
     Block *copyOf(const Block *source);  // likewise
     void release(Block *block) noexcept;
 
-    size_t blockBytes() const { return block_bytes_; }
+    uint32_t ranks() const { return static_cast<uint32_t>(memories_.size()); }
+    size_t blockBytes() const { return rank_bytes_ * memories_.size(); }  // on all ranks together
     uint32_t blockTokens() const { return block_tokens_; }
     uint64_t limitBytes() const { return limit_bytes_; }
-    uint64_t usedBytes() const { return used_blocks_ * block_bytes_; }
+    uint64_t usedBytes() const { return used_blocks_ * blockBytes(); }
     // Blocks that may still be taken within the limit.
-    uint64_t blocksLeft() const { return limit_bytes_ / block_bytes_ - used_blocks_; }
+    uint64_t blocksLeft() const { return limit_bytes_ / blockBytes() - used_blocks_; }
     uint64_t blocksFor(uint64_t tokens) const { return (tokens + block_tokens_ - 1) / block_tokens_; }
 
 private:
-    BlockMemory &memory_;
-    size_t block_bytes_;
+    template <typename Function> void onEveryRank(const Function &function) const;
+    void freeBlock(Block *block) noexcept;
+
+    std::vector<BlockMemory *> memories_;
+    size_t rank_bytes_;
     uint32_t block_tokens_;
     uint64_t limit_bytes_;
     uint64_t used_blocks_ = 0;
@@ -52,7 +58,7 @@ private:
 // The C API's opaque handle. Not copyable: duplicate() is the only way to share blocks.
 struct KVCache {
 public:
-    explicit KVCache(q3::BlockPool &pool) : pool_(pool) {}
+    explicit KVCache(q3::BlockPool &pool) : pool_(pool), data_(pool.ranks()) {}
     ~KVCache() { truncate(0); }
     KVCache(const KVCache &) = delete;
     KVCache &operator=(const KVCache &) = delete;
@@ -72,11 +78,13 @@ public:
     void truncate(uint32_t length) noexcept;
     void setLength(uint32_t length) { length_ = length; }
 
-    void *const *blocks() const { return data_.data(); }
+    void *const *blocks(uint32_t rank = 0) const { return data_[rank].data(); }
 
 private:
+    void setData(size_t index, const q3::BlockPool::Block &block);
+
     q3::BlockPool &pool_;
     uint32_t length_ = 0;
     std::vector<q3::BlockPool::Block *> blocks_;
-    std::vector<void *> data_;  // blocks_[i]->data, the form backends read
+    std::vector<std::vector<void *>> data_;  // [rank][i]: blocks_[i]->data[rank], the form backends read
 };

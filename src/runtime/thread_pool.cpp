@@ -14,15 +14,15 @@ namespace {
 // About 50 microseconds of polling: longer than the gap between two ops of a step, shorter than anybody notices.
 constexpr uint32_t kSpinLimit = 2000;
 
-void relax() {
+}  // namespace
+
+void relaxCpu() {
 #if defined(__x86_64__)
     _mm_pause();
 #elif defined(__aarch64__)
     __asm__ __volatile__("yield");
 #endif
 }
-
-}  // namespace
 
 ThreadPool::ThreadPool(uint32_t nthreads) : nthreads_(std::max(1U, nthreads)) {
     // With more threads than CPUs, polling steals the time of the thread that is waited for.
@@ -73,7 +73,7 @@ void ThreadPool::run(uint32_t count, uint32_t grain, Invoke invoke, const void *
     work(0);
     for (uint32_t spin = 0; active_.load(std::memory_order_acquire) != 0; ++spin) {
         if (spin < spin_limit_) {
-            relax();
+            relaxCpu();
         } else {
             std::this_thread::yield();
         }
@@ -98,7 +98,7 @@ void ThreadPool::workerLoop(uint32_t thread) {
         while (generation_.load() == seen) {
             if (spin < spin_limit_) {
                 ++spin;
-                relax();
+                relaxCpu();
                 continue;
             }
             std::unique_lock<std::mutex> lock(mutex_);

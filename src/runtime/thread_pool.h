@@ -13,6 +13,9 @@ namespace q3 {
 
 constexpr uint32_t kMaxThreads = 1024;
 
+// Tells the CPU that this is a polling loop.
+void relaxCpu();
+
 class ThreadPool {
 public:
     explicit ThreadPool(uint32_t nthreads);

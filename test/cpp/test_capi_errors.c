@@ -79,6 +79,7 @@ typedef struct {
     Qwen3Meta meta;
     Qwen3Weights weights;
     Qwen3ModelOptions options;
+    int32_t ndev;
     const void *per_layer[NTENSOR][MAX_LAYER]; /* the arrays that weights points to */
     const void *fused_qkv[MAX_LAYER], *fused_gate_up[MAX_LAYER], *bias[MAX_LAYER];
     float *allocations[256];
@@ -119,6 +120,7 @@ static void initSetup(Setup *s, size_t nlayer, size_t d, size_t dctx) {
     s->meta = meta;
     s->options = options;
     s->options.nthreads = 2;
+    s->ndev = 1;
     s->weights.nlayer = nlayer;
     s->weights.dt_norm = s->weights.dt_mat = QWEN3_DTYPE_F32;
     s->weights.transpose_linear_weights = 1;
@@ -144,7 +146,7 @@ static void freeSetup(Setup *s) {
 }
 
 static struct Qwen3Model *createFrom(const Setup *s) {
-    return createQwen3ModelEx(&s->meta, &s->weights, QWEN3_DEVICE_CPU, 1, NULL, &s->options);
+    return createQwen3ModelEx(&s->meta, &s->weights, QWEN3_DEVICE_CPU, s->ndev, NULL, &s->options);
 }
 
 static struct Qwen3Model *mustCreate(const Setup *s) {
@@ -292,7 +294,7 @@ static void testCreatePointers(const Setup *base) {
 }
 
 static void testCreateArguments(const Setup *base) {
-    const int32_t device_5[1] = {5}, two_devices[2] = {0, 1};
+    const int32_t device_5[1] = {5}, reversed[2] = {1, 0}, twice[2] = {3, 3};
     const struct {
         const char *what;
         const Qwen3Meta *meta;
@@ -306,7 +308,11 @@ static void testCreateArguments(const Setup *base) {
         {"weights NULL", &base->meta, NULL, 0, 1, NULL, STATUS(NULL_POINTER), "weights"},
         {"ndev 0", &base->meta, &base->weights, 0, 0, NULL, STATUS(BAD_PARAM), "ndev|0"},
         {"ndev -3", &base->meta, &base->weights, 0, -3, NULL, STATUS(BAD_PARAM), "ndev|-3"},
-        {"ndev 2", &base->meta, &base->weights, 0, 2, two_devices, STATUS2(NOT_IMPLEMENTED, BAD_PARAM), "ndev|2"},
+        {"ndev 3", &base->meta, &base->weights, 0, 3, NULL, STATUS(BAD_PARAM), "ndev is 3|nh 4|nkvh 2|1, 2 or 4"},
+        {"ndev 99999", &base->meta, &base->weights, 0, 99999, NULL, STATUS(BAD_PARAM), "ndev|99999|1024"},
+        {"cpus in another order", &base->meta, &base->weights, 0, 2, reversed, STATUS(DEVICE_NOT_FOUND),
+         "dev_ids[0]|1|0"},
+        {"one device twice", &base->meta, &base->weights, 1, 2, twice, STATUS(BAD_PARAM), "dev_ids[1] is 3|dev_ids[0]"},
         {"device 99", &base->meta, &base->weights, 99, 1, NULL, STATUS2(DEVICE_TYPE_NOT_SUPPORTED, BAD_PARAM),
          "device|99"},
         {"device -1", &base->meta, &base->weights, -1, 1, NULL, STATUS2(DEVICE_TYPE_NOT_SUPPORTED, BAD_PARAM),
@@ -862,9 +868,10 @@ static void testInformation(Bench *b) {
 
 /* ------------------------------------------------------------------ running out of KV memory */
 
-static void testOutOfKv(const Setup *base, const uint32_t expected[NGREEDY]) {
+static void testOutOfKv(const Setup *base, int32_t ndev, const uint32_t expected[NGREEDY]) {
     Setup s = *base;
     rebase(&s, base);
+    s.ndev = ndev;
     Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0, 0};
     struct Qwen3Model *model = mustCreate(&s);
     CHECK(qwen3GetStats(model, &stats) == QWEN3_STATUS_SUCCESS);
@@ -976,10 +983,11 @@ static void *cancelUntilStopped(void *argument) {
     return NULL;
 }
 
-static void testCancel(void) {
+static void testCancel(int32_t ndev) {
     enum { LONG = 6000 };
     Setup s;
     initSetup(&s, 4, 128, LONG + 64);
+    s.ndev = ndev;
     struct Qwen3Model *model = mustCreate(&s);
     uint32_t expected[NGREEDY], *tokens = malloc(sizeof(uint32_t) * LONG), next = 0xdeadbeef, length = 0, again = 0;
     if (tokens == NULL) {
@@ -1067,6 +1075,7 @@ int main(void) {
     Setup base, other_setup;
     initSetup(&base, 2, 64, 64);
     initSetup(&other_setup, 3, 96, 64);
+    other_setup.ndev = 2;
     Bench b;
     struct Qwen3Model *other = mustCreate(&other_setup);
     b.model = mustCreate(&base);
@@ -1087,8 +1096,10 @@ int main(void) {
     testSamplingArguments(&b);
     testCaches(&b, foreign, dropped);
     testInformation(&b);
-    testOutOfKv(&base, b.greedy);
-    testCancel();
+    testOutOfKv(&base, 1, b.greedy);
+    testOutOfKv(&base, 4, b.greedy); /* the blocks of all ranks count; the text is the same */
+    testCancel(1);
+    testCancel(2);
     testThreads(b.model, other);
 
     checkHealthy(__LINE__, "everything", b.model, b.greedy);

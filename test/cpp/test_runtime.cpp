@@ -66,7 +66,7 @@ std::vector<int> contents(const KVCache &cache) {
 void testRandomSharing() {
     CountingMemory memory;
     {
-        q3::BlockPool pool(memory, kBlockTokens * sizeof(int), kBlockTokens, 1 << 20);
+        q3::BlockPool pool({&memory}, kBlockTokens * sizeof(int), kBlockTokens, 1 << 20);
         std::vector<std::pair<std::unique_ptr<KVCache>, std::vector<int>>> caches;
         std::mt19937 rng(7);
         int next_value = 0;
@@ -110,7 +110,7 @@ void testRandomSharing() {
 
 void testFailedPrepareChangesNothing() {
     CountingMemory memory;
-    q3::BlockPool pool(memory, kBlockTokens * sizeof(int), kBlockTokens, 1 << 20);
+    q3::BlockPool pool({&memory}, kBlockTokens * sizeof(int), kBlockTokens, 1 << 20);
     KVCache cache(pool);
     append(cache, 0, {1, 2, 3, 4, 5});
     const auto copy = cache.duplicate(5);

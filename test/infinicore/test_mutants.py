@@ -19,7 +19,7 @@ BACKEND = ROOT / "src" / "ops" / "infinicore"
 MUTANTS: dict[str, tuple[str, str, str, str, dict[str, Any], str]] = {
     "logits are read before they have arrived": (
         "infinicore_ops.cpp",
-        r"\n        device_->synchronize\(\);\n        (staging_busy_ = false;\n        toFloats)",
+        r"\n        device_->synchronize\(\);\n        (staging_busy_ = false;\n        for )",
         r"\n        \1",
         "works",
         {},
@@ -79,7 +79,13 @@ def test_mutant(
     # What the mutant defines is not taken from the archive.
     command = ["g++", "-std=c++17", "-shared", "-fPIC", "-w", tmp_path / file, *objects]
     command += [release / "libq3_core.a", "-o", library, f"-I{ROOT / 'src'}"]
-    command += [f"-I{ROOT / 'include'}", f"-L{fake_folder}", "-linfiniop", "-linfinirt"]
+    command += [
+        f"-I{ROOT / 'include'}",
+        f"-L{fake_folder}",
+        "-linfiniop",
+        "-linfinirt",
+        "-linfiniccl",
+    ]
     command += ["-isystem", include_folder(), "-Wl,--exclude-libs,ALL", "-lgomp", "-lpthread"]
     subprocess.run([str(part) for part in command], check=True)
     monkeypatch.setenv("INFINICORE_INFER_LIB", str(library))

@@ -113,6 +113,7 @@ class Driver:
         tensors: Mapping[str, npt.NDArray[Any]],
         layout: Layout = "split",
         dt_logits: DataType = DataType.F32,
+        ndev: int = 1,
         **options: Any,
     ) -> None:
         """Creates the model.
@@ -122,6 +123,7 @@ class Driver:
             tensors: Hugging Face name -> array, bfloat16 as uint16.
             layout: how the projections are handed over.
             dt_logits: dtype of activations on InfiniCore devices.
+            ndev: ranks on the CPU.
             options: fields of ``Qwen3ModelOptions``.
         """
         self.lib = load_library()
@@ -161,7 +163,7 @@ class Driver:
             ctypes.byref(meta),
             ctypes.byref(weights),
             DeviceType.DEVICE_TYPE_CPU,
-            1,
+            ndev,
             None,
             ctypes.byref(struct),
         )

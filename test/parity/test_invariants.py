@@ -69,6 +69,12 @@ CASES = [
         CheckpointSpec("inv_odd_bf16", seed=32, dtype="bf16", **ODD),
         {"dt_weight": BF12},
     ),
+    ("odd_f32_2_ranks", CheckpointSpec("inv_odd_f32", seed=31, **ODD), {"ndev": 2}),
+    (
+        "even_bf16_to_int8_4_ranks",
+        CheckpointSpec("inv_even_bf16", seed=34, dtype="bf16", **EVEN),
+        {"dt_weight": INT8, "ndev": 4},
+    ),
     (
         "group8",
         CheckpointSpec("inv_group8", seed=35, nh=8, nkvh=1, dh=8, dtype="bf16", tied=False),
@@ -239,7 +245,8 @@ def test_chunked_is_whole(alone: Alone, max_step_tokens: int) -> None:
 def test_threads(alone: Alone, nthreads: int) -> None:
     prompts = [alone.tokens(600 + i, n) for i, n in enumerate((1, 2, 5, 100))]
     with alone.driver(nthreads=nthreads) as driver:
-        assert driver.stats().nthreads == nthreads
+        nranks = alone.options.get("ndev", 1)  # each has at least one
+        assert driver.stats().nthreads == max(nthreads, nranks)
         for prompt in prompts:
             assert_equal(driver.logits(prompt), alone.logits(prompt), f"{len(prompt)} tokens")
         with driver.caches(4) as caches:

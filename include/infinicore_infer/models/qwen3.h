@@ -35,14 +35,16 @@
  *   Shapes      [a, b] is row-major: b is contiguous.
  *   Errors      Functions that can fail return a Qwen3Status or NULL. qwen3LastError() then holds one line of text,
  *               per thread, until that thread's next failing call. The library never exits, aborts, prints or throws.
- *               A call that failed leaves the model and all caches usable.
+ *               A call that failed leaves the model and all caches usable (with ndev > 1 on an accelerator there is
+ *               one exception, which its message names: docs/devices.md).
  *   Ownership   create* and duplicate* return handles that the caller owns and gives back to destroy* or drop*.
  *               Host pointers passed in are borrowed for the call only (but see Qwen3ModelOptions.borrow_weights).
  *   Threads     Every function may be called from any thread. Calls on one model (its caches included) are
  *               serialised by a lock inside the model; different models run concurrently. The two exceptions are
  *               said where they apply: destroyQwen3Model must be the last call, and qwen3Cancel never waits.
  *   Results     Greedy output of a request is bit-for-bit the same alone or in any batch, with any number of
- *               threads, and with the prompt passed whole or in chunks (CPU backend; see docs/numerics.md).
+ *               threads, and with the prompt passed whole or in chunks, for a given ndev (CPU backend; see
+ *               docs/numerics.md).
  */
 #ifndef INFINICORE_INFER_MODELS_QWEN3_H
 #define INFINICORE_INFER_MODELS_QWEN3_H
@@ -141,7 +143,7 @@ typedef enum {
 
 /* Qwen3Stats.weight_cache: what became of Qwen3ModelOptions.cache_path when the model was created. */
 typedef enum {
-    QWEN3_CACHE_UNUSED = 0, /* no cache_path, or a backend that cannot save its weights */
+    QWEN3_CACHE_UNUSED = 0, /* no cache_path, ndev > 1, or a backend that cannot save its weights */
     QWEN3_CACHE_LOADED = 1, /* the packed weights came from the file */
     QWEN3_CACHE_ABSENT = 2, /* there is no such file, or it may not be opened */
     QWEN3_CACHE_STALE = 3,  /* written for another cache_key, model, format or version of the library */
@@ -230,7 +232,8 @@ typedef int (*Qwen3ProgressCallback)(void *user_data, uint64_t done, uint64_t to
 typedef struct {
     size_t struct_size; /* sizeof(Qwen3ModelOptions) */
     int32_t backend;    /* Qwen3Backend */
-    int32_t nthreads;   /* CPU threads, 1 to 1024; 0: the CPUs this process may use (affinity and cgroup quota) */
+    int32_t nthreads;   /* CPU threads of all ranks, 1 to 1024; 0: the CPUs this process may use (affinity and cgroup
+                           quota). Each rank has at least one. */
     int32_t dt_weight;  /* packed weight format: any Qwen3DType; DEFAULT: as given (dt_mat) */
     /* KV cache dtype: F16, BF16, F32, or on the CPU backend INT8 (codes with a bf16 scale per token and 32 elements of
      * K or 16 of V: 0.55 of F16's bytes). DEFAULT: on CPU F32 if weights are packed as F32, else F16; dt_logits on
@@ -353,7 +356,13 @@ struct KVCache;
 
 /*
  * Creates a model with default options. Same as createQwen3ModelEx with options NULL.
- *   device   Qwen3Device; ndev >= 1 devices of that type (today 1); dev_ids [ndev] device indices or NULL: 0..ndev-1.
+ *   device   Qwen3Device
+ *   ndev     1 to 1024 devices of that type. With more than one the model is cut over them (tensor parallelism), one
+ *            rank per device: nh must be divisible by ndev, and one of nkvh and ndev by the other; BAD_PARAM lists the
+ *            numbers that this model allows. The text is that of one device up to rounding. On CPU the ranks share the
+ *            machine: options.nthreads is divided, and with several NUMA nodes each rank stays on its own.
+ *   dev_ids  [ndev] distinct device indices, or NULL: 0, 1, ..., ndev - 1. On CPU only these, in this order.
+ * A rank that fails fails the call; the message begins with "rank R of N: ".
  * Returns the model, or NULL: qwen3LastError says why and qwen3LastStatus its code (NULL_POINTER, BAD_PARAM,
  * BAD_TENSOR_DTYPE, BAD_WEIGHTS, OUT_OF_MEMORY, DEVICE_*, NOT_IMPLEMENTED, CANCELLED).
  * The weights may be freed when it returns. Thread-safe.
@@ -374,7 +383,7 @@ QWEN3_API void destroyQwen3Model(struct Qwen3Model *model);
  * Qwen3ModelOptions.cache_path. The folder must exist. The file appears complete or not at all (a temporary file
  * beside it, flushed, then renamed), replacing one that is there. May run while other calls use the model, but not
  * beside destroyQwen3Model. Takes about as much disk as Qwen3Stats.weight_bytes.
- * Errors: NULL_POINTER, NOT_IMPLEMENTED (the backend cannot save its weights), IO_ERROR, OUT_OF_MEMORY.
+ * Errors: NULL_POINTER, NOT_IMPLEMENTED (ndev > 1, or the backend cannot save its weights), IO_ERROR, OUT_OF_MEMORY.
  */
 QWEN3_API int32_t qwen3SaveWeights(const struct Qwen3Model *model, const char *path, const char *cache_key);
 
@@ -473,8 +482,9 @@ QWEN3_API uint32_t qwen3AbiVersion(void);
 QWEN3_API size_t qwen3StructSize(int32_t kind);
 
 /* One line of key=value pairs separated by spaces: version, isa, infinicore (its version, or "none"), and with a
- * model also backend, device and threads, and on InfiniCore avoids (operators replaced) and self_test (passed or
- * skipped). With model NULL the text is static; else it lives as long as the model. */
+ * model also backend, device and threads (those of the first rank), on InfiniCore avoids (operators replaced) and
+ * self_test (passed or skipped), and ndev if above 1. With model NULL the text is static; else it lives as long as the
+ * model. */
 QWEN3_API const char *qwen3BuildInfo(const struct Qwen3Model *model);
 
 /* Fills *stats (struct_size set by the caller). Errors: NULL_POINTER, ABI_MISMATCH. */

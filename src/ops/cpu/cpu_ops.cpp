@@ -26,9 +26,11 @@ float *floats(Activation a) {
     return static_cast<float *>(a.data);
 }
 
-std::unique_ptr<Linear> tiedTo(const Linear &head) {
-    auto tied = std::make_unique<CpuTiedTable>();
-    tied->head = &asLinear(head);
+std::shared_ptr<Linear> tiedTo(const std::vector<const Linear *> &heads) {
+    auto tied = std::make_shared<CpuTiedTable>();
+    for (const Linear *head : heads) {
+        tied->heads.push_back(&asLinear(*head));
+    }
     return tied;
 }
 
@@ -56,8 +58,8 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
                  : (dt_weight_ == QWEN3_DTYPE_F32 ? QWEN3_DTYPE_F32 : QWEN3_DTYPE_F16)),
       kv_type_(weightType(dt_kv_)), kv_codes_(dt_kv_ == QWEN3_DTYPE_INT8),
       query_rows_(std::max(kQueryRows, config.group())), value_width_(roundUp(config.dh, kPanelRows)),
-      kernels_(selectKernels()), max_rows_(roundUp(config.max_step_tokens, kernels_.tile_rows)),
-      pool_(static_cast<uint32_t>(options.nthreads)) {
+      kernels_(selectKernels()), max_rows_(roundUp(config.max_step_tokens, kernels_.tile_rows)), rank_(options.rank),
+      reduce_(options.reduce), pool_(static_cast<uint32_t>(options.nthreads)) {
     if (query_rows_ > kMaxQueryRows) {
         fail(QWEN3_STATUS_BAD_PARAM, "nh / nkvh is %u: the CPU backend supports at most %u query heads per KV head",
              config.group(), kMaxQueryRows);
@@ -100,8 +102,9 @@ std::unique_ptr<Vector> CpuOps::packVector(const VectorSource &source) {
     return packFloats(source);
 }
 
-std::unique_ptr<Linear> CpuOps::packEmbedding(const LinearSource &source, const Linear *head, bool borrow) {
-    return head != nullptr ? tiedTo(*head) : packTable(source, borrow, pool_);
+std::shared_ptr<Linear> CpuOps::packEmbedding(const LinearSource &source, const std::vector<const Linear *> &heads,
+                                              bool borrow) {
+    return heads.empty() ? packTable(source, borrow, pool_) : tiedTo(heads);
 }
 
 // The layout's fingerprint is the hash of small layers of every kind, packed and saved: a change of a format or of the
@@ -149,9 +152,9 @@ std::unique_ptr<Vector> CpuOps::loadVector(const VectorSource &shape, PackedRead
     return loadFloats(shape, in, pool_);
 }
 
-std::unique_ptr<Linear> CpuOps::loadEmbedding(const LinearSource &shape, const Linear *head, bool borrow,
-                                              PackedReader &in) {
-    return head != nullptr ? tiedTo(*head) : loadTable(shape, borrow, in, pool_);
+std::shared_ptr<Linear> CpuOps::loadEmbedding(const LinearSource &shape, const std::vector<const Linear *> &heads,
+                                              bool borrow, PackedReader &in) {
+    return heads.empty() ? loadTable(shape, borrow, in, pool_) : tiedTo(heads);
 }
 
 Activation CpuOps::allocate(uint32_t rows, uint32_t width) {
@@ -247,6 +250,30 @@ void CpuOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector 
             }
         });
     }
+}
+
+void CpuOps::allReduceSum(Activation x) {
+    if (reduce_ == nullptr) {
+        return;
+    }
+    constexpr uint32_t kBlock = 4096;  // floats per work item: 16 KiB of each rank's buffer
+    const uint32_t nranks = reduce_->size();
+    reduce_->run(rank_, x.data, size_t{plan_->ntok} * x.width, [&](void *const *buffers, size_t begin, size_t end) {
+        const auto blocks = static_cast<uint32_t>((end - begin + kBlock - 1) / kBlock);
+        pool_.parallelFor(blocks, 1, [&](uint32_t first, uint32_t last, uint32_t) {
+            for (uint32_t block = first; block < last; ++block) {
+                const size_t at = begin + size_t{block} * kBlock;
+                const auto n = static_cast<uint32_t>(std::min<size_t>(kBlock, end - at));
+                float *sum = static_cast<float *>(buffers[0]) + at;
+                for (uint32_t rank = 1; rank < nranks; ++rank) {
+                    kernels_.add(sum, static_cast<const float *>(buffers[rank]) + at, n);
+                }
+                for (uint32_t rank = 1; rank < nranks; ++rank) {
+                    std::memcpy(static_cast<float *>(buffers[rank]) + at, sum, n * sizeof(float));
+                }
+            }
+        });
+    });
 }
 
 size_t CpuOps::scratchBytes() const {

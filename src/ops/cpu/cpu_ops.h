@@ -26,7 +26,9 @@ public:
     std::unique_ptr<Linear> packLinear(const LinearSource &source) override;
     std::unique_ptr<Linear> packGateUp(const LinearSource &gate_up) override;
     std::unique_ptr<Vector> packVector(const VectorSource &source) override;
-    std::unique_ptr<Linear> packEmbedding(const LinearSource &source, const Linear *head, bool borrow) override;
+    std::shared_ptr<Linear> packEmbedding(const LinearSource &source, const std::vector<const Linear *> &heads,
+                                          bool borrow) override;
+    bool sharesEmbedding() const override { return true; }
     Activation allocate(uint32_t rows, uint32_t width) override;
 
     std::string packedLayout() override;
@@ -35,8 +37,8 @@ public:
     std::unique_ptr<Linear> loadLinear(const LinearSource &shape, PackedReader &in) override;
     std::unique_ptr<Linear> loadGateUp(const LinearSource &shape, PackedReader &in) override;
     std::unique_ptr<Vector> loadVector(const VectorSource &shape, PackedReader &in) override;
-    std::unique_ptr<Linear> loadEmbedding(const LinearSource &shape, const Linear *head, bool borrow,
-                                          PackedReader &in) override;
+    std::shared_ptr<Linear> loadEmbedding(const LinearSource &shape, const std::vector<const Linear *> &heads,
+                                          bool borrow, PackedReader &in) override;
 
     uint32_t kvBlockTokens() const override { return kBlockTokens; }
     size_t kvBlockBytes() const override { return config_.nlayer * kvLayerBytes(); }
@@ -52,7 +54,8 @@ public:
     void linearSwiglu(Activation act, Activation h, const Linear &gate_up) override;
     void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
                        const Vector &weight, float epsilon) override;
-    void readLogits(float *logits, Activation in, uint32_t nrows, const Linear &head) override;
+    void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const Linear &head) override;
+    void allReduceSum(Activation x) override;
 
     size_t scratchBytes() const override;
     uint32_t threads() const override { return pool_.size(); }
@@ -146,6 +149,8 @@ private:
     uint32_t value_width_;  // dh rounded up to whole tiles
     const Kernels &kernels_;
     uint32_t max_rows_;  // max_step_tokens rounded up to whole tiles
+    uint32_t rank_;
+    HostAllReduce *reduce_;  // null: the only rank
     ThreadPool pool_;
     KvMemory kv_memory_;
     Arena arena_;  // of weights

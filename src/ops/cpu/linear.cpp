@@ -212,9 +212,9 @@ void CpuOps::linearSwiglu(Activation act, Activation h, const Linear &gate_up) {
               });
 }
 
-void CpuOps::readLogits(float *logits, Activation in, uint32_t nrows, const Linear &head) {
+void CpuOps::readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const Linear &head) {
     const auto &w = static_cast<const CpuLinear &>(head);
-    plainLinear(logits, w.out, static_cast<const float *>(in.data), nrows, w);
+    plainLinear(logits, ld, static_cast<const float *>(in.data), nrows, w);
 }
 
 }  // namespace q3::cpu

@@ -245,7 +245,11 @@ std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, Thr
 
 void readRow(const Linear &table, uint32_t row, const Kernels &kernels, float *out) {
     if (const auto *tied = dynamic_cast<const CpuTiedTable *>(&table)) {
-        const CpuLinear &head = *tied->head;
+        size_t part = 0;
+        while (row >= tied->heads[part]->out) {
+            row -= tied->heads[part++]->out;
+        }
+        const CpuLinear &head = *tied->heads[part];
         const char *panel = head.panel(row / kPanelRows);
         const uint32_t j = row % kPanelRows;
         for (uint32_t k = 0; k < head.in; k += kGroup) {

@@ -53,7 +53,7 @@ public:
 // Rows of an embedding that live in the tied head's panels.
 class CpuTiedTable final : public Linear {
 public:
-    const CpuLinear *head = nullptr;
+    std::vector<const CpuLinear *> heads;  // of all ranks, rows in order
     size_t bytes() const override { return 0; }
 };
 

@@ -3,12 +3,15 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "ops/ops.h"
 
 namespace q3::infinicore {
 
 const char *version();  // "0.1.0" or "none"
-std::unique_ptr<Ops> makeInfinicoreOps(const ModelConfig &config, const OpsOptions &options);
+// The backends of all ranks, made on the ranks' threads and connected.
+std::vector<std::unique_ptr<Ops>> makeInfinicoreOps(const std::vector<ModelConfig> &configs,
+                                                    const std::vector<OpsOptions> &options, RankGroup &group);
 
 }  // namespace q3::infinicore

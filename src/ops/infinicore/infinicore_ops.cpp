@@ -18,8 +18,21 @@ const char *version() {
     return Q3_HAS_ADD_RMS_NORM != 0 ? "newer-than-0.1.0" : "0.1.0";
 }
 
-std::unique_ptr<Ops> makeInfinicoreOps(const ModelConfig &config, const OpsOptions &options) {
-    return std::make_unique<InfinicoreOps>(config, options);
+std::vector<std::unique_ptr<Ops>> makeInfinicoreOps(const std::vector<ModelConfig> &configs,
+                                                    const std::vector<OpsOptions> &options, RankGroup &group) {
+    std::vector<std::unique_ptr<InfinicoreOps>> ranks(configs.size());
+    group.run([&](uint32_t rank) { ranks[rank] = std::make_unique<InfinicoreOps>(configs[rank], options[rank]); });
+    if (ranks.size() > 1 && !ranks[0]->device()->isCpu()) {
+        std::vector<std::shared_ptr<Device>> devices;
+        for (const auto &rank : ranks) {
+            devices.push_back(rank->device());
+        }
+        std::vector<std::unique_ptr<Comm>> comms = Comm::connect(devices, group.barrier());
+        for (size_t rank = 0; rank < ranks.size(); ++rank) {
+            ranks[rank]->join(std::move(comms[rank]));
+        }
+    }
+    return {std::make_move_iterator(ranks.begin()), std::make_move_iterator(ranks.end())};
 }
 
 // Every other dtype option must agree with dt_logits.
@@ -41,7 +54,8 @@ static infiniDtype_t activationType(const ModelConfig &config, const OpsOptions 
 
 InfinicoreOps::InfinicoreOps(const ModelConfig &config, const OpsOptions &options, const Tuning &tuning)
     : config_(config), tuning_(tuning), dtype_(activationType(config, options)), size_(dtypeSize(config.dt_logits)),
-      device_(Device::open(options.device, options.device_id, options.nthreads)), kv_memory_(device_) {
+      device_(Device::open(options.device, options.device_id, options.nthreads)), kv_memory_(device_),
+      rank_(options.rank), reduce_(options.reduce) {
     DeviceScope scope(*device_);
     const size_t max_tokens = config.max_step_tokens;
     block_tokens_ = uint32_t(std::min<size_t>(tuning.block_tokens, (size_t(config.dctx) + 15) / 16 * 16));
@@ -131,17 +145,19 @@ std::unique_ptr<Vector> InfinicoreOps::packVector(const VectorSource &source) {
     return infinicore::packVector(device_, source, config_.dt_logits, routes_.rope_neox ? 0 : config_.dh);
 }
 
-std::unique_ptr<Linear> InfinicoreOps::packEmbedding(const LinearSource &source, const Linear *head, bool borrow) {
+std::shared_ptr<Linear> InfinicoreOps::packEmbedding(const LinearSource &source,
+                                                     const std::vector<const Linear *> &heads, bool borrow) {
+    // One of several heads holds a part of the rows only, and on a device that this one need not reach.
+    const auto *head = heads.size() == 1 ? static_cast<const DeviceLinear *>(heads[0]) : nullptr;
     if (routes_.embedding) {
         auto embedding = std::make_unique<DeviceEmbedding>();
-        embedding->head = static_cast<const DeviceLinear *>(head);
-        if (head == nullptr || embedding->head->rows != source.parts[0].rows) {
+        embedding->head = head;
+        if (head == nullptr || head->rows != source.parts[0].rows) {
             embedding->own = infinicore::packLinear(device_, source, config_.dt_logits, 0);
         }
         return embedding;
     }
-    return infinicore::packEmbedding(*device_, source, config_.dt_logits, static_cast<const DeviceLinear *>(head),
-                                     borrow);
+    return infinicore::packEmbedding(*device_, source, config_.dt_logits, head, borrow);
 }
 
 Activation InfinicoreOps::allocate(uint32_t rows, uint32_t width) {
@@ -298,7 +314,7 @@ void InfinicoreOps::gatherRmsnorm(Activation out, Activation x, Activation delta
     kernels_->rmsNorm(result, result, scale, epsilon);
 }
 
-void InfinicoreOps::readLogits(float *logits, Activation in, uint32_t nrows, const Linear &head) {
+void InfinicoreOps::readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const Linear &head) {
     DeviceScope scope(*device_);
     const auto &weight = static_cast<const DeviceLinear &>(head);
     if (weight.rows > config_.dvoc) {
@@ -315,8 +331,43 @@ void InfinicoreOps::readLogits(float *logits, Activation in, uint32_t nrows, con
         }
         device_->synchronize();
         staging_busy_ = false;
-        toFloats(config_.dt_logits, logits + size_t(row) * weight.rows, host, size_t(n) * weight.rows);
+        for (uint32_t i = 0; i < n; ++i) {
+            toFloats(config_.dt_logits, logits + (row + i) * ld, host + size_t(i) * weight.rows * size_, weight.rows);
+        }
     }
+}
+
+void InfinicoreOps::allReduceSum(Activation x) {
+    const size_t count = size_t(plan().ntok) * x.width;
+    if (comm_) {
+        DeviceScope scope(*device_);
+        comm_->sum(x.data, count, dtype_);
+    } else if (reduce_ != nullptr) {
+        reduceOnHost(x.data, count);
+    }
+}
+
+// On InfiniCore's CPU device, whose memory is the host's. Added up in float32 and rounded once.
+void InfinicoreOps::reduceOnHost(void *data, size_t count) {
+    {
+        DeviceScope scope(*device_);
+        device_->synchronize();
+    }
+    reduce_->run(rank_, data, count, [this](void *const *buffers, size_t begin, size_t end) {
+        constexpr size_t kBlock = 1024;
+        float total[kBlock], part[kBlock];
+        for (size_t at = begin; at < end; at += kBlock) {
+            const size_t n = std::min(kBlock, end - at);
+            toFloats(config_.dt_logits, total, static_cast<const char *>(buffers[0]) + at * size_, n);
+            for (uint32_t rank = 1; rank < reduce_->size(); ++rank) {
+                toFloats(config_.dt_logits, part, static_cast<const char *>(buffers[rank]) + at * size_, n);
+                std::transform(part, part + n, total, total, [](float p, float t) { return t + p; });
+            }
+            for (uint32_t rank = 0; rank < reduce_->size(); ++rank) {
+                floatsTo(config_.dt_logits, static_cast<char *>(buffers[rank]) + at * size_, total, n);
+            }
+        }
+    });
 }
 
 // ------------------------------------------------------------------ information

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "ops/infinicore/comm.h"
 #include "ops/infinicore/kernels.h"
 #include "ops/infinicore/routes.h"
 #include "ops/infinicore/weights.h"
@@ -29,7 +30,9 @@ public:
     std::unique_ptr<Linear> packLinear(const LinearSource &source) override;
     std::unique_ptr<Linear> packGateUp(const LinearSource &gate_up) override;
     std::unique_ptr<Vector> packVector(const VectorSource &source) override;
-    std::unique_ptr<Linear> packEmbedding(const LinearSource &source, const Linear *head, bool borrow) override;
+    std::shared_ptr<Linear> packEmbedding(const LinearSource &source, const std::vector<const Linear *> &heads,
+                                          bool borrow) override;
+    bool sharesEmbedding() const override { return !routes_.embedding; }  // then it is in host memory
     Activation allocate(uint32_t rows, uint32_t width) override;
 
     uint32_t kvBlockTokens() const override { return block_tokens_; }
@@ -46,11 +49,15 @@ public:
     void linearSwiglu(Activation act, Activation h, const Linear &gate_up) override;
     void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
                        const Vector &weight, float epsilon) override;
-    void readLogits(float *logits, Activation in, uint32_t nrows, const Linear &head) override;
+    void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const Linear &head) override;
+    void allReduceSum(Activation x) override;
 
     size_t scratchBytes() const override;
     uint32_t threads() const override { return device_->threads(); }
     std::string description() const override;
+
+    const std::shared_ptr<Device> &device() const { return device_; }
+    void join(std::unique_ptr<Comm> comm) { comm_ = std::move(comm); }  // makes it one of several ranks
 
     // n values of type A between device memory and floats in host memory; for set-up and tests.
     void upload(void *data, const float *values, size_t n);
@@ -86,6 +93,7 @@ private:
     void scoreKeys(const Tensor &q, const QueryRange &range, uint32_t layer);
     uint32_t maskedFrom(const QueryRange &range) const;
     void sumValues(const Tensor &out, const QueryRange &range, uint32_t layer);
+    void reduceOnHost(void *data, size_t count);
     void gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight);
     Tensor norm(const DeviceVector &weight) const;
 
@@ -110,6 +118,9 @@ private:
     Routes routes_;
     bool self_tested_ = false;
 
+    const uint32_t rank_;
+    HostAllReduce *const reduce_;  // sums over ranks on the CPU, else null
+    std::unique_ptr<Comm> comm_;   // and on other devices
     std::unique_ptr<Kernels> kernels_;
     std::vector<Buffer> activations_;
     Buffer wide_;                    // [max_step_tokens, max(2 di, d)]: gate and up; gathered deltas

@@ -9,11 +9,12 @@ const char *version() {
     return "none";
 }
 
-std::unique_ptr<Ops> makeInfinicoreOps(const ModelConfig &, const OpsOptions &options) {
+std::vector<std::unique_ptr<Ops>> makeInfinicoreOps(const std::vector<ModelConfig> &,
+                                                    const std::vector<OpsOptions> &options, RankGroup &) {
     fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED,
          "device %s needs InfiniCore, and this library was built without it: run `%s`, then rebuild with "
          "`xmake f --infinicore=y` and `xmake`",
-         deviceName(options.device), installCommand(options.device));
+         deviceName(options[0].device), installCommand(options[0].device));
 }
 
 }  // namespace q3::infinicore

@@ -1,0 +1,54 @@
+#include "ops/infinicore/comm.h"
+
+#include "ops/infinicore/check.h"
+#include "ops/infinicore/devices.h"
+#include "runtime/error.h"
+
+namespace q3::infinicore {
+
+std::vector<std::unique_ptr<Comm>> Comm::connect(const std::vector<std::shared_ptr<Device>> &devices,
+                                                 RankBarrier &barrier) {
+    std::vector<int> ids;
+    for (const auto &device : devices) {
+        ids.push_back(device->id());
+    }
+    const infiniDevice_t type = devices[0]->type();
+    const DeviceScope scope(*devices[0]);
+    std::vector<infinicclComm_t> handles(devices.size(), nullptr);
+    std::vector<std::unique_ptr<Comm>> comms;
+    comms.reserve(devices.size());
+    const infiniStatus_t status = infinicclCommInitAll(type, handles.data(), int(ids.size()), ids.data());
+    if (status == INFINI_STATUS_DEVICE_TYPE_NOT_SUPPORTED) {
+        fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED,
+             "ndev is %zu, but the installed InfiniCore was built without infiniccl for %s: run `%s --ccl`",
+             devices.size(), deviceName(type), installCommand(type));
+    }
+    check(status, "infinicclCommInitAll");
+    for (size_t rank = 0; rank < devices.size(); ++rank) {
+        comms.emplace_back(new Comm(devices[rank], handles[rank], barrier));
+    }
+    return comms;
+}
+
+Comm::~Comm() {
+    try {
+        const DeviceScope scope(*device_);
+        device_->settle();
+        infinicclCommDestroy(comm_);
+    } catch (...) {  // the device is gone
+    }
+}
+
+void Comm::sum(void *data, size_t count, infiniDtype_t dtype) {
+    barrier_.wait();
+    const auto issue = [&] {
+        return infinicclAllReduce(data, data, count, dtype, INFINICCL_SUM, comm_, device_->stream());
+    };
+    const infiniStatus_t status = issue();
+    if (status != INFINI_STATUS_SUCCESS) {
+        issue();  // the other devices wait for this one already; the step fails all the same
+        failStatus(status, "infinicclAllReduce");
+    }
+}
+
+}  // namespace q3::infinicore
