@@ -24,6 +24,7 @@ namespace fake {
 
 // Counts and records a call; false: the device is lost and the call must fail.
 FAKE_EXPORT bool enter(const char *function);
+FAKE_EXPORT bool lost();
 // Whether the call of this kind that is happening now is the one that was to fail.
 FAKE_EXPORT bool injected(const char *kind);
 // Records a broken rule. Returns the status that the call then fails with.
@@ -57,6 +58,7 @@ struct Task {
     std::function<infiniStatus_t()> run;
     std::vector<Range> uses;           // memory, host or device
     const void *descriptor = nullptr;  // must live until the task has run
+    std::function<void()> skipped;     // called instead of run when the task fails without having run
 };
 
 // Runs the task later, on the stream's thread. `stream` null: the device's default stream. Fails with a recorded

@@ -32,10 +32,12 @@ size_t fake_infini_calls(char *buffer, size_t size);
 void fake_infini_reset(void);
 
 /* Lets the nth (1, 2, ...) coming call of a kind fail, once; n = 0 cancels, and revives a lost device.
- *   malloc malloc_host copy launch sync stream set_device count init handle tensor descriptor workspace
+ *   malloc malloc_host copy launch sync stream set_device count init handle tensor descriptor workspace comm
  *   sync      a synchronisation: it waits and then fails
  *   execute   the nth task that a stream runs; the next synchronisation reports it
+ *   link      from the nth all-reduce of a device on, all of them fail there
  *   lost      from the nth call of any kind on, every call fails and streams do nothing
+ * "launch@1": of device 1 only, with any kind.
  * Returns 0, or -1 for an unknown kind. */
 int fake_infini_fail(const char *kind, int64_t n);
 

@@ -20,7 +20,8 @@ struct Group {
     std::condition_variable changed;
     int size = 0, arrived = 0, left = 0;
     uint64_t round = 0;
-    bool broken = false;
+    bool broken = false;  // for good: its ranks do different things
+    bool failed = false;  // this round, on some rank and so on all
     std::vector<float> sum;
 };
 
@@ -29,22 +30,32 @@ struct Group {
 struct InfinicclComm {
     std::shared_ptr<Group> group;
     int device;
+    bool cut = false;  // failure "link"
 };
 
-// One rank's part, on its stream's thread.
+// One rank's part, on its stream's thread. fails: the rank has an error; it comes, so that the others end with one too.
 static infiniStatus_t reduce(Group &group, const char *send, char *receive, size_t count, infiniDtype_t dtype,
-                             infinicclReduceOp_t op) {
+                             infinicclReduceOp_t op, bool fails) {
     std::unique_lock<std::mutex> lock(group.mutex);
     const auto wait = [&](auto ready) {
-        group.broken |= !group.changed.wait_for(lock, kPatience, [&] { return group.broken || ready(); });
+        const auto end = std::chrono::steady_clock::now() + kPatience;
+        while (!group.broken && !ready() && !fake::lost() && std::chrono::steady_clock::now() < end) {
+            group.changed.wait_for(lock, std::chrono::milliseconds(10));
+        }
+        group.broken |= !ready();
         return !group.broken;
     };
+    const auto broken = [](const char *what) {
+        return fake::lost() ? INFINI_STATUS_INTERNAL_ERROR : fake::violation("infinicclAllReduce: %s", what);
+    };
     if (!wait([&] { return group.left == 0; })) {  // the previous round is over
-        return fake::violation("infinicclAllReduce: not all ranks left the previous call");
+        return broken("not all ranks left the previous call");
     }
     if (group.arrived == 0) {
         group.sum.assign(count, 0.0f);
+        group.failed = false;
     }
+    group.failed |= fails;
     if (group.sum.size() != count) {
         group.broken = true;
         return fake::violation("infinicclAllReduce: ranks disagree on the number of elements");
@@ -70,20 +81,21 @@ static infiniStatus_t reduce(Group &group, const char *send, char *receive, size
         group.changed.notify_all();
     }
     if (!wait([&] { return group.round != round; })) {
-        return fake::violation("infinicclAllReduce: not all ranks called it");
+        return broken("not all ranks called it");
     }
-    for (size_t i = 0; i < count; ++i) {
+    const bool failed = group.failed;
+    for (size_t i = 0; i < count && !failed; ++i) {
         fake::store(dtype, receive, ptrdiff_t(i),
                     op == INFINICCL_AVG ? group.sum[i] / float(group.size) : group.sum[i]);
     }
     --group.left;
     group.changed.notify_all();
-    return INFINI_STATUS_SUCCESS;
+    return failed ? INFINI_STATUS_INTERNAL_ERROR : INFINI_STATUS_SUCCESS;
 }
 
 infiniStatus_t infinicclCommInitAll(infiniDevice_t device_type, infinicclComm_t *comms, int ndevice,
                                     const int *device_ids) {
-    if (!fake::enter(__func__)) {
+    if (!fake::enter(__func__) || fake::injected("comm")) {
         return INFINI_STATUS_INTERNAL_ERROR;
     }
     if (device_type != fake::deviceType()) {
@@ -136,6 +148,10 @@ infiniStatus_t infinicclAllReduce(void *sendbuf, void *recvbuf, size_t count, in
         return fake::violation("%s: communicator of device %d used while device %d is current", __func__, comm->device,
                                fake::currentDevice());
     }
+    comm->cut |= fake::injected("link");
+    if (comm->cut) {
+        return INFINI_STATUS_INTERNAL_ERROR;
+    }
     if (!fake::isFloat(dtype)) {
         return INFINI_STATUS_BAD_TENSOR_DTYPE;
     }
@@ -149,7 +165,11 @@ infiniStatus_t infinicclAllReduce(void *sendbuf, void *recvbuf, size_t count, in
     task.name = __func__;
     task.descriptor = comm;
     task.uses = {{uintptr_t(sendbuf), uintptr_t(sendbuf) + bytes}, {uintptr_t(recvbuf), uintptr_t(recvbuf) + bytes}};
-    task.run = [=, group = comm->group] { return reduce(*group, send, receive, count, dtype, op); };
+    const auto part = [=, group = comm->group](bool fails) {
+        return reduce(*group, send, receive, count, dtype, op, fails);
+    };
+    task.run = [part] { return part(false); };
+    task.skipped = [part] { part(true); };
     const infiniStatus_t status = fake::enqueue(stream, std::move(task), __func__);
     if (status == INFINI_STATUS_SUCCESS) {
         fake::startNow(stream);  // other ranks wait for this one, whoever asks first

@@ -34,9 +34,9 @@ constexpr const char *kTypeNames[] = {"cpu",   "nvidia", "cambricon", "ascend", 
                                       "sugon"
 #endif
 };
-constexpr const char *kFailures[] = {"malloc", "malloc_host", "copy",      "launch",  "sync",
-                                     "stream", "set_device",  "count",     "init",    "handle",
-                                     "tensor", "descriptor",  "workspace", "execute", "lost"};
+constexpr const char *kFailures[] = {"malloc",     "malloc_host", "copy", "launch", "sync",   "stream",
+                                     "set_device", "count",       "init", "handle", "tensor", "descriptor",
+                                     "workspace",  "execute",     "lost", "comm",   "link"};
 constexpr const char *kKindNames[] = {"live.stream",     "live.event",  "live.handle",
                                       "live.descriptor", "live.tensor", "live.comm"};
 
@@ -194,14 +194,20 @@ infiniStatus_t violationLocked(const std::string &text) {
     return INFINI_STATUS_INTERNAL_ERROR;
 }
 
-bool injectedLocked(const char *kind) {
+// Failures may be of one device only.
+bool injectedLocked(const char *kind, int device) {
     State &s = state();
-    const auto it = s.failures.find(kind);
-    if (it == s.failures.end() || it->second <= 0 || --it->second > 0) {
-        return false;
+    bool hit = false;
+    for (const std::string &name : {std::string(kind), std::string(kind) + "@" + std::to_string(device)}) {
+        const auto it = s.failures.find(name);
+        hit |= it != s.failures.end() && it->second > 0 && --it->second == 0;
     }
-    ++s.counters["hits"];
-    return true;
+    s.counters["hits"] += hit ? 1 : 0;
+    return hit;
+}
+
+bool injectedLocked(const char *kind) {
+    return injectedLocked(kind, currentDevice());
 }
 
 void loseDevices() {
@@ -235,8 +241,13 @@ void runStream(Stream *stream) {
         const std::shared_ptr<Task> task = stream->queue.front();
         infiniStatus_t status = INFINI_STATUS_SUCCESS;
         ++s.counters["executed"];
-        if (s.lost || injectedLocked("execute")) {
+        if (s.lost || injectedLocked("execute", stream->device)) {
             status = INFINI_STATUS_INTERNAL_ERROR;
+            if (task->skipped) {
+                lock.unlock();
+                task->skipped();
+                lock.lock();
+            }
         } else {
             lock.unlock();
             if (s.mode == State::Jitter) {
@@ -432,6 +443,11 @@ bool enter(const char *function) {
     return !s.lost;
 }
 
+bool lost() {
+    const Lock lock(state().mutex);
+    return state().lost;
+}
+
 bool injected(const char *kind) {
     const Lock lock(state().mutex);
     return injectedLocked(kind);
@@ -606,8 +622,8 @@ FAKE_EXPORT void fake_infini_reset(void) {
 FAKE_EXPORT int fake_infini_fail(const char *kind, int64_t n) {
     fake::State &s = fake::state();
     const fake::Lock lock(s.mutex);
-    const std::string name = kind;
-    if (std::find(std::begin(fake::kFailures), std::end(fake::kFailures), name) == std::end(fake::kFailures)) {
+    const std::string name = kind, base = name.substr(0, name.find('@'));
+    if (std::find(std::begin(fake::kFailures), std::end(fake::kFailures), base) == std::end(fake::kFailures)) {
         return -1;
     }
     s.failures[name] = n;

@@ -175,8 +175,10 @@ def long_prompt(fake: Fake, folder: str, ntok: int, device: str = "nvidia") -> f
 
 
 @case
-def text(fake: Fake, folder: str, device: str, prompt: str, dtype: str | None) -> str:
-    with open_model(folder, device, dtype=dtype) as model:
+def text(
+    fake: Fake, folder: str, device: str, prompt: str, dtype: str | None, **options: Any
+) -> str:
+    with open_model(folder, device, dtype=dtype, **options) as model:
         return str(model.generate(prompt, max_steps=40, temperature=0.0))
 
 
@@ -236,7 +238,7 @@ def attempt(function: Callable[[], Any]) -> tuple[Any, str]:
 
 @case
 def failing(
-    fake: Fake, folder: str, kind: str, at_most: int, max_step_tokens: int = 16
+    fake: Fake, folder: str, kind: str, at_most: int, max_step_tokens: int = 16, ndev: int = 1
 ) -> dict[str, Any]:
     """Injects a failure at the 1st, 2nd, ... call of a kind until a run does not come to it.
 
@@ -246,7 +248,7 @@ def failing(
     """
 
     def create() -> Qwen3ForCausalLM:
-        return open_model(folder, max_step_tokens=max_step_tokens)
+        return open_model(folder, max_step_tokens=max_step_tokens, ndev=ndev)
 
     with create() as model:
         expected = scenario(model)
@@ -278,7 +280,7 @@ def failing(
         expect(hit or not text, f"out of the blue: {text}")
         expect(fake.violations() == [], f"{phase}: {text}: {fake.violations()}")
         # Without its device nothing can be freed.
-        expect(fake.live() == {} or kind == "set_device", f"{phase}: {text}: left {fake.live()}")
+        expect(fake.live() == {} or "set_device" in kind, f"{phase}: {text}: left {fake.live()}")
         if not hit:
             assert not wrong, "\n".join([f"{len(wrong)} problems:", *wrong[:5]])
             return {"n": n - 1, "phases": phases, "texts": texts}
@@ -288,14 +290,25 @@ def failing(
 
 
 @case
-def losing(fake: Fake, folder: str, step: int) -> int:
-    """The device goes away for good at call 1, 1 + step, ...: exceptions, never a crash."""
+def cut_link(fake: Fake, folder: str, device: int, n: int) -> list[str]:
+    """A device's sums fail for good from the nth on; what three steps then say."""
+    with open_model(folder, ndev=2) as model:
+        scenario(model)
+        fake.fail(f"link@{device}", n)
+        texts = [attempt(lambda: scenario(model))[1] for _ in range(3)]
+    assert fake.violations() == []
+    return texts
+
+
+@case
+def losing(fake: Fake, folder: str, step: int, ndev: int = 1) -> int:
+    """The devices go away for good at call 1, 1 + step, ...: exceptions, never a crash."""
     n = 1
     while True:
         fake.reset()
         fake.fail("lost", n)
         try:
-            with open_model(folder, max_step_tokens=16) as model:
+            with open_model(folder, max_step_tokens=16, ndev=ndev) as model:
                 for _ in range(2):
                     try:
                         scenario(model)
@@ -401,11 +414,11 @@ def two_models(fake: Fake, folder: str) -> None:
 
 @case
 def launches(
-    fake: Fake, folder: str, batch: int, ntok: int, past: int | Sequence[int]
+    fake: Fake, folder: str, batch: int, ntok: int, past: int | Sequence[int], ndev: int = 1
 ) -> dict[str, Any]:
     """What one step of ``batch`` requests of ``ntok`` tokens after ``past`` others calls."""
     lengths = [past] * batch if isinstance(past, int) else past
-    with open_model(folder) as model:
+    with open_model(folder, ndev=ndev) as model:
         dvoc = model.meta.dvoc
         caches = [model.create_kv_cache() for _ in range(batch)]
         for i, (cache, length) in enumerate(zip(caches, lengths, strict=True)):
@@ -421,6 +434,7 @@ def launches(
         calls = Counter(fake.calls())
         result = {
             "launches": dict(fake.launches()),
+            "sums": calls["infinicclAllReduce"],
             "syncs": sum(n for name, n in calls.items() if "Synchronize" in name),
             "mallocs": calls["infinirtMalloc"] + calls["infinirtMallocHost"],
             "created": sum(n for name, n in calls.items() if "Create" in name),
@@ -454,7 +468,8 @@ def main() -> None:
     name, arguments = sys.argv[1], json.loads(sys.argv[2])
     fake = Fake()
     result = CASES[name](fake, **arguments)
-    if name != "losing" and arguments.get("kind") != "set_device":  # those may leave memory behind
+    # Those may leave memory behind.
+    if name not in ("losing", "cut_link") and "set_device" not in arguments.get("kind", ""):
         fake.check()
     print(json.dumps(result))
 

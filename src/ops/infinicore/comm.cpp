@@ -24,13 +24,17 @@ std::vector<std::unique_ptr<Comm>> Comm::connect(const std::vector<std::shared_p
              devices.size(), deviceName(type), installCommand(type));
     }
     check(status, "infinicclCommInitAll");
+    const std::shared_ptr<Link> link(new Link{barrier});
     for (size_t rank = 0; rank < devices.size(); ++rank) {
-        comms.emplace_back(new Comm(devices[rank], handles[rank], barrier));
+        comms.emplace_back(new Comm(devices[rank], handles[rank], link));
     }
     return comms;
 }
 
 Comm::~Comm() {
+    if (device_->abandoned()) {
+        return;
+    }
     try {
         const DeviceScope scope(*device_);
         device_->settle();
@@ -40,14 +44,28 @@ Comm::~Comm() {
 }
 
 void Comm::sum(void *data, size_t count, infiniDtype_t dtype) {
-    barrier_.wait();
+    if (device_->abandoned()) {
+        device_->synchronize();  // throws
+    }
+    link_->barrier.wait();
     const auto issue = [&] {
         return infinicclAllReduce(data, data, count, dtype, INFINICCL_SUM, comm_, device_->stream());
     };
     const infiniStatus_t status = issue();
-    if (status != INFINI_STATUS_SUCCESS) {
-        issue();  // the other devices wait for this one already; the step fails all the same
-        failStatus(status, "infinicclAllReduce");
+    const bool complete = status == INFINI_STATUS_SUCCESS || issue() == INFINI_STATUS_SUCCESS;
+    if (status != INFINI_STATUS_SUCCESS && complete) {
+        failStatus(status, "infinicclAllReduce");  // the others have what they wait for; the step fails all the same
+    }
+    if (!complete) {
+        link_->broken = true;
+    }
+    link_->barrier.wait();
+    if (link_->broken) {
+        device_->abandon();
+        if (complete) {
+            throw RankStopped{};
+        }
+        device_->synchronize();  // throws
     }
 }
 

@@ -79,12 +79,15 @@ DescriptorCache::DescriptorCache(std::shared_ptr<Device> device) : device_(std::
 
 DescriptorCache::~DescriptorCache() {
     try {
+        if (device_->abandoned()) {
+            throw std::exception();
+        }
         DeviceScope scope(*device_);
         device_->settle();
         young_.clear();  // descriptors go before the handle they were made with
         old_.clear();
         infiniopDestroyHandle(handle_);
-    } catch (...) {  // the device cannot be set any more: leaking beats freeing on another one
+    } catch (...) {  // the device cannot be used any more: leaking beats freeing on another one
         for (Map *map : {&young_, &old_}) {
             for (auto &entry : *map) {
                 [[maybe_unused]] const void *leaked = entry.second.handle.release();

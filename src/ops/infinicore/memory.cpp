@@ -64,7 +64,7 @@ std::shared_ptr<Device> Device::open(int32_t type, int32_t id, int32_t nthreads)
 }
 
 Device::~Device() {
-    if (!has_stream_) {
+    if (!has_stream_ || abandoned_) {
         return;
     }
     try {
@@ -79,11 +79,20 @@ std::string Device::name() const {
 }
 
 void Device::synchronize() const {
+    if (abandoned_) {
+        fail(QWEN3_STATUS_INTERNAL_ERROR,
+             "%s waits for ever for a sum over devices in which one of them failed twice: destroy this model and "
+             "create it again",
+             name().c_str());
+    }
     settle();
     check(std::exchange(unreported_, INFINI_STATUS_SUCCESS), "infinirtStreamSynchronize");
 }
 
 void Device::settle() const noexcept {
+    if (abandoned_) {
+        return;
+    }
     const infiniStatus_t status = infinirtStreamSynchronize(stream_);
     if (unreported_ == INFINI_STATUS_SUCCESS) {
         unreported_ = status;
@@ -194,7 +203,7 @@ Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes, Place place)
 }
 
 Buffer::~Buffer() {
-    if (data_ == nullptr) {
+    if (data_ == nullptr || device_->abandoned()) {
         return;
     }
     try {
@@ -268,7 +277,7 @@ void *DeviceBlockMemory::allocate(size_t bytes) {
 }
 
 void DeviceBlockMemory::release(void *block) noexcept {
-    if (block == nullptr) {
+    if (block == nullptr || device_->abandoned()) {
         return;
     }
     if (index(block) >= 0) {

@@ -27,6 +27,11 @@ public:
     std::string name() const;  // "nvidia:0"
     infinirtStream_t stream() const { return stream_; }
 
+    // The stream will never end what it has begun: from now on nothing waits for it, synchronize throws, and what it
+    // may use is leaked instead of freed.
+    void abandon() const noexcept { abandoned_ = true; }
+    bool abandoned() const noexcept { return abandoned_; }
+
     // These need a DeviceScope.
     void synchronize() const;      // throws what has failed since the last call
     void settle() const noexcept;  // waits where nothing may be thrown: the next synchronize tells what failed
@@ -44,6 +49,7 @@ private:
     infinirtStream_t stream_ = nullptr;
     bool has_stream_ = false;
     mutable infiniStatus_t unreported_ = INFINI_STATUS_SUCCESS;
+    mutable bool abandoned_ = false;
 };
 
 // Makes a device current for this thread (infinirt's current device is thread-local) and, for the CPU, sets how many
