@@ -55,6 +55,18 @@ def test_prompt_is_answered_as_by_the_class(
     assert done.stdout.endswith("\n")
 
 
+def test_ranks(text_folder: Path, shared_model: Qwen3ForCausalLM) -> None:
+    """--ndev cuts the model over parts of the machine, where its heads allow that."""
+    expected = shared_model.generate("the cat sat", 40, temperature=0)
+    common = ("--model-path", text_folder, "--raw", "--prompt", "the cat sat", "--max-tokens", 40)
+    done = run(*common, "--temperature", 0, "--json", "--device", "cpu", "--ndev", 2)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tokens"] == expected.tokens
+    done = run(*common, "--ndev", 3)
+    assert done.returncode == 1
+    assert "ndev is 3: a model of nh 4 and nkvh 2 heads can be cut over 1, 2 or 4" in done.stderr
+
+
 def test_lookup(text_folder: Path, shared_model: Qwen3ForCausalLM) -> None:
     prompt = "the cat sat on the mat. the cat sat on the mat. the cat sat"
     expected = shared_model.generate(prompt, 200, temperature=0)
