@@ -151,9 +151,9 @@ def memory_of_prompts(
 
 
 @case
-def arena(fake: Fake, folder: str) -> dict[str, int]:
+def arena(fake: Fake, folder: str, **options: Any) -> dict[str, int]:
     """Bytes of a model without its first cache, of a block, and of what the first one brings."""
-    with open_model(folder) as model, closing(model.create_kv_cache()) as cache:
+    with open_model(folder, **options) as model, closing(model.create_kv_cache()) as cache:
         before = fake.get("bytes.device")
         greedy(model, [(cache, 0, [1, 2, 3])])
         block = model.stats()["kv_used_bytes"]
@@ -238,9 +238,15 @@ def attempt(function: Callable[[], Any]) -> tuple[Any, str]:
 
 @case
 def failing(
-    fake: Fake, folder: str, kind: str, at_most: int, max_step_tokens: int = 16, ndev: int = 1
+    fake: Fake,
+    folder: str,
+    kind: str,
+    at_most: int,
+    max_step_tokens: int = 16,
+    ndev: int = 1,
+    step: int = 1,
 ) -> dict[str, Any]:
-    """Injects a failure at the 1st, 2nd, ... call of a kind until a run does not come to it.
+    """Injects a failure at call 1, 1 + step, ... of a kind until a run does not come to it.
 
     Returns:
         How many failures there were in which phase, and their texts. "swallowed" ones were not told
@@ -261,7 +267,7 @@ def failing(
         if not condition:
             wrong.append(f"{kind} {n}: {problem}")
 
-    for n in range(1, at_most):
+    for n in range(1, at_most, step):
         fake.reset()
         fake.fail(kind, n)
         phase = "create"
@@ -283,7 +289,7 @@ def failing(
         expect(fake.live() == {} or "set_device" in kind, f"{phase}: {text}: left {fake.live()}")
         if not hit:
             assert not wrong, "\n".join([f"{len(wrong)} problems:", *wrong[:5]])
-            return {"n": n - 1, "phases": phases, "texts": texts}
+            return {"n": sum(phases.values()), "phases": phases, "texts": texts}
         phases[phase] += 1
         texts[f"{phase}: {text}"] += 1
     raise AssertionError(f"{kind}: still failing at the {at_most}th call")

@@ -74,6 +74,43 @@ def test_whenever_the_stream_runs(run_newer: RunCase, folders: Folders, stream: 
     assert max(distances[0]) < TOLERANCE["bf16"], distances
 
 
+# ------------------------------------------------------------------ several devices
+
+
+@pytest.mark.parametrize(("name", "ndev"), [("wide-heads", 2), ("wide-heads", 4), ("f32", 2)])
+def test_logits_of_several_devices(
+    run_newer: RunCase, folders: Folders, name: str, ndev: int
+) -> None:
+    """Each has an arena of its own KV heads, and the embedding; with four, KV heads are on two."""
+    environment = {"count": ndev}
+    distances = run_newer("parity", environment=environment, folder=folders(name), ndev=ndev)
+    assert max(distances[0]) < TOLERANCE["bf16"], distances
+
+
+@pytest.mark.parametrize("ntok", [1, 9])
+def test_launches_of_several_devices(run_newer: RunCase, folders: Folders, ntok: int) -> None:
+    """Every device does what a single one does, and two sums a layer."""
+    environment, folder = {"count": 2}, folders("three-wide")
+    report = run_newer(
+        "launches", environment=environment, folder=folder, ndev=2, batch=3, ntok=ntok, past=280
+    )
+    assert report["launches"] == {kind: 2 * n for kind, n in expected(3, ntok == 1).items()}
+    assert report["sums"] == 2 * 3 * 2
+    assert (report["syncs"], report["h2d"], report["d2h"]) == (2, 4, 2)
+    assert (report["mallocs"], report["created"]) == (0, 0)
+
+
+@pytest.mark.parametrize("ndev", [1, 2])
+def test_arenas_share_the_limit(run_newer: RunCase, folders: Folders, ndev: int) -> None:
+    environment, folder = {"count": ndev}, folders("wide-heads")
+    block = run_newer("arena", environment=environment, folder=folder, ndev=ndev)["block"]
+    limit = 11 * block
+    report = run_newer(
+        "arena", environment=environment, folder=folder, ndev=ndev, kv_limit_bytes=limit
+    )
+    assert (report["block"], report["arena"]) == (block, limit)
+
+
 # ------------------------------------------------------------------ operators missing or wrong
 
 

@@ -32,6 +32,7 @@ OPTIONS = {
     "f32": {},
     "int8_small_steps": {"dt_weight": DataType.INT8, "max_step_tokens": 5},
     "bf16": {"dt_weight": DataType.BF16, "nthreads": 2},
+    "two_ranks": {"ndev": 2, "nthreads": 2, "max_step_tokens": 11},
 }
 
 

@@ -330,6 +330,19 @@ def test_exact_formats_are_not_kept(small: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_several_ranks_use_no_file(small: Path, tmp_path: Path) -> None:
+    """Not even the one of the same model on one device, which stays as it is."""
+    load(small, tmp_path)
+    path = cache_file(tmp_path)
+    content = path.read_bytes()
+    with Qwen3ForCausalLM(small, dtype="int8", threads=2, ndev=2, cache_dir=tmp_path) as model:
+        assert state_and_logits(model)[0] == WeightCache.UNUSED
+        with pytest.raises(Qwen3NotImplementedError, match="ndev is 2: only the packed weights of"):
+            model.native.save_weights(tmp_path / "other", "key")
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == content
+    assert load(small, tmp_path)[0] == WeightCache.LOADED
+
+
 def test_a_bad_checkpoint_writes_nothing(small: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"
     shutil.copytree(small, copy)
