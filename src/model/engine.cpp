@@ -28,6 +28,7 @@ uint64_t kvLimit(const Qwen3ModelOptions &options) {
 
 std::vector<ModelConfig> configsOf(const std::vector<RankSlice> &slices) {
     std::vector<ModelConfig> configs;
+    configs.reserve(slices.size());
     for (const RankSlice &slice : slices) {
         configs.push_back(slice.config);
     }
@@ -72,6 +73,7 @@ Engine::Engine(const ModelConfig &config, float theta, const Qwen3Weights &weigh
         forward_[rank] = std::make_unique<Qwen3Forward>(slices_[rank].config, std::move(packed[rank]), *ops_[rank]);
     });
     std::vector<BlockMemory *> memories;
+    memories.reserve(ops_.size());
     for (const auto &ops : ops_) {
         memories.push_back(&ops->kvMemory());
     }

@@ -17,7 +17,9 @@
 namespace q3 {
 
 // Thrown by a barrier to ranks that have to stop because another one failed.
-struct RankStopped {};
+struct RankStopped final : std::exception {
+    const char *what() const noexcept override { return "another rank failed"; }
+};
 
 // Throws `error` again as an Error of the same status whose text begins with the rank. CANCELLED keeps its text.
 [[noreturn]] void rethrowOfRank(uint32_t rank, uint32_t nranks, const std::exception_ptr &error);

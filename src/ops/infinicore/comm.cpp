@@ -9,6 +9,7 @@ namespace q3::infinicore {
 std::vector<std::unique_ptr<Comm>> Comm::connect(const std::vector<std::shared_ptr<Device>> &devices,
                                                  RankBarrier &barrier) {
     std::vector<int> ids;
+    ids.reserve(devices.size());
     for (const auto &device : devices) {
         ids.push_back(device->id());
     }

@@ -24,6 +24,7 @@ std::vector<std::unique_ptr<Ops>> makeInfinicoreOps(const std::vector<ModelConfi
     group.run([&](uint32_t rank) { ranks[rank] = std::make_unique<InfinicoreOps>(configs[rank], options[rank]); });
     if (ranks.size() > 1 && !ranks[0]->device()->isCpu()) {
         std::vector<std::shared_ptr<Device>> devices;
+        devices.reserve(ranks.size());
         for (const auto &rank : ranks) {
             devices.push_back(rank->device());
         }
