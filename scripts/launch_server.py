@@ -120,7 +120,8 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether only programs of this machine reach an address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -169,7 +170,7 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     name = args.model_name or folder.resolve().name
     api_key = args.api_key or os.environ.get(KEY_VARIABLE) or None
-    if api_key is None and not _is_loopback(args.host):
+    if api_key is None and not is_loopback(args.host):
         _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
     service = Service(ServiceConfig(name, api_key, args.max_body, args.request_timeout, args.ping))
     config = EngineConfig(

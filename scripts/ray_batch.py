@@ -5,7 +5,7 @@
 
 The files hold one JSON object per line with a ``prompt``, or ``messages`` for a chat. The output
 folder gets answers.jsonl with the same objects, each with the ``text`` and ``finish_reason`` of its
-answer, in any order. Workers load the model once and batch continuously.
+answer, thinking included, in any order. Workers load the model once and batch continuously.
 """
 
 from __future__ import annotations

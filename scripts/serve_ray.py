@@ -24,7 +24,7 @@ from typing import Any
 
 import ray
 from fastapi import FastAPI
-from launch_server import DEMO, KEY_VARIABLE, memory_size
+from launch_server import DEMO, KEY_VARIABLE, is_loopback, memory_size
 from libinfinicore_infer import load_library
 from qwen3 import Qwen3ForCausalLM
 from ray import serve
@@ -35,6 +35,7 @@ from server.scheduler import Engine
 from server.service import Service, ServiceConfig
 from server.structured import Grammars
 
+_LOG = logging.getLogger("infinicore_infer.server")
 _SCRIPTS = Path(__file__).resolve().parent
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 
@@ -79,6 +80,8 @@ def deployment(args: argparse.Namespace) -> serve.Application:
     """Return what Ray Serve runs."""
     folder = Path(args.model_path or DEMO).resolve()
     api_key = args.api_key or os.environ.get(KEY_VARIABLE) or None
+    if api_key is None and not is_loopback(args.host):
+        _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
     build = app_builder(
         {
             "model_path": str(folder),
