@@ -124,6 +124,18 @@ class AsyncStream(AsyncIterator[tuple[int, Update]]):
         """Whether the next update is here already."""
         return bool(self._updates)
 
+    @property
+    def ended(self) -> bool:
+        """Whether all jobs have ended and all updates are taken."""
+        return self._ended == len(self.jobs)
+
+    async def wait(self) -> None:
+        """Wait until an update may be here."""
+        self._ready.clear()
+        # One may have come before the clearing.
+        if not self._updates:
+            await self._ready.wait()
+
     def put(self, index: int, update: Update) -> None:
         """Receive an update; any thread."""
         wake = not self._updates
@@ -138,12 +150,9 @@ class AsyncStream(AsyncIterator[tuple[int, Update]]):
             EngineError: A job failed.
         """
         while not self._updates:
-            if self._ended == len(self.jobs):
+            if self.ended:
                 raise StopAsyncIteration
-            self._ready.clear()
-            # One may have come before the clearing.
-            if not self._updates:
-                await self._ready.wait()
+            await self.wait()
         index, update = self._updates.popleft()
         self._ended += update.done
         if update.error is not None:

@@ -107,12 +107,18 @@ class Service:
         begin = time.monotonic()
         try:
             while True:
+                # Not wait_for: before Python 3.12 it forgets a cancellation when an update comes at
+                # the same moment, and the answer would go on for a client that has left.
+                while not stream.pending and not stream.ended:
+                    ready = asyncio.ensure_future(stream.wait())
+                    try:
+                        done, _ = await asyncio.wait({ready}, timeout=self.config.ping_seconds)
+                    finally:
+                        ready.cancel()
+                    if not done:
+                        yield None
                 try:
-                    waiting = None if stream.pending else self.config.ping_seconds
-                    index, update = await asyncio.wait_for(anext(stream), waiting)
-                except (TimeoutError, asyncio.TimeoutError):
-                    yield None
-                    continue
+                    index, update = await anext(stream)
                 except StopAsyncIteration:
                     return
                 if update.piece is not None:

@@ -8,13 +8,16 @@ import random
 import socket
 import struct
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from engine import AsyncStream
 from libinfinicore_infer import Qwen3Error
 from qwen3 import Qwen3ForCausalLM
+from server.jobs import Update
 from serving import CAPITAL, GREEDY, STORY, LiveServer
 
 Make = Callable[..., LiveServer]
@@ -119,6 +122,31 @@ def test_disconnects_free_memory(server: LiveServer) -> None:
     asyncio.run(run())
     server.check_idle()
     assert server.chat()["choices"][0]["message"]["content"] == "The capital of France is Paris."
+
+
+@pytest.mark.parametrize("ticks", range(8))
+def test_client_leaves_as_an_update_comes(server: LiveServer, ticks: int) -> None:
+    """However the two fall together, the reader ends; else the answer goes on for nobody."""
+
+    async def run() -> None:
+        stream = AsyncStream()
+        stream.jobs = [SimpleNamespace(cancelled=False)]  # type: ignore[list-item]
+
+        async def read() -> None:
+            async for _ in server.service.follow(stream):
+                pass
+
+        reader = asyncio.ensure_future(read())
+        await asyncio.sleep(0.02)
+        stream.put(0, Update())
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        reader.cancel()
+        await asyncio.wait({reader}, timeout=1)
+        assert reader.cancelled()
+        assert stream.jobs[0].cancelled
+
+    asyncio.run(run())
 
 
 def test_second_turn_hits_the_prefix_cache(make_server: Make) -> None:
