@@ -74,6 +74,19 @@ def test_same_greedy_text(checkpoints: Make, spec: CheckpointSpec, weight: str) 
     assert texts[1:] == texts[:1] * len(RANKS)
 
 
+@pytest.mark.parametrize("spec", [EVEN, UNTIED], ids=lambda spec: spec.name)
+def test_int8_kv_is_the_uncut_models(checkpoints: Make, spec: CheckpointSpec) -> None:
+    """Heads are quantised one by one; what sums round differently may tip a code."""
+    checkpoint = checkpoints(spec)
+    tokens = prompt_of(spec)
+    options = {"dt_weight": DataType.F32, "dt_kv": DataType.INT8}
+    with checkpoint.driver(**options) as driver:
+        expected = driver.logits(tokens)
+    for ndev in RANKS:
+        with checkpoint.driver(ndev=ndev, **options) as driver:
+            assert difference(driver.logits(tokens), expected) < 5e-3
+
+
 @pytest.mark.parametrize("weight", ["INT8", "INT4"])
 def test_whole_groups_are_the_uncut_models(checkpoints: Make, weight: str) -> None:
     """Up to the 16 bits that integer layers round activations to, which the order of sums tips."""
