@@ -82,7 +82,7 @@ target("q3_core")
         local avx512 = table.join(avx2, {"-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"})
         add_files("src/ops/cpu/kernels_avx2.cpp", {cxflags = avx2})
         -- GCC 12 warns of its own headers: their "undefined" vectors are meant to be so.
-        avx512 = table.join(avx512, {"-Wno-uninitialized", "-Wno-maybe-uninitialized"})
+        avx512 = table.join(avx512, {"-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"})
         add_files("src/ops/cpu/kernels_avx512.cpp", {cxflags = avx512})
         add_files("src/ops/cpu/kernels_avx512vnni.cpp", {cxflags = table.join(avx512, {"-mavx512vnni"})})
     elseif is_arch("arm64", "arm64-v8a", "aarch64") then

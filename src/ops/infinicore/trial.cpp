@@ -50,7 +50,7 @@ std::string describe(OpKind kind, const std::vector<Operand *> &operands) {
         for (uint32_t dim = 0; dim < operand->layout.ndim; ++dim) {
             text += (dim == 0 ? "" : ", ") + std::to_string(operand->layout.shape[dim]);
         }
-        text += "]";
+        text += ']';
     }
     return text;
 }
