@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import weight_cache
 from libinfinicore_infer import DataType, DeviceType, Qwen3Error
+from model_arguments import add_model_arguments
 from qwen3 import GenerationResult, KVCache, Qwen3ForCausalLM, SamplingParams
 
 EXIT_OK = 0
@@ -51,18 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model-path", metavar="DIR", help="checkpoint folder (default: the tiny demo model)")
-    add("--device", default="cpu", metavar="NAME", help=", ".join(d.label for d in DeviceType))
-    add("--ndev", type=int, default=1, metavar="N", help="devices to cut the model over")
-    add("--backend", default="auto", choices=("auto", "cpu", "infinicore"))
-    add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all usable)")
-    add(
-        "--dtype",
-        metavar="TYPE",
-        help="weights: f32, f16, bf16, bf12, int8, int4, int4-mixed (default: the checkpoint's)",
-    )
-    add("--kv-dtype", metavar="TYPE", help="KV cache: f16, bf16, f32, int8 (default: f16 or f32)")
-    add("--no-cache", action="store_true", help="keep no packed weights on disk")
-    add("--cache-dir", metavar="DIR", help="where to keep them (default: the user's cache folder)")
+    add_model_arguments(parser, int)
     add("--clear-cache", action="store_true", help="delete all kept packed weights and end")
     add("--context", type=int, metavar="TOKENS", help="context length (default: the model's)")
     add("--prompt", metavar="TEXT", help="answer this and end")

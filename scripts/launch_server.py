@@ -20,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from libinfinicore_infer import DeviceType, Qwen3Error, load_library
+from libinfinicore_infer import Qwen3Error, load_library
+from model_arguments import add_model_arguments
 from qwen3 import Qwen3ForCausalLM
 from server.app import make_app
 from server.jobs import EngineConfig
@@ -72,18 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model-path", metavar="DIR", help="checkpoint folder (default: the tiny demo model)")
     add("--model-name", metavar="NAME", help="the name clients use (default: the folder's)")
-    add("--device", default="cpu", metavar="NAME", help=", ".join(d.label for d in DeviceType))
-    add("--ndev", type=_positive, default=1, metavar="N", help="devices to cut the model over")
-    add("--backend", default="auto", choices=("auto", "cpu", "infinicore"))
-    add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all usable)")
-    add(
-        "--dtype",
-        metavar="TYPE",
-        help="weights: f32, f16, bf16, bf12, int8, int4, int4-mixed (default: the checkpoint's)",
-    )
-    add("--kv-dtype", metavar="TYPE", help="KV cache: f16, bf16, f32, int8 (default: f16 or f32)")
-    add("--no-cache", action="store_true", help="keep no packed weights on disk")
-    add("--cache-dir", metavar="DIR", help="where to keep them (default: the user's cache folder)")
+    add_model_arguments(parser, _positive)
     add("--max-tokens", type=_positive, metavar="N", help="context length (default: the model's)")
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     add("--port", type=int, default=8000, help="0: any free one (default: %(default)s)")

@@ -10,6 +10,13 @@
 
 namespace q3 {
 
+// Tensors come at any alignment, so elements are read with memcpy.
+template <typename T> inline T readAs(const char *p) {
+    T value;
+    std::memcpy(&value, p, sizeof value);
+    return value;
+}
+
 static inline uint32_t floatBits(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);

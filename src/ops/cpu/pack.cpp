@@ -13,13 +13,6 @@
 namespace q3::cpu {
 namespace {
 
-// Tensors come at any alignment, so elements are read with memcpy.
-template <typename T> T readAs(const char *p) {
-    T value;
-    std::memcpy(&value, p, sizeof value);
-    return value;
-}
-
 float elementAsFloat(const char *p, int32_t dtype) {
     switch (dtype) {
     case QWEN3_DTYPE_F16:

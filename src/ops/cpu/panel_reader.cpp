@@ -10,12 +10,6 @@
 namespace q3::cpu {
 namespace {
 
-template <typename T> T readAs(const char *p) {
-    T value;
-    std::memcpy(&value, p, sizeof value);
-    return value;
-}
-
 // Whether one of n elements has all exponent bits set: adding `lowest` (the exponent's lowest bit) to the magnitude
 // then carries into the sign bit. No early exit and no compare, so that it vectorises.
 template <typename Bits> bool anyNonFinite(const void *data, size_t n, Bits lowest) {

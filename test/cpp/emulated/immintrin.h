@@ -109,6 +109,15 @@ inline __m512i _mm512_cvtepu16_epi32(__m256i v) {
     return bitsAs<__m512i>(out);
 }
 
+inline __m512i _mm512_cvtepi8_epi32(__m128i v) {
+    const auto in = bitsAs<Lanes<int8_t, 16>>(v);
+    Ints out;
+    for (int i = 0; i < 16; ++i) {
+        out.lane[i] = in.lane[i];
+    }
+    return bitsAs<__m512i>(out);
+}
+
 inline __m512 _mm512_cvtph_ps(__m256i v) {
     const auto halves = bitsAs<Lanes<__m128i, 2>>(v);
     const Lanes<__m256, 2> out = {{simde_mm256_cvtph_ps(halves.lane[0]), simde_mm256_cvtph_ps(halves.lane[1])}};
