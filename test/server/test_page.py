@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,8 +102,16 @@ def test_settings_and_history_are_sent(page: Any) -> None:
 
 
 @pytest.mark.parametrize("key", [False, True])
-def test_stop(page: Any, server: LiveServer, key: bool) -> None:
-    # Long enough to be stopped: the server is asked to go on after the end.
+def test_stop(page: Any, server: LiveServer, monkeypatch: pytest.MonkeyPatch, key: bool) -> None:
+    # Long enough to be stopped: the server goes on after the end of the answer, and takes its time.
+    step = server.model.native.step
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.05)
+        return step(*arguments)
+
+    monkeypatch.setattr(server.model.native, "step", slow)
+
     def longer(route: Any) -> None:
         body = {**route.request.post_data_json, "ignore_eos": True}
         route.continue_(post_data=json.dumps(body))
