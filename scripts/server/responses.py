@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.chat import begin_chat
-from server.errors import ApiError, json_response
+from server.errors import json_response
 from server.response_items import ResponseBuilder
 from server.schemas import Body, ChatBody, Number
 from server.service import EventStream, Service, read_body
@@ -57,9 +57,7 @@ class ResponsesBody(Body):
         Raises:
             ApiError: Naming the field.
         """
-        for name, value in (self.model_extra or {}).items():
-            if name in _REFUSED and value is not None and value not in _REFUSED[name]:
-                raise ApiError(400, f"{name} is not supported", name, "unsupported_parameter")
+        self.refuse(_REFUSED)
         reasoning = self.reasoning or {}
         fields = {
             "model": self.model,

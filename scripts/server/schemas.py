@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -58,6 +59,16 @@ class Body(BaseModel):
 
     model: str | None = None
 
+    def refuse(self, fields: Mapping[str, tuple[Any, ...]]) -> None:
+        """Refuse fields that this server does not obey, but for values that ask for nothing.
+
+        Raises:
+            ApiError: Naming the field.
+        """
+        for name, value in (self.model_extra or {}).items():
+            if name in fields and value is not None and value not in fields[name]:
+                raise ApiError(400, f"{name} is not supported", name, "unsupported_parameter")
+
 
 class StreamOptions(Body):
     """OpenAI's stream_options."""
@@ -107,9 +118,7 @@ class SamplingBody(Body):
         Raises:
             ApiError: Naming the field.
         """
-        for name, value in (self.model_extra or {}).items():
-            if name in _REFUSED and value is not None and value not in _REFUSED[name]:
-                raise ApiError(400, f"{name} is not supported", name, "unsupported_parameter")
+        self.refuse(_REFUSED)
         if self.stream_options is not None and not self.stream:
             message = "stream_options: only allowed when stream is true"
             raise ApiError(400, message, "stream_options")

@@ -75,7 +75,7 @@ void CpuOps::attendItem(const Query &item, Activation out, Activation qkv, uint3
 // few chains of multiply-adds. Tiles lie far apart, one per block, so the hardware does not see the next one coming:
 // each is fetched, in small portions, while one before it is used.
 void CpuOps::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
-    const size_t size = dtypeSize(dt_kv_);
+    const size_t size = elementSize();
     constexpr uint32_t kPortion = 32;  // k per portion of a K tile; the chain goes on through the scores
     for (uint32_t key = 0; key < nkeys; key += kPair) {
         const uint32_t ntiles = nkeys - key > kBlockTokens ? 2 : 1;
@@ -105,7 +105,7 @@ void CpuOps::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const 
 void CpuOps::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
     constexpr uint32_t kPanels = 4;  // of a V tile at a time
     const uint32_t panels = value_width_ / kPanelRows;
-    const size_t panel_bytes = size_t{kBlockTokens} * kPanelRows * dtypeSize(dt_kv_);
+    const size_t panel_bytes = size_t{kBlockTokens} * kPanelRows * elementSize();
     for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
         const char *values = tiles.at(key).values;
         const char *next = key + kPair < nkeys ? tiles.at(key + kPair).values : nullptr;

@@ -51,6 +51,9 @@ constexpr bool isQuantised(WeightType type) {
 }
 constexpr int kQuantTypes = 2;  // index: type - kExactTypes
 
+// Groups with nothing above this are taken as zeros: the inverse of their scale would overflow.
+constexpr float kLeastScale = 1e-30F;
+
 // Largest activation code: 127 * 256, so that a code is 256 * high + low with two signed bytes.
 constexpr float kActivationMax = 32512.0F;
 

@@ -175,14 +175,15 @@ void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
             finite = finite && std::isfinite(in[i]);
             largest = std::fmax(largest, std::fabs(in[i]));
         }
-        const float inverse = largest < 1e-30F ? 0.0F : kActivationMax / largest;  // of less it would overflow
+        const float inverse = largest < kLeastScale ? 0.0F : kActivationMax / largest;
         int32_t sum = 0;
         for (uint32_t i = 0; i < kGroup; ++i) {
             const int32_t code = finite && i < count ? static_cast<int32_t>(std::nearbyint(in[i] * inverse)) : 0;
             out.codes[r * out.ldc + g * kGroup + i] = static_cast<int16_t>(code);
             sum += code;
         }
-        out.scales[r * out.lds + g] = !finite ? std::nanf("") : (largest < 1e-30F ? 0.0F : largest / kActivationMax);
+        out.scales[r * out.lds + g] =
+            !finite ? std::nanf("") : (largest < kLeastScale ? 0.0F : largest / kActivationMax);
         out.offsets[r * out.lds + g] = 8 * sum;
     }
 }

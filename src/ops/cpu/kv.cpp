@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "ops/cpu/cpu_ops.h"
+#include "ops/cpu/quant.h"
 #include "ops/half.h"
 
 namespace q3::cpu {
@@ -22,8 +23,7 @@ uint16_t storeCodes(const float *in, uint32_t n, int8_t *codes, size_t stride) {
         finite = finite && std::isfinite(in[i]);
         largest = std::max(largest, std::fabs(in[i]));
     }
-    // Rounded up, so that the largest code stays within 127.
-    const uint16_t scale = !finite || largest < 1e-30F ? 0 : static_cast<uint16_t>(floatToBf16(largest / 127.0F) + 1);
+    const uint16_t scale = !finite || largest < kLeastScale ? 0 : bf16Up(largest / 127.0F);
     const float inverse = scale == 0 ? 0.0F : 1.0F / bf16ToFloat(scale);
     for (uint32_t i = 0; i < n; ++i) {
         codes[i * stride] = scale == 0 ? int8_t{0} : static_cast<int8_t>(std::nearbyint(in[i] * inverse));
@@ -36,7 +36,7 @@ uint16_t storeCodes(const float *in, uint32_t n, int8_t *codes, size_t stride) {
 size_t CpuOps::kvHeadBytes() const {
     const size_t elements = size_t{kBlockTokens} * (config_.dh + value_width_);
     if (!kv_codes_) {
-        return elements * dtypeSize(dt_kv_);
+        return elements * elementSize();
     }
     const size_t scales = size_t{kBlockTokens} * ((config_.dh + kKeyGroup - 1) / kKeyGroup + value_width_ / kPanelRows);
     return (elements + scales * sizeof(uint16_t) + 63) / 64 * 64;
@@ -45,7 +45,7 @@ size_t CpuOps::kvHeadBytes() const {
 CpuOps::KvTile CpuOps::kvTile(void *block, uint32_t layer, uint32_t head) const {
     char *keys = static_cast<char *>(block) + (size_t{layer} * config_.nkvh + head) * kvHeadBytes();
     if (!kv_codes_) {
-        return {keys, keys + size_t{config_.dh} * kBlockTokens * dtypeSize(dt_kv_), nullptr, nullptr};
+        return {keys, keys + size_t{config_.dh} * kBlockTokens * elementSize(), nullptr, nullptr};
     }
     char *values = keys + size_t{config_.dh} * kBlockTokens;
     auto *scales = reinterpret_cast<uint16_t *>(values + size_t{value_width_} * kBlockTokens);
@@ -53,7 +53,7 @@ CpuOps::KvTile CpuOps::kvTile(void *block, uint32_t layer, uint32_t head) const 
 }
 
 void CpuOps::storeToken(const KvTile &tile, uint32_t slot, const float *k, const float *v) const {
-    const size_t size = kv_codes_ ? 1 : dtypeSize(dt_kv_);
+    const size_t size = elementSize();
     if (kv_codes_) {
         for (uint32_t e = 0; e < config_.dh; e += kKeyGroup) {
             auto *codes = reinterpret_cast<int8_t *>(tile.keys) + size_t{e} * kBlockTokens + slot;
@@ -99,7 +99,7 @@ void CpuOps::loadValues(const KvTile &tile, uint32_t panel, float *out) const {
         kernels_.load_codes(out, tile.values + size_t{panel} * kPanel, tile.value_scales + panel * kBlockTokens,
                             kBlockTokens, false);
     } else {
-        kernels_.load[kv_type_](out, tile.values + size_t{panel} * kPanel * dtypeSize(dt_kv_), kPanel);
+        kernels_.load[kv_type_](out, tile.values + size_t{panel} * kPanel * elementSize(), kPanel);
     }
 }
 

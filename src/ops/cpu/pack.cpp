@@ -24,10 +24,6 @@ float elementAsFloat(const char *p, int32_t dtype) {
     }
 }
 
-std::string describe(const char *name, int32_t layer) {
-    return layer < 0 ? std::string(name) : std::string(name) + " of layer " + std::to_string(layer);
-}
-
 // Panels a thread claims at a time. It is the one that touches their memory first, and two threads that do so in one
 // huge page both clear it.
 uint32_t packGrain(const CpuLinear &linear) {
@@ -186,7 +182,7 @@ std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype
 std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool,
                                       Arena *arena) {
     std::unique_ptr<CpuLinear> linear = emptyPanels(source, dtype, interleave, arena);
-    const bool quantised = linear->type == kQ8 || linear->type == kQ4;
+    const bool quantised = isQuantised(linear->type);
     const int32_t read_as = quantised ? QWEN3_DTYPE_F32 : linear->type == kBf12 ? QWEN3_DTYPE_BF16 : dtype;
     PanelReader reader(source, read_as, {linear->out, linear->interleaved});
     if (linear->type == kBf12) {

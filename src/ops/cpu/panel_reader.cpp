@@ -36,6 +36,10 @@ template <float (*toFloat)(uint16_t)> void widen(const uint32_t *pairs, uint32_t
 
 }  // namespace
 
+std::string describe(const char *name, int32_t layer) {
+    return layer < 0 ? std::string(name) : std::string(name) + " of layer " + std::to_string(layer);
+}
+
 PanelReader::PanelReader(const LinearSource &source, int32_t dtype, const PanelShape &shape)
     : source_(source), dtype_(dtype), shape_(shape), zeros_(source.parts[0].cols * dtypeSize(source.dtype) + 64) {}
 
@@ -171,12 +175,9 @@ void PanelReader::report(const Rows &rows, uint32_t k0, uint32_t column, uint32_
 void PanelReader::check() const {
     const uint64_t bad = bad_.load();
     if (bad != kNone) {
-        std::string name = source_.name;
-        if (source_.layer >= 0) {
-            name += " of layer " + std::to_string(source_.layer);
-        }
-        fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN, infinite or too large for %s at row %u, column %u", name.c_str(),
-             dtypeName(dtype_), static_cast<uint32_t>(bad >> 32), static_cast<uint32_t>(bad));
+        fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN, infinite or too large for %s at row %u, column %u",
+             describe(source_.name, source_.layer).c_str(), dtypeName(dtype_), static_cast<uint32_t>(bad >> 32),
+             static_cast<uint32_t>(bad));
     }
 }
 

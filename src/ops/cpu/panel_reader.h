@@ -2,12 +2,16 @@
 #pragma once
 
 #include <atomic>
+#include <string>
 #include <vector>
 
 #include "ops/cpu/kernels.h"
 #include "ops/types.h"
 
 namespace q3::cpu {
+
+// A tensor in messages: "attn_qkv of layer 3"; layer -1: outside layers.
+std::string describe(const char *name, int32_t layer);
 
 // How the rows of a stacked source are spread over panels.
 struct PanelShape {

@@ -35,18 +35,6 @@ Lanes magnitude(Lanes x) {
     return (Lanes)((IntLanes)x & IntLanes{0x7fffffff, 0x7fffffff, 0x7fffffff, 0x7fffffff});
 }
 
-// The smallest bf16 not below a positive value: with a scale rounded down the largest weight would be clipped.
-uint16_t bf16Up(float value) {
-    uint16_t half = floatToBf16(value);
-    if (bf16ToFloat(half) < value) {
-        ++half;
-    }
-    return half;
-}
-
-// A scale below this counts as zero: its inverse would overflow.
-constexpr float kLeastScale = 1e-30F;
-
 float inverseOf(uint16_t scale) {
     return scale == 0 ? 0.0F : 1.0F / bf16ToFloat(scale);
 }
@@ -159,6 +147,14 @@ void storeOrdered(const uint8_t *bytes, uint8_t *out) {
 }
 
 }  // namespace
+
+uint16_t bf16Up(float value) {
+    uint16_t half = floatToBf16(value);
+    if (bf16ToFloat(half) < value) {
+        ++half;
+    }
+    return half;
+}
 
 uint32_t countRawBf12(const uint32_t *tile, uint32_t count) {
     return static_cast<uint32_t>(__builtin_popcount(rangeBf12(tile, count).pairs));

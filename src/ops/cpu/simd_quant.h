@@ -241,7 +241,7 @@ template <typename S> void quantize(const float *x, uint32_t k, const QuantRows 
         }
         const float largest = S::maxLanes(top);
         const float bad = S::sumLanes(poison);
-        const bool tiny = largest < 1e-30F;  // its inverse would overflow
+        const bool tiny = largest < kLeastScale;
         const typename S::F inverse = S::set(tiny ? 0.0F : kActivationMax / largest);
         int16_t *codes = out.codes + r * out.ldc + size_t{g} * kGroup;
         typename S::I sum = S::setInt(0);
