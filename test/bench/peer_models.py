@@ -31,6 +31,20 @@ def _add_tokenizer(writer: Any, vocabulary: int) -> None:
     writer.add_pad_token_id(vocabulary - 1)
 
 
+def add_sizes(writer: Any, config: dict[str, Any]) -> None:
+    """Writes a model's hyperparameters to a ``gguf.GGUFWriter``."""
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+
+
 def write_gguf(path: Path, config: dict[str, Any], kind: str, *, tokenizer: bool = False) -> None:
     """Write a GGUF file.
 
@@ -51,16 +65,7 @@ def write_gguf(path: Path, config: dict[str, Any], kind: str, *, tokenizer: bool
     layers = config["num_hidden_layers"]
     partial = path.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, "qwen3")
-    writer.add_block_count(layers)
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(hidden)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_key_length(dim)
-    writer.add_value_length(dim)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
+    add_sizes(writer, config)
     writer.add_vocab_size(vocabulary)
     writer.add_file_type(int(gguf.LlamaFileType[f"MOSTLY_{kind}"]))
     if tokenizer:

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from bench import SHAPES, VOCABULARY, official_config  # noqa: E402
+from peer_models import add_sizes  # noqa: E402
 
 DEMO = ROOT / "test" / "data" / "qwen3-tiny"
 _FIRST_CONTROL = 151643
@@ -102,18 +103,9 @@ def write_gguf(path: Path, name: str, kind: str) -> None:
     import gguf
 
     config = official_config(name)
-    hidden, layers, heads, kv_heads, inner, _ = SHAPES[name]
+    layers = config["num_hidden_layers"]
     writer = gguf.GGUFWriter(path, "qwen3")
-    writer.add_block_count(layers)
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(hidden)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
+    add_sizes(writer, config)
     data = vocabulary()
     tokens = [f"[PAD{i}]" for i in range(VOCABULARY)]
     types = [gguf.TokenType.UNUSED] * VOCABULARY
