@@ -1,5 +1,5 @@
 // Times single kernels of the best table of this CPU: weights per second of the row kernels, from L1/L2 and from
-// memory.
+// memory; the tiles of prefill; the sampler.
 //   bench_kernels [k]
 #include <algorithm>
 #include <chrono>
@@ -11,6 +11,7 @@
 #include "ops/cpu/dispatch.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/pack.h"
+#include "runtime/sampler.h"
 
 using namespace q3;
 using namespace q3::cpu;
@@ -32,9 +33,8 @@ template <typename Body> double shortest(const Body &body) {
     return best;
 }
 
-// A layer of [rows, k] with values as trained weights have them.
-std::unique_ptr<CpuLinear> randomLayer(uint32_t rows, uint32_t k, int32_t dtype, ThreadPool &pool) {
-    std::vector<float> values(size_t{rows} * k);
+std::vector<float> normals(size_t n, float deviation) {
+    std::vector<float> values(n);
     uint32_t state = 1;
     for (float &value : values) {
         float sum = -6.0F;  // twelve uniforms make a normal
@@ -42,10 +42,68 @@ std::unique_ptr<CpuLinear> randomLayer(uint32_t rows, uint32_t k, int32_t dtype,
             state = state * 1664525U + 1013904223U;
             sum += static_cast<float>(state >> 8) * 0x1.0p-24F;
         }
-        value = 0.02F * sum;
+        value = deviation * sum;
     }
+    return values;
+}
+
+// A layer of [rows, k] with values as trained weights have them.
+std::unique_ptr<CpuLinear> randomLayer(uint32_t rows, uint32_t k, int32_t dtype, ThreadPool &pool) {
+    const std::vector<float> values = normals(size_t{rows} * k, 0.02F);
     const LinearSource source{"bench", 0, QWEN3_DTYPE_F32, {{values.data(), rows, k, k, 1, nullptr}}};
     return packPanels(source, dtype, false, pool);
+}
+
+// The register tiles of prefill, from L1: G multiply-adds per second.
+void benchTiles(const Kernels &kernels) {
+    constexpr uint32_t kGroups = 8;
+    constexpr uint32_t kDepth = kGroups * kGroup;
+    constexpr int kRepeats = 2000;
+    const uint32_t rows = kernels.tile_rows;
+    std::vector<float> c(size_t{rows} * kPanelRows);
+    const double work = static_cast<double>(rows) * kPanelRows * kDepth * kRepeats / 1e9;
+
+    const std::vector<float> a(size_t{rows} * kDepth, 1.0F);
+    const std::vector<float> b(size_t{kDepth} * kPanelRows, 1.0F);
+    const void *from = b.data();
+    float *to = c.data();
+    const double floats = shortest([&] {
+        for (int i = 0; i < kRepeats; ++i) {
+            kernels.tile[kF32](a.data(), 1, rows, &from, kPanelRows, kDepth, &to, kPanelRows, rows, 1, true);
+        }
+    });
+    const std::vector<int16_t> codes(a.size(), 3);
+    const std::vector<int16_t> weights(b.size(), 5);
+    const std::vector<float> ones(size_t{kGroups} * (rows + kPanelRows), 1.0F);
+    const double integers = shortest([&] {
+        for (int i = 0; i < kRepeats; ++i) {
+            kernels.tile_quant(codes.data(), ones.data(), weights.data(), ones.data(), kGroups, to, kPanelRows, rows,
+                               true);
+        }
+    });
+    std::printf("tile of %u rows, G multiply-adds/s: float %.1f, int8 and int4 %.1f\n", rows, work / floats,
+                work / integers);
+}
+
+void benchSampler() {
+    constexpr uint32_t kVocabulary = 151936;
+    Sampler sampler(kVocabulary);
+    std::vector<float> logits = normals(kVocabulary, 4.0F);
+    const auto time = [&](float temperature, int32_t top_k, int32_t no_logprob) {
+        Qwen3SamplingParams params{};
+        params.struct_size = sizeof params;
+        params.temperature = temperature;
+        params.top_k = top_k;
+        params.top_p = 0.95F;
+        params.repetition_penalty = 1.0F;
+        params.no_logprob = no_logprob;
+        return 1e3 * shortest([&] {
+                   Qwen3SampleResult result{};
+                   sampler.sample(logits.data(), params, 0, result);
+               });
+    };
+    std::printf("sampling of %u logits, ms: greedy %.2f, with log-probability %.2f, top-k 20 %.2f, top-p only %.2f\n",
+                kVocabulary, time(0.0F, 0, 1), time(0.0F, 0, 0), time(0.6F, 20, 1), time(0.6F, 0, 1));
 }
 
 }  // namespace
@@ -95,5 +153,7 @@ int main(int argc, char **argv) {
             std::printf("\n");
         }
     }
+    benchTiles(kernels);
+    benchSampler();
     return 0;
 }
