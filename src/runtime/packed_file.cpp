@@ -18,7 +18,7 @@ namespace {
 constexpr size_t kChunk = size_t{512} << 10;  // bytes per hash: verified while it is still in a cache
 constexpr size_t kHeaderBytes = 4096;
 constexpr size_t kAlign = 64;
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr char kMagic[8] = {'Q', '3', 'P', 'A', 'C', 'K', 'E', 'D'};
 
 struct Header {

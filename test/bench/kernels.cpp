@@ -72,17 +72,21 @@ void benchTiles(const Kernels &kernels) {
             kernels.tile[kF32](a.data(), 1, rows, &from, kPanelRows, kDepth, &to, kPanelRows, rows, 1, true);
         }
     });
-    const std::vector<int16_t> codes(a.size(), 3);
-    const std::vector<int16_t> weights(b.size(), 5);
-    const std::vector<float> ones(size_t{kGroups} * (rows + kPanelRows), 1.0F);
-    const double integers = shortest([&] {
-        for (int i = 0; i < kRepeats; ++i) {
-            kernels.tile_quant(codes.data(), ones.data(), weights.data(), ones.data(), kGroups, to, kPanelRows, rows,
-                               true);
-        }
-    });
-    std::printf("tile of %u rows, G multiply-adds/s: float %.1f, int8 and int4 %.1f\n", rows, work / floats,
-                work / integers);
+    std::vector<char> codes(a.size() * sizeof(int16_t), 3);
+    const std::vector<char> weights(b.size() * sizeof(int16_t), 5);
+    std::vector<float> ones(size_t{kGroups} * (rows + kPanelRows), 1.0F);
+    std::vector<int32_t> offsets(size_t{kGroups} * rows, 1);
+    const QuantTile tile = {codes.data(), ones.data(), offsets.data()};
+    const auto integers = [&](WeightType type) {
+        return work / shortest([&] {
+                   for (int i = 0; i < kRepeats; ++i) {
+                       kernels.tile_quant[type - kExactTypes](tile, weights.data(), ones.data(), kGroups, to,
+                                                              kPanelRows, rows, true);
+                   }
+               });
+    };
+    std::printf("tile of %u rows, G multiply-adds/s: float %.1f, int8 %.1f, int4 %.1f\n", rows, work / floats,
+                integers(kQ8), integers(kQ4));
 }
 
 void benchSampler() {
@@ -121,15 +125,16 @@ int main(int argc, char **argv) {
     for (const int32_t dtype : {QWEN3_DTYPE_BF16, QWEN3_DTYPE_BF12, QWEN3_DTYPE_INT8, QWEN3_DTYPE_INT4}) {
         for (const uint32_t npanels : {4U, 2048U}) {
             const auto layer = randomLayer(npanels * kPanelRows, k, dtype, pool);
-            const std::vector<float> x(size_t{kRows} * k, 0.01F);
+            const std::vector<float> x(size_t{kRows} * (k + 16), 0.01F);
             std::vector<float> y(size_t{kRows} * npanels * kPanelRows);
             const size_t groups = layer->groups();
-            std::vector<int16_t> codes(kRows * groups * kGroup);
+            std::vector<char> codes(kRows * groups * kGroup * sizeof(int16_t));
             std::vector<float> scales(kRows * groups);
             std::vector<int32_t> offsets(kRows * groups);
-            const QuantRows quant{codes.data(), scales.data(), offsets.data(), groups * kGroup, groups};
-            for (uint32_t r = 0; r < kRows; ++r) {
-                kernels.quantize(x.data() + size_t{r} * k, k, quant, r);
+            const QuantRows quant{codes.data(), scales.data(), offsets.data(), groups * kGroup * sizeof(int16_t),
+                                  groups};
+            for (uint32_t r = 0; r < kRows && isQuantised(layer->type); ++r) {
+                kernels.quantize[layer->type - kExactTypes](x.data() + size_t{r} * k, k, quant, r);
             }
             const int repeats = npanels == 4 ? 200 : 1;
             std::printf("%-6s %-8s", dtypeName(dtype), npanels == 4 ? "cache" : "memory");
@@ -141,7 +146,7 @@ int main(int argc, char **argv) {
                             kernels.gemv_quant[layer->type - kExactTypes](layer->panel(0), layer->panel_bytes, npanels,
                                                                           layer->groups(), quant, rows, y.data(), ldy);
                         } else {
-                            kernels.gemv[layer->type](layer->panel(0), layer->panel_bytes, npanels, k, x.data(), k,
+                            kernels.gemv[layer->type](layer->panel(0), layer->panel_bytes, npanels, k, x.data(), k + 16,
                                                       rows, y.data(), ldy);
                         }
                     }

@@ -12,6 +12,7 @@
 #include "ops/cpu/dispatch.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/quant.h"
+#include "ops/cpu/quant_panel.h"
 #include "ops/half.h"
 
 using namespace q3;
@@ -76,45 +77,52 @@ void testGemvAndUnpack(const Kernels &kernels, WeightType type) {
     }
 }
 
-// Quantised activations of `rows` rows of k, in buffers of their own.
+// Quantised activations of `rows` rows of k in front of a layer of `type`, in buffers of their own.
 struct Codes {
-    std::vector<int16_t> codes;
+    WeightType type;
+    std::vector<char> codes;
     std::vector<float> scales;
     std::vector<int32_t> offsets;
     QuantRows rows;
-    Codes(const Kernels &kernels, const std::vector<float> &x, uint32_t k, uint32_t nrows)
-        : codes(size_t{nrows} * groupsOf(k) * kGroup, 7), scales(size_t{nrows} * groupsOf(k)), offsets(scales.size()) {
+    Codes(const Kernels &kernels, WeightType layer, const std::vector<float> &x, uint32_t k, uint32_t nrows)
+        : type(layer), codes(size_t{nrows} * groupsOf(k) * kGroup * codeBytes(layer), 7),
+          scales(size_t{nrows} * groupsOf(k)), offsets(scales.size()) {
         const size_t groups = groupsOf(k);
-        rows = {codes.data(), scales.data(), offsets.data(), groups * kGroup, groups};
+        rows = {codes.data(), scales.data(), offsets.data(), groups * kGroup * codeBytes(type), groups};
         for (uint32_t r = 0; r < nrows; ++r) {
-            kernels.quantize(x.data() + size_t{r} * k, k, rows, r);
+            kernels.quantize[type - kExactTypes](x.data() + size_t{r} * k, k, rows, r);
         }
     }
     static size_t groupsOf(uint32_t k) { return (size_t{k} + kGroup - 1) / kGroup; }
+    int at(uint32_t row, uint32_t i) const {
+        const char *from = codes.data() + row * rows.ldc;
+        return type == kQ8 ? reinterpret_cast<const int16_t *>(from)[i] : reinterpret_cast<const int8_t *>(from)[i];
+    }
 };
 
-// Activations in 16 bits: the same codes in every table, within half a step of the value; NaN and infinity poison their
-// group and no other.
-void testQuantize(const Kernels &kernels) {
+// Activations as codes: the same in every table, within half a step of the value; NaN and infinity poison their group
+// and no other.
+void testQuantize(const Kernels &kernels, WeightType type) {
+    const int limit = type == kQ8 ? 32512 : 127;
     for (const uint32_t k : {1U, 31U, 32U, 200U}) {
         std::vector<float> x = randomFloats(size_t{3} * k, 5.0F);
         x[0] = 3e4F;
         std::fill(x.begin() + k, x.begin() + 2 * k, 1e-35F);  // too small to scale: taken as zero
-        const Codes expected(kScalarKernels, x, k, 3);
-        const Codes actual(kernels, x, k, 3);
+        const Codes expected(kScalarKernels, type, x, k, 3);
+        const Codes actual(kernels, type, x, k, 3);
         CHECK(expected.codes == actual.codes);
         CHECK(same(expected.scales, actual.scales));
         CHECK(expected.offsets == actual.offsets);
         for (uint32_t r = 0; r < 3; ++r) {
             for (uint32_t g = 0; g * kGroup < k; ++g) {
                 int32_t sum = 0;
-                for (uint32_t i = 0; i < kGroup; ++i) {
-                    const int16_t code = actual.codes[r * actual.rows.ldc + g * kGroup + i];
+                for (uint32_t i = g * kGroup; i < (g + 1) * kGroup; ++i) {
+                    const int code = actual.at(r, i);
                     sum += code;
-                    CHECK(std::abs(code) <= 32512 && (g * kGroup + i < k || code == 0));
-                    if (g * kGroup + i < k) {
+                    CHECK(std::abs(code) <= limit && (i < k || code == 0));
+                    if (i < k) {
                         const float scale = actual.scales[r * actual.rows.lds + g];
-                        const float error = std::fabs(static_cast<float>(code) * scale - x[r * k + g * kGroup + i]);
+                        const float error = std::fabs(static_cast<float>(code) * scale - x[r * k + i]);
                         CHECK(error <= 0.501F * scale + (r == 1 ? 1e-30F : 0.0F));
                     }
                 }
@@ -125,9 +133,17 @@ void testQuantize(const Kernels &kernels) {
     for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
         std::vector<float> x = randomFloats(3 * kGroup);
         x[kGroup + 5] = bad;
-        const Codes actual(kernels, x, 3 * kGroup, 1);
+        const Codes actual(kernels, type, x, 3 * kGroup, 1);
         CHECK(std::isfinite(actual.scales[0]) && std::isnan(actual.scales[1]) && std::isfinite(actual.scales[2]));
     }
+}
+
+// Number i of row `row` in [steps][width][4 bytes], see kernels.h.
+int stepCode(WeightType type, const char *codes, uint32_t i, uint32_t row, uint32_t width) {
+    if (type == kQ8) {
+        return reinterpret_cast<const int16_t *>(codes)[(size_t{i} / 2 * width + row) * 2 + i % 2];
+    }
+    return reinterpret_cast<const int8_t *>(codes)[(size_t{i} / 4 * width + row) * 4 + i % 4];
 }
 
 // Quantised panels: quantisation within half a step of the scale, the scalar product close to the exact one of the
@@ -142,7 +158,8 @@ void testQuant(const Kernels &kernels, WeightType type) {
             std::vector<char> panels(panel_bytes * npanels);
             const size_t width = size_t{npanels} * kPanelRows;
             std::vector<float> dense(k * width);  // [k][width]
-            std::vector<std::vector<int16_t>> codes(npanels, std::vector<int16_t>(groups * kGroup * kPanelRows));
+            const size_t group_codes = kGroup * kPanelRows * codeBytes(type);
+            std::vector<std::vector<char>> codes(npanels, std::vector<char>(groups * group_codes));
             std::vector<std::vector<float>> scales(npanels, std::vector<float>(groups * kPanelRows));
             for (uint32_t p = 0; p < npanels; ++p) {
                 char *panel = panels.data() + p * panel_bytes;
@@ -163,7 +180,7 @@ void testQuant(const Kernels &kernels, WeightType type) {
                     (type == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel + k0 / kGroup * group_bytes);
                 }
                 kernels.unpack_quant[t](panel, 0, groups, codes[p].data(), scales[p].data());
-                std::vector<int16_t> scalar_codes(codes[p].size());
+                std::vector<char> scalar_codes(codes[p].size());
                 std::vector<float> scalar_scales(scales[p].size());
                 kScalarKernels.unpack_quant[t](panel, 0, groups, scalar_codes.data(), scalar_scales.data());
                 CHECK(codes[p] == scalar_codes && same(scales[p], scalar_scales));
@@ -175,8 +192,9 @@ void testQuant(const Kernels &kernels, WeightType type) {
                         for (uint32_t e = begin; e < end; ++e) {
                             largest = std::max(largest, std::fabs(rows[j][e]));
                         }
-                        const float value =
-                            codes[p][(i / 2 * kPanelRows + j) * 2 + i % 2] * scales[p][i / kGroup * kPanelRows + j];
+                        const int code = stepCode(type, codes[p].data(), i, j, kPanelRows) - (type == kQ4 ? 8 : 0);
+                        const float value = static_cast<float>(code) * scales[p][i / kGroup * kPanelRows + j];
+                        CHECK(value == (type == kQ8 ? weightAt<kQ8>(panel, j, i) : weightAt<kQ4>(panel, j, i)));
                         dense[i * width + p * kPanelRows + j] = value;
                         // q8: half a step of largest / 127. q4: at worst a clipped extreme, under 1.5 of 7 steps.
                         const float bound = largest * (type == kQ8 ? 0.51F / 127.0F * 1.01F : 0.25F);
@@ -186,7 +204,7 @@ void testQuant(const Kernels &kernels, WeightType type) {
             }
             for (uint32_t rows = 1; rows <= kernels.tile_rows; ++rows) {
                 const std::vector<float> x = randomFloats(size_t{rows} * k);
-                const Codes input(kScalarKernels, x, k, rows);
+                const Codes input(kScalarKernels, type, x, k, rows);
                 std::vector<float> expected(rows * width, 1.0F);
                 std::vector<float> actual(rows * width, 2.0F);
                 kScalarKernels.gemv_quant[t](panels.data(), panel_bytes, npanels, groups, input.rows, rows,
@@ -204,33 +222,38 @@ void testQuant(const Kernels &kernels, WeightType type) {
                             exact += product;
                             size += std::fabs(product);
                         }
-                        // Codes of 1 / 32512 of a group's largest, which is at most some five times its mean here.
-                        CHECK(std::fabs(static_cast<double>(expected[r * width + j]) - exact) <= 2e-4 * size + 1e-30);
+                        // Steps of 1 / 32512 or 1 / 127 of a group's largest, at most some five times its mean here.
+                        const double part = type == kQ8 ? 2e-4 : 0.05;
+                        CHECK(std::fabs(static_cast<double>(expected[r * width + j]) - exact) <= part * size + 1e-30);
                     }
                 }
                 // The register tile of prefill, whole and in two cuts.
                 const uint32_t tile = kernels.tile_rows;
-                std::vector<int16_t> a(size_t{groups} * kGroup * tile);
+                std::vector<char> a(size_t{groups} * kGroup * tile * codeBytes(type));
                 std::vector<float> a_scales(size_t{groups} * tile);
+                std::vector<int32_t> a_offsets(a_scales.size());
                 for (uint32_t r = 0; r < rows; ++r) {
-                    for (uint32_t i = 0; i < groups * kGroup; ++i) {
-                        a[(size_t{i} / 2 * tile + r) * 2 + i % 2] = input.codes[r * input.rows.ldc + i];
+                    for (size_t step = 0; step < size_t{groups} * stepsPerGroup(type); ++step) {
+                        std::memcpy(&a[(step * tile + r) * kStepBytes],
+                                    &input.codes[r * input.rows.ldc + step * kStepBytes], kStepBytes);
                     }
                     for (uint32_t g = 0; g < groups; ++g) {
                         a_scales[g * tile + r] = input.scales[r * input.rows.lds + g];
+                        a_offsets[g * tile + r] = input.offsets[r * input.rows.lds + g];
                     }
                 }
                 for (uint32_t p = 0; p < npanels; ++p) {
                     std::vector<float> c(size_t{rows} * 20, 3.0F);
                     const uint32_t cut = groups / 2;
                     if (cut > 0) {
-                        kernels.tile_quant(a.data(), a_scales.data(), codes[p].data(), scales[p].data(), cut, c.data(),
-                                           20, rows, false);
+                        kernels.tile_quant[t]({a.data(), a_scales.data(), a_offsets.data()}, codes[p].data(),
+                                              scales[p].data(), cut, c.data(), 20, rows, false);
                     }
-                    kernels.tile_quant(a.data() + size_t{cut} * kGroup * tile, a_scales.data() + size_t{cut} * tile,
-                                       codes[p].data() + size_t{cut} * kGroup * kPanelRows,
-                                       scales[p].data() + size_t{cut} * kPanelRows, groups - cut, c.data(), 20, rows,
-                                       cut > 0);
+                    const size_t at = size_t{cut} * tile;
+                    kernels.tile_quant[t](
+                        {a.data() + at * kGroup * codeBytes(type), a_scales.data() + at, a_offsets.data() + at},
+                        codes[p].data() + cut * group_codes, scales[p].data() + size_t{cut} * kPanelRows, groups - cut,
+                        c.data(), 20, rows, cut > 0);
                     for (uint32_t r = 0; r < rows; ++r) {
                         CHECK(std::memcmp(&c[r * 20], &expected[r * width + p * kPanelRows], 64) == 0);
                     }
@@ -471,7 +494,8 @@ void testTable(const Kernels &kernels) {
         testGemvAndUnpack(kernels, type);
         testTile(kernels, type);
     }
-    testQuantize(kernels);
+    testQuantize(kernels, kQ8);
+    testQuantize(kernels, kQ4);
     testQuant(kernels, kQ8);
     testQuant(kernels, kQ4);
     testBf12(kernels);

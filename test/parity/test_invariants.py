@@ -454,6 +454,8 @@ def test_isa(alone: Alone, cpu_isa: Callable[[str], None]) -> None:
     packed = alone.options.get("dt_weight", given)
     kv = alone.options.get("dt_kv", F32 if packed == F32 else F16)
     tolerance = {F32: 3e-5, F16: 1.5e-3, BF16: 1.2e-2, INT8: 3e-2}[kv]
+    if packed == DataType.INT4:  # so may the 8-bit codes of activations: steps of 1 / 127
+        tolerance = 0.1
     for scalar, avx2 in zip(logits["scalar"], logits["avx2"], strict=True):
         assert np.abs(scalar - avx2).max() / scalar.std() < tolerance
 

@@ -87,9 +87,9 @@ def test_int8_kv_is_the_uncut_models(checkpoints: Make, spec: CheckpointSpec) ->
             assert difference(driver.logits(tokens), expected) < 5e-3
 
 
-@pytest.mark.parametrize("weight", ["INT8", "INT4"])
-def test_whole_groups_are_the_uncut_models(checkpoints: Make, weight: str) -> None:
-    """Up to the 16 bits that integer layers round activations to, which the order of sums tips."""
+@pytest.mark.parametrize(("weight", "tolerance"), [("INT8", 2e-3), ("INT4", 0.1)])
+def test_whole_groups_are_uncut(checkpoints: Make, weight: str, tolerance: float) -> None:
+    """Up to the bits that integer layers round activations to, which the order of sums tips."""
     checkpoint = checkpoints(EVEN)
     tokens = prompt_of(EVEN)
     options = {"dt_weight": DataType[weight], "dt_kv": DataType.F32}
@@ -97,7 +97,7 @@ def test_whole_groups_are_the_uncut_models(checkpoints: Make, weight: str) -> No
         expected = driver.logits(tokens)
     for ndev in RANKS:
         with checkpoint.driver(ndev=ndev, **options) as driver:
-            assert difference(driver.logits(tokens), expected) < 2e-3
+            assert difference(driver.logits(tokens), expected) < tolerance
 
 
 @pytest.mark.parametrize("weight", ["INT8", "INT4"])

@@ -69,11 +69,12 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
     if (isQuantised(weightType(dt_weight_))) {
         const size_t groups = roundUp(widest, kGroup) / kGroup;
         packed_scales_ = Buffer(max_rows_ * groups * sizeof(float));
+        packed_offsets_ = Buffer(max_rows_ * groups * sizeof(int32_t));
         quant_codes_ = Buffer(max_rows_ * groups * kGroup * sizeof(int16_t));
         quant_scales_ = Buffer(max_rows_ * groups * sizeof(float));
         quant_offsets_ = Buffer(max_rows_ * groups * sizeof(int32_t));
-        quant_rows_ = {quant_codes_.as<int16_t>(), quant_scales_.as<float>(), quant_offsets_.as<int32_t>(),
-                       groups * kGroup, groups};
+        quant_rows_ = {quant_codes_.as<char>(), quant_scales_.as<float>(), quant_offsets_.as<int32_t>(),
+                       groups * kGroup * sizeof(int16_t), groups};
     }
     for (uint32_t i = 0; i < pool_.size(); ++i) {
         product_scratch_.emplace_back((kDepth + 2 * size_t{max_rows_}) * kPanelRows * sizeof(float));
@@ -277,8 +278,8 @@ void CpuOps::allReduceSum(Activation x) {
 }
 
 size_t CpuOps::scratchBytes() const {
-    size_t total = packed_rows_.bytes() + packed_scales_.bytes() + quant_codes_.bytes() + quant_scales_.bytes() +
-                   quant_offsets_.bytes();
+    size_t total = packed_rows_.bytes() + packed_scales_.bytes() + packed_offsets_.bytes() + quant_codes_.bytes() +
+                   quant_scales_.bytes() + quant_offsets_.bytes();
     for (const auto *group : {&activations_, &product_scratch_, &attention_scratch_}) {
         for (const Buffer &buffer : *group) {
             total += buffer.bytes();

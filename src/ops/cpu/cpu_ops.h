@@ -121,8 +121,9 @@ private:
                    const Epilogue &epilogue);
     void packRows(const float *in, uint32_t rows, size_t ld, uint32_t k);
     void multiplyPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, float *unpacked, float *product) const;
-    void quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k);
-    void packQuantRows(uint32_t rows, uint32_t groups);
+    void quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k, WeightType type);
+    void packQuantRows(uint32_t rows, uint32_t groups, WeightType type);
+    QuantTile packedTile(uint32_t row, uint32_t groups, uint32_t g0, WeightType type) const;
     void multiplyQuantPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, float *unpacked, float *product) const;
     void plainLinear(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
 
@@ -157,8 +158,8 @@ private:
     const StepPlan *plan_ = nullptr;
 
     std::vector<Buffer> activations_;
-    Buffer packed_rows_;    // GEMM's left side, see linear.cpp: floats or codes
-    Buffer packed_scales_;  // of the codes
+    Buffer packed_rows_;                     // GEMM's left side, see linear.cpp: floats or codes
+    Buffer packed_scales_, packed_offsets_;  // of the codes
     Buffer quant_codes_, quant_scales_, quant_offsets_;
     QuantRows quant_rows_{};                 // over those three
     std::vector<Buffer> product_scratch_;    // per thread: unpacked panel, then two products [max rows][16]

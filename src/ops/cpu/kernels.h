@@ -14,9 +14,12 @@
 // The bf16 pairing makes its conversion one shift for even k and one mask for odd k per 8 rows.
 //
 // Other panels are groups of 32 k; the last group is padded with zeros:
-//   q8  {bf16 scale[16]; int8 q[16][16][2]}        w = q * scale; pairs of k side by side, as integer products want
-//   them q4  {bf16 scale[16]; uint16 q[4][16][2]}       w = (nibble - 8) * scale; nibble j of q[o][row][i] is k = 8 o +
-//   2 j + i bf12 {Bf12Header; {uint8 sm[2][16]; uint8 e[16]} pair[16]}
+//   q8    {bf16 scale[16]; int8 q[16][16][2]}
+//        w = q * scale. Pairs of k side by side: integer products of 16 bits add two of them per 32-bit lane.
+//   q4    {bf16 scale[16]; uint8 q[4][16][4]}
+//        w = (nibble - 8) * scale. q[o][row][i] holds k = 8 o + i low and k = 8 o + 4 + i high: quads of k side by
+//        side, as products of 8 bits want them.
+//   bf12  {Bf12Header; {uint8 sm[2][16]; uint8 e[16]} pair[16]}
 //        lossless bf16: sm = sign << 7 | mantissa; the exponent field is base - nibble, where e[row] holds even
 //        k low and odd k high. Rows are stored in the order kBf12Order. A pair of k with a weight out of reach of the
 //        16 exponents (about one in a hundred) has its bit in header.pairs and stands at header.raw as in a bf16 panel.
@@ -54,12 +57,24 @@ constexpr int kQuantTypes = 2;  // index: type - kExactTypes
 // Groups with nothing above this are taken as zeros: the inverse of their scale would overflow.
 constexpr float kLeastScale = 1e-30F;
 
-// Largest activation code: 127 * 256, so that a code is 256 * high + low with two signed bytes.
-constexpr float kActivationMax = 32512.0F;
+// Activations in front of a quantised layer are codes: int16 for q8, int8 for q4, whose own rounding is far coarser
+// than theirs. One k of a quad or pair therefore takes this many bytes.
+constexpr size_t codeBytes(WeightType type) {
+    return type == kQ8 ? sizeof(int16_t) : sizeof(int8_t);
+}
+// Largest activation code. For q8 127 * 256, so that a code is 256 * high + low with two signed bytes.
+constexpr float largestCode(WeightType type) {
+    return type == kQ8 ? 32512.0F : 127.0F;
+}
+// A step is what a lane of 32 bits adds at once: 2 k of q8, 4 of q4; 4 bytes of activation codes in both.
+constexpr size_t kStepBytes = 4;
+constexpr uint32_t stepsPerGroup(WeightType type) {
+    return static_cast<uint32_t>(kGroup * codeBytes(type) / kStepBytes);
+}
 
-// Rows of activations in 16 bits: x = code * scale, one scale per group of kGroup.
+// Rows of activations as codes: x = code * scale, one scale per group of kGroup.
 struct QuantRows {
-    int16_t *codes;    // [rows][ldc], zeros beyond k up to a whole group
+    char *codes;       // [rows][ldc bytes], zeros beyond k up to a whole group
     float *scales;     // [rows][lds]; NaN for a group with NaN or infinity
     int32_t *offsets;  // [rows][lds]: 8 * sum of the group's codes, what q4's nibbles count too much
     size_t ldc, lds;
@@ -76,16 +91,23 @@ using GemvQuantKernel = void (*)(const void *panels, size_t panel_bytes, uint32_
 
 // out[i][16] = w[0..15][k0 + i] as float, i < count; k0 a multiple of kGroup.
 using UnpackKernel = void (*)(const void *panel, uint32_t k0, uint32_t count, float *out);
-// Groups [g0, g0 + count) as codes [count][16][16][2] in pairs of k, q4's minus 8, and scales [count][16].
-using UnpackQuantKernel = void (*)(const void *panel, uint32_t g0, uint32_t count, int16_t *codes, float *scales);
+// Groups [g0, g0 + count) as the tile kernel takes them: codes [count][steps][16][4 bytes] (q8: int16 pairs; q4: bytes
+// of nibbles, 0 to 15) and scales [count][16].
+using UnpackQuantKernel = void (*)(const void *panel, uint32_t g0, uint32_t count, char *codes, float *scales);
 
 // c[p][r * ldc + j] = (accumulate ? c[p][...] : 0) + sum over i < k of a[r * a_row + i * a_col] * b[p][i * ldb + j],
 // r < rows <= tile_rows, p < npanels, j < 16. b[p] is plain row-major of the table entry's type.
 using TileKernel = void (*)(const float *a, size_t a_row, size_t a_col, const void *const *b, size_t ldb, uint32_t k,
                             float *const *c, size_t ldc, uint32_t rows, uint32_t npanels, bool accumulate);
-// The same over groups: a [groups][16][tile_rows][2] codes, a_scales [groups][tile_rows], b and b_scales as unpacked.
-using TileQuantKernel = void (*)(const int16_t *a, const float *a_scales, const int16_t *b, const float *b_scales,
-                                 uint32_t groups, float *c, size_t ldc, uint32_t rows, bool accumulate);
+// Activations rearranged for the tile: codes [groups][steps][tile_rows][4 bytes], the rest [groups][tile_rows].
+struct QuantTile {
+    char *codes;
+    float *scales;
+    int32_t *offsets;
+};
+// c as above over groups; b and b_scales as unpacked.
+using TileQuantKernel = void (*)(const QuantTile &a, const char *b, const float *b_scales, uint32_t groups, float *c,
+                                 size_t ldc, uint32_t rows, bool accumulate);
 
 struct Kernels {
     const char *name;
@@ -95,9 +117,9 @@ struct Kernels {
     TileKernel tile[kFloatTypes];
     GemvQuantKernel gemv_quant[kQuantTypes];
     UnpackQuantKernel unpack_quant[kQuantTypes];
-    TileQuantKernel tile_quant;
+    TileQuantKernel tile_quant[kQuantTypes];
     // Row r of x [k] as codes, scales and offsets.
-    void (*quantize)(const float *x, uint32_t k, const QuantRows &out, uint32_t r);
+    void (*quantize[kQuantTypes])(const float *x, uint32_t k, const QuantRows &out, uint32_t r);
     // out = x / sqrt(mean(x^2) + epsilon) * weight; out may be x
     void (*rmsnorm)(float *out, const float *x, const float *weight, uint32_t n, float epsilon);
     // x += delta

@@ -10,6 +10,8 @@ struct Avx2 {
     using F = __m256;
     using I = __m256i;
     using H = __m256i;
+    using B = __m256i;
+    using Q = __m256i;  // pairs of int16
     static constexpr int kLanes = 8, kParts = 2, kTileRows = 6, kRegisters = 16;
 
     static F zero() { return _mm256_setzero_ps(); }
@@ -66,6 +68,10 @@ struct Avx2 {
         const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i *>(p), halves);
     }
+    static void narrowBytes(int8_t *p, I v) {
+        const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+        _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(halves, halves));
+    }
     // v's own bits made a quiet NaN where v is NaN, else `otherwise`.
     static I quietNan(F v, I otherwise) {
         const __m256 quiet = _mm256_or_ps(v, fromBits(_mm256_set1_epi32(0x400000)));
@@ -89,27 +95,33 @@ struct Avx2 {
     static H widen(const char *p) {
         return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
     }
-    static H loadCodes(const char *p) { return loadBits(p); }
-    static void storeCodes(int16_t *p, H v) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), v); }
-    static H broadcastPair(const int16_t *p) {
+    static H loadPairs(const char *p) { return loadBits(p); }
+    static void storePairs(char *p, H v) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), v); }
+    static H broadcastPair(const char *p) {
         int32_t pair;
         __builtin_memcpy(&pair, p, sizeof pair);
         return _mm256_set1_epi32(pair);
     }
-    template <int J> static H nibbles(H words) {
-        if constexpr (J == 3) {
-            return _mm256_srli_epi16(words, 12);
-        } else {
-            return _mm256_and_si256(_mm256_srli_epi16(words, 4 * J), _mm256_set1_epi16(15));
-        }
-    }
-    static H subtractEight(H v) { return _mm256_sub_epi16(v, _mm256_set1_epi16(8)); }
     // One piece of assembly, because a compiler that moves the multiplies ahead of the additions runs out of registers.
     static I dotPairs(I sum, H a, H b) {
         __m256i product;
         asm("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(a), "x"(b));
         return sum;
     }
+
+    static B loadQuads(const char *p) { return loadBits(p); }
+    static void storeQuads(char *p, B v) { storePairs(p, v); }
+    static B lowNibbles(B v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+    static B highNibbles(B v) { return lowNibbles(_mm256_srli_epi16(v, 4)); }
+    static B broadcastQuad(const char *p) { return broadcastPair(p); }
+    // A 16-bit lane sees 16 products of 15 * 127 at most in a group: it does not saturate.
+    static Q noQuads() { return _mm256_setzero_si256(); }
+    static Q dotQuads(Q sum, B w, B x) {
+        __m256i product;
+        asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(w), "x"(x));
+        return sum;
+    }
+    static I totalQuads(Q sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 
     using Bf12Base = __m256i;
     static Bf12Base baseBf12(uint16_t base) { return _mm256_set1_epi16(static_cast<int16_t>(base)); }

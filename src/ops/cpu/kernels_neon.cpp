@@ -10,6 +10,8 @@ struct Neon {
     using F = float32x4_t;
     using I = int32x4_t;
     using H = int16x8_t;
+    using B = int8x16_t;
+    using Q = int16x8_t;
     static constexpr int kLanes = 4, kParts = 4, kTileRows = 6, kRegisters = 32;
 
     static F zero() { return vdupq_n_f32(0.0F); }
@@ -59,6 +61,11 @@ struct Neon {
     static I toInt(F v) { return vcvtnq_s32_f32(v); }
     static int32_t sumLanesInt(I v) { return vaddvq_s32(v); }
     static void narrow(int16_t *p, I v) { vst1_s16(p, vmovn_s32(v)); }
+    static void narrowBytes(int8_t *p, I v) {
+        const int16x4_t halves = vmovn_s32(v);
+        const int32_t four = vget_lane_s32(vreinterpret_s32_s8(vmovn_s16(vcombine_s16(halves, halves))), 0);
+        __builtin_memcpy(p, &four, sizeof four);
+    }
     static I quietNan(F v, I otherwise) {
         return vbslq_s32(vceqq_f32(v, v), otherwise, vorrq_s32(bits(v), vdupq_n_s32(0x400000)));
     }
@@ -74,25 +81,29 @@ struct Neon {
     static void toF16(uint16_t *p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
 
     static H widen(const char *p) { return vmovl_s8(vld1_s8(reinterpret_cast<const int8_t *>(p))); }
-    static H loadCodes(const char *p) { return vreinterpretq_s16_u8(vld1q_u8(reinterpret_cast<const uint8_t *>(p))); }
-    static void storeCodes(int16_t *p, H v) { vst1q_s16(p, v); }
-    static H broadcastPair(const int16_t *p) {
+    static H loadPairs(const char *p) { return vreinterpretq_s16_u8(vld1q_u8(reinterpret_cast<const uint8_t *>(p))); }
+    static void storePairs(char *p, H v) { vst1q_s16(reinterpret_cast<int16_t *>(p), v); }
+    static H broadcastPair(const char *p) {
         int32_t pair;
         __builtin_memcpy(&pair, p, sizeof pair);
         return vreinterpretq_s16_s32(vdupq_n_s32(pair));
     }
-    template <int J> static H nibbles(H words) {
-        uint16x8_t bits = vreinterpretq_u16_s16(words);
-        if constexpr (J > 0) {
-            bits = vshrq_n_u16(bits, 4 * J);
-        }
-        return vreinterpretq_s16_u16(vandq_u16(bits, vdupq_n_u16(15)));
-    }
-    static H subtractEight(H v) { return vsubq_s16(v, vdupq_n_s16(8)); }
     static I dotPairs(I sum, H a, H b) {
         const int32x4_t low = vmull_s16(vget_low_s16(a), vget_low_s16(b));
         return vaddq_s32(sum, vpaddq_s32(low, vmull_high_s16(a, b)));
     }
+
+    static B loadQuads(const char *p) { return vld1q_s8(reinterpret_cast<const int8_t *>(p)); }
+    static void storeQuads(char *p, B v) { vst1q_s8(reinterpret_cast<int8_t *>(p), v); }
+    static B lowNibbles(B v) { return vandq_s8(v, vdupq_n_s8(15)); }
+    static B highNibbles(B v) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(v), 4)); }
+    static B broadcastQuad(const char *p) { return vreinterpretq_s8_s16(broadcastPair(p)); }
+    // A 16-bit lane sees 16 products of 15 * 127 at most in a group: it does not overflow.
+    static Q noQuads() { return vdupq_n_s16(0); }
+    static Q dotQuads(Q sum, B w, B x) {
+        return vaddq_s16(sum, vpaddq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vmull_high_s8(w, x)));
+    }
+    static I totalQuads(Q sum) { return vpaddlq_s16(sum); }
 
     using Bf12Base = uint16x8_t;
     static Bf12Base baseBf12(uint16_t base) { return vdupq_n_u16(base); }

@@ -4,27 +4,19 @@
 #include <cstring>
 
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/quant_panel.h"
 #include "ops/half.h"
 
 namespace q3::cpu {
 namespace {
 
-// Code (row, k) of a quantised panel; q4's minus 8.
-template <WeightType T> int codeAt(const char *panel, uint32_t row, uint32_t k) {
-    const uint32_t i = k % kGroup;
+// Number i of codes in `bytes`.
+template <WeightType T> int activationAt(const char *bytes, size_t i) {
     if constexpr (T == kQ8) {
-        const char *codes = panel + k / kGroup * kQ8GroupBytes + 2 * kPanelRows;
-        return reinterpret_cast<const int8_t *>(codes)[(i / 2 * kPanelRows + row) * 2 + i % 2];
+        return reinterpret_cast<const int16_t *>(bytes)[i];
     } else {
-        const char *codes = panel + k / kGroup * kQ4GroupBytes + 2 * kPanelRows;
-        const uint32_t word = reinterpret_cast<const uint16_t *>(codes)[(i / 8 * kPanelRows + row) * 2 + i % 2];
-        return static_cast<int>(word >> (i % 8 / 2 * 4) & 15U) - 8;
+        return reinterpret_cast<const int8_t *>(bytes)[i];
     }
-}
-
-template <WeightType T> float scaleAt(const char *panel, uint32_t row, uint32_t group) {
-    const size_t bytes = T == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
-    return bf16ToFloat(reinterpret_cast<const uint16_t *>(panel + group * bytes)[row]);
 }
 
 template <WeightType T> float load(const void *data, size_t index) {
@@ -121,9 +113,9 @@ void gemvQuant(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_
             for (uint32_t j = 0; j < kPanelRows; ++j) {
                 float sum = 0.0F;
                 for (uint32_t g = 0; g < groups; ++g) {
-                    int32_t dot = 0;
+                    int32_t dot = T == kQ4 ? -x.offsets[r * x.lds + g] : 0;
                     for (uint32_t k = g * kGroup; k < (g + 1) * kGroup; ++k) {
-                        dot += codeAt<T>(panel, j, k) * x.codes[r * x.ldc + k];
+                        dot += codeAt<T>(panel, j, k) * activationAt<T>(x.codes + r * x.ldc, k);
                     }
                     sum = std::fma(static_cast<float>(dot), scaleAt<T>(panel, j, g) * x.scales[r * x.lds + g], sum);
                 }
@@ -133,39 +125,45 @@ void gemvQuant(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_
     }
 }
 
-template <WeightType T>
-void unpackQuant(const void *panel, uint32_t g0, uint32_t count, int16_t *codes, float *scales) {
-    for (uint32_t g = 0; g < count; ++g) {
+// Place of number i of a group's codes in [steps][rows][4 bytes], in codes.
+template <WeightType T> size_t stepPlace(uint32_t i, uint32_t row, uint32_t rows) {
+    constexpr uint32_t kTogether = kStepBytes / codeBytes(T);
+    return (size_t{i} / kTogether * rows + row) * kTogether + i % kTogether;
+}
+
+template <WeightType T> void unpackQuant(const void *panel, uint32_t g0, uint32_t count, char *codes, float *scales) {
+    for (uint32_t g = 0; g < count; ++g, codes += kGroup * kPanelRows * codeBytes(T)) {
         for (uint32_t j = 0; j < kPanelRows; ++j) {
             for (uint32_t i = 0; i < kGroup; ++i) {
-                codes[((size_t{g} * kGroup / 2 + i / 2) * kPanelRows + j) * 2 + i % 2] =
-                    static_cast<int16_t>(codeAt<T>(static_cast<const char *>(panel), j, (g0 + g) * kGroup + i));
+                const int code = codeAt<T>(static_cast<const char *>(panel), j, (g0 + g) * kGroup + i);
+                std::memcpy(codes + stepPlace<T>(i, j, kPanelRows) * codeBytes(T), &code, codeBytes(T));
             }
             scales[g * kPanelRows + j] = scaleAt<T>(static_cast<const char *>(panel), j, g0 + g);
         }
     }
 }
 
-void tileQuant(const int16_t *a, const float *a_scales, const int16_t *b, const float *b_scales, uint32_t groups,
-               float *c, size_t ldc, uint32_t rows, bool accumulate) {
+template <WeightType T>
+void tileQuant(const QuantTile &a, const char *b, const float *b_scales, uint32_t groups, float *c, size_t ldc,
+               uint32_t rows, bool accumulate) {
     for (uint32_t r = 0; r < rows; ++r) {
         for (uint32_t j = 0; j < kPanelRows; ++j) {
             float sum = accumulate ? c[r * ldc + j] : 0.0F;
             for (uint32_t g = 0; g < groups; ++g) {
-                int32_t dot = 0;
+                int32_t dot = T == kQ4 ? -a.offsets[g * kTileRows + r] : 0;
                 for (uint32_t i = 0; i < kGroup; ++i) {
-                    const size_t pair = size_t{g} * kGroup / 2 + i / 2;
-                    dot += a[(pair * kTileRows + r) * 2 + i % 2] * b[(pair * kPanelRows + j) * 2 + i % 2];
+                    dot += activationAt<T>(a.codes, size_t{g} * kGroup * kTileRows + stepPlace<T>(i, r, kTileRows)) *
+                           activationAt<T>(b, size_t{g} * kGroup * kPanelRows + stepPlace<T>(i, j, kPanelRows));
                 }
-                sum =
-                    std::fma(static_cast<float>(dot), b_scales[g * kPanelRows + j] * a_scales[g * kTileRows + r], sum);
+                const float scale = b_scales[g * kPanelRows + j] * a.scales[g * kTileRows + r];
+                sum = std::fma(static_cast<float>(dot), scale, sum);
             }
             c[r * ldc + j] = sum;
         }
     }
 }
 
-void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
+template <WeightType T> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
     for (uint32_t g = 0; g * kGroup < k; ++g) {
         const uint32_t count = k - g * kGroup < kGroup ? k - g * kGroup : kGroup;
         const float *in = x + size_t{g} * kGroup;
@@ -175,15 +173,15 @@ void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
             finite = finite && std::isfinite(in[i]);
             largest = std::fmax(largest, std::fabs(in[i]));
         }
-        const float inverse = largest < kLeastScale ? 0.0F : kActivationMax / largest;
+        const float inverse = largest < kLeastScale ? 0.0F : largestCode(T) / largest;
         int32_t sum = 0;
         for (uint32_t i = 0; i < kGroup; ++i) {
             const int32_t code = finite && i < count ? static_cast<int32_t>(std::nearbyint(in[i] * inverse)) : 0;
-            out.codes[r * out.ldc + g * kGroup + i] = static_cast<int16_t>(code);
+            std::memcpy(out.codes + r * out.ldc + (g * kGroup + i) * codeBytes(T), &code, codeBytes(T));
             sum += code;
         }
         out.scales[r * out.lds + g] =
-            !finite ? std::nanf("") : (largest < kLeastScale ? 0.0F : largest / kActivationMax);
+            !finite ? std::nanf("") : (largest < kLeastScale ? 0.0F : largest / largestCode(T));
         out.offsets[r * out.lds + g] = 8 * sum;
     }
 }
@@ -279,8 +277,8 @@ const Kernels kScalarKernels = {
     {tile<kF32>, tile<kF16>, tile<kBf16>},
     {gemvQuant<kQ8>, gemvQuant<kQ4>},
     {unpackQuant<kQ8>, unpackQuant<kQ4>},
-    tileQuant,
-    quantize,
+    {tileQuant<kQ8>, tileQuant<kQ4>},
+    {quantize<kQ8>, quantize<kQ4>},
     rmsnorm,
     add,
     rope,

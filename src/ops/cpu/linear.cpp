@@ -1,7 +1,7 @@
 // Linear layers on the CPU. Up to kStreamRows rows (decode of a batch): weights are streamed once and multiplied
 // straight from their packed form, at most tile_rows rows at a time while a panel is in cache. More rows (prefill):
-// each panel is unpacked (to float, or 16-bit codes) in L1 and multiplied by all rows, which are first rearranged so
-// that the tile kernel reads them in sequence. Quantised weights meet activations in 16-bit codes. Both paths compute
+// each panel is unpacked (to float, or codes) in L1 and multiplied by all rows, which are first rearranged so
+// that the tile kernel reads them in sequence. Quantised weights meet activations in codes. Both paths compute
 // the same chain per output (kernels.h), so a row's result does not depend on which path it took.
 #include <algorithm>
 #include <cstring>
@@ -57,34 +57,41 @@ void CpuOps::packRows(const float *in, uint32_t rows, size_t ld, uint32_t k) {
     });
 }
 
-// Fills quant_rows_ with rows of `in`.
-void CpuOps::quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k) {
+// Fills quant_rows_ with rows of `in`, in the codes that `type` takes.
+void CpuOps::quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k, WeightType type) {
     pool_.parallelFor(rows, kQuantGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t r = begin; r < end; ++r) {
-            kernels_.quantize(in + r * ld, k, quant_rows_, r);
+            kernels_.quantize[type - kExactTypes](in + r * ld, k, quant_rows_, r);
         }
     });
 }
 
-// quant_rows_ -> codes [rows / T][groups][16][T][2] and scales [rows / T][groups][T].
-void CpuOps::packQuantRows(uint32_t rows, uint32_t groups) {
+// quant_rows_ -> codes [rows / T][groups][steps][T][4 bytes], scales and offsets [rows / T][groups][T].
+void CpuOps::packQuantRows(uint32_t rows, uint32_t groups, WeightType type) {
     const uint32_t tile = kernels_.tile_rows;
+    const size_t steps = size_t{groups} * stepsPerGroup(type);
     pool_.parallelFor((rows + tile - 1) / tile, 1, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t t = begin; t < end; ++t) {
-            int16_t *codes = packed_rows_.as<int16_t>() + size_t{t} * groups * kGroup * tile;
-            float *scales = packed_scales_.as<float>() + size_t{t} * groups * tile;
+            const QuantTile out = packedTile(t * tile, groups, 0, type);
             for (uint32_t r = 0; r < tile; ++r) {
-                const uint32_t row = std::min(t * tile + r, rows - 1);  // padding repeats the last row
-                const int16_t *source = quant_rows_.codes + row * quant_rows_.ldc;
-                for (size_t pair = 0; pair < size_t{groups} * kGroup / 2; ++pair) {
-                    std::memcpy(codes + (pair * tile + r) * 2, source + pair * 2, 2 * sizeof *source);
+                const QuantRows from = quant_rows_.from(std::min(t * tile + r, rows - 1));  // padding repeats the last
+                for (size_t step = 0; step < steps; ++step) {
+                    std::memcpy(out.codes + (step * tile + r) * kStepBytes, from.codes + step * kStepBytes, kStepBytes);
                 }
                 for (size_t g = 0; g < groups; ++g) {
-                    scales[g * tile + r] = quant_rows_.scales[row * quant_rows_.lds + g];
+                    out.scales[g * tile + r] = from.scales[g];
+                    out.offsets[g * tile + r] = from.offsets[g];
                 }
             }
         }
     });
+}
+
+// Of what packQuantRows fills, the tile that starts at `row`, from group g0 on.
+QuantTile CpuOps::packedTile(uint32_t row, uint32_t groups, uint32_t g0, WeightType type) const {
+    const size_t at = size_t{row} * groups + size_t{g0} * kernels_.tile_rows;
+    return {packed_rows_.as<char>() + at * kGroup * codeBytes(type), packed_scales_.as<float>() + at,
+            packed_offsets_.as<int32_t>() + at};
 }
 
 // product[rows][16] = packed rows times one panel
@@ -110,15 +117,14 @@ void CpuOps::multiplyQuantPanel(const CpuLinear &w, uint32_t panel, uint32_t row
     const uint32_t groups = w.groups();
     constexpr uint32_t kGroups = kDepth / kGroup;
     float *scales = unpacked;  // [kGroups][16], then the codes
-    auto *codes = reinterpret_cast<int16_t *>(scales + size_t{kGroups} * kPanelRows);
+    auto *codes = reinterpret_cast<char *>(scales + size_t{kGroups} * kPanelRows);
     for (uint32_t g0 = 0; g0 < groups; g0 += kGroups) {
         const uint32_t count = std::min(kGroups, groups - g0);
         kernels_.unpack_quant[w.type - kExactTypes](w.panel(panel), g0, count, codes, scales);
         for (uint32_t row = 0; row < rows; row += tile) {
-            const size_t at = size_t{row} * groups + size_t{g0} * tile;
-            kernels_.tile_quant(packed_rows_.as<int16_t>() + at * kGroup, packed_scales_.as<float>() + at, codes,
-                                scales, count, product + size_t{row} * kPanelRows, kPanelRows,
-                                std::min(tile, rows - row), g0 > 0);
+            kernels_.tile_quant[w.type - kExactTypes](packedTile(row, groups, g0, w.type), codes, scales, count,
+                                                      product + size_t{row} * kPanelRows, kPanelRows,
+                                                      std::min(tile, rows - row), g0 > 0);
         }
     }
 }
@@ -130,11 +136,11 @@ void CpuOps::forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinea
                        const Epilogue &epilogue) {
     const bool quantised = isQuantised(w.type);
     if (quantised) {
-        quantizeRows(in, rows, ld, w.in);
+        quantizeRows(in, rows, ld, w.in, w.type);
     }
     if (rows > kStreamRows) {
         if (quantised) {
-            packQuantRows(rows, w.groups());
+            packQuantRows(rows, w.groups(), w.type);
         } else {
             packRows(in, rows, ld, w.in);
         }

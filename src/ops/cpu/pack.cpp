@@ -7,6 +7,7 @@
 
 #include "ops/cpu/panel_reader.h"
 #include "ops/cpu/quant.h"
+#include "ops/cpu/quant_panel.h"
 #include "ops/half.h"
 #include "runtime/error.h"
 
@@ -244,12 +245,8 @@ void readRow(const Linear &table, uint32_t row, const Kernels &kernels, float *o
         for (uint32_t k = 0; k < head.in; k += kGroup) {
             const uint32_t count = std::min(kGroup, head.in - k);
             if (isQuantised(head.type)) {
-                int16_t codes[kGroup * kPanelRows];
-                float scales[kPanelRows];
-                kernels.unpack_quant[head.type - kExactTypes](panel, k / kGroup, 1, codes, scales);
-                for (uint32_t i = 0; i < count; ++i) {
-                    const uint32_t at = (i / 2 * kPanelRows + j) * 2 + i % 2;
-                    out[k + i] = static_cast<float>(codes[at]) * scales[j];
+                for (uint32_t i = k; i < k + count; ++i) {
+                    out[i] = head.type == kQ8 ? weightAt<kQ8>(panel, j, i) : weightAt<kQ4>(panel, j, i);
                 }
             } else {
                 float block[kGroup * kPanelRows];

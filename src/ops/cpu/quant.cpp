@@ -227,14 +227,15 @@ void quantizeGroupQ4(const float *tile, char *group) {
     int32_t codes[kGroup * kPanelRows];
     encode(tile, scales, bounds, codes);
     std::memcpy(group, scales, sizeof scales);
-    uint32_t words[kGroup / 8 * kPanelRows] = {};
+    uint8_t bytes[kGroup / 2 * kPanelRows] = {};
     for (uint32_t i = 0; i < kGroup; ++i) {
         for (uint32_t row = 0; row < kPanelRows; ++row) {
-            const uint32_t shift = i % 2 * 16 + i % 8 / 2 * 4;
-            words[i / 8 * kPanelRows + row] |= static_cast<uint32_t>(codes[i * kPanelRows + row] + 8) << shift;
+            const auto nibble = static_cast<uint32_t>(codes[i * kPanelRows + row] + 8);
+            uint8_t &byte = bytes[(i / 8 * kPanelRows + row) * 4 + i % 4];
+            byte = static_cast<uint8_t>(byte | nibble << (i / 4 % 2 * 4));
         }
     }
-    std::memcpy(group + sizeof scales, words, sizeof words);
+    std::memcpy(group + sizeof scales, bytes, sizeof bytes);
 }
 
 }  // namespace q3::cpu

@@ -13,6 +13,8 @@ struct Avx512 {
     using F = __m512;
     using I = __m512i;
     using H = __m512i;
+    using B = __m512i;
+    using Q = __m512i;  // pairs of int16; with VNNI int32
     static constexpr int kLanes = 16, kParts = 1, kTileRows = 12, kRegisters = 32;
 
     static F zero() { return _mm512_setzero_ps(); }
@@ -51,6 +53,9 @@ struct Avx512 {
     static void narrow(int16_t *p, I v) {
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtepi32_epi16(v));
     }
+    static void narrowBytes(int8_t *p, I v) {
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(v));
+    }
     static I quietNan(F v, I otherwise) {
         const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
         return _mm512_mask_or_epi32(otherwise, nan, bits(v), _mm512_set1_epi32(0x400000));
@@ -71,22 +76,24 @@ struct Avx512 {
     static H widen(const char *p) {
         return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
     }
-    static H loadCodes(const char *p) { return loadBits(p); }
-    static void storeCodes(int16_t *p, H v) { _mm512_storeu_si512(p, v); }
-    static H broadcastPair(const int16_t *p) {
+    static H loadPairs(const char *p) { return loadBits(p); }
+    static void storePairs(char *p, H v) { _mm512_storeu_si512(p, v); }
+    static H broadcastPair(const char *p) {
         int32_t pair;
         __builtin_memcpy(&pair, p, sizeof pair);
         return _mm512_set1_epi32(pair);
     }
-    template <int J> static H nibbles(H words) {
-        if constexpr (J == 3) {
-            return _mm512_srli_epi16(words, 12);
-        } else {
-            return _mm512_and_si512(_mm512_srli_epi16(words, 4 * J), _mm512_set1_epi16(15));
-        }
-    }
-    static H subtractEight(H v) { return _mm512_sub_epi16(v, _mm512_set1_epi16(8)); }
     static I dotPairs(I sum, H a, H b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
+
+    static B loadQuads(const char *p) { return loadBits(p); }
+    static void storeQuads(char *p, B v) { storePairs(p, v); }
+    static B lowNibbles(B v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+    static B highNibbles(B v) { return lowNibbles(_mm512_srli_epi16(v, 4)); }
+    static B broadcastQuad(const char *p) { return broadcastPair(p); }
+    // A 16-bit lane sees 16 products of 15 * 127 at most in a group: it does not saturate.
+    static Q noQuads() { return _mm512_setzero_si512(); }
+    static Q dotQuads(Q sum, B w, B x) { return _mm512_add_epi16(sum, _mm512_maddubs_epi16(w, x)); }
+    static I totalQuads(Q sum) { return _mm512_madd_epi16(sum, _mm512_set1_epi16(1)); }
 
     using Bf12Base = __m256i;
     static Bf12Base baseBf12(uint16_t base) { return _mm256_set1_epi16(static_cast<int16_t>(base)); }

@@ -122,24 +122,30 @@ template <typename S, int R, int P> struct Products {
 };
 
 template <typename S, WeightType T, int R, int P>
-inline void multiplyFloats(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx,
+inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, const float *x, size_t ldx,
                            Products<S, R, P> &products) {
     if constexpr (T == kBf16) {
-        for (uint32_t i = 0; i < k; i += 2) {
+        const auto add = [&](size_t i, bool odd) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                const char *pair = panels + p * panel_bytes + size_t{i} * kPanelRows * 2;
+                const char *pair = panels + p * panel_bytes + i * kPanelRows * 2;
                 products.add(p, bf16Column<S>(pair, false), x + i, ldx);
-                if (i + 1 < k) {  // an odd k ends with half a pair
+                if (odd) {
                     products.add(p, bf16Column<S>(pair, true), x + i + 1, ldx);
                 }
             }
+        };
+        for (size_t i = 0; i + 1 < k; i += 2) {
+            add(i, true);
+        }
+        if (k % 2 != 0) {  // ends with half a pair
+            add(k - 1, false);
         }
     } else {
-        for (uint32_t i = 0; i < k; ++i) {
+        for (size_t i = 0; i < k; ++i) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                products.add(p, loadColumn<S, T>(panels + p * panel_bytes, size_t{i} * kPanelRows), x + i, ldx);
+                products.add(p, loadColumn<S, T>(panels + p * panel_bytes, i * kPanelRows), x + i, ldx);
             }
         }
     }

@@ -12,84 +12,110 @@ constexpr size_t quantGroupBytes(WeightType type) {
     return type == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
 }
 
-// A pair of k of a panel: 16 rows x 2 codes of 16 bits.
-template <typename S> struct CodePair {
-    typename S::H part[S::kParts];
+// The products of one format: a step of weights (16 rows x 4 bytes once unpacked) and 4 bytes of activation codes.
+template <typename S, WeightType T> struct Steps;
+
+template <typename S> struct Steps<S, kQ8> {
+    using Weights = typename S::H;
+    using Sums = typename S::I;
+    static Weights load(const char *p) { return S::loadPairs(p); }
+    static void store(char *p, Weights w) { S::storePairs(p, w); }
+    static Weights broadcast(const char *codes) { return S::broadcastPair(codes); }
+    static Sums start() { return S::setInt(0); }
+    static Sums dot(Sums sums, Weights w, Weights x) { return S::dotPairs(sums, w, x); }
+    static typename S::I total(Sums sums, int32_t /*offset*/) { return sums; }
 };
 
-// Calls use(pair, codes) for the 16 pairs of a group; q4's codes are the nibbles, 0 to 15.
-template <typename S, WeightType T, typename Use> inline void forCodes(const char *group, const Use &use) {
+template <typename S> struct Steps<S, kQ4> {
+    using Weights = typename S::B;
+    using Sums = typename S::Q;
+    static Weights load(const char *p) { return S::loadQuads(p); }
+    static void store(char *p, Weights w) { S::storeQuads(p, w); }
+    static Weights broadcast(const char *codes) { return S::broadcastQuad(codes); }
+    static Sums start() { return S::noQuads(); }
+    static Sums dot(Sums sums, Weights w, Weights x) { return S::dotQuads(sums, w, x); }
+    static typename S::I total(Sums sums, int32_t offset) { return S::addInt(S::totalQuads(sums), S::setInt(-offset)); }
+};
+
+// A step of a panel: 16 rows.
+template <typename S, WeightType T> struct StepWeights {
+    typename Steps<S, T>::Weights part[S::kParts];
+};
+
+// Calls use(step, weights) for the steps of a group; q4's weights are the nibbles, 0 to 15.
+template <typename S, WeightType T, typename Use> inline void forSteps(const char *group, const Use &use) {
     const char *codes = group + 2 * kPanelRows;
     if constexpr (T == kQ8) {
-        for (uint32_t pair = 0; pair < kGroup / 2; ++pair) {
-            CodePair<S> w;
+        for (uint32_t step = 0; step < stepsPerGroup(T); ++step) {
+            StepWeights<S, T> w;
             Q3_UNROLL
             for (int h = 0; h < S::kParts; ++h) {
-                w.part[h] = S::widen(codes + (pair * kPanelRows + h * S::kLanes) * 2);
+                w.part[h] = S::widen(codes + (step * kPanelRows + h * S::kLanes) * 2);
             }
-            use(pair, w);
+            use(step, w);
         }
     } else {
-        for (uint32_t octet = 0; octet < kGroup / 8; ++octet) {
-            typename S::H words[S::kParts];
+        for (uint32_t step = 0; step < stepsPerGroup(T); step += 2) {
+            typename S::B bytes[S::kParts];
+            StepWeights<S, T> w;
             Q3_UNROLL
             for (int h = 0; h < S::kParts; ++h) {
-                words[h] = S::loadCodes(codes + (octet * kPanelRows + h * S::kLanes) * 4);
+                bytes[h] = S::loadQuads(codes + (step / 2 * kPanelRows + h * S::kLanes) * 4);
+                w.part[h] = S::lowNibbles(bytes[h]);
             }
-            CodePair<S> w;
+            use(step, w);
             Q3_UNROLL
             for (int h = 0; h < S::kParts; ++h) {
-                w.part[h] = S::template nibbles<0>(words[h]);
+                w.part[h] = S::highNibbles(bytes[h]);
             }
-            use(octet * 4, w);
-            Q3_UNROLL
-            for (int h = 0; h < S::kParts; ++h) {
-                w.part[h] = S::template nibbles<1>(words[h]);
-            }
-            use(octet * 4 + 1, w);
-            Q3_UNROLL
-            for (int h = 0; h < S::kParts; ++h) {
-                w.part[h] = S::template nibbles<2>(words[h]);
-            }
-            use(octet * 4 + 2, w);
-            Q3_UNROLL
-            for (int h = 0; h < S::kParts; ++h) {
-                w.part[h] = S::template nibbles<3>(words[h]);
-            }
-            use(octet * 4 + 3, w);
+            use(step + 1, w);
         }
     }
 }
 
-// Adds one group of panel p, whose weights are `group` and activations `codes`, to the sums of R rows.
-template <typename S, WeightType T, int R, int P>
-inline void multiplyGroup(const char *group, const int16_t *codes, size_t ldc, const float *scales,
-                          const int32_t *offsets, size_t lds, int p, Products<S, R, P> &products) {
-    typename S::I dot[R][S::kParts];
-    Q3_UNROLL
-    for (int r = 0; r < R; ++r) {
-        Q3_UNROLL
-        for (int h = 0; h < S::kParts; ++h) {
-            dot[r][h] = T == kQ8 ? S::setInt(0) : S::setInt(-offsets[r * lds]);
-        }
-    }
-    forCodes<S, T>(group, [&](uint32_t pair, const CodePair<S> &w) {
+// The integer products of R rows with one group of a panel.
+template <typename S, WeightType T, int R> struct GroupDots {
+    typename Steps<S, T>::Sums sum[R][S::kParts];
+
+    GroupDots() {
         Q3_UNROLL
         for (int r = 0; r < R; ++r) {
-            const typename S::H x = S::broadcastPair(codes + r * ldc + size_t{pair} * 2);
             Q3_UNROLL
             for (int h = 0; h < S::kParts; ++h) {
-                dot[r][h] = S::dotPairs(dot[r][h], w.part[h], x);
+                sum[r][h] = Steps<S, T>::start();
             }
         }
+    }
+    // Adds a step of weights times a step of codes, row r's at codes + r * ldc.
+    inline void add(const StepWeights<S, T> &w, const char *codes, size_t ldc) {
+        Q3_UNROLL
+        for (int r = 0; r < R; ++r) {
+            const typename Steps<S, T>::Weights x = Steps<S, T>::broadcast(codes + r * ldc);
+            Q3_UNROLL
+            for (int h = 0; h < S::kParts; ++h) {
+                sum[r][h] = Steps<S, T>::dot(sum[r][h], w.part[h], x);
+            }
+        }
+    }
+    inline typename S::F total(int r, int h, const int32_t *offset) const {
+        return S::toFloat(Steps<S, T>::total(sum[r][h], T == kQ4 ? *offset : 0));
+    }
+};
+
+// Adds one group of panel p to the sums of R rows. x: the rows' codes of that group.
+template <typename S, WeightType T, int R, int P>
+inline void multiplyGroup(const char *group, const QuantRows &x, int p, Products<S, R, P> &products) {
+    GroupDots<S, T, R> dots;
+    forSteps<S, T>(group, [&](uint32_t step, const StepWeights<S, T> &w) {
+        dots.add(w, x.codes + size_t{step} * kStepBytes, x.ldc);
     });
     Q3_UNROLL
     for (int h = 0; h < S::kParts; ++h) {
         const typename S::F scale = S::loadBf16(reinterpret_cast<const uint16_t *>(group) + h * S::kLanes);
         Q3_UNROLL
         for (int r = 0; r < R; ++r) {
-            products.sum[r][p][h] =
-                S::fma(S::toFloat(dot[r][h]), S::mul(scale, S::broadcast(scales + r * lds)), products.sum[r][p][h]);
+            products.sum[r][p][h] = S::fma(dots.total(r, h, x.offsets + r * x.lds),
+                                           S::mul(scale, S::broadcast(x.scales + r * x.lds)), products.sum[r][p][h]);
         }
     }
 }
@@ -105,11 +131,11 @@ template <typename S, WeightType T> struct GemvQuantCall {
     template <int R, int P> void tile(uint32_t first) const {
         Products<S, R, P> products;
         for (uint32_t g = 0; g < groups; ++g) {
+            const QuantRows at = {x.codes + g * kGroup * codeBytes(T), x.scales + g, x.offsets + g, x.ldc, x.lds};
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
                 const char *group = panels + (first + p) * panel_bytes + g * quantGroupBytes(T);
-                multiplyGroup<S, T, R, P>(group, x.codes + size_t{g} * kGroup, x.ldc, x.scales + g, x.offsets + g,
-                                          x.lds, p, products);
+                multiplyGroup<S, T, R, P>(group, at, p, products);
             }
         }
         products.store(y + first * kPanelRows, ldy);
@@ -134,14 +160,13 @@ void gemvQuant(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_
 }
 
 template <typename S, WeightType T>
-void unpackQuant(const void *panel, uint32_t g0, uint32_t count, int16_t *codes, float *scales) {
-    for (uint32_t g = 0; g < count; ++g) {
+void unpackQuant(const void *panel, uint32_t g0, uint32_t count, char *codes, float *scales) {
+    for (uint32_t g = 0; g < count; ++g, codes += kGroup * kPanelRows * codeBytes(T)) {
         const char *group = static_cast<const char *>(panel) + (g0 + g) * quantGroupBytes(T);
-        forCodes<S, T>(group, [&](uint32_t pair, const CodePair<S> &w) {
+        forSteps<S, T>(group, [&](uint32_t step, const StepWeights<S, T> &w) {
             Q3_UNROLL
             for (int h = 0; h < S::kParts; ++h) {
-                int16_t *out = codes + ((size_t{g} * kGroup / 2 + pair) * kPanelRows + h * S::kLanes) * 2;
-                S::storeCodes(out, T == kQ8 ? w.part[h] : S::subtractEight(w.part[h]));
+                Steps<S, T>::store(codes + (step * kPanelRows + h * S::kLanes) * kStepBytes, w.part[h]);
             }
         });
         Q3_UNROLL
@@ -153,48 +178,34 @@ void unpackQuant(const void *panel, uint32_t g0, uint32_t count, int16_t *codes,
 }
 
 // c[R][16] += one group. A function of its own, or the compiler keeps the sums in memory for the sake of what follows.
-template <typename S, int R>
-__attribute__((noinline)) void addGroup(const int16_t *x, const float *x_scales, const int16_t *w,
-                                        const float *w_scales, float *c, size_t ldc) {
-    typename S::I dot[R][S::kParts];
-    Q3_UNROLL
-    for (int r = 0; r < R; ++r) {
+template <typename S, WeightType T, int R>
+__attribute__((noinline)) void addGroup(const QuantTile &a, const char *w, const float *w_scales, float *c,
+                                        size_t ldc) {
+    GroupDots<S, T, R> dots;
+    const char *x = a.codes;
+    for (uint32_t i = 0; i < stepsPerGroup(T); ++i, x += kStepBytes * S::kTileRows, w += kStepBytes * kPanelRows) {
+        StepWeights<S, T> step;
         Q3_UNROLL
         for (int h = 0; h < S::kParts; ++h) {
-            dot[r][h] = S::setInt(0);
+            step.part[h] = Steps<S, T>::load(w + h * S::kLanes * kStepBytes);
         }
-    }
-    for (uint32_t pair = 0; pair < kGroup / 2; ++pair, x += 2 * S::kTileRows, w += 2 * kPanelRows) {
-        typename S::H column[S::kParts];
-        Q3_UNROLL
-        for (int h = 0; h < S::kParts; ++h) {
-            column[h] = S::loadCodes(reinterpret_cast<const char *>(w + h * S::kLanes * 2));
-        }
-        Q3_UNROLL
-        for (int r = 0; r < R; ++r) {
-            const typename S::H value = S::broadcastPair(x + r * 2);
-            Q3_UNROLL
-            for (int h = 0; h < S::kParts; ++h) {
-                dot[r][h] = S::dotPairs(dot[r][h], column[h], value);
-            }
-        }
+        dots.add(step, x, kStepBytes);
     }
     Q3_UNROLL
     for (int r = 0; r < R; ++r) {
-        const typename S::F x_scale = S::broadcast(x_scales + r);
+        const typename S::F x_scale = S::broadcast(a.scales + r);
         Q3_UNROLL
         for (int h = 0; h < S::kParts; ++h) {
             float *sum = c + r * ldc + h * S::kLanes;
             const typename S::F scale = S::mul(S::load(w_scales + h * S::kLanes), x_scale);
-            S::store(sum, S::fma(S::toFloat(dot[r][h]), scale, S::load(sum)));
+            S::store(sum, S::fma(dots.total(r, h, a.offsets + r), scale, S::load(sum)));
         }
     }
 }
 
-template <typename S> struct TileQuantCall {
-    const int16_t *a;
-    const float *a_scales;
-    const int16_t *b;
+template <typename S, WeightType T> struct TileQuantCall {
+    const QuantTile &a;
+    const char *b;
     const float *b_scales;
     uint32_t groups;
     float *c;
@@ -202,26 +213,27 @@ template <typename S> struct TileQuantCall {
     bool accumulate;
 
     template <int R> void call() const {
-        constexpr int T = S::kTileRows;
+        constexpr int kRows = S::kTileRows;
         for (int r = 0; r < R && !accumulate; ++r) {
             for (int h = 0; h < S::kParts; ++h) {
                 S::store(c + r * ldc + h * S::kLanes, S::zero());
             }
         }
-        for (uint32_t g = 0; g < groups; ++g) {
-            addGroup<S, R>(a + size_t{g} * kGroup * T, a_scales + size_t{g} * T, b + size_t{g} * kGroup * kPanelRows,
-                           b_scales + size_t{g} * kPanelRows, c, ldc);
+        for (size_t g = 0; g < groups; ++g) {
+            const QuantTile group = {a.codes + g * kGroup * kRows * codeBytes(T), a.scales + g * kRows,
+                                     a.offsets + g * kRows};
+            addGroup<S, T, R>(group, b + g * kGroup * kPanelRows * codeBytes(T), b_scales + g * kPanelRows, c, ldc);
         }
     }
 };
 
-template <typename S>
-void tileQuant(const int16_t *a, const float *a_scales, const int16_t *b, const float *b_scales, uint32_t groups,
-               float *c, size_t ldc, uint32_t rows, bool accumulate) {
-    withRows<S::kTileRows>(rows, TileQuantCall<S>{a, a_scales, b, b_scales, groups, c, ldc, accumulate});
+template <typename S, WeightType T>
+void tileQuant(const QuantTile &a, const char *b, const float *b_scales, uint32_t groups, float *c, size_t ldc,
+               uint32_t rows, bool accumulate) {
+    withRows<S::kTileRows>(rows, TileQuantCall<S, T>{a, b, b_scales, groups, c, ldc, accumulate});
 }
 
-template <typename S> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
+template <typename S, WeightType T> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
     for (uint32_t g = 0; g * kGroup < k; ++g) {
         const float *in = x + size_t{g} * kGroup;
         float padded[kGroup];
@@ -242,16 +254,20 @@ template <typename S> void quantize(const float *x, uint32_t k, const QuantRows 
         const float largest = S::maxLanes(top);
         const float bad = S::sumLanes(poison);
         const bool tiny = largest < kLeastScale;
-        const typename S::F inverse = S::set(tiny ? 0.0F : kActivationMax / largest);
-        int16_t *codes = out.codes + r * out.ldc + size_t{g} * kGroup;
+        const typename S::F inverse = S::set(tiny ? 0.0F : largestCode(T) / largest);
+        char *codes = out.codes + r * out.ldc + g * kGroup * codeBytes(T);
         typename S::I sum = S::setInt(0);
         Q3_UNROLL
         for (uint32_t i = 0; i < kGroup; i += S::kLanes) {
             const typename S::I code = bad != bad ? S::setInt(0) : S::toInt(S::mul(S::load(in + i), inverse));
-            S::narrow(codes + i, code);
+            if constexpr (T == kQ8) {
+                S::narrow(reinterpret_cast<int16_t *>(codes) + i, code);
+            } else {
+                S::narrowBytes(reinterpret_cast<int8_t *>(codes) + i, code);
+            }
             sum = S::addInt(sum, code);
         }
-        out.scales[r * out.lds + g] = bad != bad ? bad : (tiny ? 0.0F : largest / kActivationMax);
+        out.scales[r * out.lds + g] = bad != bad ? bad : (tiny ? 0.0F : largest / largestCode(T));
         out.offsets[r * out.lds + g] = 8 * S::sumLanesInt(sum);
     }
 }

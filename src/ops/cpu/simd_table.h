@@ -1,10 +1,13 @@
 // The kernels, written once for all vector instruction sets and instantiated by each kernels_*.cpp with its traits S:
-//   F, I, H                   kLanes floats, kLanes int32, kLanes pairs of int16
+//   F, I, H, B                kLanes floats, kLanes int32, kLanes pairs of int16, kLanes quads of int8
+//   Q                         sums of the products of quads, kLanes of them in any form
 //   kLanes, kParts            lanes of a vector; vectors of a panel's 16 rows
 //   kTileRows, kRegisters     rows of a register tile; vector registers
 //   load, store, loadFirst, storeFirst, broadcast, set, zero, fma(a, b, c) = a * b + c, ...   on F
-//   loadBits, setBits, setInt, shiftLeft<n>, addInt, toFloat, toInt (to nearest), narrow, ...  on I
-//   widen (int8 -> H), loadCodes, nibbles<j> (bits 4j to 4j + 3 of each int16), dotPairs        on H
+//   loadBits, setBits, setInt, shiftLeft<n>, addInt, toFloat, toInt (to nearest), narrow, narrowBytes, ... on I
+//   widen (int8 -> H), loadPairs, storePairs, broadcastPair, dotPairs(sum, w, x)               on H, sums in I
+//   loadQuads, storeQuads, lowNibbles, highNibbles, broadcastQuad, noQuads -> 0,
+//   dotQuads(sum, w, x) (w 0 to 15, x signed), totalQuads -> I                                 on B, sums in Q
 // Files compiled with an instruction set's flags include only intrinsics, C headers and these simd_*.h, in which
 // everything is in an unnamed namespace: an inline function compiled with them must never replace its portable copy.
 #pragma once
@@ -26,8 +29,8 @@ template <typename S> constexpr Kernels simdTable(const char *name) {
         {tile<S, kF32>, tile<S, kF16>, tile<S, kBf16>},
         {gemvQuant<S, kQ8>, gemvQuant<S, kQ4>},
         {unpackQuant<S, kQ8>, unpackQuant<S, kQ4>},
-        tileQuant<S>,
-        quantize<S>,
+        {tileQuant<S, kQ8>, tileQuant<S, kQ4>},
+        {quantize<S, kQ8>, quantize<S, kQ4>},
         rmsnorm<S>,
         add<S>,
         rope<S>,
