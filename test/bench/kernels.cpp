@@ -54,10 +54,9 @@ std::unique_ptr<CpuLinear> randomLayer(uint32_t rows, uint32_t k, int32_t dtype,
     return packPanels(source, dtype, false, pool);
 }
 
-// The register tiles of prefill, from L1: G multiply-adds per second.
-void benchTiles(const Kernels &kernels) {
-    constexpr uint32_t kGroups = 8;
-    constexpr uint32_t kDepth = kGroups * kGroup;
+// The register tile of attention, from L1.
+void benchTile(const Kernels &kernels) {
+    constexpr uint32_t kDepth = 256;
     constexpr int kRepeats = 2000;
     const uint32_t rows = kernels.tile_rows;
     std::vector<float> c(size_t{rows} * kPanelRows);
@@ -72,21 +71,7 @@ void benchTiles(const Kernels &kernels) {
             kernels.tile[kF32](a.data(), 1, rows, &from, kPanelRows, kDepth, &to, kPanelRows, rows, 1, true);
         }
     });
-    std::vector<char> codes(a.size() * sizeof(int16_t), 3);
-    const std::vector<char> weights(b.size() * sizeof(int16_t), 5);
-    std::vector<float> ones(size_t{kGroups} * (rows + kPanelRows), 1.0F);
-    std::vector<int32_t> offsets(size_t{kGroups} * rows, 1);
-    const QuantTile tile = {codes.data(), ones.data(), offsets.data()};
-    const auto integers = [&](WeightType type) {
-        return work / shortest([&] {
-                   for (int i = 0; i < kRepeats; ++i) {
-                       kernels.tile_quant[type - kExactTypes](tile, weights.data(), ones.data(), kGroups, to,
-                                                              kPanelRows, rows, true);
-                   }
-               });
-    };
-    std::printf("tile of %u rows, G multiply-adds/s: float %.1f, int8 %.1f, int4 %.1f\n", rows, work / floats,
-                integers(kQ8), integers(kQ4));
+    std::printf("attention's tile of %u rows: %.1f G multiply-adds/s\n", rows, work / floats);
 }
 
 void benchSampler() {
@@ -144,10 +129,11 @@ int main(int argc, char **argv) {
                         const size_t ldy = size_t{npanels} * kPanelRows;
                         if (isQuantised(layer->type)) {
                             kernels.gemv_quant[layer->type - kExactTypes](layer->panel(0), layer->panel_bytes, npanels,
-                                                                          layer->groups(), quant, rows, y.data(), ldy);
+                                                                          layer->groups(), quant, rows, y.data(), ldy,
+                                                                          false);
                         } else {
                             kernels.gemv[layer->type](layer->panel(0), layer->panel_bytes, npanels, k, x.data(), k + 16,
-                                                      rows, y.data(), ldy);
+                                                      rows, y.data(), ldy, false);
                         }
                     }
                 });
@@ -158,7 +144,7 @@ int main(int argc, char **argv) {
             std::printf("\n");
         }
     }
-    benchTiles(kernels);
+    benchTile(kernels);
     benchSampler();
     return 0;
 }

@@ -11,8 +11,8 @@
 #include "check.h"
 #include "ops/cpu/dispatch.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/panel_element.h"
 #include "ops/cpu/quant.h"
-#include "ops/cpu/quant_panel.h"
 #include "ops/half.h"
 
 using namespace q3;
@@ -51,7 +51,16 @@ bool same(const std::vector<float> &a, const std::vector<float> &b) {
     return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-void testGemvAndUnpack(const Kernels &kernels, WeightType type) {
+// Calls product(first k, count) for two blocks of k, the first of whole groups.
+template <typename Product> void inTwoCuts(uint32_t k, const Product &product) {
+    const uint32_t cut = k / 2 / kGroup * kGroup;
+    if (cut > 0) {
+        product(0, cut);
+    }
+    product(cut, k - cut);
+}
+
+void testGemv(const Kernels &kernels, WeightType type) {
     for (const uint32_t k : {1U, 2U, 7U, 64U, 257U}) {
         for (const uint32_t npanels : {1U, 3U, 4U, 9U}) {
             const size_t padded = type == kBf16 ? (k + 1) / 2 * 2 : k;
@@ -61,18 +70,18 @@ void testGemvAndUnpack(const Kernels &kernels, WeightType type) {
                 const std::vector<float> x = randomFloats(size_t{rows} * k);
                 std::vector<float> expected(size_t{rows} * npanels * kPanelRows, 1.0F);
                 std::vector<float> actual(expected.size(), 2.0F);
+                const size_t width = size_t{npanels} * kPanelRows;
                 kScalarKernels.gemv[type](weights.data, panel_bytes, npanels, k, x.data(), k, rows, expected.data(),
-                                          size_t{npanels} * kPanelRows);
-                kernels.gemv[type](weights.data, panel_bytes, npanels, k, x.data(), k, rows, actual.data(),
-                                   size_t{npanels} * kPanelRows);
+                                          width, false);
+                kernels.gemv[type](weights.data, panel_bytes, npanels, k, x.data(), k, rows, actual.data(), width,
+                                   false);
+                CHECK(same(expected, actual));
+                inTwoCuts(k, [&](uint32_t from, uint32_t count) {
+                    kernels.gemv[type](static_cast<const char *>(weights.data) + panelOffset(type, from), panel_bytes,
+                                       npanels, count, x.data() + from, k, rows, actual.data(), width, from > 0);
+                });
                 CHECK(same(expected, actual));
             }
-            const uint32_t k0 = k > kGroup ? kGroup : 0;
-            std::vector<float> expected(size_t{k - k0} * kPanelRows);
-            std::vector<float> actual(expected.size());
-            kScalarKernels.unpack[type](weights.data, k0, k - k0, expected.data());
-            kernels.unpack[type](weights.data, k0, k - k0, actual.data());
-            CHECK(same(expected, actual));
         }
     }
 }
@@ -138,14 +147,6 @@ void testQuantize(const Kernels &kernels, WeightType type) {
     }
 }
 
-// Number i of row `row` in [steps][width][4 bytes], see kernels.h.
-int stepCode(WeightType type, const char *codes, uint32_t i, uint32_t row, uint32_t width) {
-    if (type == kQ8) {
-        return reinterpret_cast<const int16_t *>(codes)[(size_t{i} / 2 * width + row) * 2 + i % 2];
-    }
-    return reinterpret_cast<const int8_t *>(codes)[(size_t{i} / 4 * width + row) * 4 + i % 4];
-}
-
 // Quantised panels: quantisation within half a step of the scale, the scalar product close to the exact one of the
 // dequantised weights, and every table's bit-equal to the scalar one.
 void testQuant(const Kernels &kernels, WeightType type) {
@@ -158,9 +159,6 @@ void testQuant(const Kernels &kernels, WeightType type) {
             std::vector<char> panels(panel_bytes * npanels);
             const size_t width = size_t{npanels} * kPanelRows;
             std::vector<float> dense(k * width);  // [k][width]
-            const size_t group_codes = kGroup * kPanelRows * codeBytes(type);
-            std::vector<std::vector<char>> codes(npanels, std::vector<char>(groups * group_codes));
-            std::vector<std::vector<float>> scales(npanels, std::vector<float>(groups * kPanelRows));
             for (uint32_t p = 0; p < npanels; ++p) {
                 char *panel = panels.data() + p * panel_bytes;
                 std::vector<std::vector<float>> rows;
@@ -179,11 +177,6 @@ void testQuant(const Kernels &kernels, WeightType type) {
                     }
                     (type == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel + k0 / kGroup * group_bytes);
                 }
-                kernels.unpack_quant[t](panel, 0, groups, codes[p].data(), scales[p].data());
-                std::vector<char> scalar_codes(codes[p].size());
-                std::vector<float> scalar_scales(scales[p].size());
-                kScalarKernels.unpack_quant[t](panel, 0, groups, scalar_codes.data(), scalar_scales.data());
-                CHECK(codes[p] == scalar_codes && same(scales[p], scalar_scales));
                 for (uint32_t i = 0; i < k; ++i) {
                     for (uint32_t j = 0; j < kPanelRows; ++j) {
                         const uint32_t begin = i / kGroup * kGroup;
@@ -192,9 +185,7 @@ void testQuant(const Kernels &kernels, WeightType type) {
                         for (uint32_t e = begin; e < end; ++e) {
                             largest = std::max(largest, std::fabs(rows[j][e]));
                         }
-                        const int code = stepCode(type, codes[p].data(), i, j, kPanelRows) - (type == kQ4 ? 8 : 0);
-                        const float value = static_cast<float>(code) * scales[p][i / kGroup * kPanelRows + j];
-                        CHECK(value == (type == kQ8 ? weightAt<kQ8>(panel, j, i) : weightAt<kQ4>(panel, j, i)));
+                        const float value = type == kQ8 ? weightAt<kQ8>(panel, j, i) : weightAt<kQ4>(panel, j, i);
                         dense[i * width + p * kPanelRows + j] = value;
                         // q8: half a step of largest / 127. q4: at worst a clipped extreme, under 1.5 of 7 steps.
                         const float bound = largest * (type == kQ8 ? 0.51F / 127.0F * 1.01F : 0.25F);
@@ -208,9 +199,15 @@ void testQuant(const Kernels &kernels, WeightType type) {
                 std::vector<float> expected(rows * width, 1.0F);
                 std::vector<float> actual(rows * width, 2.0F);
                 kScalarKernels.gemv_quant[t](panels.data(), panel_bytes, npanels, groups, input.rows, rows,
-                                             expected.data(), width);
+                                             expected.data(), width, false);
                 kernels.gemv_quant[t](panels.data(), panel_bytes, npanels, groups, input.rows, rows, actual.data(),
-                                      width);
+                                      width, false);
+                CHECK(same(expected, actual));
+                inTwoCuts(groups * kGroup, [&](uint32_t from, uint32_t count) {
+                    kernels.gemv_quant[t](panels.data() + panelOffset(type, from), panel_bytes, npanels, count / kGroup,
+                                          input.rows.from(0, from / kGroup, type), rows, actual.data(), width,
+                                          from > 0);
+                });
                 CHECK(same(expected, actual));
                 for (uint32_t r = 0; r < rows; ++r) {
                     for (size_t j = 0; j < width; ++j) {
@@ -225,37 +222,6 @@ void testQuant(const Kernels &kernels, WeightType type) {
                         // Steps of 1 / 32512 or 1 / 127 of a group's largest, at most some five times its mean here.
                         const double part = type == kQ8 ? 2e-4 : 0.05;
                         CHECK(std::fabs(static_cast<double>(expected[r * width + j]) - exact) <= part * size + 1e-30);
-                    }
-                }
-                // The register tile of prefill, whole and in two cuts.
-                const uint32_t tile = kernels.tile_rows;
-                std::vector<char> a(size_t{groups} * kGroup * tile * codeBytes(type));
-                std::vector<float> a_scales(size_t{groups} * tile);
-                std::vector<int32_t> a_offsets(a_scales.size());
-                for (uint32_t r = 0; r < rows; ++r) {
-                    for (size_t step = 0; step < size_t{groups} * stepsPerGroup(type); ++step) {
-                        std::memcpy(&a[(step * tile + r) * kStepBytes],
-                                    &input.codes[r * input.rows.ldc + step * kStepBytes], kStepBytes);
-                    }
-                    for (uint32_t g = 0; g < groups; ++g) {
-                        a_scales[g * tile + r] = input.scales[r * input.rows.lds + g];
-                        a_offsets[g * tile + r] = input.offsets[r * input.rows.lds + g];
-                    }
-                }
-                for (uint32_t p = 0; p < npanels; ++p) {
-                    std::vector<float> c(size_t{rows} * 20, 3.0F);
-                    const uint32_t cut = groups / 2;
-                    if (cut > 0) {
-                        kernels.tile_quant[t]({a.data(), a_scales.data(), a_offsets.data()}, codes[p].data(),
-                                              scales[p].data(), cut, c.data(), 20, rows, false);
-                    }
-                    const size_t at = size_t{cut} * tile;
-                    kernels.tile_quant[t](
-                        {a.data() + at * kGroup * codeBytes(type), a_scales.data() + at, a_offsets.data() + at},
-                        codes[p].data() + cut * group_codes, scales[p].data() + size_t{cut} * kPanelRows, groups - cut,
-                        c.data(), 20, rows, cut > 0);
-                    for (uint32_t r = 0; r < rows; ++r) {
-                        CHECK(std::memcmp(&c[r * 20], &expected[r * width + p * kPanelRows], 64) == 0);
                     }
                 }
             }
@@ -320,17 +286,28 @@ void testBf12(const Kernels &kernels) {
                 const size_t width = size_t{npanels} * kPanelRows;
                 std::vector<float> expected(rows * width, 1.0F);
                 std::vector<float> actual(rows * width, 2.0F);
-                kScalarKernels.gemv[kBf16](bf16, bf16_bytes, npanels, k, x.data(), k, rows, expected.data(), width);
+                kScalarKernels.gemv[kBf16](bf16, bf16_bytes, npanels, k, x.data(), k, rows, expected.data(), width,
+                                           false);
                 kernels.gemv[kBf12](panels, groups * kBf12GroupBytes, npanels, k, x.data(), k, rows, actual.data(),
-                                    width);
+                                    width, false);
+                CHECK(same(expected, actual));
+                inTwoCuts(k, [&](uint32_t from, uint32_t count) {
+                    kernels.gemv[kBf12](panels + panelOffset(kBf12, from), groups * kBf12GroupBytes, npanels, count,
+                                        x.data() + from, k, rows, actual.data(), width, from > 0);
+                });
                 CHECK(same(expected, actual));
             }
             for (uint32_t p = 0; p < npanels; ++p) {
-                std::vector<float> expected(size_t{k} * kPanelRows);
-                std::vector<float> actual(expected.size());
-                kScalarKernels.unpack[kBf16](bf16 + p * bf16_bytes / 2, 0, k, expected.data());
-                kernels.unpack[kBf12](panels + p * groups * kBf12GroupBytes, 0, k, actual.data());
-                CHECK(same(expected, actual));
+                std::vector<uint16_t> expanded(groups * kGroup * kPanelRows);
+                kernels.expand_bf12(panels + p * groups * kBf12GroupBytes, static_cast<uint32_t>(groups),
+                                    expanded.data());
+                for (uint32_t i = 0; i < k; ++i) {
+                    for (uint32_t j = 0; j < kPanelRows; ++j) {
+                        const size_t at = (size_t{i} / 2 * kPanelRows + j) * 2 + i % 2;
+                        CHECK(expanded[at] == bf16[p * bf16_bytes / 2 + at]);
+                        CHECK(bf12At(panels + p * groups * kBf12GroupBytes, j, i) == expanded[at]);
+                    }
+                }
             }
         }
     }
@@ -491,7 +468,7 @@ void testHalf() {
 void testTable(const Kernels &kernels) {
     std::printf("table %s\n", kernels.name);
     for (const WeightType type : {kF32, kF16, kBf16}) {
-        testGemvAndUnpack(kernels, type);
+        testGemv(kernels, type);
         testTile(kernels, type);
     }
     testQuantize(kernels, kQ8);

@@ -12,10 +12,6 @@
 namespace q3::cpu {
 namespace {
 
-uint32_t roundUp(uint32_t value, uint32_t unit) {
-    return (value + unit - 1) / unit * unit;
-}
-
 const CpuLinear &asLinear(const Linear &linear) {
     return static_cast<const CpuLinear &>(linear);
 }
@@ -65,11 +61,8 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
              config.group(), kMaxQueryRows);
     }
     const uint32_t widest = std::max({config.d, config.nh * config.dh, config.di});
-    packed_rows_ = Buffer(size_t{max_rows_} * roundUp(widest, kGroup) * sizeof(float));
     if (isQuantised(weightType(dt_weight_))) {
         const size_t groups = roundUp(widest, kGroup) / kGroup;
-        packed_scales_ = Buffer(max_rows_ * groups * sizeof(float));
-        packed_offsets_ = Buffer(max_rows_ * groups * sizeof(int32_t));
         quant_codes_ = Buffer(max_rows_ * groups * kGroup * sizeof(int16_t));
         quant_scales_ = Buffer(max_rows_ * groups * sizeof(float));
         quant_offsets_ = Buffer(max_rows_ * groups * sizeof(int32_t));
@@ -77,7 +70,7 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
                        groups * kGroup * sizeof(int16_t), groups};
     }
     for (uint32_t i = 0; i < pool_.size(); ++i) {
-        product_scratch_.emplace_back((kDepth + 2 * size_t{max_rows_}) * kPanelRows * sizeof(float));
+        product_scratch_.emplace_back(linearScratchFloats() * sizeof(float));
         attention_scratch_.emplace_back(AttentionScratch::floats(query_rows_, config.dh, kSplit) * sizeof(float));
     }
 }
@@ -190,7 +183,7 @@ void CpuOps::KvMemory::copy(void *dst, const void *src, size_t bytes) {
 void CpuOps::embed(Activation x, const Linear &table) {
     pool_.parallelFor(plan_->ntok, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t i = begin; i < end; ++i) {
-            readRow(table, plan_->tokens[i], kernels_, floats(x) + size_t{i} * x.width);
+            readRow(table, plan_->tokens[i], floats(x) + size_t{i} * x.width);
         }
     });
 }
@@ -278,8 +271,7 @@ void CpuOps::allReduceSum(Activation x) {
 }
 
 size_t CpuOps::scratchBytes() const {
-    size_t total = packed_rows_.bytes() + packed_scales_.bytes() + packed_offsets_.bytes() + quant_codes_.bytes() +
-                   quant_scales_.bytes() + quant_offsets_.bytes();
+    size_t total = quant_codes_.bytes() + quant_scales_.bytes() + quant_offsets_.bytes();
     for (const auto *group : {&activations_, &product_scratch_, &attention_scratch_}) {
         for (const Buffer &buffer : *group) {
             total += buffer.bytes();

@@ -70,8 +70,6 @@ private:
     // Query rows per attention work item: enough to reuse a K/V tile from L1, small enough to share out the work.
     static constexpr uint32_t kQueryRows = 96;
     static constexpr uint32_t kMaxQueryRows = 256;  // and so the widest GQA group
-    // Weights unpacked to float at a time: 256 x 16 floats are half of a 32 KiB L1.
-    static constexpr uint32_t kDepth = 256;
 
     // KV layout of a block: per layer, per KV head: K [dh][16 tokens], then V [value_width_ / 16][16 tokens][16].
     struct KvTile {
@@ -115,16 +113,12 @@ private:
     void attendSplit(const Query &item, uint32_t layer, uint32_t first_key, uint32_t nkeys,
                      const AttentionScratch &s) const;
 
-    // One row-block of a linear layer: calls done(panel, buffer) with the finished [rows][16] products.
+    // linear.cpp
+    size_t linearScratchFloats() const;
     template <typename Epilogue>
     void forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
                    const Epilogue &epilogue);
-    void packRows(const float *in, uint32_t rows, size_t ld, uint32_t k);
-    void multiplyPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, float *unpacked, float *product) const;
     void quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k, WeightType type);
-    void packQuantRows(uint32_t rows, uint32_t groups, WeightType type);
-    QuantTile packedTile(uint32_t row, uint32_t groups, uint32_t g0, WeightType type) const;
-    void multiplyQuantPanel(const CpuLinear &w, uint32_t panel, uint32_t rows, float *unpacked, float *product) const;
     void plainLinear(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
 
     class KvMemory final : public BlockMemory {
@@ -158,11 +152,9 @@ private:
     const StepPlan *plan_ = nullptr;
 
     std::vector<Buffer> activations_;
-    Buffer packed_rows_;                     // GEMM's left side, see linear.cpp: floats or codes
-    Buffer packed_scales_, packed_offsets_;  // of the codes
     Buffer quant_codes_, quant_scales_, quant_offsets_;
     QuantRows quant_rows_{};                 // over those three
-    std::vector<Buffer> product_scratch_;    // per thread: unpacked panel, then two products [max rows][16]
+    std::vector<Buffer> product_scratch_;    // per thread, see linearScratchFloats
     std::vector<Buffer> attention_scratch_;  // per thread, see attention.cpp
     std::vector<Query> queries_;
 };

@@ -79,45 +79,55 @@ struct QuantRows {
     int32_t *offsets;  // [rows][lds]: 8 * sum of the group's codes, what q4's nibbles count too much
     size_t ldc, lds;
 
-    QuantRows from(size_t row) const { return {codes + row * ldc, scales + row * lds, offsets + row * lds, ldc, lds}; }
+    // From a row and group on.
+    QuantRows from(size_t row, size_t group, WeightType type) const {
+        const size_t at = row * lds + group;
+        return {codes + row * ldc + group * kGroup * codeBytes(type), scales + at, offsets + at, ldc, lds};
+    }
 };
 
-// y[r * ldy + j] = sum over k of x[r * ldx + k] * w[j][k], r < rows <= tile_rows, j < 16 * npanels.
+constexpr uint32_t roundUp(uint32_t value, uint32_t unit) {
+    return (value + unit - 1) / unit * unit;
+}
+
+// Bytes of a panel in front of k: whole groups of packed formats, whole pairs of bf16.
+constexpr size_t panelOffset(WeightType type, size_t k) {
+    switch (type) {
+    case kF32:
+        return k * kPanelRows * sizeof(float);
+    case kBf12:
+        return k / kGroup * kBf12GroupBytes;
+    case kQ8:
+        return k / kGroup * kQ8GroupBytes;
+    case kQ4:
+        return k / kGroup * kQ4GroupBytes;
+    default:
+        return k * kPanelRows * sizeof(uint16_t);
+    }
+}
+
+// y[r * ldy + j] = (accumulate ? y[...] : 0) + sum over k of x[r * ldx + k] * w[j][k], r < rows <= tile_rows,
+// j < 16 * npanels.
 using GemvKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x,
-                            size_t ldx, uint32_t rows, float *y, size_t ldy);
+                            size_t ldx, uint32_t rows, float *y, size_t ldy, bool accumulate);
 // The same over `groups` groups of quantised weights.
 using GemvQuantKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups,
-                                 const QuantRows &x, uint32_t rows, float *y, size_t ldy);
+                                 const QuantRows &x, uint32_t rows, float *y, size_t ldy, bool accumulate);
 
-// out[i][16] = w[0..15][k0 + i] as float, i < count; k0 a multiple of kGroup.
-using UnpackKernel = void (*)(const void *panel, uint32_t k0, uint32_t count, float *out);
-// Groups [g0, g0 + count) as the tile kernel takes them: codes [count][steps][16][4 bytes] (q8: int16 pairs; q4: bytes
-// of nibbles, 0 to 15) and scales [count][16].
-using UnpackQuantKernel = void (*)(const void *panel, uint32_t g0, uint32_t count, char *codes, float *scales);
+// The first `groups` groups of a bf12 panel as a bf16 panel of that many k.
+using ExpandBf12Kernel = void (*)(const void *panel, uint32_t groups, uint16_t *out);
 
 // c[p][r * ldc + j] = (accumulate ? c[p][...] : 0) + sum over i < k of a[r * a_row + i * a_col] * b[p][i * ldb + j],
 // r < rows <= tile_rows, p < npanels, j < 16. b[p] is plain row-major of the table entry's type.
 using TileKernel = void (*)(const float *a, size_t a_row, size_t a_col, const void *const *b, size_t ldb, uint32_t k,
                             float *const *c, size_t ldc, uint32_t rows, uint32_t npanels, bool accumulate);
-// Activations rearranged for the tile: codes [groups][steps][tile_rows][4 bytes], the rest [groups][tile_rows].
-struct QuantTile {
-    char *codes;
-    float *scales;
-    int32_t *offsets;
-};
-// c as above over groups; b and b_scales as unpacked.
-using TileQuantKernel = void (*)(const QuantTile &a, const char *b, const float *b_scales, uint32_t groups, float *c,
-                                 size_t ldc, uint32_t rows, bool accumulate);
-
 struct Kernels {
     const char *name;
     uint32_t tile_rows;  // rows of a register tile
     GemvKernel gemv[kExactTypes];
-    UnpackKernel unpack[kExactTypes];
+    ExpandBf12Kernel expand_bf12;
     TileKernel tile[kFloatTypes];
     GemvQuantKernel gemv_quant[kQuantTypes];
-    UnpackQuantKernel unpack_quant[kQuantTypes];
-    TileQuantKernel tile_quant[kQuantTypes];
     // Row r of x [k] as codes, scales and offsets.
     void (*quantize[kQuantTypes])(const float *x, uint32_t k, const QuantRows &out, uint32_t r);
     // out = x / sqrt(mean(x^2) + epsilon) * weight; out may be x

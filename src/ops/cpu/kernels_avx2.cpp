@@ -26,6 +26,11 @@ struct Avx2 {
     static void storeFirst(float *p, F v, uint32_t n) { _mm256_maskstore_ps(p, firstLanes(n), v); }
 
     static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+    // Assembly, because the compiler likes to leave the sum in the factor's register, and then runs out of registers.
+    static F accumulate(F sum, F a, F b) {
+        asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+        return sum;
+    }
     static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
     static F add(F a, F b) { return _mm256_add_ps(a, b); }
     static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
@@ -49,6 +54,7 @@ struct Avx2 {
     static F fromBits(I v) { return _mm256_castsi256_ps(v); }
     static I bits(F v) { return _mm256_castps_si256(v); }
     static I loadBits(const char *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
+    static void storeBits(char *p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), v); }
     static I setInt(int32_t v) { return _mm256_set1_epi32(v); }
     static I setBits(uint32_t v) { return _mm256_set1_epi32(static_cast<int>(v)); }
     static I andBits(I a, I b) { return _mm256_and_si256(a, b); }
@@ -95,8 +101,6 @@ struct Avx2 {
     static H widen(const char *p) {
         return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
     }
-    static H loadPairs(const char *p) { return loadBits(p); }
-    static void storePairs(char *p, H v) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), v); }
     static H broadcastPair(const char *p) {
         int32_t pair;
         __builtin_memcpy(&pair, p, sizeof pair);
@@ -110,7 +114,6 @@ struct Avx2 {
     }
 
     static B loadQuads(const char *p) { return loadBits(p); }
-    static void storeQuads(char *p, B v) { storePairs(p, v); }
     static B lowNibbles(B v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
     static B highNibbles(B v) { return lowNibbles(_mm256_srli_epi16(v, 4)); }
     static B broadcastQuad(const char *p) { return broadcastPair(p); }

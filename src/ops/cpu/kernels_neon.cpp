@@ -35,6 +35,7 @@ struct Neon {
     }
 
     static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+    static F accumulate(F sum, F a, F b) { return fma(a, b, sum); }
     static F mul(F a, F b) { return vmulq_f32(a, b); }
     static F add(F a, F b) { return vaddq_f32(a, b); }
     static F sub(F a, F b) { return vsubq_f32(a, b); }
@@ -49,6 +50,7 @@ struct Neon {
     static F fromBits(I v) { return vreinterpretq_f32_s32(v); }
     static I bits(F v) { return vreinterpretq_s32_f32(v); }
     static I loadBits(const char *p) { return vreinterpretq_s32_u8(vld1q_u8(reinterpret_cast<const uint8_t *>(p))); }
+    static void storeBits(char *p, I v) { vst1q_s32(reinterpret_cast<int32_t *>(p), v); }
     static I setInt(int32_t v) { return vdupq_n_s32(v); }
     static I setBits(uint32_t v) { return vreinterpretq_s32_u32(vdupq_n_u32(v)); }
     static I andBits(I a, I b) { return vandq_s32(a, b); }
@@ -81,8 +83,6 @@ struct Neon {
     static void toF16(uint16_t *p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
 
     static H widen(const char *p) { return vmovl_s8(vld1_s8(reinterpret_cast<const int8_t *>(p))); }
-    static H loadPairs(const char *p) { return vreinterpretq_s16_u8(vld1q_u8(reinterpret_cast<const uint8_t *>(p))); }
-    static void storePairs(char *p, H v) { vst1q_s16(reinterpret_cast<int16_t *>(p), v); }
     static H broadcastPair(const char *p) {
         int32_t pair;
         __builtin_memcpy(&pair, p, sizeof pair);
@@ -94,7 +94,6 @@ struct Neon {
     }
 
     static B loadQuads(const char *p) { return vld1q_s8(reinterpret_cast<const int8_t *>(p)); }
-    static void storeQuads(char *p, B v) { vst1q_s8(reinterpret_cast<int8_t *>(p), v); }
     static B lowNibbles(B v) { return vandq_s8(v, vdupq_n_s8(15)); }
     static B highNibbles(B v) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(v), 4)); }
     static B broadcastQuad(const char *p) { return vreinterpretq_s8_s16(broadcastPair(p)); }

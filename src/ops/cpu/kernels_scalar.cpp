@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "ops/cpu/kernels.h"
-#include "ops/cpu/quant_panel.h"
+#include "ops/cpu/panel_element.h"
 #include "ops/half.h"
 
 namespace q3::cpu {
@@ -19,69 +19,19 @@ template <WeightType T> int activationAt(const char *bytes, size_t i) {
     }
 }
 
-template <WeightType T> float load(const void *data, size_t index) {
-    if constexpr (T == kF32) {
-        return static_cast<const float *>(data)[index];
-    } else {
-        const uint16_t half = static_cast<const uint16_t *>(data)[index];
-        return T == kF16 ? f16ToFloat(half) : bf16ToFloat(half);
-    }
-}
-
-// Index of (row, k) inside a panel.
-template <WeightType T> size_t panelIndex(uint32_t row, uint32_t k) {
-    return T == kBf16 ? (size_t{k} / 2 * kPanelRows + row) * 2 + k % 2 : size_t{k} * kPanelRows + row;
-}
-
-float bf12Load(const void *data, uint32_t row, uint32_t k) {
-    const char *group = static_cast<const char *>(data) + k / kGroup * kBf12GroupBytes;
-    const uint32_t i = k % kGroup;
-    Bf12Header header;
-    std::memcpy(&header, group, sizeof header);
-    if ((header.pairs >> (i / 2) & 1) != 0) {
-        const uint16_t *raw = header.raw;
-        for (uint32_t pair = 0; pair < i / 2; ++pair) {  // raw pairs before this one
-            raw += size_t{header.pairs >> pair & 1U} * 2 * kPanelRows;
-        }
-        return bf16ToFloat(raw[row * 2 + i % 2]);
-    }
-    const auto *sm = reinterpret_cast<const uint8_t *>(group + sizeof header + i / 2 * kBf12PairBytes);
-    const uint32_t place = kBf12Order[row];
-    const uint32_t value = sm[i % 2 * kPanelRows + place];
-    const uint32_t nibble = sm[2 * kPanelRows + place] >> (i % 2 * 4) & 15U;
-    return bf16ToFloat(static_cast<uint16_t>((value & 0x80U) << 8 | (value & 0x7fU) | (header.base - (nibble << 7))));
-}
-
-// Weight (row, k) of a panel.
-template <WeightType T> float panelLoad(const void *panel, uint32_t row, uint32_t k) {
-    if constexpr (T == kBf12) {
-        return bf12Load(panel, row, k);
-    } else {
-        return load<T>(panel, panelIndex<T>(row, k));
-    }
-}
-
 template <WeightType T>
 void gemv(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
-          uint32_t rows, float *y, size_t ldy) {
+          uint32_t rows, float *y, size_t ldy, bool accumulate) {
     for (uint32_t p = 0; p < npanels; ++p) {
         const void *panel = static_cast<const char *>(panels) + p * panel_bytes;
         for (uint32_t r = 0; r < rows; ++r) {
             for (uint32_t j = 0; j < kPanelRows; ++j) {
-                float sum = 0.0F;
+                float sum = accumulate ? y[r * ldy + p * kPanelRows + j] : 0.0F;
                 for (uint32_t i = 0; i < k; ++i) {
-                    sum = std::fma(panelLoad<T>(panel, j, i), x[r * ldx + i], sum);
+                    sum = std::fma(weightAt<T>(panel, j, i), x[r * ldx + i], sum);
                 }
                 y[r * ldy + p * kPanelRows + j] = sum;
             }
-        }
-    }
-}
-
-template <WeightType T> void unpack(const void *panel, uint32_t k0, uint32_t count, float *out) {
-    for (uint32_t i = 0; i < count; ++i) {
-        for (uint32_t j = 0; j < kPanelRows; ++j) {
-            out[i * kPanelRows + j] = panelLoad<T>(panel, j, k0 + i);
         }
     }
 }
@@ -94,7 +44,7 @@ void tile(const float *a, size_t a_row, size_t a_col, const void *const *b, size
             for (uint32_t j = 0; j < kPanelRows; ++j) {
                 float sum = accumulate ? c[p][r * ldc + j] : 0.0F;
                 for (uint32_t i = 0; i < k; ++i) {
-                    sum = std::fma(a[r * a_row + i * a_col], load<T>(b[p], i * ldb + j), sum);
+                    sum = std::fma(a[r * a_row + i * a_col], loadFloat<T>(b[p], i * ldb + j), sum);
                 }
                 c[p][r * ldc + j] = sum;
             }
@@ -106,12 +56,12 @@ constexpr uint32_t kTileRows = 6;
 
 template <WeightType T>
 void gemvQuant(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
-               uint32_t rows, float *y, size_t ldy) {
+               uint32_t rows, float *y, size_t ldy, bool accumulate) {
     for (uint32_t p = 0; p < npanels; ++p) {
         const char *panel = static_cast<const char *>(panels) + p * panel_bytes;
         for (uint32_t r = 0; r < rows; ++r) {
             for (uint32_t j = 0; j < kPanelRows; ++j) {
-                float sum = 0.0F;
+                float sum = accumulate ? y[r * ldy + p * kPanelRows + j] : 0.0F;
                 for (uint32_t g = 0; g < groups; ++g) {
                     int32_t dot = T == kQ4 ? -x.offsets[r * x.lds + g] : 0;
                     for (uint32_t k = g * kGroup; k < (g + 1) * kGroup; ++k) {
@@ -125,40 +75,10 @@ void gemvQuant(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_
     }
 }
 
-// Place of number i of a group's codes in [steps][rows][4 bytes], in codes.
-template <WeightType T> size_t stepPlace(uint32_t i, uint32_t row, uint32_t rows) {
-    constexpr uint32_t kTogether = kStepBytes / codeBytes(T);
-    return (size_t{i} / kTogether * rows + row) * kTogether + i % kTogether;
-}
-
-template <WeightType T> void unpackQuant(const void *panel, uint32_t g0, uint32_t count, char *codes, float *scales) {
-    for (uint32_t g = 0; g < count; ++g, codes += kGroup * kPanelRows * codeBytes(T)) {
+void expandBf12(const void *panel, uint32_t groups, uint16_t *out) {
+    for (uint32_t k = 0; k < groups * kGroup; ++k) {
         for (uint32_t j = 0; j < kPanelRows; ++j) {
-            for (uint32_t i = 0; i < kGroup; ++i) {
-                const int code = codeAt<T>(static_cast<const char *>(panel), j, (g0 + g) * kGroup + i);
-                std::memcpy(codes + stepPlace<T>(i, j, kPanelRows) * codeBytes(T), &code, codeBytes(T));
-            }
-            scales[g * kPanelRows + j] = scaleAt<T>(static_cast<const char *>(panel), j, g0 + g);
-        }
-    }
-}
-
-template <WeightType T>
-void tileQuant(const QuantTile &a, const char *b, const float *b_scales, uint32_t groups, float *c, size_t ldc,
-               uint32_t rows, bool accumulate) {
-    for (uint32_t r = 0; r < rows; ++r) {
-        for (uint32_t j = 0; j < kPanelRows; ++j) {
-            float sum = accumulate ? c[r * ldc + j] : 0.0F;
-            for (uint32_t g = 0; g < groups; ++g) {
-                int32_t dot = T == kQ4 ? -a.offsets[g * kTileRows + r] : 0;
-                for (uint32_t i = 0; i < kGroup; ++i) {
-                    dot += activationAt<T>(a.codes, size_t{g} * kGroup * kTileRows + stepPlace<T>(i, r, kTileRows)) *
-                           activationAt<T>(b, size_t{g} * kGroup * kPanelRows + stepPlace<T>(i, j, kPanelRows));
-                }
-                const float scale = b_scales[g * kPanelRows + j] * a.scales[g * kTileRows + r];
-                sum = std::fma(static_cast<float>(dot), scale, sum);
-            }
-            c[r * ldc + j] = sum;
+            out[(size_t{k} / 2 * kPanelRows + j) * 2 + k % 2] = bf12At(panel, j, k);
         }
     }
 }
@@ -237,7 +157,7 @@ void siluMul(float *out, const float *gate, const float *up, uint32_t n) {
 
 template <WeightType T> void loadFloats(float *out, const void *in, uint32_t n) {
     for (uint32_t i = 0; i < n; ++i) {
-        out[i] = load<T>(in, i);
+        out[i] = loadFloat<T>(in, i);
     }
 }
 
@@ -273,11 +193,9 @@ const Kernels kScalarKernels = {
     "scalar",
     kTileRows,
     {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemv<kBf12>},
-    {unpack<kF32>, unpack<kF16>, unpack<kBf16>, unpack<kBf12>},
+    expandBf12,
     {tile<kF32>, tile<kF16>, tile<kBf16>},
     {gemvQuant<kQ8>, gemvQuant<kQ4>},
-    {unpackQuant<kQ8>, unpackQuant<kQ4>},
-    {tileQuant<kQ8>, tileQuant<kQ4>},
     {quantize<kQ8>, quantize<kQ4>},
     rmsnorm,
     add,

@@ -5,9 +5,9 @@
 #include <cstring>
 #include <vector>
 
+#include "ops/cpu/panel_element.h"
 #include "ops/cpu/panel_reader.h"
 #include "ops/cpu/quant.h"
-#include "ops/cpu/quant_panel.h"
 #include "ops/half.h"
 #include "runtime/error.h"
 
@@ -63,7 +63,7 @@ void packFloatPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightTy
 }
 
 void packQuantPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightType type, uint32_t k, char *panel) {
-    const size_t group_bytes = type == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
+    const size_t group_bytes = panelOffset(type, kGroup);
     for (uint32_t k0 = 0; k0 < k; k0 += kGroup) {
         float tile[kGroup * kPanelRows] = {};
         reader.readFloats(rows, k0, std::min(kGroup, k - k0), tile);
@@ -104,19 +104,8 @@ void packBf12(PanelReader &reader, CpuLinear &linear, ThreadPool &pool) {
 }
 
 size_t panelBytes(WeightType type, uint32_t k) {
-    const size_t groups = (size_t{k} + kGroup - 1) / kGroup;
-    switch (type) {
-    case kQ8:
-        return groups * kQ8GroupBytes;
-    case kQ4:
-        return groups * kQ4GroupBytes;
-    case kBf12:
-        return groups * kBf12GroupBytes;
-    case kBf16:
-        return (size_t{k} + 1) / 2 * 2 * kPanelRows * 2;
-    default:
-        return size_t{k} * kPanelRows * (type == kF32 ? 4 : 2);
-    }
+    const uint32_t whole = type == kBf16 ? 2 : (type >= kBf12 ? kGroup : 1);
+    return panelOffset(type, roundUp(k, whole));
 }
 
 void packBias(const LinearSource &source, CpuLinear &linear) {
@@ -233,29 +222,29 @@ std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, Thr
     return table;
 }
 
-void readRow(const Linear &table, uint32_t row, const Kernels &kernels, float *out) {
+namespace {
+
+template <WeightType... Types>
+void readPanelRow(WeightType type, const char *panel, uint32_t row, uint32_t k, float *out) {
+    const auto read = [&](auto constant) {
+        for (uint32_t i = 0; i < k && constant == type; ++i) {
+            out[i] = weightAt<constant>(panel, row, i);
+        }
+    };
+    (read(std::integral_constant<WeightType, Types>()), ...);
+}
+
+}  // namespace
+
+void readRow(const Linear &table, uint32_t row, float *out) {
     if (const auto *tied = dynamic_cast<const CpuTiedTable *>(&table)) {
         size_t part = 0;
         while (row >= tied->heads[part]->out) {
             row -= tied->heads[part++]->out;
         }
         const CpuLinear &head = *tied->heads[part];
-        const char *panel = head.panel(row / kPanelRows);
-        const uint32_t j = row % kPanelRows;
-        for (uint32_t k = 0; k < head.in; k += kGroup) {
-            const uint32_t count = std::min(kGroup, head.in - k);
-            if (isQuantised(head.type)) {
-                for (uint32_t i = k; i < k + count; ++i) {
-                    out[i] = head.type == kQ8 ? weightAt<kQ8>(panel, j, i) : weightAt<kQ4>(panel, j, i);
-                }
-            } else {
-                float block[kGroup * kPanelRows];
-                kernels.unpack[head.type](panel, k, count, block);
-                for (uint32_t i = 0; i < count; ++i) {
-                    out[k + i] = block[i * kPanelRows + j];
-                }
-            }
-        }
+        readPanelRow<kF32, kF16, kBf16, kBf12, kQ8, kQ4>(head.type, head.panel(row / kPanelRows), row % kPanelRows,
+                                                         head.in, out);
         return;
     }
     const auto &plain = static_cast<const CpuTable &>(table);

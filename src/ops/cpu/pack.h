@@ -68,6 +68,6 @@ std::unique_ptr<CpuVector> packFloats(const VectorSource &source);
 std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool);
 
 // out[n] = row of a table as floats
-void readRow(const Linear &table, uint32_t row, const Kernels &kernels, float *out);
+void readRow(const Linear &table, uint32_t row, float *out);
 
 }  // namespace q3::cpu

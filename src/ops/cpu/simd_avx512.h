@@ -27,6 +27,7 @@ struct Avx512 {
     static void storeFirst(float *p, F v, uint32_t n) { _mm512_mask_storeu_ps(p, firstLanes(n), v); }
 
     static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+    static F accumulate(F sum, F a, F b) { return fma(a, b, sum); }
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     static F add(F a, F b) { return _mm512_add_ps(a, b); }
     static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
@@ -41,6 +42,7 @@ struct Avx512 {
     static F fromBits(I v) { return _mm512_castsi512_ps(v); }
     static I bits(F v) { return _mm512_castps_si512(v); }
     static I loadBits(const char *p) { return _mm512_loadu_si512(p); }
+    static void storeBits(char *p, I v) { _mm512_storeu_si512(p, v); }
     static I setInt(int32_t v) { return _mm512_set1_epi32(v); }
     static I setBits(uint32_t v) { return _mm512_set1_epi32(static_cast<int>(v)); }
     static I andBits(I a, I b) { return _mm512_and_si512(a, b); }
@@ -76,8 +78,6 @@ struct Avx512 {
     static H widen(const char *p) {
         return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
     }
-    static H loadPairs(const char *p) { return loadBits(p); }
-    static void storePairs(char *p, H v) { _mm512_storeu_si512(p, v); }
     static H broadcastPair(const char *p) {
         int32_t pair;
         __builtin_memcpy(&pair, p, sizeof pair);
@@ -86,7 +86,6 @@ struct Avx512 {
     static I dotPairs(I sum, H a, H b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
 
     static B loadQuads(const char *p) { return loadBits(p); }
-    static void storeQuads(char *p, B v) { storePairs(p, v); }
     static B lowNibbles(B v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
     static B highNibbles(B v) { return lowNibbles(_mm512_srli_epi16(v, 4)); }
     static B broadcastQuad(const char *p) { return broadcastPair(p); }

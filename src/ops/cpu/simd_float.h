@@ -46,13 +46,6 @@ template <typename S> inline Column<S> bf16Column(const char *pair, bool odd) {
     return column;
 }
 
-template <typename S> inline void storeColumn(float *out, const Column<S> &column) {
-    Q3_UNROLL
-    for (int h = 0; h < S::kParts; ++h) {
-        S::store(out + h * S::kLanes, column.part[h]);
-    }
-}
-
 // The products of R rows of x with P panels.
 template <typename S, int R, int P> struct Products {
     typename S::F sum[R][P][S::kParts];
@@ -78,7 +71,7 @@ template <typename S, int R, int P> struct Products {
             const typename S::F value = S::broadcast(x + r * ldx);
             Q3_UNROLL
             for (int h = 0; h < S::kParts; ++h) {
-                sum[r][p][h] = S::fma(w.part[h], value, sum[r][p][h]);
+                sum[r][p][h] = S::accumulate(sum[r][p][h], w.part[h], value);
             }
         }
     }
@@ -111,13 +104,23 @@ template <typename S, int R, int P> struct Products {
     }
 
     // Panels side by side.
+    void load(float *y, size_t ldy) {
+        float *c[P];
+        sideBySide(y, c);
+        load(c, ldy);
+    }
     void store(float *y, size_t ldy) const {
         float *c[P];
+        sideBySide(y, c);
+        store(c, ldy);
+    }
+
+private:
+    static void sideBySide(float *y, float *(&c)[P]) {
         Q3_UNROLL
         for (int p = 0; p < P; ++p) {
             c[p] = y + p * kPanelRows;
         }
-        store(c, ldy);
     }
 };
 
@@ -129,13 +132,11 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
                 const char *pair = panels + p * panel_bytes + i * kPanelRows * 2;
-                products.add(p, bf16Column<S>(pair, false), x + i, ldx);
-                if (odd) {
-                    products.add(p, bf16Column<S>(pair, true), x + i + 1, ldx);
-                }
+                products.add(p, bf16Column<S>(pair, odd), x + i + (odd ? 1 : 0), ldx);
             }
         };
         for (size_t i = 0; i + 1 < k; i += 2) {
+            add(i, false);
             add(i, true);
         }
         if (k % 2 != 0) {  // ends with half a pair
@@ -147,22 +148,6 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
             for (int p = 0; p < P; ++p) {
                 products.add(p, loadColumn<S, T>(panels + p * panel_bytes, i * kPanelRows), x + i, ldx);
             }
-        }
-    }
-}
-
-template <typename S, WeightType T> void unpack(const void *panel, uint32_t k0, uint32_t count, float *out) {
-    if constexpr (T == kBf16) {
-        const char *pair = static_cast<const char *>(panel) + size_t{k0} * kPanelRows * 2;
-        for (uint32_t i = 0; i < count; i += 2, pair += size_t{kPanelRows} * 4) {
-            storeColumn<S>(out + size_t{i} * kPanelRows, bf16Column<S>(pair, false));
-            if (i + 1 < count) {
-                storeColumn<S>(out + size_t{i + 1} * kPanelRows, bf16Column<S>(pair, true));
-            }
-        }
-    } else {
-        for (uint32_t i = 0; i < count; ++i) {
-            storeColumn<S>(out + size_t{i} * kPanelRows, loadColumn<S, T>(panel, size_t{k0 + i} * kPanelRows));
         }
     }
 }
@@ -252,16 +237,18 @@ inline Bf12Header bf12Header(const char *group) {
     return *reinterpret_cast<const Bf12Header *>(group);
 }
 
-template <typename S> void unpackBf12(const void *panel, uint32_t k0, uint32_t count, float *out) {
-    for (uint32_t first = 0; first < count; first += kGroup) {  // k0 is a multiple of kGroup
-        const char *group = static_cast<const char *>(panel) + (k0 + first) / kGroup * kBf12GroupBytes;
+template <typename S> void expandBf12(const void *panel, uint32_t groups, uint16_t *out) {
+    for (uint32_t g = 0; g < groups; ++g) {
+        const char *group = static_cast<const char *>(panel) + g * kBf12GroupBytes;
         const Bf12Header header = bf12Header(group);
         const uint16_t *raw = header.raw;
-        for (uint32_t i = first; i < count && i < first + kGroup; i += 2) {
+        for (uint32_t pair = 0; pair < kGroup / 2; ++pair, out += 2 * kPanelRows) {
             Column<S> w[2];
-            decodePairBf12<S>(group, (i - first) / 2, S::baseBf12(header.base), header.pairs, raw, w);
-            for (uint32_t odd = 0; odd < 2 && i + odd < count; ++odd) {
-                storeColumn<S>(out + size_t{i + odd} * kPanelRows, w[odd]);
+            decodePairBf12<S>(group, pair, S::baseBf12(header.base), header.pairs, raw, w);
+            Q3_UNROLL
+            for (int h = 0; h < S::kParts; ++h) {
+                const typename S::I low = S::template shiftRight<16>(S::bits(w[0].part[h]));
+                S::storeBits(reinterpret_cast<char *>(out + h * S::kLanes * 2), S::addInt(low, S::bits(w[1].part[h])));
             }
         }
     }
@@ -293,11 +280,14 @@ inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t 
 }
 
 template <typename S, WeightType T, int R, int P>
-void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx, float *y, size_t ldy) {
+void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx, float *y, size_t ldy,
+              bool accumulate) {
     Products<S, R, P> products;
+    if (accumulate) {
+        products.load(y, ldy);
+    }
     if constexpr (T != kBf12) {
         multiplyFloats<S, T, R, P>(panels, panel_bytes, k, x, ldx, products);
-        products.store(y, ldy);
     } else {
         const uint32_t whole = k / kGroup;
         for (uint32_t g = 0; g < whole; ++g) {
@@ -308,18 +298,16 @@ void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x
             }
             multiplyGroupBf12<S, R, P>(groups, x + size_t{g} * kGroup, ldx, products);
         }
-        products.store(y, ldy);
         if (whole * kGroup < k) {  // the padded last group: no x beyond k may be read
-            const uint32_t count = k - whole * kGroup;
-            float weights[kGroup * kPanelRows];
+            uint16_t weights[P][kGroup * kPanelRows];
             for (int p = 0; p < P; ++p) {
-                unpackBf12<S>(panels + p * panel_bytes, whole * kGroup, count, weights);
-                const void *from = weights;
-                float *to = y + p * kPanelRows;
-                tile<S, kF32>(x + size_t{whole} * kGroup, ldx, 1, &from, kPanelRows, count, &to, ldy, R, 1, true);
+                expandBf12<S>(panels + p * panel_bytes + whole * kBf12GroupBytes, 1, weights[p]);
             }
+            multiplyFloats<S, kBf16, R, P>(reinterpret_cast<const char *>(weights), sizeof weights[0],
+                                           k - whole * kGroup, x + size_t{whole} * kGroup, ldx, products);
         }
     }
+    products.store(y, ldy);
 }
 
 template <typename S, WeightType T> struct GemvCall {
@@ -330,23 +318,27 @@ template <typename S, WeightType T> struct GemvCall {
     size_t ldx;
     float *y;
     size_t ldy;
+    bool accumulate;
     template <int R> void call() const {
         constexpr int P = panelsAtOnce<S, R>(0);
         uint32_t p = 0;
         for (; p + P <= npanels; p += P) {
-            gemvTile<S, T, R, P>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
+            tiles<R, P>(p);
         }
         for (; p < npanels; ++p) {
-            gemvTile<S, T, R, 1>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy);
+            tiles<R, 1>(p);
         }
+    }
+    template <int R, int P> void tiles(uint32_t p) const {
+        gemvTile<S, T, R, P>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy, accumulate);
     }
 };
 
 template <typename S, WeightType T>
 void gemv(const void *data, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx, uint32_t rows,
-          float *y, size_t ldy) {
-    withRows<S::kTileRows>(rows,
-                           GemvCall<S, T>{static_cast<const char *>(data), panel_bytes, npanels, k, x, ldx, y, ldy});
+          float *y, size_t ldy, bool accumulate) {
+    withRows<S::kTileRows>(
+        rows, GemvCall<S, T>{static_cast<const char *>(data), panel_bytes, npanels, k, x, ldx, y, ldy, accumulate});
 }
 
 }  // namespace

@@ -8,18 +8,13 @@
 namespace q3::cpu {
 namespace {
 
-constexpr size_t quantGroupBytes(WeightType type) {
-    return type == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
-}
-
-// The products of one format: a step of weights (16 rows x 4 bytes once unpacked) and 4 bytes of activation codes.
+// The products of one format: a step of weights (16 rows x 4 bytes as it is multiplied) and 4 bytes of activation
+// codes.
 template <typename S, WeightType T> struct Steps;
 
 template <typename S> struct Steps<S, kQ8> {
     using Weights = typename S::H;
     using Sums = typename S::I;
-    static Weights load(const char *p) { return S::loadPairs(p); }
-    static void store(char *p, Weights w) { S::storePairs(p, w); }
     static Weights broadcast(const char *codes) { return S::broadcastPair(codes); }
     static Sums start() { return S::setInt(0); }
     static Sums dot(Sums sums, Weights w, Weights x) { return S::dotPairs(sums, w, x); }
@@ -29,8 +24,6 @@ template <typename S> struct Steps<S, kQ8> {
 template <typename S> struct Steps<S, kQ4> {
     using Weights = typename S::B;
     using Sums = typename S::Q;
-    static Weights load(const char *p) { return S::loadQuads(p); }
-    static void store(char *p, Weights w) { S::storeQuads(p, w); }
     static Weights broadcast(const char *codes) { return S::broadcastQuad(codes); }
     static Sums start() { return S::noQuads(); }
     static Sums dot(Sums sums, Weights w, Weights x) { return S::dotQuads(sums, w, x); }
@@ -127,14 +120,18 @@ template <typename S, WeightType T> struct GemvQuantCall {
     const QuantRows &x;
     float *y;
     size_t ldy;
+    bool accumulate;
 
     template <int R, int P> void tile(uint32_t first) const {
         Products<S, R, P> products;
+        if (accumulate) {
+            products.load(y + first * kPanelRows, ldy);
+        }
         for (uint32_t g = 0; g < groups; ++g) {
-            const QuantRows at = {x.codes + g * kGroup * codeBytes(T), x.scales + g, x.offsets + g, x.ldc, x.lds};
+            const QuantRows at = x.from(0, g, T);
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                const char *group = panels + (first + p) * panel_bytes + g * quantGroupBytes(T);
+                const char *group = panels + (first + p) * panel_bytes + panelOffset(T, size_t{g} * kGroup);
                 multiplyGroup<S, T, R, P>(group, at, p, products);
             }
         }
@@ -154,83 +151,9 @@ template <typename S, WeightType T> struct GemvQuantCall {
 
 template <typename S, WeightType T>
 void gemvQuant(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
-               uint32_t rows, float *y, size_t ldy) {
-    withRows<S::kTileRows>(
-        rows, GemvQuantCall<S, T>{static_cast<const char *>(panels), panel_bytes, npanels, groups, x, y, ldy});
-}
-
-template <typename S, WeightType T>
-void unpackQuant(const void *panel, uint32_t g0, uint32_t count, char *codes, float *scales) {
-    for (uint32_t g = 0; g < count; ++g, codes += kGroup * kPanelRows * codeBytes(T)) {
-        const char *group = static_cast<const char *>(panel) + (g0 + g) * quantGroupBytes(T);
-        forSteps<S, T>(group, [&](uint32_t step, const StepWeights<S, T> &w) {
-            Q3_UNROLL
-            for (int h = 0; h < S::kParts; ++h) {
-                Steps<S, T>::store(codes + (step * kPanelRows + h * S::kLanes) * kStepBytes, w.part[h]);
-            }
-        });
-        Q3_UNROLL
-        for (int h = 0; h < S::kParts; ++h) {
-            S::store(scales + g * kPanelRows + h * S::kLanes,
-                     S::loadBf16(reinterpret_cast<const uint16_t *>(group) + h * S::kLanes));
-        }
-    }
-}
-
-// c[R][16] += one group. A function of its own, or the compiler keeps the sums in memory for the sake of what follows.
-template <typename S, WeightType T, int R>
-__attribute__((noinline)) void addGroup(const QuantTile &a, const char *w, const float *w_scales, float *c,
-                                        size_t ldc) {
-    GroupDots<S, T, R> dots;
-    const char *x = a.codes;
-    for (uint32_t i = 0; i < stepsPerGroup(T); ++i, x += kStepBytes * S::kTileRows, w += kStepBytes * kPanelRows) {
-        StepWeights<S, T> step;
-        Q3_UNROLL
-        for (int h = 0; h < S::kParts; ++h) {
-            step.part[h] = Steps<S, T>::load(w + h * S::kLanes * kStepBytes);
-        }
-        dots.add(step, x, kStepBytes);
-    }
-    Q3_UNROLL
-    for (int r = 0; r < R; ++r) {
-        const typename S::F x_scale = S::broadcast(a.scales + r);
-        Q3_UNROLL
-        for (int h = 0; h < S::kParts; ++h) {
-            float *sum = c + r * ldc + h * S::kLanes;
-            const typename S::F scale = S::mul(S::load(w_scales + h * S::kLanes), x_scale);
-            S::store(sum, S::fma(dots.total(r, h, a.offsets + r), scale, S::load(sum)));
-        }
-    }
-}
-
-template <typename S, WeightType T> struct TileQuantCall {
-    const QuantTile &a;
-    const char *b;
-    const float *b_scales;
-    uint32_t groups;
-    float *c;
-    size_t ldc;
-    bool accumulate;
-
-    template <int R> void call() const {
-        constexpr int kRows = S::kTileRows;
-        for (int r = 0; r < R && !accumulate; ++r) {
-            for (int h = 0; h < S::kParts; ++h) {
-                S::store(c + r * ldc + h * S::kLanes, S::zero());
-            }
-        }
-        for (size_t g = 0; g < groups; ++g) {
-            const QuantTile group = {a.codes + g * kGroup * kRows * codeBytes(T), a.scales + g * kRows,
-                                     a.offsets + g * kRows};
-            addGroup<S, T, R>(group, b + g * kGroup * kPanelRows * codeBytes(T), b_scales + g * kPanelRows, c, ldc);
-        }
-    }
-};
-
-template <typename S, WeightType T>
-void tileQuant(const QuantTile &a, const char *b, const float *b_scales, uint32_t groups, float *c, size_t ldc,
-               uint32_t rows, bool accumulate) {
-    withRows<S::kTileRows>(rows, TileQuantCall<S, T>{a, b, b_scales, groups, c, ldc, accumulate});
+               uint32_t rows, float *y, size_t ldy, bool accumulate) {
+    withRows<S::kTileRows>(rows, GemvQuantCall<S, T>{static_cast<const char *>(panels), panel_bytes, npanels, groups, x,
+                                                     y, ldy, accumulate});
 }
 
 template <typename S, WeightType T> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {

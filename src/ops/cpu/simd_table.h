@@ -3,10 +3,11 @@
 //   Q                         sums of the products of quads, kLanes of them in any form
 //   kLanes, kParts            lanes of a vector; vectors of a panel's 16 rows
 //   kTileRows, kRegisters     rows of a register tile; vector registers
-//   load, store, loadFirst, storeFirst, broadcast, set, zero, fma(a, b, c) = a * b + c, ...   on F
+//   load, store, loadFirst, storeFirst, broadcast, set, zero, fma(a, b, c) = a * b + c,
+//   accumulate(sum, a, b) = fma(a, b, sum), ...                                               on F
 //   loadBits, setBits, setInt, shiftLeft<n>, addInt, toFloat, toInt (to nearest), narrow, narrowBytes, ... on I
-//   widen (int8 -> H), loadPairs, storePairs, broadcastPair, dotPairs(sum, w, x)               on H, sums in I
-//   loadQuads, storeQuads, lowNibbles, highNibbles, broadcastQuad, noQuads -> 0,
+//   widen (int8 -> H), broadcastPair, dotPairs(sum, w, x)               on H, sums in I
+//   loadQuads, lowNibbles, highNibbles, broadcastQuad, noQuads -> 0,
 //   dotQuads(sum, w, x) (w 0 to 15, x signed), totalQuads -> I                                 on B, sums in Q
 // Files compiled with an instruction set's flags include only intrinsics, C headers and these simd_*.h, in which
 // everything is in an unnamed namespace: an inline function compiled with them must never replace its portable copy.
@@ -25,11 +26,9 @@ template <typename S> constexpr Kernels simdTable(const char *name) {
         name,
         S::kTileRows,
         {gemv<S, kF32>, gemv<S, kF16>, gemv<S, kBf16>, gemv<S, kBf12>},
-        {unpack<S, kF32>, unpack<S, kF16>, unpack<S, kBf16>, unpackBf12<S>},
+        expandBf12<S>,
         {tile<S, kF32>, tile<S, kF16>, tile<S, kBf16>},
         {gemvQuant<S, kQ8>, gemvQuant<S, kQ4>},
-        {unpackQuant<S, kQ8>, unpackQuant<S, kQ4>},
-        {tileQuant<S, kQ8>, tileQuant<S, kQ4>},
         {quantize<S, kQ8>, quantize<S, kQ4>},
         rmsnorm<S>,
         add<S>,
