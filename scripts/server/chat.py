@@ -17,11 +17,12 @@ from starlette.responses import Response
 
 from server.errors import ApiError, from_exception, json_response
 from server.jobs import Constraint, Update
-from server.output import OutputParser, Part
+from server.output import OutputParser
 from server.schemas import ChatBody
 from server.service import EventStream, Service, read_body
 from server.structured import Grammars, choose_grammar
 from server.thinking import limit_thinking
+from server.tool_calls import Part
 from server.usage import chat_logprobs, timings, usage
 
 
@@ -149,10 +150,16 @@ class Choice:
 
     def _delta(self, part: Part) -> dict[str, Any]:
         if part.call is not None:
-            function = {"name": part.call.name, "arguments": part.call.arguments}
+            function = {"name": part.call.name, "arguments": ""}
             call = {"id": part.call.id, "type": "function", "function": function}
             self.calls.append(call)
-            return {"tool_calls": [{"index": len(self.calls) - 1, **call}]}
+            return {
+                "tool_calls": [{"index": len(self.calls) - 1, **call, "function": {**function}}]
+            }
+        if part.kind == "arguments":
+            self.calls[-1]["function"]["arguments"] += part.text
+            more = {"index": len(self.calls) - 1, "function": {"arguments": part.text}}
+            return {"tool_calls": [more]}
         if part.kind == "reasoning":
             self.reasoning += part.text
             # Clients disagree about the name.

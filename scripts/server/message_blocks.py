@@ -17,6 +17,16 @@ Event = dict[str, Any]
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
+def _input(call: dict[str, Any]) -> dict[str, Any]:
+    """Return a call's arguments as an object; others in one, which is what Anthropic recommends."""
+    text = call["function"]["arguments"]
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    return value if isinstance(value, dict) else {"INVALID_JSON": text}
+
+
 class MessageBuilder:
     """Turns the deltas of a chat completion into a message.
 
@@ -71,8 +81,7 @@ class MessageBuilder:
         choice = self._run.choices[0]
         for delta in choice.push(update):
             if "tool_calls" in delta:
-                for call in delta["tool_calls"]:
-                    self._call(events, call)
+                self._call(events, delta["tool_calls"][0])
             elif "reasoning_content" in delta:
                 self._text(events, "thinking", delta["reasoning_content"])
             else:
@@ -110,11 +119,13 @@ class MessageBuilder:
         events.append({"type": "content_block_delta", "index": self._index, "delta": delta})
 
     def _call(self, events: list[Event], call: dict[str, Any]) -> None:
-        arguments = call["function"]["arguments"]
-        block = {"type": "tool_use", "id": call["id"], "name": call["function"]["name"]}
-        self._add(events, {**block, "input": json.loads(arguments)}, {**block, "input": {}})
-        self._delta(events, "input_json", partial_json=arguments)
-        self._close(events)
+        """Begin a call, or go on with it; its input is there when it is complete."""
+        function = call["function"]
+        if "name" in function:
+            block = {"type": "tool_use", "id": call["id"], "name": function["name"], "input": {}}
+            self._add(events, block, {**block})
+        if function["arguments"]:
+            self._delta(events, "input_json", partial_json=function["arguments"])
 
     def _text(self, events: list[Event], kind: str, text: str) -> None:
         content = self.message["content"]
@@ -130,7 +141,11 @@ class MessageBuilder:
         if not self._open:
             return
         self._open = False
-        if self.message["content"][-1]["type"] == "thinking":
+        block = self.message["content"][-1]
+        if block["type"] == "tool_use":
+            calls = sum(item["type"] == "tool_use" for item in self.message["content"])
+            block["input"] = _input(self._run.choices[0].calls[calls - 1])
+        if block["type"] == "thinking":
             # Nobody signs here, but clients wait for it.
             self._delta(events, "signature", signature="")
         events.append({"type": "content_block_stop", "index": self._index})

@@ -3,79 +3,14 @@
 Qwen3 writes ``<think>...</think>`` before the answer and calls tools as JSON between
 ``<tool_call>`` and ``</tool_call>``. Nothing that may be the beginning of a tag is shown before
 that is clear, and text that only looks like a tool call is handed out as what it is.
+Calls come in pieces, as they are written.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import secrets
-from dataclasses import dataclass, field
-from typing import Any
+from server.tool_calls import CALL, CallReader, Part
 
 _THINK, _THINK_END = "<think>", "</think>"
-_CALL, _CALL_END = "<tool_call>", "</tool_call>"
-
-
-@dataclass(slots=True)
-class ToolCall:
-    """A call of a function.
-
-    Attributes:
-        name: Of the function.
-        arguments: A JSON object, as text.
-        id: Made up here, for the answer to refer to.
-    """
-
-    name: str
-    arguments: str
-    id: str = field(default_factory=lambda: f"call_{secrets.token_hex(12)}")
-
-
-@dataclass(slots=True)
-class Part:
-    """A piece of output: text of a kind, ``"reasoning"`` or ``"content"``, or a call."""
-
-    kind: str
-    text: str = ""
-    call: ToolCall | None = None
-
-
-def parse_calls(body: str) -> list[ToolCall] | None:
-    """Return the calls in the text between the tags, or ``None`` if it is something else."""
-    body = re.sub(r"^```(?:json)?\s*|\s*```$", "", body.strip())
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    calls = []
-    for item in value if isinstance(value, list) else [value]:
-        call = _parse_call(item)
-        if call is None:
-            return None
-        calls.append(call)
-    return calls or None
-
-
-def _parse_call(value: Any) -> ToolCall | None:
-    if not isinstance(value, dict):
-        return None
-    if isinstance(value.get("function"), dict):
-        value = value["function"]
-    name = value.get("name")
-    arguments = value.get("arguments", value.get("parameters", {}))
-    if not isinstance(name, str) or not name:
-        return None
-    if isinstance(arguments, str):
-        # Some models quote the object once more.
-        try:
-            arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
-            return None
-    arguments = {} if arguments is None else arguments
-    if not isinstance(arguments, dict):
-        return None
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
 
 
 def _overlap(text: str, tag: str) -> int:
@@ -110,8 +45,8 @@ class OutputParser:
         self._text = ""
         # Whitespace at the beginning of the next part is not part of it.
         self._trim = thinking
-        self._scan = 0
-        self._quoted = self._escaped = False
+        self._dropping = False
+        self._reader = CallReader()
 
     def push(self, text: str) -> list[Part]:
         """Add text and return what is clear now."""
@@ -125,16 +60,9 @@ class OutputParser:
         """Return the rest; the text is over."""
         parts: list[Part] = []
         while self.state == "call":
-            end = self._text.find(_CALL_END)
-            if end >= 0:
-                # A quotation mark too many hid the tag from the scanner.
-                self._end_call(parts, end, self._text[:end])
-                while self._step(parts):
-                    pass
-                continue
-            if not self._add_calls(parts, self._text):
-                self._emit(parts, "content", _CALL + self._text)
-            self.state, self._text = "content", ""
+            self._take(parts, self._reader.finish())
+            while self.state != "call" and self._step(parts):
+                pass
         if self.state == "reasoning":
             self._emit(parts, "reasoning", self._text.rstrip())
         else:
@@ -160,14 +88,14 @@ class OutputParser:
             self._emit(parts, "content", self._text)
             self._text = ""
             return False
-        tag = _THINK_END if reasoning else _CALL
+        tag = _THINK_END if reasoning else CALL
         at = self._text.find(tag)
         if at >= 0:
             self._emit(parts, self.state, self._text[:at].rstrip())
             self._text = self._text[at + len(tag) :]
             self.state = "content" if reasoning else "call"
             self._trim = reasoning or self._trim
-            self._scan, self._quoted, self._escaped = 0, False, False
+            self._reader = CallReader()
             return True
         # Whitespace before a tag is not part of the text either.
         keep = _overlap(self._text, tag)
@@ -188,37 +116,21 @@ class OutputParser:
         return True
 
     def _call(self, parts: list[Part]) -> bool:
-        """Look for the end of a call, outside of JSON strings."""
-        text = self._text
-        while self._scan < len(text):
-            char = text[self._scan]
-            if self._escaped:
-                self._escaped = False
-            elif self._quoted and char == "\\":
-                self._escaped = True
-            elif char == '"':
-                self._quoted = not self._quoted
-            elif char == "<" and not self._quoted:
-                if text.startswith(_CALL_END, self._scan):
-                    self._end_call(parts, self._scan, text[: self._scan])
-                    return True
-                if _CALL_END.startswith(text[self._scan :]):
-                    return False
-            self._scan += 1
-        return False
+        text, self._text = self._text, ""
+        self._take(parts, self._reader.push(text))
+        return self.state != "call"
 
-    def _end_call(self, parts: list[Part], end: int, body: str) -> None:
-        self._text = self._text[end + len(_CALL_END) :]
-        self.state = "content"
-        if self._add_calls(parts, body):
+    def _take(self, parts: list[Part], found: list[Part]) -> None:
+        """Hand out what the reader found, and go on behind the call if it has ended."""
+        for part in found:
+            if part.kind == "content":
+                self._emit(parts, "content", part.text)
+                continue
+            if part.kind == "call":
+                self._dropping = self._max_calls is not None and self.calls >= self._max_calls
+                self.calls += not self._dropping
+            if not self._dropping:
+                parts.append(part)
             self._trim = True
-        else:
-            self._emit(parts, "content", _CALL + body + _CALL_END)
-
-    def _add_calls(self, parts: list[Part], body: str) -> bool:
-        calls = parse_calls(body)
-        for call in calls or ():
-            if self._max_calls is None or self.calls < self._max_calls:
-                self.calls += 1
-                parts.append(Part("call", call=call))
-        return calls is not None
+        if self._reader.rest is not None:
+            self._text, self.state = self._reader.rest, "content"

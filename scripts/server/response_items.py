@@ -44,7 +44,7 @@ class ResponseBuilder:
         }
         self._run = run
         self._numbers = itertools.count()
-        # The item that is being written, if it is text or thinking.
+        # The item that is being written.
         self._open: dict[str, Any] | None = None
 
     def _event(self, kind: str, **fields: Any) -> Event:
@@ -77,9 +77,7 @@ class ResponseBuilder:
         choice = self._run.choices[0]
         for delta in choice.push(update):
             if "tool_calls" in delta:
-                self._close(events)
-                for call in delta["tool_calls"]:
-                    self._call(events, call)
+                self._call(events, delta["tool_calls"][0])
             elif "reasoning_content" in delta:
                 self._text(events, "reasoning", delta["reasoning_content"])
             else:
@@ -108,33 +106,31 @@ class ResponseBuilder:
             "total_tokens": counts["total_tokens"],
         }
 
-    def _add(self, events: list[Event], item: dict[str, Any]) -> dict[str, Any]:
+    def _add(self, events: list[Event], item: dict[str, Any]) -> None:
         """Begin an item; events get copies, because it changes."""
         output = self.response["output"]
         output.append(item)
-        where = {"output_index": len(output) - 1}
-        events.append(self._event("output_item.added", **where, item={**item}))
-        return {"item_id": item["id"], **where}
+        events.append(self._event("output_item.added", output_index=len(output) - 1, item={**item}))
 
     def _call(self, events: list[Event], call: dict[str, Any]) -> None:
+        """Begin a call, or go on with it."""
         function = call["function"]
-        item = {
-            "id": f"fc_{secrets.token_hex(12)}",
-            "type": "function_call",
-            "call_id": call["id"],
-            "name": function["name"],
-            "arguments": "",
-            "status": "in_progress",
-        }
-        where = self._add(events, item)
-        arguments = function["arguments"]
-        name = "function_call_arguments"
-        events.append(self._event(f"{name}.delta", **where, delta=arguments))
-        events.append(
-            self._event(f"{name}.done", **where, name=function["name"], arguments=arguments)
-        )
-        item["arguments"], item["status"] = arguments, "completed"
-        self._done(events, item)
+        if "name" in function:
+            self._close(events)
+            self._open = {
+                "id": f"fc_{secrets.token_hex(12)}",
+                "type": "function_call",
+                "call_id": call["id"],
+                "name": function["name"],
+                "arguments": "",
+                "status": "in_progress",
+            }
+            self._add(events, self._open)
+        assert self._open is not None
+        if function["arguments"]:
+            self._open["arguments"] += function["arguments"]
+            name = "function_call_arguments.delta"
+            events.append(self._event(name, **self._where(), delta=function["arguments"]))
 
     def _done(self, events: list[Event], item: dict[str, Any]) -> None:
         index = len(self.response["output"]) - 1
@@ -154,7 +150,8 @@ class ResponseBuilder:
     def _where(self) -> dict[str, Any]:
         assert self._open is not None
         index = len(self.response["output"]) - 1
-        return {"item_id": self._open["id"], "output_index": index, "content_index": 0}
+        where = {"item_id": self._open["id"], "output_index": index}
+        return where if self._open["type"] == "function_call" else {**where, "content_index": 0}
 
     def _begin(self, events: list[Event], kind: str) -> None:
         token = secrets.token_hex(12)
@@ -177,11 +174,15 @@ class ResponseBuilder:
         item = self._open
         if item is None:
             return
-        part = item["content"][0]
-        extra: Event = {"logprobs": []} if item["type"] == "message" else {}
         where = self._where()
-        events.append(self._event(f"{part['type']}.done", **where, text=part["text"], **extra))
-        events.append(self._event("content_part.done", **where, part={**part}))
+        if item["type"] == "function_call":
+            whole = {"name": item["name"], "arguments": item["arguments"]}
+            events.append(self._event("function_call_arguments.done", **where, **whole))
+        else:
+            part = item["content"][0]
+            extra: Event = {"logprobs": []} if item["type"] == "message" else {}
+            events.append(self._event(f"{part['type']}.done", **where, text=part["text"], **extra))
+            events.append(self._event("content_part.done", **where, part={**part}))
         item["status"] = status
         self._done(events, item)
         self._open = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -94,6 +95,17 @@ def test_tools(claude: anthropic.Anthropic) -> None:
     ) as stream:
         streamed = stream.get_final_message().content[-1]
     assert streamed.type == "tool_use" and streamed.input == use.input
+    events = list(
+        claude.messages.create(
+            model=MODEL, max_tokens=100, extra_body=GREEDY, stream=True, **options
+        )
+    )
+    starts = [event for event in events if event.type == "content_block_start"]
+    begin = starts[-1].content_block
+    assert begin.type == "tool_use" and begin.name == "get_weather" and begin.input == {}
+    deltas = [event.delta for event in events if event.type == "content_block_delta"]
+    pieces = [delta.partial_json for delta in deltas if delta.type == "input_json_delta"]
+    assert len(pieces) > 3 and json.loads("".join(pieces)) == use.input
     content = [{"type": "text", "text": '{"degrees": 7, "sky": "sunny"}'}]
     result = {"type": "tool_result", "tool_use_id": use.id, "content": content}
     options["messages"] = [
@@ -103,6 +115,17 @@ def test_tools(claude: anthropic.Anthropic) -> None:
     ]
     answer = create(claude, **options)
     assert answer.stop_reason == "end_turn" and answer.content[-1].type == "text"
+
+
+def test_input_that_is_cut_off(claude: anthropic.Anthropic) -> None:
+    """Is no object; it comes inside one, as Anthropic recommends to send it back."""
+    options: Any = {"tools": [TOOL], "messages": WEATHER}
+    count = create(claude, **options).usage.output_tokens
+    message = create(claude, max_tokens=count - 4, **options)
+    use = message.content[-1]
+    assert message.stop_reason == "max_tokens" and use.type == "tool_use"
+    text = use.input["INVALID_JSON"]
+    assert isinstance(text, str) and text.startswith('{"city"')
 
 
 def test_tool_choice(claude: anthropic.Anthropic) -> None:

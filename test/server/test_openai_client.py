@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import openai
 import pytest
@@ -79,11 +80,28 @@ def test_tools(client: openai.OpenAI) -> None:
         model=MODEL, messages=WEATHER, tools=[WEATHER_TOOL], temperature=0, stream=True
     )
     choices = [chunk.choices[0] for chunk in chunks]
-    calls = [item for choice in choices for item in choice.delta.tool_calls or ()]
-    assert [item.index for item in calls] == [0] and calls[0].type == "function"
-    assert calls[0].function.model_dump() == call.function.model_dump()
-    assert calls[0].id != call.id
+    pieces = [item for choice in choices for item in choice.delta.tool_calls or ()]
+    assert {item.index for item in pieces} == {0} and pieces[0].type == "function"
+    # The name comes first and once, arguments follow as they are written.
+    assert pieces[0].id and pieces[0].function.model_dump() == {
+        "name": "get_weather",
+        "arguments": "",
+    }
+    assert all(item.id is None and item.function.name is None for item in pieces[1:])
+    arguments = [item.function.arguments for item in pieces[1:]]
+    assert len(arguments) > 3 and all(arguments)
+    assert "".join(arguments) == call.function.arguments
+    assert pieces[0].id != call.id
     assert choices[-1].finish_reason == "tool_calls"
+    # The client's own accumulator agrees.
+    with client.chat.completions.stream(
+        model=MODEL, messages=WEATHER, tools=[WEATHER_TOOL], temperature=0
+    ) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_completion().choices[0].message.tool_calls[0]
+    assert kinds.count("tool_calls.function.arguments.delta") > 3
+    assert final.function.name == "get_weather"
+    assert final.function.arguments == call.function.arguments
     # The conversation goes on as agents do it.
     follow_up = [
         *WEATHER,
@@ -94,6 +112,28 @@ def test_tools(client: openai.OpenAI) -> None:
         model=MODEL, messages=follow_up, tools=[WEATHER_TOOL], temperature=0
     )
     assert answer.choices[0].finish_reason == "stop" and answer.choices[0].message.content
+
+
+def test_call_that_is_cut_off(client: openai.OpenAI) -> None:
+    """What there is of it is a call, whole or streamed, and the reason says that it is not all."""
+    options: Any = {"model": MODEL, "messages": WEATHER, "tools": [WEATHER_TOOL], "temperature": 0}
+    whole = client.chat.completions.create(**options)
+    count = whole.usage.completion_tokens
+    full = whole.choices[0].message.tool_calls[0].function.arguments
+    seen = set()
+    for limit in range(count - 12, count):
+        choice = client.chat.completions.create(**options, max_tokens=limit).choices[0]
+        assert choice.finish_reason == "length"
+        calls = choice.message.tool_calls or []
+        chunks = client.chat.completions.create(**options, max_tokens=limit, stream=True)
+        deltas = [x for c in chunks for x in c.choices[0].delta.tool_calls or ()]
+        streamed = "".join(x.function.arguments for x in deltas)
+        assert bool(deltas) == bool(calls)
+        if calls:
+            assert calls[0].function.name == "get_weather"
+            assert calls[0].function.arguments == streamed and full.startswith(streamed)
+            seen.add(streamed)
+    assert len(seen) > 4
 
 
 def test_tool_choice(client: openai.OpenAI) -> None:

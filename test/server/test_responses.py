@@ -131,7 +131,21 @@ def test_function_call(client: openai.OpenAI) -> None:
     assert call.name == "get_weather" and "city" in json.loads(call.arguments)
     events = list(client.responses.create(input=conversation, stream=True, **options))
     pieces = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
-    assert "".join(pieces) == call.arguments
+    assert len(pieces) > 3 and "".join(pieces) == call.arguments
+    kinds = [event.type.removeprefix("response.") for event in events]
+    begin = kinds.index("output_item.added", kinds.index("output_item.done"))
+    delta = "function_call_arguments.delta"
+    assert kinds[begin:] == [
+        *("output_item.added", *[delta] * len(pieces), "function_call_arguments.done"),
+        *("output_item.done", "completed"),
+    ]
+    assert events[begin].item.name == "get_weather" and events[begin].item.arguments == ""
+    done = events[-3]
+    assert done.arguments == call.arguments and done.item_id == events[begin].item.id
+    with client.responses.stream(input=conversation, **options) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_response().output[-1].arguments == call.arguments
     # The client hands the output back as it came.
     conversation += [item.model_dump(exclude_none=True) for item in response.output]
     conversation.append(
@@ -139,6 +153,20 @@ def test_function_call(client: openai.OpenAI) -> None:
     )
     answer = client.responses.create(input=conversation, **options)
     assert answer.output_text and not any(item.type == "function_call" for item in answer.output)
+
+
+def test_function_call_that_is_cut_off(client: openai.OpenAI) -> None:
+    conversation: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+    options: Any = {"model": MODEL, "input": conversation, "tools": [TOOL], "temperature": 0}
+    usage = client.responses.create(**options).usage
+    assert usage
+    response = strictly(
+        client.responses.create(max_output_tokens=usage.output_tokens - 4, **options)
+    )
+    call = response.output[-1]
+    assert response.status == "incomplete"
+    assert isinstance(call, ResponseFunctionToolCall) and call.status == "incomplete"
+    assert call.arguments.startswith('{"city"')
 
 
 def test_tool_choice(client: openai.OpenAI) -> None:
