@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.chat import chat_completions
+from server.chat import chat_completions, told_tools
 from server.completions import completions
 from server.errors import ApiError, from_exception, json_response, unavailable
 from server.messages import count_tokens, messages
@@ -203,7 +203,7 @@ class _Endpoints:
             tokens = await asyncio.to_thread(
                 tokenizer.encode_chat,
                 body.messages,
-                body.tools,
+                told_tools(body.tools),
                 body.add_generation_prompt,
                 allow_special=False,
                 **(body.chat_template_kwargs or {}),

@@ -57,6 +57,18 @@ def _tools_in_use(body: ChatBody) -> list[dict[str, Any]] | None:
     return body.tools
 
 
+def told_tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Return what the model is told of tools: not ``strict``, which is for us."""
+    if tools is None:
+        return None
+    return [
+        {**tool, "function": {k: v for k, v in tool["function"].items() if k != "strict"}}
+        if isinstance(tool.get("function"), dict)
+        else tool
+        for tool in tools
+    ]
+
+
 def prompt_tokens(model: Qwen3ForCausalLM, body: ChatBody) -> list[int]:
     """Return a conversation's token ids.
 
@@ -72,7 +84,7 @@ def prompt_tokens(model: Qwen3ForCausalLM, body: ChatBody) -> list[int]:
     if not isinstance(variables.get("enable_thinking", True), bool):
         message = "chat_template_kwargs: enable_thinking must be true or false"
         raise ApiError(400, message, "chat_template_kwargs")
-    tools = _tools_in_use(body)
+    tools = told_tools(_tools_in_use(body))
     return model.tokenizer.encode_chat(body.messages, tools, allow_special=False, **variables)
 
 

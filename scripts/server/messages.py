@@ -86,6 +86,8 @@ class CountBody(Body):
             if tool.get("description"):
                 function["description"] = tool["description"]
             function["parameters"] = tool.get("input_schema")
+            if tool.get("strict"):
+                function["strict"] = tool["strict"]
             tools.append({"type": "function", "function": function})
         return tools or None
 

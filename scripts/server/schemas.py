@@ -183,6 +183,8 @@ class ChatBody(SamplingBody):
                 raise ValueError(f"tool {i} has no name")
             if not isinstance(function.get("parameters") or {}, dict):
                 raise ValueError(f"tool {i}: parameters must be a JSON schema object")
+            if not isinstance(function.get("strict") or False, bool):
+                raise ValueError(f"tool {i}: strict must be true or false")
         return tools
 
     def check_rest(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,27 +17,50 @@ from qwen3 import Qwen3ForCausalLM
 from server.errors import ApiError
 from server.jobs import Constraint
 from server.schemas import ChatBody
+from server.tool_calls import CALL, CALL_END
 
 
-def choose_grammar(body: ChatBody, tools: list[dict[str, Any]] | None) -> tuple[str, str] | None:
-    """Return the grammar that a request asks for and the field that does, or ``None``.
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must be like.
+
+    Attributes:
+        text: The grammar, in llguidance's notation.
+        param: The field of the request that asks for it.
+        calls_only: Whether it is only about what follows ``<tool_call>``; other text is free.
+        answer: The part of it that ``response_format`` asks for, where ``param`` is another field.
+    """
+
+    text: str
+    param: str
+    calls_only: bool = False
+    answer: str | None = None
+
+
+def choose_grammar(body: ChatBody, tools: list[dict[str, Any]] | None) -> Grammar | None:
+    """Return the grammar that a request asks for, or ``None``.
 
     Raises:
         ApiError: Naming the field.
     """
-    answer = _answer_grammar(body.response_format)
-    if not tools or body.tool_choice in (None, "auto"):
-        if answer is not None and tools:
-            message = "response_format: together with tools it is not supported"
-            raise ApiError(400, message, "response_format", "unsupported_parameter")
-        return None if answer is None else (answer, "response_format")
-    if isinstance(body.tool_choice, dict):
-        name = body.tool_choice["function"]["name"]
-        tools = [tool for tool in tools if tool["function"]["name"] == name]
-    return _call_grammar(tools, body.parallel_tool_calls is not False), "tools"
+    answer = _answer_schema(body.response_format)
+    if not tools:
+        return None if answer is None else Grammar(f"start: {answer}", "response_format")
+    parallel = body.parallel_tool_calls is not False
+    if body.tool_choice not in (None, "auto"):
+        if isinstance(body.tool_choice, dict):
+            name = body.tool_choice["function"]["name"]
+            tools = [tool for tool in tools if tool["function"]["name"] == name]
+        return Grammar(f"start: calls\n{_call_rules(tools, parallel)}", "tools")
+    if answer is not None:
+        text = f"start: answer | calls\nanswer: {answer}\n{_call_rules(tools, parallel)}"
+        return Grammar(text, "tools", answer=f"start: {answer}")
+    if any(tool["function"].get("strict") for tool in tools):
+        return Grammar(f"start: body\n{_call_rules(tools, parallel, strict=True)}", "tools", True)
+    return None
 
 
-def _answer_grammar(response_format: dict[str, Any] | None) -> str | None:
+def _answer_schema(response_format: dict[str, Any] | None) -> str | None:
     name = "response_format"
     kind = (response_format or {}).get("type")
     if response_format is None or kind == "text":
@@ -50,34 +74,60 @@ def _answer_grammar(response_format: dict[str, Any] | None) -> str | None:
             raise ApiError(400, f"{name}.json_schema: has no schema object", name)
     else:
         raise ApiError(400, f"{name}: type {kind!r} is not supported", name)
-    return _schema_grammar(schema)
+    return _json(schema)
 
 
-def _schema_grammar(schema: Any) -> str:
-    return f"start: %json {_options(schema)}"
-
-
-def _options(schema: Any) -> str:
+def _json(schema: dict[str, Any]) -> str:
+    """Return the right side of a rule for JSON of a schema."""
     # Without a limit, a small model can write spaces until its tokens are used up. The separators
     # are those that models see most.
     style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return json.dumps({**schema, "x-guidance": style})
+    return f"%json {json.dumps({**schema, 'x-guidance': style})}"
 
 
-def _call_grammar(tools: list[dict[str, Any]], parallel: bool) -> str:
+def _call_rules(tools: list[dict[str, Any]], parallel: bool, *, strict: bool = False) -> str:
+    """Return rules for ``calls``, and for ``body``, which is what follows a ``<tool_call>``.
+
+    Args:
+        tools: What may be called.
+        parallel: Whether there may be several calls.
+        strict: Whether only the arguments of strict tools follow their schemas.
+    """
     rules = []
     names = []
     for i, tool in enumerate(tools):
         function = tool["function"]
-        parameters = function.get("parameters") or {"type": "object"}
+        parameters = function.get("parameters")
+        if not parameters or (strict and not function.get("strict")):
+            parameters = {"type": "object"}
         head = '{"name": ' + json.dumps(function["name"], ensure_ascii=False) + ', "arguments": '
         names.append(f"call{i}")
-        rules.append(f"args{i}: %json {_options(parameters)}")
+        rules.append(f"args{i}: {_json(parameters)}")
         rules.append(f'call{i}: {json.dumps(head, ensure_ascii=False)} args{i} "}}"')
-    more = ' ("\\n" one)*' if parallel else ""
     # The tags are tokens of their own.
-    rules.append("one: <tool_call> " + f'"\\n" ({" | ".join(names)}) "\\n" ' + "</tool_call>")
-    return "\n".join([f"start: one{more}", *rules])
+    rules.append(f'body: "\\n" ({" | ".join(names)}) "\\n" </tool_call>')
+    rules.append("one: <tool_call> body")
+    rules.append("calls: one" + (' ("\\n" one)*' if parallel else ""))
+    return "\n".join(rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Tokens that a grammar does not speak of; ``None`` is one that cannot come.
+
+    Attributes:
+        think: Begins thinking, as the first token only.
+        think_end: Ends it.
+        gap: The empty line that models write after it.
+        call: Begins a call.
+        call_end: Ends it.
+    """
+
+    think: int | None
+    think_end: int | None
+    gap: int | None
+    call: int | None
+    call_end: int | None
 
 
 class GrammarConstraint:
@@ -87,26 +137,28 @@ class GrammarConstraint:
         self,
         matcher: llguidance.LLMatcher,
         dvoc: int,
+        marks: Marks,
         *,
-        think: int | None,
-        think_end: int | None,
         thinking: bool,
+        calls_only: bool = False,
     ) -> None:
         """Start.
 
         Args:
-            matcher: A fresh matcher of the grammar.
+            matcher: A matcher of the grammar, which is only copied.
             dvoc: Size of the vocabulary.
-            think: A token that may come first and begins free text.
-            think_end: The token that ends free text.
-            thinking: Whether free text has begun already.
+            marks: Tokens with a meaning.
+            thinking: Whether thinking has begun already.
+            calls_only: Whether the grammar is that of each call; other text is free.
         """
-        self._matcher = matcher
+        self._template = matcher
+        self._matcher = None if calls_only else matcher.deep_copy()
         self._dvoc = dvoc
-        self._think = think
-        self._think_end = think_end
-        self._free = thinking
-        self._first = True
+        self._marks = marks
+        self._thinking = thinking
+        self._calls_only = calls_only
+        # What may come besides.
+        self._extra = marks.think
         self._bits = llguidance.numpy.allocate_token_bitmask(1, dvoc)
 
     def mask(self) -> NDArray[np.uint32] | None:
@@ -115,14 +167,14 @@ class GrammarConstraint:
         Raises:
             RuntimeError: The grammar has no way to go on.
         """
-        if self._free:
+        if self._thinking or self._matcher is None:
             return None
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits, 0)
         if self._matcher.is_error():
             raise RuntimeError(f"grammar: {self._matcher.get_error()}")
         mask: NDArray[np.uint32] = self._bits[0].view(np.uint32)
-        if self._first and self._think is not None:
-            mask[self._think // 32] |= np.uint32(1 << (self._think % 32))
+        if self._extra is not None:
+            mask[self._extra // 32] |= np.uint32(1 << (self._extra % 32))
         return mask
 
     def accept(self, token: int) -> None:
@@ -131,13 +183,19 @@ class GrammarConstraint:
         Raises:
             RuntimeError: The grammar does not allow it.
         """
-        if self._free:
-            self._free = token != self._think_end
-        elif self._first and token == self._think:
-            self._free = True
-        elif not self._matcher.is_stopped() and not self._matcher.consume_token(token):
-            raise RuntimeError(f"grammar: {self._matcher.get_error()}")
-        self._first = False
+        marks, extra, self._extra = self._marks, self._extra, None
+        if self._thinking:
+            self._thinking = token != marks.think_end
+            self._extra = None if self._thinking else marks.gap
+        elif token == extra:
+            self._thinking = token == marks.think
+        elif self._matcher is None:
+            self._matcher = self._template.deep_copy() if token == marks.call else None
+        else:
+            if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
+                raise RuntimeError(f"grammar: {self._matcher.get_error()}")
+            if self._calls_only and token == marks.call_end:
+                self._matcher = None
 
 
 class Grammars:
@@ -164,7 +222,7 @@ class Grammars:
         return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
 
     def factory(
-        self, grammar: tuple[str, str], *, may_think: bool, thinking: bool
+        self, grammar: Grammar, *, may_think: bool, thinking: bool
     ) -> Callable[[], Constraint]:
         """Return a function that makes constraints of a grammar.
 
@@ -177,14 +235,25 @@ class Grammars:
             ApiError: The grammar, that is the schema, is not understood.
         """
         assert self._model is not None
-        text, param = grammar
+        if grammar.answer is not None:
+            self._checked(grammar.answer, "response_format")
+        matcher = self._checked(grammar.text, grammar.param)
+        tokenizer, dvoc = self._model.tokenizer, self._model.meta.dvoc
+        gap = tokenizer.encode("\n\n")
+        marks = Marks(
+            tokenizer.token_id("<think>") if may_think else None,
+            tokenizer.token_id("</think>"),
+            gap[0] if len(gap) == 1 else None,
+            tokenizer.token_id(CALL),
+            tokenizer.token_id(CALL_END),
+        )
+        return lambda: GrammarConstraint(
+            matcher, dvoc, marks, thinking=thinking, calls_only=grammar.calls_only
+        )
+
+    def _checked(self, text: str, param: str) -> llguidance.LLMatcher:
         matcher = self._matcher(text)
         if matcher.is_error():
             line = str(matcher.get_error()).strip().splitlines()[0]
             raise ApiError(400, f"{param}: the schema is not supported: {line}", param)
-        tokenizer, dvoc = self._model.tokenizer, self._model.meta.dvoc
-        think = tokenizer.token_id("<think>") if may_think else None
-        think_end = tokenizer.token_id("</think>")
-        return lambda: GrammarConstraint(
-            matcher.deep_copy(), dvoc, think=think, think_end=think_end, thinking=thinking
-        )
+        return matcher

@@ -158,6 +158,85 @@ def test_tool_choice(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.tool_calls is None and answer.usage.prompt_tokens < 30
 
 
+def strict_tool(**properties: Any) -> Any:
+    parameters = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    function = {"name": "get_weather", "parameters": parameters, "strict": True}
+    return {"type": "function", "function": {**WEATHER_TOOL["function"], **function}}
+
+
+TOWN = {"town": {"enum": ["Oslo", "Rome"]}, "days": {"enum": [1, 2]}}
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_strict_tools(client: openai.OpenAI, think: bool) -> None:
+    """Left alone, the model calls with other arguments; what is no call stays free."""
+    extra = {"model": MODEL, "temperature": 0, "extra_body": {} if think else NO_THINK}
+
+    def ask(messages: Any, tool: Any) -> Any:
+        return client.chat.completions.create(messages=messages, tools=[tool], **extra).choices[0]
+
+    strict, loose = strict_tool(**TOWN), strict_tool(**TOWN)
+    loose["function"]["strict"] = False
+    calls = {}
+    for tool in (strict, loose):
+        choice = ask(WEATHER, tool)
+        assert choice.finish_reason == "tool_calls"
+        name = "strict" if tool is strict else "loose"
+        calls[name] = json.loads(choice.message.tool_calls[0].function.arguments)
+    assert set(calls["strict"]) == {"town", "days"}
+    assert calls["strict"]["town"] in ("Oslo", "Rome") and calls["strict"]["days"] in (1, 2)
+    assert set(calls["loose"]) != {"town", "days"}
+    # The prompt is the same, and so is an answer without a call.
+    assert ask(CAPITAL, strict).message.model_dump() == ask(CAPITAL, loose).message.model_dump()
+
+
+def test_strict_schema_that_is_not_supported(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(
+            model=MODEL, messages=CAPITAL, tools=[strict_tool(x={"type": "odd"})]
+        )
+    assert bad.value.param == "tools"
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_call_or_json(client: openai.OpenAI, reference: Qwen3ForCausalLM, think: bool) -> None:
+    """What the model would rather do decides which it is; both are valid."""
+    schema = {
+        "type": "object",
+        "properties": {"sure": {"type": "boolean"}},
+        "required": ["sure"],
+        "additionalProperties": False,
+    }
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    kinds = set()
+    for messages in (WEATHER, CAPITAL):
+        for bias in (None, {str(reference.encode('{"')[0]): 100}):
+            choice = client.chat.completions.create(
+                model=MODEL,
+                messages=messages,
+                tools=[strict_tool(**TOWN)],
+                response_format=form,
+                temperature=0,
+                max_tokens=300,
+                extra_body={"thinking_budget": 5} if think else NO_THINK,
+                logit_bias=bias,
+            ).choices[0]
+            if choice.message.tool_calls:
+                assert choice.finish_reason == "tool_calls" and not choice.message.content
+                for call in choice.message.tool_calls:
+                    assert set(json.loads(call.function.arguments)) == {"town", "days"}
+            else:
+                assert choice.finish_reason == "stop"
+                assert json.loads(choice.message.content) in ({"sure": True}, {"sure": False})
+            kinds.add(bool(choice.message.tool_calls))
+    assert kinds == {False, True}
+
+
 @pytest.mark.parametrize("think", [False, True])
 def test_json_schema(client: openai.OpenAI, think: bool) -> None:
     schema = {
