@@ -36,6 +36,7 @@ from server.jobs import (
     StepFailedError,
     Update,
 )
+from server.repetition import RepetitionDetector
 from server.scheduler import Engine
 from tokenizer import Message
 
@@ -67,6 +68,7 @@ def make_job(
     prompt_logprobs: int | None = None,
     stop_tokens: Sequence[int] = (),
     constraint: Constraint | None = None,
+    repetition: RepetitionDetector | None = None,
 ) -> Job:
     """Return a job for :meth:`Engine.submit`.
 
@@ -81,6 +83,7 @@ def make_job(
         prompt_logprobs: Score the prompt and report this many likeliest tokens each.
         stop_tokens: Further tokens that end the answer.
         constraint: Which tokens may come.
+        repetition: Ends the answer when it repeats itself.
 
     Raises:
         ValueError: The prompt does not fit, or a setting is out of range.
@@ -95,6 +98,7 @@ def make_job(
         tokenizer=model._tokenizer,
     )
     sequence.constraint = constraint
+    sequence.repetition = repetition
     deadline = None if timeout is None else time.monotonic() + timeout
     return Job(sequence, sink, name, deadline, leader, prompt_logprobs)
 
@@ -176,6 +180,7 @@ class AsyncEngine:
         groups: Sequence[tuple[Sequence[int], Sequence[SamplingParams]]],
         *,
         constraint: Callable[[], Constraint] | None = None,
+        repetition: Callable[[], RepetitionDetector] | None = None,
         **options: Any,
     ) -> AsyncStream:
         """Queue prompts, each once per entry of its settings, all or none.
@@ -183,6 +188,7 @@ class AsyncEngine:
         Args:
             groups: Token ids and the settings of each answer to them.
             constraint: Makes the constraint of one answer.
+            repetition: Makes what ends one answer when it repeats itself.
             **options: As :func:`make_job`.
 
         Raises:
@@ -201,6 +207,7 @@ class AsyncEngine:
                     partial(stream.put, len(stream.jobs)),
                     leader=leader,
                     constraint=constraint() if constraint else None,
+                    repetition=repetition() if repetition else None,
                     **options,
                 )
                 leader = leader or job

@@ -16,14 +16,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.errors import ApiError, from_exception, json_response
-from server.jobs import Constraint, Update
+from server.jobs import Constraint, Job, Update
 from server.output import OutputParser
 from server.schemas import ChatBody
 from server.service import EventStream, Service, read_body
 from server.structured import Grammars, choose_grammar
 from server.thinking import limit_thinking
 from server.tool_calls import Part
-from server.usage import chat_logprobs, timings, usage
+from server.usage import chat_logprobs, stop_reason, timings, usage
 
 
 @dataclass(slots=True)
@@ -125,6 +125,7 @@ class Choice:
     """One answer, as it grows."""
 
     index: int
+    job: Job
     parser: OutputParser
     tokenizer: Any
     end_tokens: frozenset[int]
@@ -136,6 +137,7 @@ class Choice:
     pending: list[dict[str, Any]] = field(default_factory=list)
     reasoning_tokens: int = 0
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
 
     def push(self, update: Update) -> list[dict[str, Any]]:
         """Take an update and return the deltas it brings."""
@@ -154,6 +156,7 @@ class Choice:
             self.finish_reason = (
                 "tool_calls" if stopped and self.calls_in(parts) else (piece.finish_reason)
             )
+            self.stop_reason = stop_reason(self.job, self.end_tokens)
         return [self._delta(part) for part in parts]
 
     def calls_in(self, parts: list[Part]) -> bool:
@@ -202,6 +205,7 @@ class Choice:
             "message": message,
             "logprobs": logprobs,
             "finish_reason": self.finish_reason,
+            "stop_reason": self.stop_reason,
         }
 
 
@@ -254,17 +258,19 @@ async def begin_chat(service: Service, grammars: Grammars, body: ChatBody, name:
         name=name,
         stop_tokens=body.stop_token_ids or (),
         constraint=plan.constraint,
+        repetition=body.repetition,
     )
     max_calls = 1 if body.parallel_tool_calls is False else None
     choices = [
         Choice(
             index,
+            job,
             OutputParser(thinking=plan.thinking, tools=plan.tools, max_calls=max_calls),
             model.tokenizer,
             frozenset(model.meta.end_tokens),
             bool(body.logprobs),
         )
-        for index in range(len(params))
+        for index, job in enumerate(stream.jobs)
     ]
     return ChatRun(stream, choices, params[0])
 
@@ -327,6 +333,8 @@ async def _events(
             yield chunk(choice, delta)
         if item[1].done:
             job = stream.jobs[choice.index]
-            yield {**chunk(choice, {}, choice.finish_reason), "timings": timings([job])}
+            last = chunk(choice, {}, choice.finish_reason)
+            last["choices"][0]["stop_reason"] = choice.stop_reason
+            yield {**last, "timings": timings([job])}
     if with_usage:
         yield {**head, "choices": [], "usage": run.usage(), "timings": timings(stream.jobs)}

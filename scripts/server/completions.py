@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from engine import AsyncStream
+from qwen3 import Qwen3ForCausalLM
 from qwen3_generate import TokenLogprobs
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,7 +20,7 @@ from server.errors import ApiError, from_exception, json_response
 from server.jobs import Job, Update
 from server.schemas import CompletionBody
 from server.service import EventStream, Service, read_body
-from server.usage import LegacyLogprobs, timings, usage
+from server.usage import LegacyLogprobs, stop_reason, timings, usage
 
 _MAX_PROMPTS = 256
 
@@ -58,8 +59,10 @@ def _texts(tokenizer: Qwen3Tokenizer, tokens: list[int], skip_special: bool) -> 
 class _Answer:
     """One choice, as it grows."""
 
-    def __init__(self, index: int, job: Job, body: CompletionBody, tokenizer: Any) -> None:
+    def __init__(self, index: int, job: Job, body: CompletionBody, model: Qwen3ForCausalLM) -> None:
         self.index = index
+        tokenizer = model.tokenizer
+        self._end_tokens = model.meta.end_tokens
         self._job = job
         self._body = body
         self._tokenizer = tokenizer
@@ -86,12 +89,16 @@ class _Answer:
         items, texts = self._items, self._texts
         self._items, self._texts = [], []
         logprobs = self._legacy.object(items, texts) if self._body.logprobs is not None else None
-        return {
+        choice = {
             "index": self.index,
             "text": "".join(texts),
             "logprobs": logprobs,
             "finish_reason": reason,
         }
+        if reason is not None:
+            cut = reason == "length"
+            choice["stop_reason"] = None if cut else stop_reason(self._job, self._end_tokens)
+        return choice
 
 
 async def completions(service: Service, request: Request) -> Response:
@@ -111,8 +118,9 @@ async def completions(service: Service, request: Request) -> Response:
         name=request.state.request_id,
         stop_tokens=body.stop_token_ids or (),
         prompt_logprobs=body.logprobs if body.echo else None,
+        repetition=body.repetition,
     )
-    answers = [_Answer(index, job, body, model.tokenizer) for index, job in enumerate(stream.jobs)]
+    answers = [_Answer(index, job, body, model) for index, job in enumerate(stream.jobs)]
     head = {
         "id": f"cmpl-{secrets.token_hex(12)}",
         "object": "text_completion",

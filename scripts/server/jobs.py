@@ -16,6 +16,8 @@ from prefix_cache import PrefixNode
 from qwen3_generate import GenerationPiece, GenerationSequence, TokenLogprobs
 from qwen3_runtime import StepRequest, StepResult
 
+from server.repetition import RepetitionDetector
+
 _LOG = logging.getLogger("infinicore_infer.engine")
 _ARRIVALS = itertools.count()
 
@@ -126,9 +128,13 @@ class Constraint(Protocol):
 
 
 class ConstrainedSequence(GenerationSequence):
-    """A sequence whose tokens a constraint may limit."""
+    """A sequence whose tokens a constraint may limit, and which may end when it repeats itself.
+
+    Its ``finish_reason`` may also be ``"repetition"``.
+    """
 
     constraint: Constraint | None = None
+    repetition: RepetitionDetector | None = None
     _mask: NDArray[np.uint32] | None = None
 
     def request(self, count: int, drafts: Sequence[int] = ()) -> StepRequest:
@@ -143,10 +149,16 @@ class ConstrainedSequence(GenerationSequence):
         return request
 
     def advance(self, count: int, step: StepResult) -> GenerationPiece | None:
-        """Take the result of a step and tell the constraint."""
+        """Take the result of a step; tell the constraint and look for repetitions."""
         piece = super().advance(count, step)
-        if piece is not None and self.constraint is not None:
+        if piece is None:
+            return None
+        if self.constraint is not None:
             self.constraint.accept(piece.token)
+        repeats = self.repetition is not None and self.repetition.push(piece.token)
+        if repeats and not self.finished:
+            piece.finish_reason = "repetition"
+            piece.text += self.finish("repetition")
         return piece
 
 

@@ -14,7 +14,12 @@ from server.usage import timings
 
 Event = dict[str, Any]
 
-_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "repetition": "repetition",
+}
 
 
 def _input(call: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from server.usage import timings
 
 Event = dict[str, Any]
 
+# Finish reasons of answers that are not whole.
+_CUT = {"length": "max_output_tokens", "repetition": "repetition"}
+
 
 class ResponseBuilder:
     """Turns the deltas of a chat completion into a response.
@@ -83,11 +86,12 @@ class ResponseBuilder:
             else:
                 self._text(events, "message", delta["content"])
         if update.done:
-            cut = choice.finish_reason == "length"
+            cut = choice.finish_reason in _CUT
             self._close(events, "incomplete" if cut else "completed")
             self.response["status"] = "incomplete" if cut else "completed"
             if cut:
-                self.response["incomplete_details"] = {"reason": "max_output_tokens"}
+                reason = _CUT[choice.finish_reason or ""]
+                self.response["incomplete_details"] = {"reason": reason}
             else:
                 self.response["completed_at"] = int(time.time())
             self.response["usage"] = self._usage()

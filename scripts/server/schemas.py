@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -13,11 +13,13 @@ from pydantic import (
     StrictInt,
     StrictStr,
     field_validator,
+    model_validator,
 )
 from qwen3 import Qwen3ForCausalLM
 from qwen3_sampling import SamplingParams
 
 from server.errors import ApiError
+from server.repetition import RepetitionDetector
 
 _MAX_CHOICES = 64
 
@@ -76,6 +78,27 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
+class RepetitionDetection(Body):
+    """VLLM's repetition_detection: ends answers that repeat a pattern of tokens; 0 is off."""
+
+    max_pattern_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    min_pattern_size: Annotated[int, Field(ge=0)] = 0
+    min_count: Annotated[int, Field(ge=0, le=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _together(self) -> RepetitionDetection:
+        if self.min_pattern_size > self.max_pattern_size:
+            raise ValueError("min_pattern_size must not be above max_pattern_size")
+        if self.max_pattern_size and self.min_count < 2:
+            raise ValueError("min_count must be at least 2")
+        return self
+
+    def detector(self) -> RepetitionDetector:
+        """Return a detector for one answer; ``max_pattern_size`` must not be 0."""
+        shortest = max(self.min_pattern_size, 1)
+        return RepetitionDetector(self.max_pattern_size, shortest, self.min_count)
+
+
 class SamplingBody(Body):
     """What chat and text completions have in common; ``None`` means not given."""
 
@@ -95,6 +118,7 @@ class SamplingBody(Body):
     repetition_penalty: Annotated[Number, Field(gt=0, le=100)] | None = None
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
     ignore_eos: bool | None = None
+    repetition_detection: RepetitionDetection | None = None
 
     @field_validator("stop")
     @classmethod
@@ -122,6 +146,12 @@ class SamplingBody(Body):
         if self.stream_options is not None and not self.stream:
             message = "stream_options: only allowed when stream is true"
             raise ApiError(400, message, "stream_options")
+
+    @property
+    def repetition(self) -> Callable[[], RepetitionDetector] | None:
+        """Makes what ends one answer that repeats itself, if it was asked for."""
+        options = self.repetition_detection
+        return options.detector if options is not None and options.max_pattern_size else None
 
     def sampling(self, model: Qwen3ForCausalLM, **fixed: Any) -> list[SamplingParams]:
         """Return the settings of every choice.

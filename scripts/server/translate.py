@@ -16,7 +16,7 @@ from server.schemas import ChatBody
 SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "logit_bias", "ignore_eos", "stop_token_ids", "chat_template_kwargs"),
-    "thinking_budget",
+    *("thinking_budget", "repetition_detection"),
 )
 
 

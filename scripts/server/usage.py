@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from qwen3_generate import TokenLogprobs
@@ -28,6 +28,21 @@ def usage(jobs: Sequence[Job], reasoning_tokens: int | None = None) -> dict[str,
     if reasoning_tokens is not None:
         result["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
     return result
+
+
+def stop_reason(job: Job, end_tokens: Collection[int]) -> str | int | None:
+    """Return what ended an answer, as vLLM tells it: a stop string, the id of a stop token, ...
+
+    Args:
+        job: The answer.
+        end_tokens: The model's own, which are no reason.
+    """
+    result = job.sequence.result
+    if result.finish_reason == "repetition":
+        return "repetition_detected"
+    if result.finish_reason != "stop" or result.stop_string is not None:
+        return result.stop_string
+    return None if result.tokens[-1] in end_tokens else result.tokens[-1]
 
 
 def timings(jobs: Sequence[Job]) -> dict[str, Any]:
