@@ -294,6 +294,11 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         calls = clean.get("tool_calls", [])
         if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
             raise TokenizerError(f"{where}: tool_calls must be a list of objects")
+        for number, call in enumerate(calls):
+            # Templates take both forms. Without a name they would fail, or write nonsense.
+            function = call.get("function", call)
+            if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+                raise TokenizerError(f"{where}: tool_calls[{number}] has no function with a name")
         result.append(clean)
     return result
 

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.chat import chat_completions, told_tools
 from server.completions import completions
-from server.errors import ApiError, from_exception, json_response, unavailable
+from server.errors import ApiError, from_exception, json_response, named, unavailable
 from server.messages import count_tokens, messages
 from server.page import chat_page
 from server.responses import responses
@@ -199,17 +199,18 @@ class _Endpoints:
         text = body.prompt if body.prompt is not None else body.content
         if (text is None) == (body.messages is None):
             raise ApiError(400, "prompt: give either prompt or messages", "prompt")
-        if body.messages is not None:
-            tokens = await asyncio.to_thread(
-                tokenizer.encode_chat,
-                body.messages,
-                told_tools(body.tools),
-                body.add_generation_prompt,
-                allow_special=False,
-                **(body.chat_template_kwargs or {}),
-            )
-        else:
-            tokens = await asyncio.to_thread(tokenizer.encode, text or "")
+        with named("prompt" if body.messages is None else "messages"):
+            if body.messages is not None:
+                tokens = await asyncio.to_thread(
+                    tokenizer.encode_chat,
+                    body.messages,
+                    told_tools(body.tools),
+                    body.add_generation_prompt,
+                    allow_special=False,
+                    **(body.chat_template_kwargs or {}),
+                )
+            else:
+                tokens = await asyncio.to_thread(tokenizer.encode, text or "")
         result: dict[str, Any] = {
             "tokens": tokens,
             "count": len(tokens),

@@ -15,7 +15,7 @@ from qwen3_sampling import SamplingParams
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.errors import ApiError, from_exception, json_response
+from server.errors import ApiError, from_exception, json_response, named
 from server.jobs import Constraint, Job, Update
 from server.output import OutputParser
 from server.schemas import ChatBody
@@ -85,7 +85,8 @@ def prompt_tokens(model: Qwen3ForCausalLM, body: ChatBody) -> list[int]:
         message = "chat_template_kwargs: enable_thinking must be true or false"
         raise ApiError(400, message, "chat_template_kwargs")
     tools = told_tools(_tools_in_use(body))
-    return model.tokenizer.encode_chat(body.messages, tools, allow_special=False, **variables)
+    with named("messages"):
+        return model.tokenizer.encode_chat(body.messages, tools, allow_special=False, **variables)
 
 
 def _plan(service: Service, grammars: Grammars, body: ChatBody) -> _Plan:

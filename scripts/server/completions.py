@@ -16,7 +16,7 @@ from starlette.responses import Response
 from tokenizer import IncrementalDetokenizer, Qwen3Tokenizer
 
 from server.chat import check_length
-from server.errors import ApiError, from_exception, json_response
+from server.errors import ApiError, from_exception, json_response, named
 from server.jobs import Job, Update
 from server.schemas import CompletionBody
 from server.service import EventStream, Service, read_body
@@ -39,10 +39,8 @@ def _prompts(service: Service, body: CompletionBody) -> list[list[int]]:
     for item in items:
         if len(item) == 0:
             raise ApiError(400, "prompt: must not be empty", "prompt")
-        try:
+        with named("prompt"):
             tokens = service.model.encode(item)
-        except ValueError as error:
-            raise ApiError(400, f"prompt: {error}", "prompt") from None
         check_length(service, tokens, "prompt")
         result.append(tokens)
     return result

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
 from server.jobs import DeadlineError, EngineClosedError, QueueFullError
@@ -101,18 +104,50 @@ def unavailable(message: str, code: str, retry_after: int = 5) -> ApiError:
     return ApiError(503, message, code=code, headers={"Retry-After": str(retry_after)})
 
 
-def from_validation(error: ValidationError) -> ApiError:
-    """Return the first complaint about a request's fields."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+def _path(location: Sequence[int | str]) -> str:
     path = ""
-    for part in first["loc"]:
+    for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
         elif re.fullmatch(r"[A-Za-z_]\w*", part):
             # Other names are pydantic's for the branches of a union.
             path += f".{part}" if path else part
-    path = re.sub(r"\.(str|int|float|bool|list|dict)$", "", path)
-    return ApiError(400, f"{path}: {first['msg']}" if path else first["msg"], path or None)
+    return re.sub(r"\.(str|int|float|bool|list|dict)$", "", path)
+
+
+def _reached(problem: ErrorDetails) -> tuple[int, list[int]]:
+    """Return how far into a field a complaint is."""
+    location = problem["loc"]
+    return len(location), [part for part in location if isinstance(part, int)]
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """Return the first complaint about a request's fields."""
+    problems = error.errors(include_url=False, include_context=False)
+    param = _path(problems[0]["loc"]) or None
+    # Of a field that may be of several types, the one that was meant is that which fits furthest.
+    first: dict[Any, ErrorDetails] = {}
+    for item in problems:
+        if item["loc"][:1] == problems[0]["loc"][:1]:
+            first.setdefault(item["loc"][1:2], item)
+    problem = max(first.values(), key=_reached)
+    path, message = _path(problem["loc"]), problem["msg"].removeprefix("Value error, ")
+    value = problem["input"]
+    if problem["type"] not in ("missing", "value_error") and not isinstance(value, dict | list):
+        message += f", got {to_json(value)[:60]}"
+    return ApiError(400, f"{path}: {message}" if path else message, param)
+
+
+@contextmanager
+def named(field: str) -> Iterator[None]:
+    """Let errors about a request's text name a field, unless they do so themselves."""
+    try:
+        yield
+    except ValueError as error:
+        problem = from_exception(error)
+        if problem.param is None:
+            problem.param, problem.message = field, f"{field}: {problem.message}"
+        raise problem from error
 
 
 def from_exception(error: Exception, retry_after: int = 1) -> ApiError:

@@ -163,6 +163,10 @@ class SamplingBody(Body):
         for token in bias:
             if token >= model.meta.dvoc:
                 raise ApiError(400, f"logit_bias: there is no token {token}", "logit_bias")
+        for i, token in enumerate(self.stop_token_ids or ()):
+            if not 0 <= token < model.meta.dvoc:
+                message = f"stop_token_ids[{i}]: there is no token {token}"
+                raise ApiError(400, message, f"stop_token_ids[{i}]")
         base = {
             "temperature": self.temperature,
             "top_p": self.top_p,

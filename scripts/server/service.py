@@ -37,7 +37,7 @@ class ServiceConfig:
     """
 
     model_name: str
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     max_body_bytes: int = 16 << 20
     request_timeout: float | None = None
     ping_seconds: float = 15.0
@@ -96,6 +96,13 @@ class Service:
             ApiError: With the status that says what is wrong.
         """
         engine = self.ready()
+        room = engine.engine.config.max_batch + engine.engine.config.max_queue
+        count = sum(len(settings) for _, settings in groups)
+        if count > room:
+            # Not 429: it would be the same at any time.
+            name = "n" if count > len(groups) else "prompt"
+            message = f"{name}: {count} answers at once; this server takes {room}"
+            raise ApiError(400, message, name)
         try:
             return engine.submit(groups, timeout=self.config.request_timeout, **options)
         except Exception as error:
@@ -165,8 +172,14 @@ async def read_body(request: Request, kind: type[Body], limit: int) -> Body:
     """Read, parse and check a request.
 
     Raises:
-        ApiError: It is too long, not JSON, or a field is wrong.
+        ApiError: It is too long, compressed, not JSON, or a field is wrong.
     """
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        message = f"Content-Encoding: {coding[:40]!r} is not supported; send the request as it is"
+        raise ApiError(
+            415, message, code="unsupported_encoding", headers={"Accept-Encoding": "identity"}
+        )
     too_long = ApiError(413, f"the request is longer than {limit} bytes", code="too_large")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:

@@ -254,6 +254,6 @@ class Grammars:
     def _checked(self, text: str, param: str) -> llguidance.LLMatcher:
         matcher = self._matcher(text)
         if matcher.is_error():
-            line = str(matcher.get_error()).strip().splitlines()[0]
-            raise ApiError(400, f"{param}: the schema is not supported: {line}", param)
+            reason = " ".join(str(matcher.get_error()).split())[:300]
+            raise ApiError(400, f"{param}: the schema is not supported: {reason}", param)
         return matcher

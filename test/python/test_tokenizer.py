@@ -269,6 +269,8 @@ def test_template_errors(text_folder: Path, tmp_path: Path) -> None:
         ([{"role": "user", "content": ["x"]}], "'str'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "no text"),
         ([{"role": "assistant", "content": "", "tool_calls": "x"}], "tool_calls"),
+        ([{"role": "assistant", "tool_calls": [{"function": {}}]}], r"tool_calls\[0\]"),
+        ([{"role": "assistant", "tool_calls": [{"function": "f"}]}], r"tool_calls\[0\]"),
         ([{"role": "assistant", "content": "", "reasoning_content": 1}], "reasoning_content"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 from qwen3 import Qwen3ForCausalLM
 from serving import CAPITAL, GREEDY, NO_THINK, STORY, WEATHER_TOOL, LiveServer
@@ -55,7 +57,8 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
         ({"messages": [{"role": "bob", "content": "x"}]}, "messages[0]"),
         ({"messages": [{"role": "user"}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]"),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": "word " * 2100}]}, "messages"),
         ({"tools": [{}]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools"),
@@ -71,6 +74,9 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
         ({"chat_template_kwargs": {"enable_thinking": "no"}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"reasoning_effort": "extreme"}, "reasoning_effort"),
+        ({"stop_token_ids": [0, -1]}, "stop_token_ids[1]"),
+        ({"stop_token_ids": [10**9]}, "stop_token_ids[0]"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": "no"}}]}, "tools"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"guided_regex": "a+"}, "guided_regex"),
         ({"min_tokens": 3}, "min_tokens"),
@@ -80,7 +86,8 @@ def test_bad_fields_are_named(server: LiveServer, change: dict[str, Any], param:
     content = json.dumps({"messages": CAPITAL, **change})
     error = error_of(server.http.post(CHAT, content=content), 400)
     assert error["param"] == param, error
-    assert error["type"] == "invalid_request_error" and error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith(param), error
 
 
 @pytest.mark.parametrize(
@@ -109,11 +116,87 @@ def test_unknown_paths_and_methods(server: LiveServer) -> None:
     assert response.headers["allow"] == "POST"
 
 
-def test_unprefixed_paths(server: LiveServer) -> None:
-    body = {"messages": CAPITAL, **GREEDY, **NO_THINK}
-    answer = server.post("/chat/completions", body).json()
-    assert answer["choices"][0]["message"]["content"] == "The capital of France is Paris."
-    assert server.http.get("/models").json() == server.http.get("/v1/models").json()
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+def test_unprefixed_paths(server: LiveServer, prefix: str) -> None:
+    """InfiniCore-Infer's server had no prefix; here every path is there in both forms."""
+    with openai.OpenAI(base_url=server.url + prefix, api_key="x", max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == ["qwen3-tiny"]
+        options: Any = {
+            "model": "qwen3-tiny",
+            "messages": CAPITAL,
+            "extra_body": NO_THINK,
+            **GREEDY,
+        }
+        answer = client.chat.completions.create(**options).choices[0].message.content
+        chunks = client.chat.completions.create(**options, stream=True)
+        assert answer == "The capital of France is Paris."
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer
+        assert client.completions.create(model="qwen3-tiny", prompt="Hi", max_tokens=1).choices
+        assert client.responses.create(model="qwen3-tiny", input="Hi", max_output_tokens=1).usage
+    for path in ("/health", "/metrics", "/version", "/models", "/models/qwen3-tiny"):
+        assert server.http.get(prefix + path).status_code == 200
+    for path, body in (
+        ("/messages", {"messages": CAPITAL, "max_tokens": 1}),
+        ("/messages/count_tokens", {"messages": CAPITAL}),
+        ("/tokenize", {"prompt": "Hi"}),
+        ("/detokenize", {"tokens": [1]}),
+    ):
+        assert server.post(prefix + path, body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"),
+    [
+        ("/v1/chat/completions", {"temperature": -1}, "temperature", "equal to 0, got -1"),
+        ("/v1/chat/completions", {"max_tokens": "3"}, "max_tokens", 'valid integer, got "3"'),
+        ("/v1/chat/completions", {"stop": ["a", 1]}, "stop", "stop[1]: Input should be a valid"),
+        ("/v1/chat/completions", {"tools": [{"type": "x"}]}, "tools", "tools: tool 0 must have"),
+        ("/v1/completions", {"prompt": [[1, "x"]]}, "prompt", "prompt[0][1]: Input should be a"),
+        ("/v1/completions", {"prompt": [1, 2, "x"]}, "prompt", "prompt[2]: Input should be a"),
+        ("/v1/completions", {"prompt": "\ud800"}, "prompt", "prompt: the text is not valid"),
+        ("/v1/completions", {"prompt": [1, 99999999]}, "prompt", "token 1 is 99999999"),
+        ("/v1/completions", {}, "prompt", "prompt: Field required"),
+        ("/tokenize", {"prompt": "\ud800"}, "prompt", "prompt: the text is not valid"),
+        ("/tokenize", {"messages": [{"role": "bob"}]}, "messages[0]", "'bob'"),
+    ],
+)
+def test_messages_name_place_value_and_limit(
+    server: LiveServer, path: str, body: dict[str, Any], param: str, message: str
+) -> None:
+    body = {"messages": CAPITAL, **body} if "chat" in path else body
+    error = error_of(server.http.post(path, content=json.dumps(body)), 400)
+    assert error["param"] == param and message in error["message"], error
+
+
+def test_compressed_requests(server: LiveServer) -> None:
+    body = json.dumps({"messages": CAPITAL, "max_tokens": 1}).encode()
+    for coding in ("gzip", "br", "GZIP"):
+        response = server.http.post(
+            CHAT, content=gzip.compress(body), headers={"Content-Encoding": coding}
+        )
+        assert error_of(response, 415)["code"] == "unsupported_encoding"
+    headers = {"Content-Encoding": "identity"}
+    assert server.http.post(CHAT, content=body, headers=headers).status_code == 200
+
+
+def test_clients_that_leave_are_counted(server: LiveServer) -> None:
+    """Nobody sees the status 499 but the log and the metrics."""
+
+    def count() -> float:
+        lines = server.http.get("/metrics").text.splitlines()
+        name = 'infinicore_infer_requests_total{path="/v1/chat/completions",status="499"} '
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    before = count()
+    body = {"messages": STORY, "ignore_eos": True, **GREEDY}
+    with pytest.raises(httpx.ReadTimeout):
+        server.post(CHAT, body, timeout=0.2)
+    server.check_idle()
+    for _ in range(100):
+        if count() == before + 1:
+            break
+        time.sleep(0.02)
+    assert count() == before + 1
 
 
 def test_too_large(make_server: Make) -> None:
@@ -162,7 +245,10 @@ def test_queue_full(make_server: Make) -> None:
     assert error_of(refused, 429)["code"] == "queue_full"
     assert int(refused.headers["retry-after"]) >= 1
     server.check_idle()
-    assert server.post(CHAT, {**body, "n": 3}).status_code == 429
+    # What no queue will ever hold is refused for good.
+    assert error_of(server.post(CHAT, {**body, "n": 3}), 400)["param"] == "n"
+    body = {"prompt": ["a"] * 3, "max_tokens": 1}
+    assert error_of(server.post("/v1/completions", body), 400)["param"] == "prompt"
 
 
 def test_deadline(make_server: Make) -> None:

@@ -72,12 +72,29 @@ def test_key_and_warning(tmp_path: Path) -> None:
         assert "anybody who reaches 0.0.0.0" in log.read_text("utf-8")
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
-    with launched(log, "--host", "0.0.0.0", "--api-key", "k1y") as (process, url):
+    with launched(log, "--host", "0.0.0.0", "--api-key", "k1y", "--log-level", "debug") as (
+        process,
+        url,
+    ):
         assert "anybody" not in log.read_text("utf-8")
         assert httpx.get(f"{url}/v1/models").status_code == 401
         headers = {"Authorization": "Bearer k1y"}
         assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
-        assert "k1y" not in log.read_text("utf-8")
+        # Keys stay out of the log, right or wrong ones, however they are sent and whatever fails.
+        for headers in (
+            {"Authorization": "Bearer wr0ng"},
+            {"Authorization": "wr0ng"},
+            {"X-Api-Key": "wr0ng"},
+            {"X-Api-Key": "k1y"},
+            {"Authorization": "Bearer k1y"},
+        ):
+            status = 200 if "k1y" in str(headers) else 401
+            for path in ("/v1/models", "/v1/models?api_key=wr0ng", "/metrics"):
+                assert httpx.get(url + path, headers=headers).status_code == status
+            httpx.post(f"{url}/v1/completions", content=b"{", headers=headers)
+        text = log.read_text("utf-8")
+        assert "status=401" in text and "status=400" in text
+        assert "k1y" not in text and "wr0ng" not in text
 
 
 def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
