@@ -25,10 +25,14 @@ _MAX_CHOICES = 64
 
 # Fields that would change the answer if they were obeyed, with the values that ask for nothing.
 _REFUSED: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": (),
     "audio": (),
     "bad_words": ([],),
     "continue_final_message": (False,),
     "add_generation_prompt": (True,),
+    "dry_multiplier": (0, 0.0),
+    "dynatemp_range": (0, 0.0),
+    "ebnf": (),
     "function_call": ("none",),
     "functions": ([],),
     "guided_choice": (),
@@ -39,16 +43,26 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (False,),
     "json_schema": (),
     "length_penalty": (1, 1.0),
+    "logits_processors": ([],),
     "lora_name": (),
+    "min_new_tokens": (0,),
     "min_tokens": (0,),
+    "mirostat": (0,),
     "modalities": (["text"],),
+    "n_predict": (-1,),
+    "prompt_embeds": (),
     "prompt_logprobs": (),
+    "regex": (),
+    "repeat_penalty": (1, 1.0),
     "skip_special_tokens": (True,),
     "structured_outputs": (),
     "suffix": ("",),
+    "top_n_sigma": (-1, -1.0),
     "truncate_prompt_tokens": (),
+    "typical_p": (1, 1.0),
     "use_beam_search": (False,),
     "web_search_options": (),
+    "xtc_probability": (0, 0.0),
 }
 
 Number = Annotated[float, Field(allow_inf_nan=False)]

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import importlib.metadata
 import json
 import math
+import operator
 import os
 import subprocess
 import sys
@@ -40,6 +42,19 @@ TOOL: dict[str, Any] = {
         },
     },
 }
+TOWN_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        **TOOL["function"],
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"town": {"enum": ["Oslo", "Rome"]}, "days": {"enum": [1, 2]}},
+            "required": ["town", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
 WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
@@ -60,6 +75,11 @@ def check_litellm(url: str) -> None:
     answer = litellm.completion(**where, messages=WEATHER, tools=[TOOL], temperature=0)
     call = answer.choices[0].message.tool_calls[0].function
     assert call.name == "get_weather" and "city" in json.loads(call.arguments)
+    chunks = list(
+        litellm.completion(**where, messages=WEATHER, tools=[TOOL], temperature=0, stream=True)
+    )
+    built = litellm.stream_chunk_builder(chunks).choices[0].message.tool_calls[0].function
+    assert (built.name, built.arguments) == (call.name, call.arguments)
     text = litellm.text_completion(
         **{**where, "model": f"text-completion-openai/{MODEL}"}, prompt="One", max_tokens=4
     )
@@ -85,8 +105,16 @@ def check_langchain(url: str) -> None:
     assert [answer.content for answer in chat.batch([question] * 8)] == [ANSWER] * 8
     usage = chat.invoke(question).usage_metadata
     assert usage is not None and usage["input_tokens"] == 15
-    call = chat.bind_tools([TOOL]).invoke(WEATHER[0]["content"]).tool_calls[0]
+    tools = chat.bind_tools([TOOL])
+    call = tools.invoke(WEATHER[0]["content"]).tool_calls[0]
     assert call["name"] == "get_weather" and "city" in call["args"]
+    pieces = list(tools.stream(WEATHER[0]["content"]))
+    assert sum(bool(piece.tool_call_chunks) for piece in pieces) > 3
+    whole = functools.reduce(operator.add, pieces).tool_calls[0]
+    assert (whole["name"], whole["args"]) == (call["name"], call["args"])
+    strict = chat.bind_tools([TOWN_TOOL])
+    call = strict.invoke(WEATHER[0]["content"]).tool_calls[0]
+    assert set(call["args"]) == {"town", "days"} and call["args"]["town"] in ("Oslo", "Rome")
 
     class Place(BaseModel):
         """A place."""

@@ -57,6 +57,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
             "reasoning_effort": "none",
             "n": 2,
             "seed": 1,
+            "repetition_detection": {"max_pattern_size": 4, "min_count": 3},
             "temperature": 0.5,
             "top_p": 0.9,
             "top_k": 5,
@@ -64,6 +65,19 @@ GOOD: dict[str, list[dict[str, Any]]] = {
             "presence_penalty": 0.1,
             "frequency_penalty": 0.1,
             "repetition_penalty": 1.1,
+        },
+        {
+            "messages": CAPITAL,
+            "tools": [{"type": "function", "function": {"name": "f", "strict": True}}],
+            "tool_choice": "auto",
+            "max_tokens": 2,
+        },
+        {
+            "messages": CAPITAL,
+            "tools": [SHORT_CITY_TOOL],
+            "response_format": {"type": "json_object"},
+            "enable_thinking": False,
+            "max_tokens": 2,
         },
     ],
     "/v1/completions": [

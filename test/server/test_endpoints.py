@@ -80,6 +80,9 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"guided_regex": "a+"}, "guided_regex"),
         ({"min_tokens": 3}, "min_tokens"),
+        ({"allowed_token_ids": [1]}, "allowed_token_ids"),
+        ({"repeat_penalty": 1.2}, "repeat_penalty"),
+        ({"ebnf": "root ::= x"}, "ebnf"),
     ],
 )
 def test_bad_fields_are_named(server: LiveServer, change: dict[str, Any], param: str) -> None:
@@ -102,7 +105,8 @@ def test_bodies_that_are_no_requests(server: LiveServer, content: bytes) -> None
 def test_unknown_and_empty_fields_are_ignored(server: LiveServer) -> None:
     answer = server.chat(
         user="me", store=False, metadata={"a": 1}, made_up=3, suffix=None, stop=None, tools=[],
-        stop_token_ids=None, max_tokens=None, logit_bias=None, min_tokens=0,
+        stop_token_ids=None, max_tokens=None, logit_bias=None, min_tokens=0, repeat_penalty=1.0,
+        typical_p=1, mirostat=0, repetition_detection=None,
         response_format={"type": "text"},
     )  # fmt: skip
     assert answer["choices"][0]["message"]["content"] == "The capital of France is Paris."

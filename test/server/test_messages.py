@@ -171,6 +171,19 @@ def test_blocks_equal_messages(claude: anthropic.Anthropic, server: LiveServer) 
     assert count.input_tokens == expected["prompt_tokens"]
 
 
+def test_strict_tool(claude: anthropic.Anthropic) -> None:
+    properties = {"town": {"enum": ["Oslo", "Rome"]}, "days": {"enum": [1, 2]}}
+    schema: Any = {"type": "object", "properties": properties, "required": ["town", "days"]}
+    tool: Any = {**TOOL, "input_schema": {**schema, "additionalProperties": False}}
+    loose, strict = (
+        create(claude, tools=[{**tool, "strict": strict}], messages=WEATHER).content[-1]
+        for strict in (False, True)
+    )
+    assert loose.type == strict.type == "tool_use"
+    assert set(loose.input) != {"town", "days"} == set(strict.input)
+    assert strict.input["town"] in ("Oslo", "Rome") and strict.input["days"] in (1, 2)
+
+
 def test_structured(claude: anthropic.Anthropic) -> None:
     schema = {"type": "object", "properties": {"capital": {"type": "boolean"}}}
     schema |= {"required": ["capital"], "additionalProperties": False}

@@ -183,6 +183,26 @@ def test_tool_choice(client: openai.OpenAI) -> None:
         assert [item.type for item in response.output] == ["function_call"]
 
 
+def test_strict_tool(client: openai.OpenAI) -> None:
+    properties = {"town": {"enum": ["Oslo", "Rome"]}, "days": {"enum": [1, 2]}}
+    schema: Any = {"type": "object", "properties": properties, "required": ["town", "days"]}
+    tool: Any = {**TOOL, "parameters": {**schema, "additionalProperties": False}}
+    found = []
+    for strict in (False, True):
+        call = client.responses.create(
+            model=MODEL,
+            input="What is the weather in Paris?",
+            tools=[{**tool, "strict": strict}],
+            temperature=0,
+            reasoning={"effort": "none"},
+        ).output[-1]
+        assert isinstance(call, ResponseFunctionToolCall)
+        found.append(json.loads(call.arguments))
+    loose, strict_one = found
+    assert set(loose) != {"town", "days"} == set(strict_one)
+    assert strict_one["town"] in ("Oslo", "Rome") and strict_one["days"] in (1, 2)
+
+
 def test_structured(client: openai.OpenAI) -> None:
     class City(BaseModel):
         capital: bool
