@@ -369,6 +369,12 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "duplicateKVCache": (c_void_p, [c_void_p, c_void_p, c_uint32]),
     "dropKVCache": (None, [c_void_p, c_void_p]),
     "qwen3KVCacheLength": (c_int32, [c_void_p, c_void_p, POINTER(c_uint32)]),
+    "qwen3SaveKVCache": (c_int32, [c_void_p, c_void_p, POINTER(c_uint32), c_uint32, c_char_p]),
+    "qwen3LoadKVCache": (
+        c_void_p,
+        [c_void_p, c_char_p, POINTER(c_uint32), c_uint32, POINTER(c_uint32)],
+    ),
+    "qwen3KVCacheFingerprint": (c_int32, [c_void_p, POINTER(c_uint64)]),
     "inferBatch": (
         c_int32,
         [*_BATCH_ARGS, POINTER(c_float), POINTER(c_uint32), POINTER(c_float), POINTER(c_uint32)],

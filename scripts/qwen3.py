@@ -234,6 +234,10 @@ class Qwen3ForCausalLM:
         """Return a cache with the first ``length`` tokens of another (``None``: all)."""
         return self.native.duplicate_kv_cache(cache, length)
 
+    def load_kv_cache(self, path: str | os.PathLike[str]) -> KVCache:
+        """Return a cache that :meth:`KVCache.save` wrote; see :meth:`NativeModel.load_kv_cache`."""
+        return self.native.load_kv_cache(path)
+
     def drop_kv_cache(self, cache: KVCache) -> None:
         """Give a cache's memory back; dropping twice does nothing."""
         cache.close()

@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import POINTER, byref, c_float, c_int32, c_uint32, c_void_p
+from ctypes import POINTER, byref, c_float, c_int32, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -110,6 +110,18 @@ class KVCache:
         del self.tokens[length:]
         assert old is not None
         self.owner.drop_handle(old)
+
+    def save(self, path: str | os.PathLike[str], length: int | None = None) -> None:
+        """Write the first ``length`` tokens (``None``: all) for :meth:`NativeModel.load_kv_cache`.
+
+        The file appears complete or not at all; steps of other threads go on meanwhile.
+
+        Raises:
+            ValueError: The cache is closed, empty or shorter.
+            NotImplementedError: The model does not run on the CPU backend.
+            Qwen3Error: The file could not be written; the message says why.
+        """
+        self.owner.save_kv_cache(self, path, length)
 
     def close(self) -> None:
         """Give the memory back. Closing twice, or after the model, does nothing."""
@@ -322,6 +334,52 @@ class NativeModel:
             model = self._use()
             check(self._lib, self._lib.qwen3KVCacheLength(model, cache.handle, byref(length)))
             return length.value
+
+    def save_kv_cache(
+        self, cache: KVCache, path: str | os.PathLike[str], length: int | None = None
+    ) -> None:
+        """Write a cache to a file; see :meth:`KVCache.save`."""
+        with self._save_lock:  # close() waits for it
+            with self._lock:
+                model, handle = self._use(), cache.handle
+                self._check_owner(cache)
+                count = len(cache) if length is None else length
+                if not 0 < count <= len(cache.tokens):
+                    raise ValueError(f"length is {count}, the cache holds {len(cache.tokens)}")
+                tokens = (c_uint32 * count)(*cache.tokens[:count])
+            file = os.fsencode(path)
+            check(self._lib, self._lib.qwen3SaveKVCache(model, handle, tokens, count, file))
+
+    def load_kv_cache(self, path: str | os.PathLike[str]) -> KVCache:
+        """Return a new cache with what :meth:`KVCache.save` wrote, its ``tokens`` included.
+
+        Raises:
+            ValueError: It was saved by a model with other weights, dtypes or settings (the message
+                names the difference), or does not fit the context.
+            MemoryError: No KV memory is left for it.
+            NotImplementedError: The model does not run on the CPU backend.
+            Qwen3Error: The file is damaged or cannot be read.
+        """
+        tokens, length = (c_uint32 * self._meta.dctx)(), c_uint32()
+        with self._lock:
+            handle = check_handle(
+                self._lib,
+                self._lib.qwen3LoadKVCache(
+                    self._use(), os.fsencode(path), tokens, self._meta.dctx, byref(length)
+                ),
+            )
+            return KVCache(self, handle, tokens[: length.value])
+
+    def kv_cache_fingerprint(self) -> int:
+        """Return 64 bits that tell models apart which cannot load each other's saved caches.
+
+        Raises:
+            NotImplementedError: The model does not run on the CPU backend.
+        """
+        value = c_uint64()
+        with self._lock:
+            check(self._lib, self._lib.qwen3KVCacheFingerprint(self._use(), byref(value)))
+        return value.value
 
     def drop_handle(self, handle: int) -> None:
         """Drop a cache by its pointer; does nothing after the model is gone."""

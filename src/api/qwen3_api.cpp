@@ -9,6 +9,7 @@
 #include "model/engine.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/infinicore/infinicore.h"
+#include "runtime/packed_file.h"
 
 using namespace q3;
 
@@ -107,6 +108,39 @@ int32_t qwen3KVCacheLength(const Qwen3Model *model, const KVCache *cache, uint32
         requirePointer(cache, "cache");
         requirePointer(length, "length");
         *length = engineOf(model).cacheLength(cache);
+    });
+}
+
+int32_t qwen3SaveKVCache(const Qwen3Model *model, const KVCache *cache, const uint32_t *tokens, uint32_t seq_len,
+                         const char *path) {
+    return guard("qwen3SaveKVCache", [&] {
+        Engine &engine = engineOf(model);
+        requirePointer(cache, "cache");
+        requirePointer(tokens, "tokens");
+        requirePointer(path, "path");
+        engine.saveCache(cache, tokens, seq_len, path);
+    });
+}
+
+KVCache *qwen3LoadKVCache(const Qwen3Model *model, const char *path, uint32_t *tokens, uint32_t capacity,
+                          uint32_t *seq_len) {
+    KVCache *cache = nullptr;
+    guard("qwen3LoadKVCache", [&] {
+        Engine &engine = engineOf(model);
+        requirePointer(path, "path");
+        requirePointer(tokens, "tokens");
+        requirePointer(seq_len, "seq_len");
+        cache = engine.loadCache(path, tokens, capacity, seq_len);
+    });
+    return cache;
+}
+
+int32_t qwen3KVCacheFingerprint(const Qwen3Model *model, uint64_t *fingerprint) {
+    return guard("qwen3KVCacheFingerprint", [&] {
+        Engine &engine = engineOf(model);
+        requirePointer(fingerprint, "fingerprint");
+        const std::string &identity = engine.kvIdentity();
+        *fingerprint = hashBytes(identity.data(), identity.size());
     });
 }
 

@@ -152,6 +152,16 @@ void Engine::checkCaches(const BatchArgs &args) {
     }
 }
 
+void Engine::requireBlocks(uint64_t count, const char *what) const {
+    if (count > pool_->blocksLeft()) {
+        fail(QWEN3_STATUS_OUT_OF_KV,
+             "%s needs %llu more bytes of KV cache, but %llu of kv_limit_bytes=%llu are in use: drop caches or raise "
+             "the limit",
+             what, static_cast<unsigned long long>(count * pool_->blockBytes()),
+             static_cast<unsigned long long>(pool_->usedBytes()), static_cast<unsigned long long>(pool_->limitBytes()));
+    }
+}
+
 // Takes all blocks that the call will need, or changes nothing.
 void Engine::reserve(const BatchArgs &args) {
     uint64_t needed = 0;
@@ -166,13 +176,7 @@ void Engine::reserve(const BatchArgs &args) {
         needed += writers == (*first)->refs ? writers - 1 : writers;
         first = next;
     }
-    if (needed > pool_->blocksLeft()) {
-        fail(QWEN3_STATUS_OUT_OF_KV,
-             "this call needs %llu more bytes of KV cache, but %llu of kv_limit_bytes=%llu are in use: drop caches or "
-             "raise the limit",
-             static_cast<unsigned long long>(needed * pool_->blockBytes()),
-             static_cast<unsigned long long>(pool_->usedBytes()), static_cast<unsigned long long>(pool_->limitBytes()));
-    }
+    requireBlocks(needed, "this call");
     uint32_t r = 0;
     try {
         for (; r < args.nreq; ++r) {
@@ -385,14 +389,6 @@ Qwen3Stats Engine::stats() {
     stats.ncaches = static_cast<uint32_t>(caches_.size());
     stats.weight_cache = forward_[0]->weights().cache;
     return stats;
-}
-
-void Engine::saveWeights(const char *path, const char *key) const {
-    if (group_.size() > 1) {
-        fail(QWEN3_STATUS_NOT_IMPLEMENTED, "ndev is %u: only the packed weights of one device can be saved",
-             group_.size());
-    }
-    q3::saveWeights(forward_[0]->weights(), path, key, *ops_[0]);
 }
 
 }  // namespace q3

@@ -39,6 +39,12 @@ public:
     void dropCache(const KVCache *cache) noexcept;
     uint32_t cacheLength(const KVCache *cache);
 
+    // Caches in files (engine_files.cpp). Steps go on while files are written or read.
+    void saveCache(const KVCache *cache, const uint32_t *tokens, uint32_t length, const char *path);
+    KVCache *loadCache(const char *path, uint32_t *tokens, uint32_t capacity, uint32_t *length);
+    // What saved caches depend on; computed at the first call, which reads all weights. Throws NOT_IMPLEMENTED.
+    const std::string &kvIdentity();
+
     // params [nreq] are complete and checked; results [nreq] are written only on success.
     void infer(const BatchArgs &args, const Qwen3SamplingParams *params, Qwen3SampleResult *results);
     void forward(const BatchArgs &args, float *logits);
@@ -73,8 +79,10 @@ private:
     using ChunkSink = std::function<void(const Chunk &)>;
 
     KVCache *adopt(std::unique_ptr<KVCache> cache);
+    std::shared_ptr<KVCache> guarded(std::unique_ptr<KVCache> cache);
     KVCache &owned(const KVCache *cache, const char *what, uint32_t index);
     void checkCaches(const BatchArgs &args);
+    void requireBlocks(uint64_t count, const char *what) const;
     void reserve(const BatchArgs &args);
     void execute(const BatchArgs &args, const ChunkSink &sink);
     void runChunks(const BatchArgs &args, const ChunkSink &sink);
@@ -95,6 +103,9 @@ private:
     std::unique_ptr<BlockPool> pool_;
     Sampler sampler_;
     std::atomic<uint64_t> seed_;
+
+    std::once_flag kv_identified_;
+    std::string kv_identity_;
 
     std::mutex mutex_;
     std::unordered_map<const KVCache *, std::unique_ptr<KVCache>> caches_;

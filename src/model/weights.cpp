@@ -279,12 +279,8 @@ std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vect
     return packed;
 }
 
-void saveWeights(const ModelWeights &weights, const char *path, const char *key, const Ops &ops) {
-    if (weights.identity.empty()) {
-        fail(QWEN3_STATUS_NOT_IMPLEMENTED, "this backend cannot save its packed weights");
-    }
-    PackedFileWriter out(path, withKey(weights.identity, key));
-    // In the order in which Packer makes them.
+// In the order in which Packer makes them.
+void writeWeights(const ModelWeights &weights, PackedWriter &out, const Ops &ops) {
     ops.save(*weights.output_norm, out);
     ops.save(*weights.head, out);
     ops.save(*weights.embedding, out);
@@ -296,6 +292,14 @@ void saveWeights(const ModelWeights &weights, const char *path, const char *key,
             ops.save(**matrix, out);
         }
     }
+}
+
+void saveWeights(const ModelWeights &weights, const char *path, const char *key, const Ops &ops) {
+    if (weights.identity.empty()) {
+        fail(QWEN3_STATUS_NOT_IMPLEMENTED, "this backend cannot save its packed weights");
+    }
+    PackedFileWriter out(path, withKey(weights.identity, key));
+    writeWeights(weights, out, ops);
     out.commit();
 }
 

@@ -34,6 +34,9 @@ std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vect
                                       const Qwen3Weights &weights, const Qwen3ModelOptions &options,
                                       const std::vector<std::unique_ptr<Ops>> &ops, RankGroup &group);
 
+// Hands out all packed weights of a rank in a fixed order, but for an embedding that is borrowed or shared.
+void writeWeights(const ModelWeights &weights, PackedWriter &out, const Ops &ops);
+
 // Writes a file for options.cache_path. Throws NOT_IMPLEMENTED, IO_ERROR.
 void saveWeights(const ModelWeights &weights, const char *path, const char *key, const Ops &ops);
 

@@ -72,6 +72,9 @@ public:
     virtual uint32_t kvBlockTokens() const = 0;
     virtual size_t kvBlockBytes() const = 0;  // all layers, K and V
     virtual BlockMemory &kvMemory() = 0;
+    // What the bytes of blocks depend on besides the model; they are in host memory then. Empty (as here): blocks
+    // cannot be saved.
+    virtual std::string kvLayout() const { return {}; }
 
     // --- one step
     virtual void beginStep(const StepPlan &plan) = 0;  // plan stays valid until the next beginStep

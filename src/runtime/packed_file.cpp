@@ -105,7 +105,7 @@ PackedFileWriter::~PackedFileWriter() {
 
 void PackedFileWriter::failWith(const char *what) const {
     char reason[128];
-    fail(QWEN3_STATUS_IO_ERROR, "could not %s the cache file %s: %s", what, temporary_.c_str(),
+    fail(QWEN3_STATUS_IO_ERROR, "could not %s the file %s: %s", what, temporary_.c_str(),
          strerror_r(errno, reason, sizeof reason));
 }
 
@@ -181,11 +181,11 @@ void PackedFileWriter::commit() {
 
 // ---------------------------------------------------------------- reading
 
-PackedReader::PackedReader(const char *path, const std::string &identity)
+PackedReader::PackedReader(const char *path)
     // O_NONBLOCK: a pipe in its place must not block for ever.
     : fd_(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
     if (fd_ < 0) {
-        throw PackedFileError(PackedFileError::kAbsent);
+        throw PackedFileError(PackedFileError::kAbsent, errno);
     }
     try {
         struct stat facts{};
@@ -208,19 +208,22 @@ PackedReader::PackedReader(const char *path, const std::string &identity)
         if (header.identity_bytes > tail || header.index_words != (tail - header.identity_bytes) / sizeof(uint64_t)) {
             throw PackedFileError(PackedFileError::kCorrupt);
         }
-        std::string stored(header.identity_bytes, '\0');
+        identity_.resize(header.identity_bytes);
         index_.resize(header.index_words);
-        readAt(stored.data(), stored.size(), header.index_offset);
-        readAt(index_.data(), index_.size() * sizeof(uint64_t), header.index_offset + stored.size());
-        if (header.index_hash != indexHash(stored, index_)) {
+        readAt(identity_.data(), identity_.size(), header.index_offset);
+        readAt(index_.data(), index_.size() * sizeof(uint64_t), header.index_offset + identity_.size());
+        if (header.index_hash != indexHash(identity_, index_)) {
             throw PackedFileError(PackedFileError::kCorrupt);
-        }
-        if (stored != identity) {
-            throw PackedFileError(PackedFileError::kStale);
         }
     } catch (...) {
         close(fd_);
         throw;
+    }
+}
+
+PackedReader::PackedReader(const char *path, const std::string &identity) : PackedReader(path) {
+    if (identity_ != identity) {
+        throw PackedFileError(PackedFileError::kStale);
     }
 }
 

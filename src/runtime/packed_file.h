@@ -74,22 +74,26 @@ private:
 class PackedFileError final : public std::exception {
 public:
     enum Reason { kAbsent, kStale, kCorrupt };
-    explicit PackedFileError(Reason reason) : reason_(reason) {}
+    explicit PackedFileError(Reason reason, int system_error = 0) : reason_(reason), system_error_(system_error) {}
     Reason reason() const { return reason_; }
+    int systemError() const { return system_error_; }  // why it cannot be opened, as errno has it; or 0
 
 private:
     Reason reason_;
+    int system_error_;
 };
 
 // Hands out the blobs in order. Throws PackedFileError: kAbsent (cannot be opened), kStale (another version of the
 // format, or another identity) or kCorrupt (truncated, changed, not such a file, or a blob of an unexpected size).
 class PackedReader {
 public:
+    explicit PackedReader(const char *path);  // whatever its identity
     PackedReader(const char *path, const std::string &identity);
     ~PackedReader();
     PackedReader(const PackedReader &) = delete;
     PackedReader &operator=(const PackedReader &) = delete;
 
+    const std::string &identity() const { return identity_; }
     size_t nextBytes() const;  // size of the next blob
     // Reads the next blob, which must have that size, and verifies it. In parallel: reading is mostly clearing pages.
     void read(void *data, size_t bytes, ThreadPool &pool);
@@ -100,6 +104,7 @@ private:
 
     int fd_ = -1;
     uint64_t file_bytes_ = 0;
+    std::string identity_;
     std::vector<uint64_t> index_;
     size_t next_ = 0;  // of index_
 };

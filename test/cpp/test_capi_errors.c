@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 /* ------------------------------------------------------------------ checks */
 
@@ -812,6 +813,55 @@ static void testCaches(Bench *b, struct KVCache *foreign, struct KVCache *droppe
     checkHealthy(__LINE__, "no-ops", b->model, b->greedy);
 }
 
+static void testCacheFiles(Bench *b, struct KVCache *foreign) {
+    uint32_t tokens[] = {1, 2, 3}, bad[] = {1, 0x7fffffff}, length = 77;
+    uint64_t fingerprint = 0;
+    struct KVCache *cache = b->caches[1];
+    const struct {
+        const char *what;
+        const struct Qwen3Model *model;
+        const struct KVCache *cache;
+        const uint32_t *tokens;
+        uint32_t seq_len;
+        const char *path;
+        const int32_t *status;
+        const char *words;
+    } saves[] = {
+        {"save cache, model NULL", NULL, cache, tokens, 2, "file", STATUS(NULL_POINTER), "model"},
+        {"save cache, cache NULL", b->model, NULL, tokens, 2, "file", STATUS(NULL_POINTER), "cache"},
+        {"save cache, tokens NULL", b->model, cache, NULL, 2, "file", STATUS(NULL_POINTER), "tokens"},
+        {"save cache, path NULL", b->model, cache, tokens, 2, NULL, STATUS(NULL_POINTER), "path"},
+        {"save cache, foreign", b->model, foreign, tokens, 2, "file", STATUS(CACHE_MISMATCH), "cache"},
+        {"save cache, too long", b->model, cache, tokens, 3, "file", STATUS(BAD_PARAM), "seq_len|3|2"},
+        {"save cache, nothing", b->model, cache, tokens, 0, "file", STATUS(BAD_PARAM), "seq_len|0"},
+        {"save cache, token", b->model, cache, bad, 2, "file", STATUS(BAD_PARAM), "tokens[1]|2147483647"},
+        {"save cache, no folder", b->model, cache, tokens, 2, "/nonexistent/file", STATUS(IO_ERROR),
+         "/nonexistent/file|No such file"},
+    };
+    for (size_t i = 0; i < sizeof(saves) / sizeof(saves[0]); ++i) {
+        checkFailure(__LINE__, saves[i].what,
+                     qwen3SaveKVCache(saves[i].model, saves[i].cache, saves[i].tokens, saves[i].seq_len, saves[i].path),
+                     saves[i].status, saves[i].words);
+    }
+    CHECK(qwen3LoadKVCache(NULL, "file", tokens, 3, &length) == NULL);
+    checkFailure(__LINE__, "load cache, model NULL", qwen3LastStatus(), STATUS(NULL_POINTER), "model");
+    CHECK(qwen3LoadKVCache(b->model, NULL, tokens, 3, &length) == NULL);
+    checkFailure(__LINE__, "load cache, path NULL", qwen3LastStatus(), STATUS(NULL_POINTER), "path");
+    CHECK(qwen3LoadKVCache(b->model, "file", NULL, 3, &length) == NULL);
+    checkFailure(__LINE__, "load cache, tokens NULL", qwen3LastStatus(), STATUS(NULL_POINTER), "tokens");
+    CHECK(qwen3LoadKVCache(b->model, "file", tokens, 3, NULL) == NULL);
+    checkFailure(__LINE__, "load cache, seq_len NULL", qwen3LastStatus(), STATUS(NULL_POINTER), "seq_len");
+    CHECK(qwen3LoadKVCache(b->model, "/nonexistent/file", tokens, 3, &length) == NULL);
+    checkFailure(__LINE__, "load cache, absent", qwen3LastStatus(), STATUS(IO_ERROR), "/nonexistent/file|No such file");
+    checkFailure(__LINE__, "fingerprint, model NULL", qwen3KVCacheFingerprint(NULL, &fingerprint), STATUS(NULL_POINTER),
+                 "model");
+    checkFailure(__LINE__, "fingerprint NULL", qwen3KVCacheFingerprint(b->model, NULL), STATUS(NULL_POINTER),
+                 "fingerprint");
+    CHECK(length == 77 && tokens[0] == 1 && fingerprint == 0);
+    CHECK(qwen3KVCacheFingerprint(b->model, &fingerprint) == QWEN3_STATUS_SUCCESS && fingerprint != 0);
+    checkHealthy(__LINE__, "cache files", b->model, b->greedy);
+}
+
 static void *freshThread(void *unused) {
     (void)unused;
     CHECK(strcmp(qwen3LastError(), "") == 0);
@@ -1045,6 +1095,20 @@ static void *hammer(void *argument) {
         CHECK(qwen3GetStats(w->model, &stats) == QWEN3_STATUS_SUCCESS && stats.ncaches >= 1);
         CHECK(step(w->model, &prompt[2], 1, 2, copy, &output[0]) == QWEN3_STATUS_SUCCESS);
         CHECK(output[0] == w->expected[0]);
+        /* and through a file, written while others compute */
+        uint32_t stored[4] = {0};
+        char path[] = "/tmp/test_capi_errors.XXXXXX";
+        const int file = mkstemp(path);
+        CHECK(file >= 0 && close(file) == 0);
+        CHECK(qwen3SaveKVCache(w->model, copy, prompt, 2, path) == QWEN3_STATUS_SUCCESS);
+        struct KVCache *loaded = qwen3LoadKVCache(w->model, path, stored, 4, &length);
+        CHECK(loaded != NULL && length == 2 && memcmp(stored, prompt, 2 * sizeof(uint32_t)) == 0);
+        CHECK(qwen3LoadKVCache(w->model, path, stored, 1, &length) == NULL);
+        CHECK(qwen3LastStatus() == QWEN3_STATUS_BAD_PARAM && strstr(qwen3LastError(), "capacity is 1") != NULL);
+        CHECK(unlink(path) == 0);
+        CHECK(step(w->model, &prompt[2], 1, 2, loaded, &output[0]) == QWEN3_STATUS_SUCCESS);
+        CHECK(output[0] == w->expected[0]);
+        dropKVCache(w->model, loaded);
         CHECK(qwen3KVCacheLength(w->model, copy, &length) == QWEN3_STATUS_SUCCESS && length == 3);
         dropKVCache(w->model, copy);
     }
@@ -1095,6 +1159,7 @@ int main(void) {
     testBatchArguments(&b, foreign, dropped);
     testSamplingArguments(&b);
     testCaches(&b, foreign, dropped);
+    testCacheFiles(&b, foreign);
     testInformation(&b);
     testOutOfKv(&base, 1, b.greedy);
     testOutOfKv(&base, 4, b.greedy); /* the blocks of all ranks count; the text is the same */

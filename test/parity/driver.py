@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, c_float, c_uint32, c_void_p
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -234,6 +235,27 @@ class Driver:
     def duplicate(self, cache: int, length: int) -> int:
         """Returns a copy of the first ``length`` tokens of a cache."""
         return check_handle(self.lib, self.lib.duplicateKVCache(self.model, cache, length))
+
+    def save(self, cache: int, tokens: Sequence[int], path: Path) -> None:
+        """Saves a cache that begins with the tokens."""
+        call = self.lib.qwen3SaveKVCache
+        check(self.lib, call(self.model, cache, uint32s(tokens), len(tokens), str(path).encode()))
+
+    def load(self, path: Path, capacity: int = 1 << 16) -> tuple[int, list[int]]:
+        """Returns a cache from a file, and its tokens."""
+        tokens, length = uint32s([7] * capacity), c_uint32(77)
+        handle = self.lib.qwen3LoadKVCache(
+            self.model, str(path).encode(), tokens, capacity, ctypes.byref(length)
+        )
+        if not handle:
+            assert length.value == 77 and set(tokens) <= {7}, "a failed call wrote something"
+        return check_handle(self.lib, handle), tokens[: length.value]
+
+    def fingerprint(self) -> int:
+        """Returns what tells models apart that cannot load each other's caches."""
+        value = ctypes.c_uint64()
+        check(self.lib, self.lib.qwen3KVCacheFingerprint(self.model, ctypes.byref(value)))
+        return value.value
 
     def drop(self, *caches: int) -> None:
         """Frees caches."""

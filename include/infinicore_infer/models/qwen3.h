@@ -93,7 +93,7 @@ typedef enum {
     QWEN3_STATUS_ABI_MISMATCH = 104,     /* a struct_size this library does not know */
     QWEN3_STATUS_CANCELLED = 105,        /* qwen3Cancel or a progress callback asked to stop */
     QWEN3_STATUS_BAD_WEIGHTS = 106,      /* a weight is NaN or infinite */
-    QWEN3_STATUS_IO_ERROR = 107          /* a file could not be written; the message has the system's reason */
+    QWEN3_STATUS_IO_ERROR = 107          /* a file could not be written or read, or is damaged; the message says why */
 } Qwen3Status;
 
 /* Same numbers as infiniDtype_t. */
@@ -406,6 +406,36 @@ QWEN3_API void dropKVCache(const struct Qwen3Model *model, struct KVCache *cache
 
 /* Writes the number of tokens held by `cache` to *length. Errors: NULL_POINTER, CACHE_MISMATCH. */
 QWEN3_API int32_t qwen3KVCacheLength(const struct Qwen3Model *model, const struct KVCache *cache, uint32_t *length);
+
+/*
+ * Writes the first seq_len tokens of `cache` to `path`, for qwen3LoadKVCache of this or another process.
+ *   tokens  [seq_len] the token ids that it holds; they are stored with the keys and values
+ *   seq_len 1 to the cache's length
+ * The folder must exist. The file appears complete or not at all (a temporary file beside it, flushed, then renamed),
+ * replacing one that is there. Other calls on the model, also on `cache`, go on meanwhile (blocks are shared as by
+ * duplicateKVCache until the file is written), but not destroyQwen3Model. It takes the size of the cache's blocks on
+ * disk. The first call of this or the next two functions reads all weights once, for the fingerprint.
+ * Errors: NULL_POINTER, CACHE_MISMATCH (not a cache of this model), BAD_PARAM (seq_len, a token id), NOT_IMPLEMENTED
+ * (only the CPU backend can), IO_ERROR, OUT_OF_MEMORY. The cache is unchanged in any case.
+ */
+QWEN3_API int32_t qwen3SaveKVCache(const struct Qwen3Model *model, const struct KVCache *cache, const uint32_t *tokens,
+                                   uint32_t seq_len, const char *path);
+
+/*
+ * Returns a new cache with what qwen3SaveKVCache wrote, and writes the token ids to tokens [capacity] and their number
+ * to *seq_len. What is computed after it is bit for bit as if the tokens had been computed here. Every byte that is
+ * used is covered by a checksum (against accidents, not against forgers). It takes KV memory of its own.
+ * Returns NULL and writes nothing on an error: NULL_POINTER; IO_ERROR (the file cannot be opened, or is truncated,
+ * changed, or no such file); CACHE_MISMATCH (saved with other weights, weight or KV dtypes, sizes, rotary settings,
+ * ndev or version; the message names the first difference; a borrowed embedding is not compared); BAD_PARAM (capacity
+ * is too small); CONTEXT_OVERFLOW (longer than dctx); OUT_OF_KV; NOT_IMPLEMENTED; OUT_OF_MEMORY.
+ */
+QWEN3_API struct KVCache *qwen3LoadKVCache(const struct Qwen3Model *model, const char *path, uint32_t *tokens,
+                                           uint32_t capacity, uint32_t *seq_len);
+
+/* Writes a number that is the same for models that can load each other's saved caches, and different for others but by
+ * chance; for naming files. Errors: NULL_POINTER, NOT_IMPLEMENTED, OUT_OF_MEMORY. */
+QWEN3_API int32_t qwen3KVCacheFingerprint(const struct Qwen3Model *model, uint64_t *fingerprint);
 
 /* ------------------------------------------------------------------ running the model
  *

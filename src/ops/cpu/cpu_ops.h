@@ -43,6 +43,7 @@ public:
     uint32_t kvBlockTokens() const override { return kBlockTokens; }
     size_t kvBlockBytes() const override { return config_.nlayer * kvLayerBytes(); }
     BlockMemory &kvMemory() override { return kv_memory_; }
+    std::string kvLayout() const override { return std::string("cpu-") + dtypeName(dt_kv_); }
 
     void beginStep(const StepPlan &plan) override { plan_ = &plan; }
     void embed(Activation x, const Linear &table) override;
