@@ -268,7 +268,11 @@ class LLM:
             **options: As :class:`Qwen3ForCausalLM`.
         """
         self.model = Qwen3ForCausalLM(model_path, **options)
-        self.engine = Engine(self.model, config)
+        try:
+            self.engine = Engine(self.model, config)
+        except BaseException:
+            self.model.close()
+            raise
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], **settings: Any

@@ -82,6 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-queue", type=int, default=256, metavar="N", help="answers waiting; more get 429")
     add("--kv-memory", type=memory_size, default=0, metavar="SIZE", help="such as 4G")
     add("--prefix-cache", type=memory_size, metavar="SIZE", help="0: off (default: half the KV)")
+    add("--prefix-dir", metavar="DIR", help="keep often used prefixes there (default: nowhere)")
+    add("--prefix-disk", type=memory_size, default=4 << 30, metavar="SIZE", help="most of them: 4G")
     add("--step-tokens", type=_positive, default=512, metavar="N", help="most tokens of a step")
     add("--step-seconds", type=_seconds, default=0.25, metavar="S", help="longest pause of answers")
     add("--request-timeout", type=_seconds, metavar="S", help="give a request up (default: never)")
@@ -164,7 +166,13 @@ def _run(args: argparse.Namespace) -> int:
         _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
     service = Service(ServiceConfig(name, api_key, args.max_body, args.request_timeout, args.ping))
     config = EngineConfig(
-        args.max_batch, args.max_queue, args.step_tokens, args.step_seconds, args.prefix_cache
+        args.max_batch,
+        args.max_queue,
+        args.step_tokens,
+        args.step_seconds,
+        args.prefix_cache,
+        Path(args.prefix_dir) if args.prefix_dir else None,
+        args.prefix_disk,
     )
     grammars = Grammars()
 

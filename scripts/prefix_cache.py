@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from prefix_store import PrefixStore
 from qwen3_runtime import KVCache, NativeModel
 
 
@@ -69,14 +70,18 @@ class PrefixCache:
     Attributes:
         hits: Lookups that found something.
         lookups: All lookups.
+        store: Prefixes on disk.
     """
 
-    def __init__(self, model: NativeModel, capacity_bytes: int) -> None:
+    def __init__(
+        self, model: NativeModel, capacity_bytes: int, store: PrefixStore | None = None
+    ) -> None:
         """Start empty.
 
         Args:
             model: The model whose caches are kept.
             capacity_bytes: Most bytes to keep; 0: remember nothing.
+            store: Where to look for what is not known, and to keep what is often used.
         """
         stats = model.stats()
         self._model = model
@@ -89,6 +94,7 @@ class PrefixCache:
         self._count = 0
         self.hits = 0
         self.lookups = 0
+        self.store = store
 
     @property
     def bytes(self) -> int:
@@ -133,15 +139,29 @@ class PrefixCache:
                 break
         return node, at
 
-    def match(self, tokens: Sequence[int]) -> tuple[KVCache | None, PrefixNode | None]:
+    def match(
+        self, tokens: Sequence[int], sibling: bool = False
+    ) -> tuple[KVCache | None, PrefixNode | None]:
         """Return a cache with the longest known beginning of a prompt, and where it is from.
 
         At least one token is left out, because its logits are wanted. The caller owns the cache.
+
+        Args:
+            tokens: The prompt.
+            sibling: Whether it was looked up before for the same request, so that finding it again
+                says nothing about other requests.
         """
         if self._capacity == 0:
             return None, None
         self.lookups += 1
         node, length = self._walk(tokens, len(tokens) - 1)
+        if self.store is not None and not sibling:
+            stored = self.store.load(tokens[:-1], length)
+            if stored is not None:
+                self.hits += 1
+                return stored, self.insert(stored.tokens, stored, None, 0)
+            if node.cache is not None:
+                self.store.reused(tokens[:length], node.cache)
         if length == 0:
             return None, None
         assert node.cache is not None
@@ -194,14 +214,15 @@ class PrefixCache:
         return upper
 
     def evict(self) -> bool:
-        """Forget the least recently used leaf; return whether there was one.
+        """Forget the least recently used leaf; return whether there may be more memory now.
 
         Its memory comes back unless a running request shares it.
         """
         leaves = (node for node in self._nodes() if not node.children)
         victim = min(leaves, key=lambda node: node.used, default=None)
         if victim is None:
-            return False
+            # A prefix that is being written to disk holds memory as well.
+            return self.store is not None and self.store.wait()
         assert victim.parent is not None and victim.cache is not None
         del victim.parent.children[victim.edge[: self._block]]
         victim.cache.close()
@@ -210,6 +231,6 @@ class PrefixCache:
         return True
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything, and wait until nothing is being written to disk."""
         while self.evict():
             pass

@@ -12,10 +12,10 @@ import json
 import logging
 import os
 import re
-import shutil
 import threading
 from pathlib import Path
 
+from cache_files import check_space, entries, evict
 from libinfinicore_infer import DataType, Qwen3Error, Qwen3ModelOptions, WeightCache
 from qwen3_runtime import NativeModel
 from safetensors_io import Checkpoint
@@ -26,12 +26,8 @@ SUFFIX = ".q3pack"
 
 # Most bytes of all files together; the ones unused for longest go first.
 LIMIT_BYTES = 64 << 30
-# Never fill a disk to the brim for the sake of a cache.
-_SPARE_BYTES = 1 << 30
 # Writing begins a little after loading, so that it does not delay the first answer.
 _DELAY_SECONDS = 1.0
-# A temporary file of the library is never this old unless its process died.
-_ABANDONED_SECONDS = 24 * 3600.0
 
 
 def default_directory() -> Path:
@@ -42,43 +38,14 @@ def default_directory() -> Path:
     return root / "infinicore_infer"
 
 
-def _entries(directory: Path) -> list[Path]:
-    """Return the cache files of a directory, temporary ones (name.XXXXXX) included."""
-    return [path for path in directory.glob(f"*{SUFFIX}*") if path.is_file()]
-
-
 def clear(directory: Path | None = None) -> int:
     """Delete all cache files and return their size in bytes."""
     freed = 0
-    for path in _entries(default_directory() if directory is None else directory):
+    for path in entries(default_directory() if directory is None else directory, SUFFIX):
         size = path.stat().st_size
         path.unlink(missing_ok=True)
         freed += size
     return freed
-
-
-def evict(directory: Path, keep: Path, limit: int = LIMIT_BYTES) -> None:
-    """Delete the files unused for longest until the rest fits the limit, but never ``keep``.
-
-    Also deletes what processes that died while writing have left.
-    """
-    found = []
-    for path in _entries(directory):
-        try:
-            facts = path.stat()
-        except FileNotFoundError:  # another process was faster
-            continue
-        found.append((facts.st_mtime, facts.st_size, path))
-    newest = max((used for used, _, _ in found), default=0.0)
-    total = sum(size for _, size, path in found if path == keep)
-    for used, size, path in sorted(found, reverse=True):
-        if path == keep:
-            continue
-        total += size
-        finished = path.name.endswith(SUFFIX)
-        if total > limit if finished else newest - used > _ABANDONED_SECONDS:
-            path.unlink(missing_ok=True)
-            total -= size
 
 
 class CheckpointCache:
@@ -130,19 +97,9 @@ class CheckpointCache:
         self._closing.wait(_DELAY_SECONDS)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            size = model.stats()["weight_bytes"]
-            free = shutil.disk_usage(self._directory).free
-            if free < size + _SPARE_BYTES:
-                _LOG.warning(
-                    "%s: not written: %.1f GB free, it takes %.1f GB and %.1f GB must stay free",
-                    self.path,
-                    free / 1e9,
-                    size / 1e9,
-                    _SPARE_BYTES / 1e9,
-                )
-                return
+            check_space(self._directory, model.stats()["weight_bytes"])
             model.save_weights(self.path, self.key)
-            evict(self._directory, self.path)
+            evict(self._directory, SUFFIX, self.path, LIMIT_BYTES)
         except (OSError, Qwen3Error) as error:
             # Loading works without; it is only slower.
             _LOG.warning("%s: not written: %s", self.path, error)

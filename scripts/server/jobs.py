@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_uint32
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -53,6 +54,8 @@ class EngineConfig:
         step_seconds: How long a step may take while answers are in progress; parts of prompts are
             cut to fit.
         prefix_cache_bytes: KV memory for remembered prefixes; 0: none; ``None``: half of it.
+        prefix_dir: Folder for prefixes that many requests share; ``None``: none is kept on disk.
+        prefix_disk_bytes: Most bytes of all files in it.
     """
 
     max_batch: int = 16
@@ -60,6 +63,8 @@ class EngineConfig:
     step_tokens: int = 512
     step_seconds: float = 0.25
     prefix_cache_bytes: int | None = None
+    prefix_dir: Path | None = None
+    prefix_disk_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -74,6 +79,8 @@ class EngineConfig:
             raise ValueError(f"step_seconds must be above 0, got {self.step_seconds}")
         if self.prefix_cache_bytes is not None and self.prefix_cache_bytes < 0:
             raise ValueError("prefix_cache_bytes must not be negative")
+        if self.prefix_dir is not None and self.prefix_cache_bytes == 0:
+            raise ValueError("prefix_dir needs a prefix cache: prefix_cache_bytes is 0")
 
 
 @dataclass(slots=True)
@@ -93,6 +100,8 @@ class EngineStats:
     prefix_nodes: int = 0
     prefix_hits: int = 0
     prefix_lookups: int = 0
+    prefix_loads: int = 0
+    prefix_saves: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0

@@ -31,6 +31,8 @@ _COUNTERS = {
     "generated_tokens": ("generated_tokens", "Tokens generated"),
     "prefix_lookups": ("prefix_cache_lookups", "Prompts looked up in the prefix cache"),
     "prefix_hits": ("prefix_cache_hits", "Prompts of which it knew a beginning"),
+    "prefix_loads": ("prefix_disk_loads", "Prefixes that came from disk"),
+    "prefix_saves": ("prefix_disk_saves", "Prefixes written to disk"),
     "steps": ("steps", "Steps computed"),
     "step_seconds": ("step_seconds", "Time spent computing"),
     "failed_steps": ("failed_steps", "Steps that failed"),

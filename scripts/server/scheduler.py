@@ -18,6 +18,7 @@ from functools import partial
 
 from libinfinicore_infer import Qwen3OutOfKVError
 from prefix_cache import PrefixCache
+from prefix_store import PrefixStore
 from qwen3 import Qwen3ForCausalLM
 from qwen3_generate import plan_step
 from qwen3_runtime import StepResult
@@ -54,7 +55,12 @@ class Engine:
     """
 
     def __init__(self, model: Qwen3ForCausalLM, config: EngineConfig | None = None) -> None:
-        """Start the thread."""
+        """Start the thread.
+
+        Raises:
+            OSError: The folder for prefixes cannot be used.
+            NotImplementedError: The model's prefixes cannot be kept on disk.
+        """
         self.model = model
         self.config = config or EngineConfig()
         stats = model.stats()
@@ -63,7 +69,9 @@ class Engine:
         kept = self.config.prefix_cache_bytes
         capacity = stats["kv_limit_bytes"] // 2 if kept is None else kept
         self._native = model.native
-        self._prefix = PrefixCache(self._native, capacity)
+        folder, limit = self.config.prefix_dir, self.config.prefix_disk_bytes
+        store = PrefixStore(self._native, folder, limit) if folder is not None else None
+        self._prefix = PrefixCache(self._native, capacity, store)
         self._changed = threading.Condition()
         # Guarded by the condition; the list of active jobs is the engine thread's alone.
         self._waiting: deque[Job] = deque()
@@ -221,9 +229,10 @@ class Engine:
 
     def _start(self, job: Job) -> None:
         sequence = job.sequence
-        if not job.scoring:
-            sequence.cache, job.origin = self._prefix.match(sequence.all_tokens)
         first = job.started is None
+        if not job.scoring:
+            again = job.leader is not None or not first
+            sequence.cache, job.origin = self._prefix.match(sequence.all_tokens, again)
         cached = sequence.result.reused_tokens
         sequence.start(self._native)
         job.shared = sequence.position
@@ -386,3 +395,6 @@ class Engine:
         self._stats.prefix_nodes = len(self._prefix)
         self._stats.prefix_hits = self._prefix.hits
         self._stats.prefix_lookups = self._prefix.lookups
+        if self._prefix.store is not None:
+            self._stats.prefix_loads = self._prefix.store.loads
+            self._stats.prefix_saves = self._prefix.store.saves

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import cache_files
 import pytest
 import weight_cache
 from libinfinicore_infer import (
@@ -257,7 +258,7 @@ def test_little_free_space_is_left_alone(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
-        weight_cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1)
+        cache_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1)
     )
     with caplog.at_level(logging.WARNING):
         load(small, tmp_path)
@@ -378,7 +379,7 @@ def test_eviction_takes_the_least_used(tmp_path: Path) -> None:
     os.utime(dead, (now - 1e6, now - 1e6))
     alive = tmp_path / f"{names[0]}.xxxxxx"
     alive.write_bytes(b"")
-    weight_cache.evict(tmp_path, tmp_path / names[3], 250)
+    cache_files.evict(tmp_path, weight_cache.SUFFIX, tmp_path / names[3], 250)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {names[2], names[3], "unrelated", alive.name}
 

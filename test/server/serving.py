@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import fields
 from typing import Any
 
 import httpx
@@ -53,7 +54,7 @@ class LiveServer:
     """A running server. Options are those of the engine and of the service, mixed."""
 
     def __init__(self, *, load: bool = True, kv_limit_bytes: int = 0, **options: Any) -> None:
-        names = {"max_batch", "max_queue", "step_tokens", "step_seconds", "prefix_cache_bytes"}
+        names = {field.name for field in fields(EngineConfig)}
         engine_options = {name: options.pop(name) for name in names & options.keys()}
         self.service = Service(ServiceConfig("qwen3-tiny", **options))
         self.grammars = Grammars()

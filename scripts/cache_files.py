@@ -1,0 +1,63 @@
+"""Folders of cache files, which the library writes under a temporary name and then renames.
+
+What packed weights and prefixes on disk have in common: the ones unused for longest go first.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+# Never fill a disk to the brim for the sake of a cache.
+_SPARE_BYTES = 1 << 30
+# A temporary file of the library is never this old unless its process died.
+_ABANDONED_SECONDS = 24 * 3600.0
+
+
+def entries(directory: Path, suffix: str) -> list[Path]:
+    """Return the cache files of a directory, temporary ones (name.XXXXXX) included."""
+    return [path for path in directory.glob(f"*{suffix}*") if path.is_file()]
+
+
+def check_space(directory: Path, size: int) -> None:
+    """Check that a file of ``size`` bytes leaves the disk enough free space.
+
+    Raises:
+        OSError: It does not; the message has the numbers.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < size + _SPARE_BYTES:
+        raise OSError(
+            f"{free / 1e9:.1f} GB free, it takes {size / 1e9:.1f} GB and "
+            f"{_SPARE_BYTES / 1e9:.1f} GB must stay free"
+        )
+
+
+def evict(directory: Path, suffix: str, keep: Path, limit: int) -> None:
+    """Delete the files unused for longest until the rest fits the limit, but never ``keep``.
+
+    Also deletes what processes that died while writing have left.
+
+    Args:
+        directory: Where they lie.
+        suffix: How their names end, temporary ones apart.
+        keep: One that stays.
+        limit: Most bytes of all of them.
+    """
+    found = []
+    for path in entries(directory, suffix):
+        try:
+            facts = path.stat()
+        except FileNotFoundError:  # another process was faster
+            continue
+        found.append((facts.st_mtime, facts.st_size, path))
+    newest = max((used for used, _, _ in found), default=0.0)
+    total = sum(size for _, size, path in found if path == keep)
+    for used, size, path in sorted(found, reverse=True):
+        if path == keep:
+            continue
+        total += size
+        finished = path.name.endswith(suffix)
+        if total > limit if finished else newest - used > _ABANDONED_SECONDS:
+            path.unlink(missing_ok=True)
+            total -= size
