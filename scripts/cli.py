@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import weight_cache
 from libinfinicore_infer import DataType, DeviceType, Qwen3Error
-from model_arguments import add_model_arguments
+from model_arguments import add_lookup_argument, add_model_arguments
 from qwen3 import GenerationResult, KVCache, Qwen3ForCausalLM, SamplingParams
 
 EXIT_OK = 0
@@ -28,9 +28,6 @@ _DEMO = Path(__file__).resolve().parent.parent / "test" / "data" / "qwen3-tiny"
 
 # What a user can cause: bad values and files, too little memory, a device that is not there.
 _USER_ERRORS = (ValueError, OSError, MemoryError, NotImplementedError, Qwen3Error)
-
-# Guesses per step of --lookup: more pay only where nearly all of them are right.
-_LOOKUP = 8
 
 _HELP = "Ctrl-C stops an answer; /clear forgets the conversation; /exit or Ctrl-D ends."
 
@@ -68,16 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--presence-penalty", type=float, metavar="X")
     add("--frequency-penalty", type=float, metavar="X")
     add("--seed", type=int, metavar="N", help="same seed, same answer (default: random)")
-    add(
-        "--lookup",
-        type=int,
-        nargs="?",
-        const=_LOOKUP,
-        default=0,
-        metavar="N",
-        help="guess up to N tokens per step from repetitions; the answer stays the same "
-        f"(0: off, the default; without N: {_LOOKUP})",
-    )
+    add_lookup_argument(parser)
     add("--stop", action="append", metavar="TEXT", help="end the answer before TEXT; repeatable")
     add("--stats", action="store_true", help="report token counts and speeds on stderr")
     add("--json", action="store_true", help="print one JSON object instead of text")

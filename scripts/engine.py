@@ -89,6 +89,8 @@ def make_job(
         ValueError: The prompt does not fit, or a setting is out of range.
     """
     model = engine.model
+    if params.logprobs is None and not params.lookup:
+        params = replace(params, lookup=engine.config.lookup)
     sequence = ConstrainedSequence(
         prompt,
         params,

@@ -21,7 +21,7 @@ from types import FrameType
 
 import uvicorn
 from libinfinicore_infer import Qwen3Error, load_library
-from model_arguments import add_model_arguments
+from model_arguments import add_lookup_argument, add_model_arguments
 from qwen3 import Qwen3ForCausalLM
 from server.app import make_app
 from server.jobs import EngineConfig
@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prefix-cache", type=memory_size, metavar="SIZE", help="0: off (default: half the KV)")
     add("--prefix-dir", metavar="DIR", help="keep often used prefixes there (default: nowhere)")
     add("--prefix-disk", type=memory_size, default=4 << 30, metavar="SIZE", help="most of them: 4G")
+    add_lookup_argument(parser)
     add("--step-tokens", type=_positive, default=512, metavar="N", help="most tokens of a step")
     add("--step-seconds", type=_seconds, default=0.25, metavar="S", help="longest pause of answers")
     add("--request-timeout", type=_seconds, metavar="S", help="give a request up (default: never)")
@@ -173,6 +174,7 @@ def _run(args: argparse.Namespace) -> int:
         args.prefix_cache,
         Path(args.prefix_dir) if args.prefix_dir else None,
         args.prefix_disk,
+        args.lookup,
     )
     grammars = Grammars()
 

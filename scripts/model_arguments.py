@@ -1,4 +1,4 @@
-"""Command-line options of how a model is loaded, the same for the command line and the server."""
+"""Command-line options of models, the same for the command line and the server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import argparse
 from collections.abc import Callable
 
 from libinfinicore_infer import DeviceType
+
+# Guesses per step of --lookup: more pay only where nearly all of them are right.
+_LOOKUP = 8
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
@@ -23,3 +26,17 @@ def add_model_arguments(parser: argparse.ArgumentParser, count: Callable[[str], 
     add("--kv-dtype", metavar="TYPE", help="KV cache: f16, bf16, f32, int8 (default: f16 or f32)")
     add("--no-cache", action="store_true", help="keep no packed weights on disk")
     add("--cache-dir", metavar="DIR", help="where to keep them (default: the user's cache folder)")
+
+
+def add_lookup_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --lookup to a parser."""
+    parser.add_argument(
+        "--lookup",
+        type=int,
+        nargs="?",
+        const=_LOOKUP,
+        default=0,
+        metavar="N",
+        help="guess up to N tokens per step from repetitions; the answer stays the same "
+        f"(0: off, the default; without N: {_LOOKUP})",
+    )

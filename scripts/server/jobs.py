@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import POINTER, c_uint32
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,8 @@ class EngineConfig:
         prefix_cache_bytes: KV memory for remembered prefixes; 0: none; ``None``: half of it.
         prefix_dir: Folder for prefixes that many requests share; ``None``: none is kept on disk.
         prefix_disk_bytes: Most bytes of all files in it.
+        lookup: Most tokens of an answer to guess per step from repetitions in prompt and answer,
+            0 to 64; 0: none. Not where log-probabilities or a constraint are wanted.
     """
 
     max_batch: int = 16
@@ -65,6 +67,7 @@ class EngineConfig:
     prefix_cache_bytes: int | None = None
     prefix_dir: Path | None = None
     prefix_disk_bytes: int = 4 << 30
+    lookup: int = 0
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -105,6 +108,8 @@ class EngineStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     steps: int = 0
     step_seconds: float = 0.0
     failed_steps: int = 0
@@ -157,18 +162,22 @@ class ConstrainedSequence(GenerationSequence):
             )
         return request
 
-    def advance(self, count: int, step: StepResult) -> GenerationPiece | None:
+    def advance_drafts(
+        self, count: int, drafts: Sequence[int], step: StepResult
+    ) -> Iterator[GenerationPiece]:
         """Take the result of a step; tell the constraint and look for repetitions."""
-        piece = super().advance(count, step)
-        if piece is None:
-            return None
-        if self.constraint is not None:
-            self.constraint.accept(piece.token)
-        repeats = self.repetition is not None and self.repetition.push(piece.token)
-        if repeats and not self.finished:
-            piece.finish_reason = "repetition"
-            piece.text += self.finish("repetition")
-        return piece
+        for piece in super().advance_drafts(count, drafts, step):
+            if self.constraint is not None:
+                self.constraint.accept(piece.token)
+            repeats = self.repetition is not None and self.repetition.push(piece.token)
+            if repeats and not self.finished:
+                piece.finish_reason = "repetition"
+                piece.text += self.finish("repetition")
+            yield piece
+
+    def guess(self) -> tuple[float, list[int]]:
+        """Return guesses and their chance: none under a constraint, which has one mask a step."""
+        return (0.0, []) if self.constraint is not None else super().guess()
 
 
 @dataclass(slots=True, eq=False)

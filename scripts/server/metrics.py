@@ -29,6 +29,8 @@ _COUNTERS = {
     "prompt_tokens": ("prompt_tokens", "Tokens of prompts, cached ones included"),
     "cached_tokens": ("cached_prompt_tokens", "Tokens of prompts found in the prefix cache"),
     "generated_tokens": ("generated_tokens", "Tokens generated"),
+    "drafted_tokens": ("drafted_tokens", "Tokens guessed by lookup and verified"),
+    "accepted_tokens": ("accepted_tokens", "Tokens guessed right"),
     "prefix_lookups": ("prefix_cache_lookups", "Prompts looked up in the prefix cache"),
     "prefix_hits": ("prefix_cache_hits", "Prompts of which it knew a beginning"),
     "prefix_loads": ("prefix_disk_loads", "Prefixes that came from disk"),

@@ -23,6 +23,7 @@ from qwen3 import Qwen3ForCausalLM
 from qwen3_generate import plan_step
 from qwen3_runtime import StepResult
 
+from server.drafting import BatchDrafter
 from server.jobs import (
     DeadlineError,
     EngineClosedError,
@@ -59,10 +60,12 @@ class Engine:
 
         Raises:
             OSError: The folder for prefixes cannot be used.
-            NotImplementedError: The model's prefixes cannot be kept on disk.
+            ValueError: ``lookup`` is out of range.
+            NotImplementedError: The backend can neither keep prefixes on disk nor verify guesses.
         """
         self.model = model
         self.config = config or EngineConfig()
+        model.sampling_params(lookup=self.config.lookup)
         stats = model.stats()
         blocks = stats["kv_limit_bytes"] // stats["kv_block_bytes"]
         self.context_length = min(model.context_length, blocks * stats["kv_block_tokens"])
@@ -79,6 +82,7 @@ class Engine:
         self._telling = False
         self._draining = self._closing = False
         self._active: list[Job] = []
+        self._drafter = BatchDrafter()
         self._batch_limit = self.config.max_batch
         self._tokens_per_second = 0.0
         self._job_seconds = 1.0
@@ -242,26 +246,43 @@ class Engine:
             self._count(cached_tokens=cached, prompt_tokens=sequence.result.prompt_tokens)
         sequence.result.reused_tokens = cached
 
+    def _compute(self, plan: list[tuple[Job, int]], drafts: list[list[int]]) -> list[StepResult]:
+        """Run the library; empty the drafts if there is memory only without them."""
+
+        def run() -> list[StepResult]:
+            parts = zip(plan, drafts, strict=True)
+            return self._native.step([j.sequence.request(count, new) for (j, count), new in parts])
+
+        try:
+            return run()
+        except Qwen3OutOfKVError:
+            if not any(drafts):
+                raise
+            drafts[:] = [[] for _ in plan]
+            return run()
+
     def _step(self, plan: list[tuple[Job, int]]) -> None:
         """Compute one step; if it fails, its parts alone, so that only the culprits fail."""
+        drafts = self._drafter.choose([(job.sequence, count) for job, count in plan])
         begin = time.perf_counter()
         results = self._guard(
             [job for job, _ in plan],
-            lambda: self._native.step([job.sequence.request(count) for job, count in plan]),
+            partial(self._compute, plan, drafts),
             isolate=partial(self._isolate, plan),
         )
         if results is None:
             return
         seconds = time.perf_counter() - begin
+        self._drafter.record(len(plan) + sum(map(len, drafts)), seconds)
         tokens = sum(count for _, count in plan)
         self._count(steps=1, step_seconds=seconds)
         if tokens > len(plan) + _MIN_PREFILL:
             speed = tokens / max(seconds, 1e-9)
             old = self._tokens_per_second or speed
             self._tokens_per_second = 0.7 * old + 0.3 * speed
-        for (job, count), result in zip(plan, results, strict=True):
+        for (job, count), new, result in zip(plan, drafts, results, strict=True):
             try:
-                self._advance(job, count, result)
+                self._advance(job, count, new, result)
             except Exception as error:
                 _LOG.exception("request %s failed", job.name)
                 self._fail(job, StepFailedError(str(error)))
@@ -323,19 +344,18 @@ class Engine:
         sequence.position += count
         return []
 
-    def _advance(self, job: Job, count: int, result: StepResult) -> None:
-        piece = job.sequence.advance(count, result)
-        if piece is None:
-            return
-        self._count(generated_tokens=1)
-        if not job.prefilled:
-            self._remember(job, job.sequence.result.prompt_tokens)
-            job.prefilled = True
-        update = Update(piece=piece, done=job.sequence.finished)
-        if update.done:
-            self._finish(job, update)
-        else:
-            job.send(update)
+    def _advance(self, job: Job, count: int, drafts: list[int], result: StepResult) -> None:
+        self._count(drafted_tokens=len(drafts), accepted_tokens=result.accepted)
+        for piece in job.sequence.advance_drafts(count, drafts, result):
+            self._count(generated_tokens=1)
+            if not job.prefilled:
+                self._remember(job, job.sequence.result.prompt_tokens)
+                job.prefilled = True
+            update = Update(piece=piece, done=job.sequence.finished)
+            if update.done:
+                self._finish(job, update)
+            else:
+                job.send(update)
 
     def _remember(self, job: Job, count: int) -> None:
         sequence = job.sequence
