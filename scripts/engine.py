@@ -38,6 +38,7 @@ from server.jobs import (
 )
 from server.repetition import RepetitionDetector
 from server.scheduler import Engine
+from server.wakeups import Wakeups
 from tokenizer import Message
 
 __all__ = [
@@ -112,10 +113,15 @@ class AsyncStream(AsyncIterator[tuple[int, Update]]):
         jobs: The jobs.
     """
 
-    def __init__(self) -> None:
-        """Belong to the running loop."""
-        self.jobs: list[Job] = []
+    def __init__(self, wakeups: Wakeups | None = None) -> None:
+        """Belong to the running loop.
+
+        Args:
+            wakeups: Wakes the reader later; ``None``: every update does.
+        """
         self._loop = asyncio.get_running_loop()
+        self._wakeups = wakeups
+        self.jobs: list[Job] = []
         self._updates: deque[tuple[int, Update]] = deque()
         self._ready = asyncio.Event()
         self._ended = 0
@@ -143,11 +149,15 @@ class AsyncStream(AsyncIterator[tuple[int, Update]]):
             await self._ready.wait()
 
     def put(self, index: int, update: Update) -> None:
-        """Receive an update; any thread."""
+        """Receive an update; any thread, or with ``wakeups`` the engine's."""
         wake = not self._updates
         self._updates.append((index, update))
-        if wake:
+        if not wake:
+            return
+        if self._wakeups is None:
             self._loop.call_soon_threadsafe(self._ready.set)
+        else:
+            self._wakeups.add(self._loop, self._ready.set)
 
     async def __anext__(self) -> tuple[int, Update]:
         """Wait for the next update.
@@ -198,7 +208,7 @@ class AsyncEngine:
             QueueFullError: There is no room.
             EngineClosedError: The engine is draining.
         """
-        stream = AsyncStream()
+        stream = AsyncStream(self.engine.wakeups)
         for prompt, settings in groups:
             leader = None
             for params in settings:

@@ -71,11 +71,11 @@ class MessageBuilder:
         }
 
     async def events(self, service: Service) -> AsyncIterator[Event | None]:
-        """Yield the events of a stream; a ping after a while of silence."""
+        """Yield the events of a stream; ``None`` as :meth:`Service.follow`."""
         yield {"type": "message_start", "message": {**self.message, "content": []}}
         async for item in service.follow(self._run.stream):
             if item is None:
-                yield {"type": "ping"}
+                yield None
                 continue
             for event in self.push(item[1]):
                 yield event

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -24,6 +25,7 @@ _NAMES = {
     "thinking_budget": "thinking",
     "response_format": "output_config",
 }
+_PING = 'event: ping\ndata: {"type": "ping"}\n\n'
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -193,7 +195,8 @@ async def messages(service: Service, grammars: Grammars, request: Request) -> Re
     builder = MessageBuilder(service.config.model_name, run)
     if body.stream:
         events = builder.events(service)
-        return EventStream(events, lambda: engine.cancel(run.stream), ApiError.anthropic_body)
+        cancel = partial(engine.cancel, run.stream)
+        return EventStream(events, cancel, ApiError.anthropic_body, _PING)
     await service.deliver(request, run.stream, lambda _, update: builder.push(update))
     return json_response(builder.message)
 

@@ -35,6 +35,7 @@ from server.jobs import (
     Update,
 )
 from server.scoring import score_chunk
+from server.wakeups import Wakeups
 
 _LOG = logging.getLogger("infinicore_infer.engine")
 
@@ -53,6 +54,7 @@ class Engine:
         model: The model; the caller closes it, after the engine.
         context_length: Most tokens of a sequence: the model's context, or less if the KV memory
             cannot hold that much.
+        wakeups: For receivers of updates, on the engine's thread: flushed after every step.
     """
 
     def __init__(self, model: Qwen3ForCausalLM, config: EngineConfig | None = None) -> None:
@@ -71,6 +73,7 @@ class Engine:
         self.context_length = min(model.context_length, blocks * stats["kv_block_tokens"])
         kept = self.config.prefix_cache_bytes
         capacity = stats["kv_limit_bytes"] // 2 if kept is None else kept
+        self.wakeups = Wakeups()
         self._native = model.native
         folder, limit = self.config.prefix_dir, self.config.prefix_disk_bytes
         store = PrefixStore(self._native, folder, limit) if folder is not None else None
@@ -176,8 +179,10 @@ class Engine:
                 for job in list(self._active):
                     self._fail(job, StepFailedError(f"internal error: {error}"))
             self._publish()
+            self.wakeups.flush()
         for job in [*self._active, *self._waiting]:
             self._fail(job, EngineClosedError("the engine was closed"))
+        self.wakeups.flush()
         self._prefix.clear()
         self._publish()
 

@@ -109,14 +109,22 @@ class Service:
             raise from_exception(error, engine.engine.retry_after) from error
 
     async def follow(self, stream: AsyncStream) -> AsyncIterator[tuple[int, Update] | None]:
-        """Yield an answer's updates, ``None`` after a while of silence; cancel it at the end."""
+        """Yield an answer's updates; cancel it at the end.
+
+        ``None`` says that nothing more is here now, and again after every while of silence.
+        """
         last: dict[int, float] = {}
+        told = False
         begin = time.monotonic()
         try:
             while True:
                 # Not wait_for: before Python 3.12 it forgets a cancellation when an update comes at
                 # the same moment, and the answer would go on for a client that has left.
                 while not stream.pending and not stream.ended:
+                    if not told:
+                        told = True
+                        yield None
+                        continue
                     ready = asyncio.ensure_future(stream.wait())
                     try:
                         done, _ = await asyncio.wait({ready}, timeout=self.config.ping_seconds)
@@ -135,6 +143,7 @@ class Service:
                     else:
                         self.metrics.first_token.observe(now - begin)
                     last[index] = now
+                told = False
                 yield index, update
         finally:
             self.ready_engine().cancel(stream)
@@ -234,37 +243,46 @@ class EventStream(StreamingResponse):
         events: AsyncIterator[dict[str, Any] | None],
         on_close: Callable[[], None],
         failure: Callable[[ApiError], dict[str, Any]] | None = None,
+        ping: str = ": ping\n\n",
     ) -> None:
         """Send events until they end.
 
         Args:
-            events: ``None`` is sent as a comment.
+            events: What is here at once goes out together. ``None`` says that nothing more is; from
+                the second on, if nothing came since the last, the ping is sent.
             on_close: Called at the end.
             failure: Makes an event of an error, for protocols whose events have names, which are
                 their ``type``. ``None``: chat and text completions, which end with ``[DONE]``.
+            ping: A comment, or an event that means nothing.
         """
         self._on_close = on_close
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(self._encode(events, failure), 200, headers, "text/event-stream")
+        super().__init__(self._encode(events, failure, ping), 200, headers, "text/event-stream")
 
     @staticmethod
     async def _encode(
         events: AsyncIterator[dict[str, Any] | None],
         failure: Callable[[ApiError], dict[str, Any]] | None,
+        ping: str,
     ) -> AsyncIterator[str]:
         def text(event: dict[str, Any]) -> str:
             name = f"event: {event['type']}\n" if failure else ""
             return f"{name}data: {to_json(event)}\n\n"
 
+        waiting, begun = "", False
         try:
             async for event in events:
-                yield ": ping\n\n" if event is None else text(event)
+                if event is not None:
+                    waiting += text(event)
+                    continue
+                if waiting or begun:
+                    yield waiting or ping
+                waiting, begun = "", True
         except Exception as error:
             # The status is sent already; clients look for this.
             problem = from_exception(error)
-            yield text(failure(problem) if failure else problem.body())
-        if failure is None:
-            yield "data: [DONE]\n\n"
+            waiting += text(failure(problem) if failure else problem.body())
+        yield waiting + ("data: [DONE]\n\n" if failure is None else "")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
