@@ -5,7 +5,23 @@ from __future__ import annotations
 import os
 import tempfile
 
+import pytest
+
 # Packed weights that tests make do not belong into the user's cache folder. At import, so that it
 # also holds for session fixtures and child processes; the object's end deletes the folder.
 _CACHE = tempfile.TemporaryDirectory(prefix="infinicore-infer-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of test/parity; the other folders know what they run on."""
+    group = parser.getgroup("devices")
+    group.addoption(
+        "--device", default="cpu", help='what test/parity runs on: "cpu" (default), "nvidia", ...'
+    )
+    group.addoption(
+        "--ndev",
+        type=int,
+        default=1,
+        help="over how many devices models are cut there, as far as their heads allow; default 1",
+    )

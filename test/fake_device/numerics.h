@@ -89,6 +89,18 @@ inline float load(infiniDtype_t dtype, const char *data, ptrdiff_t index) {
     return value;
 }
 
+// n elements, `stride` apart; the type is looked at once.
+inline void loadRow(infiniDtype_t dtype, const char *data, ptrdiff_t index, ptrdiff_t stride, size_t n, float *out) {
+    const auto read = [&](infiniDtype_t type) {
+        for (size_t i = 0; i < n; ++i) {
+            out[i] = load(type, data, index + ptrdiff_t(i) * stride);
+        }
+    };
+    dtype == INFINI_DTYPE_F32   ? read(INFINI_DTYPE_F32)
+    : dtype == INFINI_DTYPE_F16 ? read(INFINI_DTYPE_F16)
+                                : read(INFINI_DTYPE_BF16);
+}
+
 inline void store(infiniDtype_t dtype, char *data, ptrdiff_t index, float value) {
     if (dtype == INFINI_DTYPE_F32) {
         std::memcpy(data + index * 4, &value, 4);

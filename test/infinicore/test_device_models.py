@@ -1,4 +1,7 @@
-"""Models on the fake accelerator: the CPU backend's results, from any thread, on any device."""
+"""Models on the fake accelerator: kinds of devices, routes, the self-test, faults, threads.
+
+That results are right and do not depend on the batch: test_model_tests.py.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,6 @@ Folders = Callable[[str], Path]
 # layer. A wrong mask, position or weight gives more than 1.
 TOLERANCE = {"f32": 1e-4, "f16": 0.05, "bf16": 0.3}
 NEWER_OPERATORS = {"none", "add_rms_norm", "embedding", "paged_attention"}
-
-
-@pytest.mark.parametrize("name", ["f32", "bf16", "f16"])
-def test_logits(run_case: RunCase, folders: Folders, name: str) -> None:
-    """Prefills, chunks, decode rows, shared and rewound caches, all in one batch."""
-    distances = run_case("parity", folder=folders(name), dtypes=list(TOLERANCE))
-    for dtype, of_dtype in zip(TOLERANCE, distances, strict=True):
-        assert max(of_dtype) < TOLERANCE[dtype], distances
 
 
 @pytest.mark.parametrize("stream", ["eager", "jitter"])
@@ -197,11 +192,6 @@ def test_demo_text(run_case: RunCase, folders: Folders, dtype: str | None, devic
         for place in ("cpu", device)
     }
     assert len(texts) == 1 and len(texts.pop()) > 40
-
-
-@pytest.mark.parametrize("name", ["f32", "bf16"])
-def test_requests_do_not_see_each_other(run_case: RunCase, folders: Folders, name: str) -> None:
-    run_case("batch_is_alone", folder=folders(name))
 
 
 # ------------------------------------------------------------------ threads and devices

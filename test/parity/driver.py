@@ -114,6 +114,7 @@ class Driver:
         tensors: Mapping[str, npt.NDArray[Any]],
         layout: Layout = "split",
         dt_logits: DataType = DataType.F32,
+        device: str = "cpu",
         ndev: int = 1,
         **options: Any,
     ) -> None:
@@ -124,7 +125,8 @@ class Driver:
             tensors: Hugging Face name -> array, bfloat16 as uint16.
             layout: how the projections are handed over.
             dt_logits: dtype of activations on InfiniCore devices.
-            ndev: ranks on the CPU.
+            device: "cpu", "nvidia", ...
+            ndev: devices, or ranks on the CPU.
             options: fields of ``Qwen3ModelOptions``.
         """
         self.lib = load_library()
@@ -163,7 +165,7 @@ class Driver:
         handle = self.lib.createQwen3ModelEx(
             ctypes.byref(meta),
             ctypes.byref(weights),
-            DeviceType.DEVICE_TYPE_CPU,
+            DeviceType[f"DEVICE_TYPE_{device.upper()}"],
             ndev,
             None,
             ctypes.byref(struct),

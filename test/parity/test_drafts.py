@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from libinfinicore_infer import Qwen3ValueError
 from parity.conftest import Checkpoint
-from parity.driver import Backend, DataType, Driver, Sample, Sampling
+from parity.driver import DataType, Driver, Sample, Sampling
+from parity.target import Target
 from reference.random_checkpoint import CheckpointSpec
 
 SPEC = CheckpointSpec("drafts", d=72, di=200, dh=24, nh=6, nkvh=2, dvoc=517, nlayer=2, seed=51)
@@ -67,10 +68,13 @@ class Plain:
 
 @pytest.fixture(scope="module", params=OPTIONS)
 def plain(
-    request: pytest.FixtureRequest, checkpoints: Callable[[CheckpointSpec], Checkpoint]
+    request: pytest.FixtureRequest,
+    checkpoints: Callable[[CheckpointSpec], Checkpoint],
+    target: Target,
 ) -> Iterator[Plain]:
-    with checkpoints(SPEC).driver(backend=Backend.CPU, **OPTIONS[request.param]) as driver:
-        yield Plain(driver)
+    options = target.typed(SPEC, OPTIONS[request.param])
+    with checkpoints(SPEC).driver(**options) as model:
+        yield Plain(model)
 
 
 def drafts(right: Sequence[int], nright: int, n: int) -> list[int]:

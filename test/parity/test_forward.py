@@ -25,12 +25,15 @@ import pytest
 import torch
 from parity.conftest import Checkpoint
 from parity.driver import Backend, DataType, has_infinicore
+from parity.target import Target
 from reference.qwen3_numpy import bf16_to_float, forward
 from reference.random_checkpoint import CheckpointSpec
 
 EXACT = 3e-5
 KV_ROUNDED = {"f32": EXACT, "f16": 1.5e-3, "bf16": 1.2e-2}
 DEFAULT_KV = {"f32": EXACT, "f16": 2e-2, "bf16": 2e-2}
+# InfiniCore rounds activations to dt_logits after every operator.
+INFINICORE_TOLERANCE = {DataType.F32: 1e-3, DataType.F16: 8e-2, DataType.BF16: 0.3}
 NTOK = 50
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -98,12 +101,14 @@ def checkpoint(request: pytest.FixtureRequest, checkpoints: Make) -> Checkpoint:
     return checkpoints(request.param)
 
 
+@pytest.mark.cpu_only
 def test_bf16_decoding() -> None:
     bits = np.arange(65536, dtype=np.uint16)
     expected = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
     np.testing.assert_array_equal(bf16_to_float(bits), expected)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 def test_oracle_is_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
     tokens = prompt_of(checkpoint.spec)
@@ -112,10 +117,10 @@ def test_oracle_is_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("layout", ["split", "fused", "in_out"])
-def test_logits_are_the_oracles(checkpoint: Checkpoint, layout: Any) -> None:
+def test_logits_are_the_oracles(checkpoint: Checkpoint, layout: Any, target: Target) -> None:
     """With the cache's rounding in the oracle, only float32 rounding remains."""
     tokens = prompt_of(checkpoint.spec)
-    kv = "f32" if checkpoint.spec.dtype == "f32" else "f16"
+    kv = "f32" if checkpoint.spec.dtype == "f32" or not target.cpu else "f16"
     oracle = forward(checkpoint.config, checkpoint.tensors, tokens, kv)
     with checkpoint.driver(layout=layout) as driver:
         assert difference(driver.logits(tokens), oracle) < KV_ROUNDED[kv]
@@ -132,7 +137,7 @@ def test_logits_with_exact_cache(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize("kv", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("weight", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("given", ["f32", "f16", "bf16"])
-def test_dtypes(checkpoints: Make, given: Any, weight: str, kv: str) -> None:
+def test_dtypes(checkpoints: Make, target: Target, given: Any, weight: str, kv: str) -> None:
     """Every given dtype, packed to every format, with every cache dtype."""
     checkpoint = checkpoints(CheckpointSpec(f"dtype_{given}", dtype=given, bias=True, seed=20))
     tokens = prompt_of(checkpoint.spec)
@@ -146,9 +151,11 @@ def test_dtypes(checkpoints: Make, given: Any, weight: str, kv: str) -> None:
     # Matrices are rounded to the format; vectors need not be.
     tensors = {k: packed(v) if v.ndim == 2 else v for k, v in checkpoint.tensors.items()}
     oracle = forward(checkpoint.config, tensors, tokens, kv)
-    options = {"dt_weight": DataType[weight.upper()], "dt_kv": DataType[kv.upper()]}
+    asked = {"dt_weight": DataType[weight.upper()], "dt_kv": DataType[kv.upper()]}
+    options = target.typed(checkpoint.spec, asked)
+    tolerance = KV_ROUNDED[kv] if target.cpu else INFINICORE_TOLERANCE[options["dt_logits"]]
     with checkpoint.driver(**options) as driver:
-        assert difference(driver.logits(tokens), oracle) < KV_ROUNDED[kv]
+        assert difference(driver.logits(tokens), oracle) < tolerance
 
 
 @pytest.mark.parametrize("name", ["group1", "group8", "group2"])  # untied f32, bf16; tied
@@ -214,7 +221,7 @@ def test_logits_and_text_are_transformers(checkpoint: Checkpoint) -> None:
     assert greedy_differences(checkpoint, EXACT, dt_kv=DataType.F32) <= 1
 
 
-def test_python_layer(checkpoint: Checkpoint) -> None:
+def test_python_layer(checkpoint: Checkpoint, target: Target) -> None:
     """The same files through scripts/qwen3.py give the same logits.
 
     Not always to the bit: it may state constants that are left to the library here.
@@ -223,20 +230,20 @@ def test_python_layer(checkpoint: Checkpoint) -> None:
     tokens = prompt_of(checkpoint.spec)
     with checkpoint.driver() as driver:
         expected = driver.logits(tokens)
-    with qwen3.Qwen3ForCausalLM(checkpoint.folder) as model:
+    dtype = None if target.cpu else "f32"  # as the driver's
+    ndev = target.ranks(checkpoint.spec)
+    with qwen3.Qwen3ForCausalLM(
+        checkpoint.folder, device=target.device, ndev=ndev, dtype=dtype
+    ) as model:
         assert difference(np.asarray(model.forward(tokens)), expected) < EXACT
 
 
-# InfiniCore rounds activations to dt_logits after every operator.
-INFINICORE_TOLERANCE = {DataType.F32: 1e-3, DataType.F16: 8e-2, DataType.BF16: 0.3}
-
-
 @pytest.mark.parametrize("dt_logits", list(INFINICORE_TOLERANCE), ids=lambda d: d.name.lower())
-def test_infinicore_is_cpu(checkpoint: Checkpoint, dt_logits: DataType) -> None:
+def test_infinicore_is_cpu(checkpoint: Checkpoint, target: Target, dt_logits: DataType) -> None:
     """Prefill, decode and mixed batches of the InfiniCore backend against the CPU kernels."""
     if not has_infinicore():
         pytest.skip("the library was built without InfiniCore")
-    if checkpoint.spec.di == 1:
+    if target.cpu and checkpoint.spec.di == 1:
         # 0.1.0 takes a column of a wider matrix for contiguous: found by the self-test.
         with pytest.raises(Exception, match=r"swiglu \w+ \[3, 1\] \[3, 1\] \[3, 1\] is wrong"):
             checkpoint.driver(backend=Backend.INFINICORE, dt_logits=dt_logits)
@@ -244,7 +251,7 @@ def test_infinicore_is_cpu(checkpoint: Checkpoint, dt_logits: DataType) -> None:
     tolerance = INFINICORE_TOLERANCE[dt_logits]
     tokens = prompt_of(checkpoint.spec)
     with (
-        checkpoint.driver(dt_kv=DataType.F32) as cpu,
+        checkpoint.driver(device="cpu", dt_kv=DataType.F32) as cpu,
         checkpoint.driver(backend=Backend.INFINICORE, dt_logits=dt_logits) as infini,
     ):
         assert infini.build_info()["backend"] == "infinicore"

@@ -1,4 +1,4 @@
-"""What must not change a request's result, to the bit, on the CPU backend.
+"""What must not change a request's result, to the bit.
 
 The batch around a request, the chunks its prompt comes in, the number of threads, copies of its
 cache and rewinding it: logits are compared with ``==``. Only a change of instruction set or of
@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from parity.conftest import Checkpoint
-from parity.driver import Backend, DataType, Driver, Request, Sampling
+from parity.driver import DataType, Driver, Request, Sampling
+from parity.target import Target
 from reference.random_checkpoint import CheckpointSpec
 
 Make = Callable[[CheckpointSpec], Checkpoint]
 Array = npt.NDArray[np.float32]
 
-CPU = {"backend": Backend.CPU}
 F16, F32, BF16 = DataType.F16, DataType.F32, DataType.BF16
 INT8, INT4, BF12 = DataType.INT8, DataType.INT4, DataType.BF12
 
@@ -88,7 +88,7 @@ class Alone:
 
     def __init__(self, checkpoint: Checkpoint, options: dict[str, Any]) -> None:
         self.checkpoint = checkpoint
-        self.options = {**CPU, **options}
+        self.options = options
         self.reference = self.driver(nthreads=1)
         self.known: dict[tuple[int, ...], Array] = {}
 
@@ -108,9 +108,9 @@ class Alone:
 
 
 @pytest.fixture(scope="module", params=CASES, ids=[case[0] for case in CASES])
-def alone(request: pytest.FixtureRequest, checkpoints: Make) -> Iterator[Alone]:
+def alone(request: pytest.FixtureRequest, checkpoints: Make, target: Target) -> Iterator[Alone]:
     _, spec, options = request.param
-    alone = Alone(checkpoints(spec), options)
+    alone = Alone(checkpoints(spec), target.typed(spec, options))
     yield alone
     alone.reference.close()
 
@@ -241,6 +241,7 @@ def test_chunked_is_whole(alone: Alone, max_step_tokens: int) -> None:
             assert driver.infer(batch) == expected
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("nthreads", [1, 2, 3, 8])
 def test_threads(alone: Alone, nthreads: int) -> None:
     prompts = [alone.tokens(600 + i, n) for i, n in enumerate((1, 2, 5, 100))]
@@ -258,6 +259,7 @@ def test_threads(alone: Alone, nthreads: int) -> None:
                 assert_equal(logits, alone.logits([*prompt, 5])[-1:], f"decode, {len(prompt)}")
 
 
+@pytest.mark.cpu_only
 def test_long_context_threads(checkpoints: Make) -> None:
     """A context long enough for attention to be split over threads, in prefill and decode."""
     spec = CheckpointSpec("inv_long", dctx=4096, dvoc=64, dh=32, dtype="bf16", seed=36)
@@ -434,6 +436,7 @@ def test_seed_of_request(alone: Alone) -> None:
 # ---------------------------------------------------------------------- instruction sets
 
 
+@pytest.mark.cpu_only
 def test_isa(alone: Alone, cpu_isa: Callable[[str], None]) -> None:
     """Instruction sets may sum in another order, so they agree within float32 rounding."""
     prompts = [alone.tokens(900 + i, n) for i, n in enumerate((1, 2, 3, 6, 40))]
@@ -460,6 +463,7 @@ def test_isa(alone: Alone, cpu_isa: Callable[[str], None]) -> None:
         assert np.abs(scalar - avx2).max() / scalar.std() < tolerance
 
 
+@pytest.mark.cpu_only
 def test_unknown_isa(alone: Alone, cpu_isa: Callable[[str], None]) -> None:
     cpu_isa("mmx")
     with pytest.raises(Exception, match="mmx"):

@@ -14,6 +14,7 @@ from parity.driver import Backend, DataType
 from reference.qwen3_numpy import bf16_to_float, forward
 from reference.random_checkpoint import CheckpointSpec
 
+pytestmark = pytest.mark.cpu_only
 Array = npt.NDArray[Any]
 SPEC = CheckpointSpec("quant", seed=51, d=80, di=200, dh=32, nh=4, nkvh=2, dvoc=300, dtype="bf16")
 GROUP = 32

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from parity.conftest import Checkpoint
-from parity.driver import Backend, Driver, Sample, Sampling
+from parity.driver import Driver, Sample, Sampling
 from reference.random_checkpoint import CheckpointSpec
 from reference.sampler_numpy import adjusted_logits, log_softmax, probabilities, ranking
 
@@ -33,7 +33,7 @@ class Bench:
     """A model with many caches of the same prompt, which is sampled from again and again."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.driver: Driver = checkpoint.driver(backend=Backend.CPU)
+        self.driver: Driver = checkpoint.driver()
         first = self.driver.create()
         (logits,) = self.driver.forward([(first, 0, PROMPT)])
         self.logits = logits[-1].astype(np.float64)
@@ -242,7 +242,7 @@ def test_ties_go_to_the_lower_id(checkpoints: Callable[[CheckpointSpec], Checkpo
     head[copies] = head[best]
     tensors["lm_head.weight"] = head
     equal = sorted({*copies, best})
-    with Driver(checkpoint.config, tensors) as driver, driver.caches(1) as (cache,):
+    with checkpoint.driver(tensors) as driver, driver.caches(1) as (cache,):
         (logits,) = driver.forward([(cache, 0, PROMPT[:3])])
         assert len(set(logits[-1][equal].tolist())) == 1
         request = [(cache, 0, PROMPT[:3])]
