@@ -173,7 +173,7 @@ class Qwen3ForCausalLM:
         if cache and weight_dtype.packed:
             # Other formats are packed at the speed of memory: a cache would gain nothing.
             directory = None if cache_dir is None else Path(cache_dir).absolute()
-            self._weight_cache = CheckpointCache(self._checkpoint, weight_dtype, directory)
+            self._weight_cache = CheckpointCache(self._checkpoint, weight_dtype, directory, ndev)
             self._weight_cache.prepare(options)
         try:
             weights = Qwen3WeightsImpl(self.meta, self._checkpoint)

@@ -1,8 +1,9 @@
 """Keeps packed weights on disk, so that the second start of an int8, int4 or bf12 model is fast.
 
-One file per checkpoint folder and format, in ``$XDG_CACHE_HOME/infinicore_infer`` or
-``~/.cache/infinicore_infer``. The library writes and verifies the files (``qwen3SaveWeights``);
-here is where they lie, what they are called, when they are written and when they go.
+One file per checkpoint folder, format and number of devices, in
+``$XDG_CACHE_HOME/infinicore_infer`` or ``~/.cache/infinicore_infer``. The library writes and
+verifies the files (``qwen3SaveWeights``); here is where they lie, what they are called, when they
+are written and when they go.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def clear(directory: Path | None = None) -> int:
 
 
 class CheckpointCache:
-    """The cache file of one checkpoint in one format, around one load of it.
+    """The cache file of one checkpoint in one format for so many devices, around one load of it.
 
     Attributes:
         path: The file.
@@ -57,7 +58,11 @@ class CheckpointCache:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: DataType, directory: Path | None = None
+        self,
+        checkpoint: Checkpoint,
+        dtype: DataType,
+        directory: Path | None = None,
+        ndev: int = 1,
     ) -> None:
         """Name the file; nothing is read or written yet."""
         self._directory = default_directory() if directory is None else directory
@@ -66,7 +71,9 @@ class CheckpointCache:
         # The folder's own name only helps a person who looks at the directory.
         name = re.sub(r"[^\w.-]", "_", folder.name, flags=re.ASCII)[:64]
         digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-        self.path = self._directory / f"{name}-{dtype.name.lower()}-{digest}{SUFFIX}"
+        # Parts for other numbers of devices are other bytes: changing back and forth packs nothing.
+        form = dtype.name.lower() + (f"-ndev{ndev}" if ndev > 1 else "")
+        self.path = self._directory / f"{name}-{form}-{digest}{SUFFIX}"
         self._closing = threading.Event()
         self._writer: threading.Thread | None = None
 

@@ -59,6 +59,7 @@ public:
     void saveWeights(const char *path, const char *key) const;  // takes no lock: weights never change
 
 private:
+    std::vector<const ModelWeights *> weightsOfRanks() const;
     // The part of a call that runs as one step.
     struct Part {
         uint32_t request;

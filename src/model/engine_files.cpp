@@ -7,22 +7,22 @@
 
 namespace q3 {
 
-void Engine::saveWeights(const char *path, const char *key) const {
-    if (group_.size() > 1) {
-        fail(QWEN3_STATUS_NOT_IMPLEMENTED, "ndev is %u: only the packed weights of one device can be saved",
-             group_.size());
+std::vector<const ModelWeights *> Engine::weightsOfRanks() const {
+    std::vector<const ModelWeights *> weights;
+    weights.reserve(forward_.size());
+    for (const auto &forward : forward_) {
+        weights.push_back(&forward->weights());
     }
-    q3::saveWeights(forward_[0]->weights(), path, key, *ops_[0]);
+    return weights;
+}
+
+void Engine::saveWeights(const char *path, const char *key) const {
+    q3::saveWeights(weightsOfRanks(), path, key, *ops_[0]);
 }
 
 const std::string &Engine::kvIdentity() {
     std::call_once(kv_identified_, [&] {  // stays unset when it throws
-        std::vector<const ModelWeights *> weights;
-        weights.reserve(forward_.size());
-        for (const auto &forward : forward_) {
-            weights.push_back(&forward->weights());
-        }
-        kv_identity_ = q3::kvIdentity(config_, rope_, weights, ops_);
+        kv_identity_ = q3::kvIdentity(config_, rope_, weightsOfRanks(), ops_);
     });
     return kv_identity_;
 }

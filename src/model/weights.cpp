@@ -35,10 +35,10 @@ Span whole(uint32_t total) {
 
 class Packer {
 public:
-    // in: where to load packed weights from instead of packing, with one rank only; or null.
+    // in: where each rank loads its packed weights from instead of packing; or none.
     Packer(const ModelConfig &config, const std::vector<RankSlice> &slices, const Qwen3Weights &weights,
            const Qwen3ModelOptions &options, const std::vector<std::unique_ptr<Ops>> &ops, RankGroup &group,
-           PackedReader *in)
+           const std::vector<std::unique_ptr<PackedReader>> &in)
         : c_(config), slices_(slices), w_(weights), options_(options), ops_(ops), group_(group), in_(in) {
         const uint64_t layer = uint64_t{c_.d} * (c_.qkvWidth() + c_.nh * c_.dh + 3 * uint64_t{c_.di});
         const uint64_t tables = uint64_t{c_.dvoc} * c_.d * (w_.output_embd == nullptr ? 1 : 2);
@@ -73,11 +73,11 @@ public:
 
 private:
     std::unique_ptr<Linear> linear(uint32_t rank, const LinearSource &source) {
-        return in_ != nullptr ? ops_[rank]->loadLinear(source, *in_) : ops_[rank]->packLinear(source);
+        return !in_.empty() ? ops_[rank]->loadLinear(source, *in_[rank]) : ops_[rank]->packLinear(source);
     }
 
     std::unique_ptr<Linear> gateUp(uint32_t rank, const LinearSource &source) {
-        return in_ != nullptr ? ops_[rank]->loadGateUp(source, *in_) : ops_[rank]->packGateUp(source);
+        return !in_.empty() ? ops_[rank]->loadGateUp(source, *in_[rank]) : ops_[rank]->packGateUp(source);
     }
 
     void packEmbeddings(std::vector<ModelWeights> &result) {
@@ -85,7 +85,7 @@ private:
         for (size_t rank = 0; w_.output_embd == nullptr && rank < result.size(); ++rank) {
             heads.push_back(result[rank].head.get());
         }
-        if (heads.empty() && in_ == nullptr) {
+        if (heads.empty() && in_.empty()) {
             checkTable("input_embd", w_.input_embd);
         }
         const LinearSource source = table("input_embd", w_.input_embd, 0, c_.dvoc);
@@ -93,8 +93,8 @@ private:
         const bool shared = ops_[0]->sharesEmbedding();
         group_.run([&](uint32_t rank) {
             if (rank == 0 || !shared) {
-                result[rank].embedding = in_ != nullptr ? ops_[rank]->loadEmbedding(source, heads, borrow, *in_)
-                                                        : ops_[rank]->packEmbedding(source, heads, borrow);
+                result[rank].embedding = !in_.empty() ? ops_[rank]->loadEmbedding(source, heads, borrow, *in_[rank])
+                                                      : ops_[rank]->packEmbedding(source, heads, borrow);
             }
         });
         for (size_t rank = 1; shared && rank < result.size(); ++rank) {
@@ -195,7 +195,7 @@ private:
     std::unique_ptr<Vector> vector(uint32_t rank, const char *name, int32_t layer, const void *data, uint32_t size,
                                    bool rope = false) {
         const VectorSource source{name, layer, w_.dt_norm, data, size, rope};
-        return in_ != nullptr ? ops_[rank]->loadVector(source, *in_) : ops_[rank]->packVector(source);
+        return !in_.empty() ? ops_[rank]->loadVector(source, *in_[rank]) : ops_[rank]->packVector(source);
     }
 
     void report(uint64_t done) const {
@@ -211,13 +211,14 @@ private:
     const Qwen3ModelOptions &options_;
     const std::vector<std::unique_ptr<Ops>> &ops_;
     RankGroup &group_;
-    PackedReader *in_;
+    const std::vector<std::unique_ptr<PackedReader>> &in_;
     uint64_t total_ = 0;
     uint64_t layer_bytes_ = 0;
 };
 
 // Everything but the caller's key that the bytes of saved weights depend on; empty if the backend cannot save.
-std::string identityOf(const ModelConfig &c, const Qwen3Weights &w, const Qwen3ModelOptions &options, Ops &ops) {
+std::string identityOf(const ModelConfig &c, const std::vector<RankSlice> &slices, const Qwen3Weights &w,
+                       const Qwen3ModelOptions &options, Ops &ops) {
     const std::string layout = ops.packedLayout();
     if (layout.empty()) {
         return {};
@@ -229,7 +230,13 @@ std::string identityOf(const ModelConfig &c, const Qwen3Weights &w, const Qwen3M
                   " nlayer=%u d=%u nh=%u nkvh=%u dh=%u di=%u dvoc=%u dtype=%d tied=%d borrow=%d bias=%d,%d", c.nlayer,
                   c.d, c.nh, c.nkvh, c.dh, c.di, c.dvoc, w.dt_mat, w.output_embd == nullptr ? 1 : 0,
                   options.borrow_weights != 0 ? 1 : 0, bias ? 1 : 0, w.attn_o_b != nullptr ? 1 : 0);
-    std::string identity = layout + text + " precision=";
+    std::string identity = layout + text;
+    for (size_t rank = 0; slices.size() > 1 && rank < slices.size(); ++rank) {
+        const ModelConfig &s = slices[rank].config;
+        std::snprintf(text, sizeof text, " rank=%u,%u,%u,%u", s.nh, s.nkvh, s.di, s.dvoc);
+        identity += text;
+    }
+    identity += " precision=";
     for (uint32_t layer = 0; layer < c.nlayer; ++layer) {
         for (const Matrix matrix : {Matrix::kQkv, Matrix::kAttnOut, Matrix::kGateUp, Matrix::kDown}) {
             identity += static_cast<char>('0' + static_cast<int>(precisionOf(matrix, layer, c.nlayer)));
@@ -256,14 +263,19 @@ uint64_t ModelWeights::bytes() const {
 std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vector<RankSlice> &slices,
                                       const Qwen3Weights &weights, const Qwen3ModelOptions &options,
                                       const std::vector<std::unique_ptr<Ops>> &ops, RankGroup &group) {
-    // Saved weights are those of a whole model; the parts of several ranks are packed each time.
-    const std::string identity = slices.size() == 1 ? identityOf(config, weights, options, *ops[0]) : std::string();
+    const std::string identity = identityOf(config, slices, weights, options, *ops[0]);
     int32_t cache = QWEN3_CACHE_UNUSED;
     if (options.cache_path != nullptr && !identity.empty()) {
         try {
-            PackedReader reader(options.cache_path, withKey(identity, options.cache_key));
-            std::vector<ModelWeights> loaded = Packer(config, slices, weights, options, ops, group, &reader).pack();
-            reader.finish();
+            std::vector<std::unique_ptr<PackedReader>> readers;
+            for (uint32_t rank = 0; rank < slices.size(); ++rank) {
+                readers.push_back(
+                    std::make_unique<PackedReader>(options.cache_path, withKey(identity, options.cache_key), rank));
+            }
+            std::vector<ModelWeights> loaded = Packer(config, slices, weights, options, ops, group, readers).pack();
+            for (const auto &reader : readers) {
+                reader->finish();
+            }
             loaded[0].identity = identity;
             loaded[0].cache = QWEN3_CACHE_LOADED;
             return loaded;
@@ -273,17 +285,19 @@ std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vect
                                                                 : QWEN3_CACHE_CORRUPT;
         }
     }
-    std::vector<ModelWeights> packed = Packer(config, slices, weights, options, ops, group, nullptr).pack();
+    std::vector<ModelWeights> packed = Packer(config, slices, weights, options, ops, group, {}).pack();
     packed[0].identity = identity;
     packed[0].cache = cache;
     return packed;
 }
 
 // In the order in which Packer makes them.
-void writeWeights(const ModelWeights &weights, PackedWriter &out, const Ops &ops) {
+void writeWeights(const ModelWeights &weights, PackedWriter &out, const Ops &ops, bool embedding) {
     ops.save(*weights.output_norm, out);
     ops.save(*weights.head, out);
-    ops.save(*weights.embedding, out);
+    if (embedding) {
+        ops.save(*weights.embedding, out);
+    }
     for (const LayerWeights &l : weights.layers) {
         for (const auto *vector : {&l.attn_norm, &l.q_norm, &l.k_norm, &l.ffn_norm}) {
             ops.save(**vector, out);
@@ -294,12 +308,18 @@ void writeWeights(const ModelWeights &weights, PackedWriter &out, const Ops &ops
     }
 }
 
-void saveWeights(const ModelWeights &weights, const char *path, const char *key, const Ops &ops) {
-    if (weights.identity.empty()) {
+void saveWeights(const std::vector<const ModelWeights *> &ranks, const char *path, const char *key, const Ops &ops) {
+    if (ranks[0]->identity.empty()) {
         fail(QWEN3_STATUS_NOT_IMPLEMENTED, "this backend cannot save its packed weights");
     }
-    PackedFileWriter out(path, withKey(weights.identity, key));
-    writeWeights(weights, out, ops);
+    PackedFileWriter out(path, withKey(ranks[0]->identity, key));
+    for (const ModelWeights *weights : ranks) {
+        const bool first = weights == ranks[0];
+        if (!first) {
+            out.nextSection();
+        }
+        writeWeights(*weights, out, ops, first || weights->embedding != ranks[0]->embedding);
+    }
     out.commit();
 }
 

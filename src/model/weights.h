@@ -28,16 +28,16 @@ struct ModelWeights {
     uint64_t bytes() const;  // without the embedding, which ranks may share
 };
 
-// Packs everything, each rank its own slice on its own thread, or, with one rank, loads options.cache_path if that file
-// fits; weights and options must have passed validation. Throws BAD_WEIGHTS, CANCELLED, OUT_OF_MEMORY.
+// Packs everything, each rank its own slice on its own thread, or loads options.cache_path if that file fits, each rank
+// its own part; weights and options must have passed validation. Throws BAD_WEIGHTS, CANCELLED, OUT_OF_MEMORY.
 std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vector<RankSlice> &slices,
                                       const Qwen3Weights &weights, const Qwen3ModelOptions &options,
                                       const std::vector<std::unique_ptr<Ops>> &ops, RankGroup &group);
 
 // Hands out all packed weights of a rank in a fixed order, but for an embedding that is borrowed or shared.
-void writeWeights(const ModelWeights &weights, PackedWriter &out, const Ops &ops);
+void writeWeights(const ModelWeights &weights, PackedWriter &out, const Ops &ops, bool embedding = true);
 
-// Writes a file for options.cache_path. Throws NOT_IMPLEMENTED, IO_ERROR.
-void saveWeights(const ModelWeights &weights, const char *path, const char *key, const Ops &ops);
+// Writes a file for options.cache_path, with the weights of all ranks. Throws NOT_IMPLEMENTED, IO_ERROR.
+void saveWeights(const std::vector<const ModelWeights *> &ranks, const char *path, const char *key, const Ops &ops);
 
 }  // namespace q3

@@ -18,7 +18,8 @@ namespace {
 constexpr size_t kChunk = size_t{512} << 10;  // bytes per hash: verified while it is still in a cache
 constexpr size_t kHeaderBytes = 4096;
 constexpr size_t kAlign = 64;
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
+constexpr uint64_t kSection = ~uint64_t{0};  // in the index, where a blob has its offset
 constexpr char kMagic[8] = {'Q', '3', 'P', 'A', 'C', 'K', 'E', 'D'};
 
 struct Header {
@@ -142,6 +143,12 @@ void PackedFileWriter::begin(size_t bytes) {
     index_.push_back(bytes);
 }
 
+void PackedFileWriter::nextSection() {
+    flushChunk();
+    index_.push_back(kSection);
+    index_.push_back(++section_);
+}
+
 void PackedFileWriter::append(const void *data, size_t bytes) {
     const auto *p = static_cast<const char *>(data);
     while (bytes > 0) {
@@ -221,10 +228,11 @@ PackedReader::PackedReader(const char *path)
     }
 }
 
-PackedReader::PackedReader(const char *path, const std::string &identity) : PackedReader(path) {
+PackedReader::PackedReader(const char *path, const std::string &identity, uint32_t section) : PackedReader(path) {
     if (identity_ != identity) {
         throw PackedFileError(PackedFileError::kStale);
     }
+    enter(section);
 }
 
 PackedReader::~PackedReader() {
@@ -247,8 +255,23 @@ void PackedReader::readAt(void *data, size_t bytes, uint64_t offset) const {
     }
 }
 
+// Moves to the first blob of a section.
+void PackedReader::enter(uint32_t section) {
+    for (uint32_t passed = 0; passed < section;) {
+        if (next_ + 2 > index_.size()) {
+            throw PackedFileError(PackedFileError::kCorrupt);
+        }
+        if (index_[next_] == kSection) {
+            ++passed;
+            next_ += 2;
+        } else {
+            next_ += 2 + chunksOf(index_[next_ + 1]);
+        }
+    }
+}
+
 size_t PackedReader::nextBytes() const {
-    if (next_ + 2 > index_.size()) {
+    if (next_ + 2 > index_.size() || index_[next_] == kSection) {
         throw PackedFileError(PackedFileError::kCorrupt);
     }
     return index_[next_ + 1];
@@ -289,7 +312,7 @@ void PackedReader::read(void *data, size_t bytes, ThreadPool &pool) {
 }
 
 void PackedReader::finish() const {
-    if (next_ != index_.size()) {
+    if (next_ != index_.size() && index_[next_] != kSection) {
         throw PackedFileError(PackedFileError::kCorrupt);
     }
 }

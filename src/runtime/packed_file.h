@@ -2,6 +2,9 @@
 //
 //   Header (kHeaderBytes) | blobs, each at a multiple of 64 | index: identity, then offset, size and chunk hashes of
 //   every blob. Header and index carry hashes of themselves, so no byte that is used goes unchecked.
+//
+// Blobs are in sections, one for each rank of a model, which are read side by side. In the index a section but the
+// first begins with kSection in place of an offset, and its number.
 #pragma once
 
 #include <cstdint>
@@ -56,6 +59,7 @@ public:
 
     void begin(size_t bytes) override;
     void append(const void *data, size_t bytes) override;
+    void nextSection();  // what follows is in another section
     void commit();
 
 private:
@@ -67,7 +71,8 @@ private:
     int fd_ = -1;
     uint64_t offset_;              // end of what is written
     std::vector<uint64_t> index_;  // offset, size, hashes of every blob
-    std::vector<char> chunk_;      // the blob's bytes that are not yet written
+    uint64_t section_ = 0;
+    std::vector<char> chunk_;  // the blob's bytes that are not yet written
 };
 
 // Why a file cannot be used; never crosses the C boundary.
@@ -83,12 +88,13 @@ private:
     int system_error_;
 };
 
-// Hands out the blobs in order. Throws PackedFileError: kAbsent (cannot be opened), kStale (another version of the
-// format, or another identity) or kCorrupt (truncated, changed, not such a file, or a blob of an unexpected size).
+// Hands out the blobs of a section in order. Throws PackedFileError: kAbsent (cannot be opened), kStale (another
+// version of the format, or another identity) or kCorrupt (truncated, changed, not such a file, or a blob of an
+// unexpected size).
 class PackedReader {
 public:
     explicit PackedReader(const char *path);  // whatever its identity
-    PackedReader(const char *path, const std::string &identity);
+    PackedReader(const char *path, const std::string &identity, uint32_t section = 0);
     ~PackedReader();
     PackedReader(const PackedReader &) = delete;
     PackedReader &operator=(const PackedReader &) = delete;
@@ -97,10 +103,11 @@ public:
     size_t nextBytes() const;  // size of the next blob
     // Reads the next blob, which must have that size, and verifies it. In parallel: reading is mostly clearing pages.
     void read(void *data, size_t bytes, ThreadPool &pool);
-    void finish() const;  // throws kCorrupt if blobs are left
+    void finish() const;  // throws kCorrupt if blobs of the section are left
 
 private:
     void readAt(void *data, size_t bytes, uint64_t offset) const;
+    void enter(uint32_t section);
 
     int fd_ = -1;
     uint64_t file_bytes_ = 0;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "runtime/error.h"
+#include "runtime/packed_file.h"
 #include "runtime/thread_pool.h"
 
 namespace q3 {
@@ -42,6 +43,8 @@ void rethrowOfRank(uint32_t rank, uint32_t nranks, const std::exception_ptr &err
             throw;
         }
         throw Error(e.status(), prefix + e.what());
+    } catch (const PackedFileError &) {  // no failure: the weights are packed instead
+        throw;
     } catch (const std::bad_alloc &) {
         throw Error(QWEN3_STATUS_OUT_OF_MEMORY, prefix + "out of host memory");
     } catch (const std::exception &e) {

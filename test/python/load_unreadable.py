@@ -1,6 +1,6 @@
 """Loads a cache file with every weight pointer at memory that may not be read; prints the logits.
 
-python load_unreadable.py FOLDER FILE DTYPE TOKEN...
+python load_unreadable.py FOLDER FILE DTYPE NDEV TOKEN...
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def unreadable(size: int = 1 << 24) -> int:
 
 def main() -> None:
     folder, file, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-    tokens = [int(token) for token in sys.argv[4:]]
+    ndev, *tokens = (int(number) for number in sys.argv[4:])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     meta, checkpoint, dtype = Qwen3MetaFromConfig(folder), Checkpoint(folder), DataType.parse(name)
     weights = Qwen3WeightsImpl(meta, checkpoint)
@@ -48,7 +48,7 @@ def main() -> None:
     weight_cache.CheckpointCache(checkpoint, dtype).prepare(options)
     options.cache_path = os.fsencode(file)
     cpu = DeviceType.DEVICE_TYPE_CPU
-    model = NativeModel(meta, weights, options, cpu, [0], LoadProgress(checkpoint))
+    model = NativeModel(meta, weights, options, cpu, list(range(ndev)), LoadProgress(checkpoint))
     with model.create_kv_cache() as cache:
         sys.stdout.buffer.write(model.forward([StepRequest(cache, tokens, 0)]).tobytes())
 

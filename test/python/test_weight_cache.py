@@ -59,13 +59,15 @@ def state_and_logits(model: Qwen3ForCausalLM) -> tuple[WeightCache, bytes]:
     return WeightCache(model.stats()["weight_cache"]), model.forward(TOKENS).tobytes()
 
 
-def load(folder: Path, cache_dir: Path, dtype: str = "int8") -> tuple[WeightCache, bytes]:
-    with Qwen3ForCausalLM(folder, dtype=dtype, threads=2, cache_dir=cache_dir) as model:
+def load(
+    folder: Path, cache_dir: Path, dtype: str = "int8", ndev: int = 1
+) -> tuple[WeightCache, bytes]:
+    with Qwen3ForCausalLM(folder, dtype=dtype, threads=2, ndev=ndev, cache_dir=cache_dir) as model:
         return state_and_logits(model)
 
 
-def plain(folder: Path, dtype: str = "int8") -> bytes:
-    with Qwen3ForCausalLM(folder, dtype=dtype, threads=2, cache=False) as model:
+def plain(folder: Path, dtype: str = "int8", ndev: int = 1) -> bytes:
+    with Qwen3ForCausalLM(folder, dtype=dtype, threads=2, ndev=ndev, cache=False) as model:
         state, logits = state_and_logits(model)
         assert state == WeightCache.UNUSED
         return logits
@@ -96,7 +98,7 @@ def test_loading_touches_no_matrix(small: Path, tmp_path: Path, dtype: str) -> N
     load(small, tmp_path, dtype)
     program = Path(__file__).with_name("load_unreadable.py")
     file = cache_file(tmp_path)
-    command = [sys.executable, program, small, file, dtype, *map(str, TOKENS)]
+    command = [sys.executable, program, small, file, dtype, "1", *map(str, TOKENS)]
     done = subprocess.run(command, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout == expected
@@ -131,7 +133,7 @@ def test_changed_bytes_never_change_results(small: Path, tmp_path: Path, dtype: 
 
 
 def native(
-    folder: Path, path: Path, dtype: str, key: str | None = None
+    folder: Path, path: Path, dtype: str, key: str | None = None, ndev: int = 1
 ) -> tuple[WeightCache, bytes]:
     """Loads with the library's own options; nothing is written."""
     meta = Qwen3MetaFromConfig(folder)
@@ -142,8 +144,9 @@ def native(
     if key is not None:
         options.cache_key = key.encode()
     weights = Qwen3WeightsImpl(meta, checkpoint)
+    ids = list(range(ndev))
     model = NativeModel(
-        meta, weights, options, DeviceType.DEVICE_TYPE_CPU, [0], LoadProgress(checkpoint)
+        meta, weights, options, DeviceType.DEVICE_TYPE_CPU, ids, LoadProgress(checkpoint)
     )
     with model.create_kv_cache() as kv:
         logits = model.forward([StepRequest(kv, TOKENS, 0)]).tobytes()
@@ -331,17 +334,72 @@ def test_exact_formats_are_not_kept(small: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_ranks_use_no_file(small: Path, tmp_path: Path) -> None:
-    """Not even the one of the same model on one device, which stays as it is."""
-    load(small, tmp_path)
-    path = cache_file(tmp_path)
-    content = path.read_bytes()
-    with Qwen3ForCausalLM(small, dtype="int8", threads=2, ndev=2, cache_dir=tmp_path) as model:
-        assert state_and_logits(model)[0] == WeightCache.UNUSED
-        with pytest.raises(Qwen3NotImplementedError, match="ndev is 2: only the packed weights of"):
-            model.native.save_weights(tmp_path / "other", "key")
-    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == content
-    assert load(small, tmp_path)[0] == WeightCache.LOADED
+# ---------------------------------------------------------------------- several ranks
+
+
+def files(cache_dir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in cache_dir.iterdir()}
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("ndev", [2, 4])
+def test_parts_of_ranks_are_kept(folder: Path, tmp_path: Path, dtype: str, ndev: int) -> None:
+    """The second start reads every rank's own part: the same bits, and no other file."""
+    expected = plain(folder, dtype, ndev=ndev)
+    assert load(folder, tmp_path, dtype, ndev=ndev) == (WeightCache.ABSENT, expected)
+    written = files(tmp_path)
+    assert load(folder, tmp_path, dtype, ndev=ndev) == (WeightCache.LOADED, expected)
+    assert files(tmp_path) == written and len(written) == 1
+
+
+@pytest.mark.parametrize("ndev", [2, 4])
+def test_loading_parts_touches_no_matrix(small: Path, tmp_path: Path, ndev: int) -> None:
+    expected = plain(small, ndev=ndev)
+    load(small, tmp_path, ndev=ndev)
+    program = Path(__file__).with_name("load_unreadable.py")
+    command = [sys.executable, program, small, cache_file(tmp_path), "int8", str(ndev)]
+    done = subprocess.run([*command, *map(str, TOKENS)], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr.decode()
+
+
+def test_every_number_of_ranks_has_its_file(small: Path, tmp_path: Path) -> None:
+    """Changing back and forth reads the right one each time and disturbs no other."""
+    expected = {ndev: plain(small, ndev=ndev) for ndev in (1, 2, 4)}
+    for ndev in expected:
+        assert load(small, tmp_path, ndev=ndev) == (WeightCache.ABSENT, expected[ndev])
+    written = files(tmp_path)
+    assert len(written) == 3
+    for ndev in (4, 1, 2):
+        assert load(small, tmp_path, ndev=ndev) == (WeightCache.LOADED, expected[ndev])
+    assert files(tmp_path) == written
+
+
+def test_a_file_for_other_ranks_is_refused(small: Path, tmp_path: Path) -> None:
+    """Whatever it is called."""
+    for written in (1, 2, 4):
+        directory = tmp_path / str(written)
+        load(small, directory, ndev=written)
+        for ndev in (1, 2, 4):
+            state, logits = native(small, cache_file(directory), "int8", ndev=ndev)
+            assert state == (WeightCache.LOADED if ndev == written else WeightCache.STALE)
+            assert logits == plain(small, ndev=ndev)
+
+
+def test_damaged_parts_are_packed_anew(
+    small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A byte of any rank's part; all ranks pack, a warning says so, the file is whole again."""
+    expected = plain(small, ndev=2)
+    load(small, tmp_path, ndev=2)
+    good = cache_file(tmp_path).read_bytes()
+    for place in (5000, len(good) // 2, len(good) - 5000, len(good) - 1):
+        bad = bytearray(good)
+        bad[place] ^= 16
+        cache_file(tmp_path).write_bytes(bad)
+        caplog.clear()
+        assert load(small, tmp_path, ndev=2) == (WeightCache.CORRUPT, expected), place
+        assert "damaged; the weights were packed anew" in caplog.text
+        assert cache_file(tmp_path).read_bytes() == good
 
 
 def test_a_bad_checkpoint_writes_nothing(small: Path, tmp_path: Path) -> None:

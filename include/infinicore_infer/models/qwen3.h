@@ -143,7 +143,7 @@ typedef enum {
 
 /* Qwen3Stats.weight_cache: what became of Qwen3ModelOptions.cache_path when the model was created. */
 typedef enum {
-    QWEN3_CACHE_UNUSED = 0, /* no cache_path, ndev > 1, or a backend that cannot save its weights */
+    QWEN3_CACHE_UNUSED = 0, /* no cache_path, or a backend that cannot save its weights */
     QWEN3_CACHE_LOADED = 1, /* the packed weights came from the file */
     QWEN3_CACHE_ABSENT = 2, /* there is no such file, or it may not be opened */
     QWEN3_CACHE_STALE = 3,  /* written for another cache_key, model, format or version of the library */
@@ -256,8 +256,8 @@ typedef struct {
     Qwen3ProgressCallback progress; /* or NULL */
     void *progress_user_data;
     /*
-     * A file that qwen3SaveWeights wrote, or NULL. If it fits the model, format, library and cache_key and all its
-     * checksums are right, packed weights are read from it and none of Qwen3Weights' data but a borrowed input_embd
+     * A file that qwen3SaveWeights wrote, or NULL. If it fits the model, ndev, format, library and cache_key and all
+     * its checksums are right, packed weights are read from it and none of Qwen3Weights' data but a borrowed input_embd
      * is touched; results are bit for bit the same. Otherwise the weights are packed as without it: a cache never
      * makes createQwen3ModelEx fail. Qwen3Stats.weight_cache says what happened. The library only reads the file.
      */
@@ -383,7 +383,7 @@ QWEN3_API void destroyQwen3Model(struct Qwen3Model *model);
  * Qwen3ModelOptions.cache_path. The folder must exist. The file appears complete or not at all (a temporary file
  * beside it, flushed, then renamed), replacing one that is there. May run while other calls use the model, but not
  * beside destroyQwen3Model. Takes about as much disk as Qwen3Stats.weight_bytes.
- * Errors: NULL_POINTER, NOT_IMPLEMENTED (ndev > 1, or the backend cannot save its weights), IO_ERROR, OUT_OF_MEMORY.
+ * Errors: NULL_POINTER, NOT_IMPLEMENTED (the backend cannot save its weights), IO_ERROR, OUT_OF_MEMORY.
  */
 QWEN3_API int32_t qwen3SaveWeights(const struct Qwen3Model *model, const char *path, const char *cache_key);
 
