@@ -191,7 +191,7 @@ if with_infinicore then
                 set_targetdir("$(builddir)/$(plat)/$(arch)/$(mode)/" .. variant)
                 add_cxflags("-fvisibility=hidden", {force = true})
                 add_sysincludedirs(headers)
-                add_files("test/fake_device/" .. name .. ".cpp")
+                add_files("test/fake_device/" .. name .. (name == "infinirt" and "/*.cpp" or ".cpp"))
                 add_shflags("-Wl,-soname,lib" .. name .. ".so", "-Wl,-z,defs", {force = true})
                 if name == "infinirt" then
                     add_syslinks("pthread")
