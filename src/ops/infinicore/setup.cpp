@@ -1,0 +1,205 @@
+// Making the InfiniCore backend: sizes and memory, the choice of operators, weights; and what it says of itself.
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "ops/infinicore/check.h"
+#include "ops/infinicore/convert.h"
+#include "ops/infinicore/devices.h"
+#include "ops/infinicore/infinicore.h"
+#include "ops/infinicore/infinicore_ops.h"
+#include "ops/infinicore/selftest.h"
+#include "runtime/error.h"
+
+namespace q3::infinicore {
+
+// InfiniCore has no call that tells, so the operators must.
+const char *version() {
+    return Q3_HAS_ADD_RMS_NORM != 0 ? "newer-than-0.1.0" : "0.1.0";
+}
+
+std::vector<std::unique_ptr<Ops>> makeInfinicoreOps(const std::vector<ModelConfig> &configs,
+                                                    const std::vector<OpsOptions> &options, RankGroup &group) {
+    std::vector<std::unique_ptr<InfinicoreOps>> ranks(configs.size());
+    group.run([&](uint32_t rank) { ranks[rank] = std::make_unique<InfinicoreOps>(configs[rank], options[rank]); });
+    if (ranks.size() > 1 && !ranks[0]->device()->isCpu()) {
+        std::vector<std::shared_ptr<Device>> devices;
+        devices.reserve(ranks.size());
+        for (const auto &rank : ranks) {
+            devices.push_back(rank->device());
+        }
+        std::vector<std::unique_ptr<Comm>> comms = Comm::connect(devices, group.barrier());
+        for (size_t rank = 0; rank < ranks.size(); ++rank) {
+            ranks[rank]->join(std::move(comms[rank]));
+        }
+    }
+    return {std::make_move_iterator(ranks.begin()), std::make_move_iterator(ranks.end())};
+}
+
+// Every other dtype option must agree with dt_logits.
+static infiniDtype_t activationType(const ModelConfig &config, const OpsOptions &options) {
+    if (!isFloatDType(config.dt_logits)) {
+        fail(QWEN3_STATUS_BAD_PARAM, "dt_logits is %d: the InfiniCore backend needs f16, bf16 or f32",
+             int(config.dt_logits));
+    }
+    const auto same = [&](const char *name, int32_t dtype) {
+        if (dtype != QWEN3_DTYPE_DEFAULT && dtype != config.dt_logits) {
+            fail(QWEN3_STATUS_BAD_PARAM, "%s is %s: with InfiniCore it must equal dt_logits, %s", name,
+                 dtypeName(dtype), dtypeName(config.dt_logits));
+        }
+    };
+    same("dt_weight", options.dt_weight);
+    same("dt_kv", options.dt_kv);
+    return static_cast<infiniDtype_t>(config.dt_logits);
+}
+
+InfinicoreOps::InfinicoreOps(const ModelConfig &config, const OpsOptions &options, const Tuning &tuning)
+    : config_(config), tuning_(tuning), dtype_(activationType(config, options)), size_(dtypeSize(config.dt_logits)),
+      device_(Device::open(options.device, options.device_id, options.nthreads)), kv_memory_(device_),
+      rank_(options.rank), reduce_(options.reduce) {
+    DeviceScope scope(*device_);
+    const size_t max_tokens = config.max_step_tokens;
+    block_tokens_ = uint32_t(std::min<size_t>(tuning.block_tokens, (size_t(config.dctx) + 15) / 16 * 16));
+    query_rows_ = uint32_t(std::min<size_t>(max_tokens, tuning.query_rows));
+    const size_t row = config.nh * scoreStride(config.dctx);  // scores of one query row at most
+    score_elements_ = std::min(row * query_rows_, std::max(row, tuning.score_bytes / size_));
+    gather_blocks_ =
+        std::clamp(tuning.gather_tokens / block_tokens_, 1u, uint32_t(scoreStride(config.dctx) / block_tokens_));
+    const size_t logits_row = config.dvoc * size_;
+    logits_rows_ = uint32_t(std::clamp<size_t>(tuning.logits_bytes / logits_row, 1, max_tokens));
+
+    kernels_ = std::make_unique<Kernels>(device_);
+    wide_ = Buffer(device_, max_tokens * std::max(2 * config.di, config.d) * size_);
+    q_ = Buffer(device_, size_t(config.nh) * query_rows_ * config.dh * size_);
+    o_ = Buffer(device_, q_.bytes());
+    scores_ = Buffer(device_, score_elements_ * size_);
+    if (size_ == 2) {
+        values_ = Buffer(device_, size_t(config.nkvh) * gather_blocks_ * block_tokens_ * config.dh * size_);
+    }
+    rope_ = Buffer(device_, max_tokens * config.dh * size_);
+    rope_host_ = Buffer(device_, rope_.bytes(), Buffer::Place::Host);
+    embed_host_ = Buffer(device_, max_tokens * config.d * size_, Buffer::Place::Host);
+    logits_ = Buffer(device_, logits_rows_ * logits_row);
+    if (!device_->isCpu()) {
+        logits_host_ = Buffer(device_, logits_.bytes(), Buffer::Place::Host);
+    }
+
+    std::vector<int32_t> iota(max_tokens);
+    std::iota(iota.begin(), iota.end(), 0);
+    positions_ = Buffer(device_, max_tokens * sizeof(int32_t));
+    device_->upload(positions_.data(), iota.data(), positions_.bytes());
+
+    if ((!device_->isCpu() && config.dctx > tuning.mask_width) || tuning.mask_on_cpu) {
+        makeMask();
+    }
+    singles_.reserve(max_tokens);
+    settleRoutes();
+    makeIndices(options.kv_limit_bytes);
+}
+
+// Column by column, so that rearrange moves single values: 0.1.0's kernel for CUDA moves up to 32 bytes of a row at a
+// time without looking whether the address allows it.
+void InfinicoreOps::makeMask() {
+    const size_t rows = query_rows_;
+    std::vector<float> values((block_tokens_ + rows) * rows, 0.0f);
+    for (size_t key = 1; key < rows; ++key) {
+        std::fill_n(&values[(block_tokens_ + key) * rows], key, -std::numeric_limits<float>::infinity());
+    }
+    mask_ = Buffer(device_, values.size() * size_);
+    upload(mask_.data(), values.data(), values.size());
+}
+
+// Decides which operators to use: those that the device has and computes rightly.
+void InfinicoreOps::settleRoutes() {
+    constexpr uint32_t kIdentityRows = 64;
+    for (identity_rows_ = std::min(kIdentityRows, config_.d); config_.d % identity_rows_ != 0; --identity_rows_) {
+    }
+    routes_ = initialRoutes();
+    self_tested_ = selfTestWanted();
+    if (self_tested_) {
+        routes_ =
+            selfTest(device_, *kernels_, config_, {block_tokens_, identity_rows_, mask_ ? query_rows_ : 0}, routes_);
+    } else if (!routes_.beta0) {
+        kernels_->clearBeforeGemm();
+    }
+    if (!routes_.add) {
+        std::vector<float> values(size_t(identity_rows_) * identity_rows_, 0.0f);
+        for (uint32_t i = 0; i < identity_rows_; ++i) {
+            values[size_t(i) * identity_rows_ + i] = 1.0f;
+        }
+        identity_ = Buffer(device_, values.size() * size_);
+        upload(identity_.data(), values.data(), values.size());
+    }
+}
+
+// ------------------------------------------------------------------ weights
+
+std::unique_ptr<Linear> InfinicoreOps::packLinear(const LinearSource &source) {
+    return infinicore::packLinear(device_, source, config_.dt_logits, routes_.rope_neox ? 0 : config_.dh);
+}
+
+std::unique_ptr<Linear> InfinicoreOps::packGateUp(const LinearSource &gate_up) {
+    return packLinear(gate_up);
+}
+
+std::unique_ptr<Vector> InfinicoreOps::packVector(const VectorSource &source) {
+    return infinicore::packVector(device_, source, config_.dt_logits, routes_.rope_neox ? 0 : config_.dh);
+}
+
+std::shared_ptr<Linear> InfinicoreOps::packEmbedding(const LinearSource &source,
+                                                     const std::vector<const Linear *> &heads, bool borrow) {
+    // One of several heads holds a part of the rows only, and on a device that this one need not reach.
+    const auto *head = heads.size() == 1 ? static_cast<const DeviceLinear *>(heads[0]) : nullptr;
+    if (routes_.embedding) {
+        auto embedding = std::make_unique<DeviceEmbedding>();
+        embedding->head = head;
+        if (head == nullptr || head->rows != source.parts[0].rows) {
+            embedding->own = infinicore::packLinear(device_, source, config_.dt_logits, 0);
+        }
+        return embedding;
+    }
+    return infinicore::packEmbedding(*device_, source, config_.dt_logits, head, borrow);
+}
+
+Activation InfinicoreOps::allocate(uint32_t rows, uint32_t width) {
+    activations_.emplace_back(device_, size_t(rows) * width * size_);
+    return {activations_.back().data(), width};
+}
+
+// ------------------------------------------------------------------ information
+
+size_t InfinicoreOps::scratchBytes() const {
+    size_t bytes = kernels_->workspaceBytes();
+    for (const Buffer &buffer : activations_) {
+        bytes += buffer.bytes();
+    }
+    for (const Buffer *buffer : {&wide_, &q_, &o_, &scores_, &values_, &mask_, &identity_, &positions_, &rope_,
+                                 &rope_host_, &embed_host_, &logits_, &logits_host_, &indices_, &indices_host_}) {
+        bytes += buffer->bytes();
+    }
+    return bytes;
+}
+
+std::string InfinicoreOps::description() const {
+    return std::string("backend=infinicore device=") + device_->name() + " threads=" + std::to_string(threads()) +
+           " avoids=" + routesText(routes_) + " self_test=" + (self_tested_ ? "passed" : "skipped");
+}
+
+std::vector<float> InfinicoreOps::download(const void *data, size_t n) {
+    DeviceScope scope(*device_);
+    std::vector<char> raw(n * size_);
+    device_->downloadAsync(raw.data(), data, raw.size());
+    device_->synchronize();
+    std::vector<float> values(n);
+    toFloats(config_.dt_logits, values.data(), raw.data(), n);
+    return values;
+}
+
+void InfinicoreOps::upload(void *data, const float *values, size_t n) {
+    DeviceScope scope(*device_);
+    std::vector<char> raw(n * size_);
+    floatsTo(config_.dt_logits, raw.data(), values, n);
+    device_->upload(data, raw.data(), raw.size());
+}
+
+}  // namespace q3::infinicore
