@@ -15,6 +15,7 @@ extern "C" {
  *   bytes.device peak.device bytes.host   bytes
  *   calls.<function>   calls of a function of InfiniCore since the last fake_infini_reset, failed ones included
  *   copies.h2d copies.d2h copies.d2d copies.h2h   copies handed to a stream
+ *   copies.pageable   those of them whose host memory is not from infinirtMallocHost: real devices do them at once
  *   executed   tasks that streams have run
  *   violations   rules broken; fake_infini_violation tells them
  *   hits   injected failures that happened

@@ -444,11 +444,29 @@ def launches(
             "syncs": sum(n for name, n in calls.items() if "Synchronize" in name),
             "mallocs": calls["infinirtMalloc"] + calls["infinirtMallocHost"],
             "created": sum(n for name, n in calls.items() if "Create" in name),
-            **{kind: fake.get(f"copies.{kind}") for kind in ("h2d", "d2h", "d2d")},
+            **{kind: fake.get(f"copies.{kind}") for kind in ("h2d", "d2h", "d2d", "pageable")},
         }
         for cache in caches:
             cache.close()
         return result
+
+
+@case
+def long_step(fake: Fake, folder: str, ntok: int, max_step_tokens: int) -> dict[str, int]:
+    """What a prompt that takes several steps calls, in the second of two caches."""
+    with open_model(folder, max_step_tokens=max_step_tokens) as model:
+        for _ in range(2):
+            with closing(model.create_kv_cache()) as cache:
+                fake.reset()
+                greedy(model, [(cache, 0, some_tokens(ntok, model.meta.dvoc))])
+                calls = Counter(fake.calls())
+        return {
+            "steps": calls["infiniopRoPE"] // model.meta.nlayer,
+            "syncs": sum(n for name, n in calls.items() if "Synchronize" in name),
+            "mallocs": calls["infinirtMalloc"] + calls["infinirtMallocHost"],
+            "pageable": fake.get("copies.pageable"),
+            "d2h": fake.get("copies.d2h"),
+        }
 
 
 @case

@@ -53,8 +53,24 @@ def test_launches_of_a_step(
     # copies each: rows of a decode step are one run.
     assert (report["h2d"], report["d2h"]) == (2, 1)
     assert report["d2d"] == 2 * (1 if ntok == 1 else batch)
+    assert (
+        report["pageable"] == 0
+    )  # what the host copies from and to is pinned: the copies are asynchronous
     # The second step of a shape needs nothing new.
     assert (report["mallocs"], report["created"]) == (0, 0)
+
+
+def test_values_of_16_bits_are_gathered(run_case: RunCase, folders: Folders) -> None:
+    """Two blocks of values for one product, which rounds once."""
+    report = run_case("launches", folder=folders("three-wide"), batch=4, ntok=1, past=280)
+    assert report["launches"]["Gemm"] == 3 * (4 + 4 * (2 + 1)) + 1
+    assert report["launches"]["Rearrange"] == 3 * 4 * (1 + 2)
+
+
+def test_syncs_of_long_prompts(run_case: RunCase, folders: Folders) -> None:
+    """Steps without logits are waited for by the next one, whose staging buffers are the same."""
+    report = run_case("long_step", folder=folders("three-layers"), ntok=150, max_step_tokens=64)
+    assert report == {"steps": 3, "syncs": 3, "mallocs": 0, "pageable": 0, "d2h": 1}
 
 
 def test_operators_that_are_never_called() -> None:

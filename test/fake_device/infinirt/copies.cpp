@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <iterator>
 
 #include "state.h"
 
@@ -26,6 +27,14 @@ uint64_t fingerprint(const void *data, size_t size) {
         hash = (hash ^ uint8_t(copy[i])) * 1099511628211u;
     }
     return hash | 1;
+}
+
+// Whether host memory came from infinirtMallocHost.
+bool pinned(const void *pointer) {
+    const auto &host = state().host;
+    const auto address = uintptr_t(pointer);
+    const auto it = host.upper_bound(address);
+    return it != host.begin() && address < std::prev(it)->first + std::prev(it)->second;
 }
 
 infiniStatus_t copyTask(const char *function, void *dst, const void *src, size_t size, infinirtMemcpyKind_t kind,
@@ -81,6 +90,7 @@ infiniStatus_t copyTask(const char *function, void *dst, const void *src, size_t
     };
     const Lock lock(state().mutex);
     ++state().counters[names[kind]];
+    state().counters["copies.pageable"] += (!from_device && !pinned(src)) || (!to_device && !pinned(dst)) ? 1 : 0;
     return INFINI_STATUS_SUCCESS;
 }
 
