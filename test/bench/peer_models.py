@@ -1,11 +1,13 @@
-"""Random models of an official Qwen3 shape, in the file format that the peers read."""
+"""Models in the file format that peers read: random ones of an official shape, or a checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def _byte_tokens() -> list[str]:
@@ -45,7 +47,66 @@ def add_sizes(writer: Any, config: dict[str, Any]) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
 
 
-def write_gguf(path: Path, config: dict[str, Any], kind: str, *, tokenizer: bool = False) -> None:
+# GGUF's names of what a layer has, and the checkpoint's.
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def _add_checkpoint(
+    writer: Any,
+    tensors: Mapping[str, NDArray[np.float32]],
+    layers: int,
+    kind: str,
+    embedding_kind: str,
+) -> None:
+    """Add the tensors of a checkpoint; norms stay float32."""
+    import gguf
+
+    names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    for i in range(layers):
+        for ours, theirs in _LAYER_NAMES.items():
+            names[f"blk.{i}.{ours}"] = f"model.layers.{i}.{theirs}"
+    for ours, theirs in names.items():
+        if f"{theirs}.weight" not in tensors and ours == "output":
+            continue  # tied
+        data = np.ascontiguousarray(tensors[f"{theirs}.weight"], np.float32)
+        if data.ndim == 1:
+            writer.add_tensor(f"{ours}.weight", data)
+            continue
+        chosen = gguf.GGMLQuantizationType[embedding_kind if ours == "token_embd" else kind]
+        packed = gguf.quants.quantize(data, chosen)
+        writer.add_tensor(f"{ours}.weight", packed, raw_dtype=chosen)
+
+
+def _finish(writer: Any, partial: Path, path: Path) -> None:
+    """Write the file, under its name once it is whole."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    partial.rename(path)
+
+
+def write_gguf(
+    path: Path,
+    config: dict[str, Any],
+    kind: str,
+    *,
+    tokenizer: bool = False,
+    tensors: Mapping[str, NDArray[np.float32]] | None = None,
+    embedding_kind: str | None = None,
+) -> None:
     """Write a GGUF file.
 
     Args:
@@ -53,6 +114,8 @@ def write_gguf(path: Path, config: dict[str, Any], kind: str, *, tokenizer: bool
         config: Contents of config.json.
         kind: Type of the matrices, such as ``"Q8_0"``.
         tokenizer: Whether to add a tokenizer; without, ids go in and out.
+        tensors: The checkpoint's, by its names; ``None``: random ones.
+        embedding_kind: Type of token_embd, if another.
     """
     if path.exists():
         return
@@ -73,6 +136,10 @@ def write_gguf(path: Path, config: dict[str, Any], kind: str, *, tokenizer: bool
     else:
         writer.add_tokenizer_model("none")
     quantization = gguf.GGMLQuantizationType[kind]
+    if tensors is not None:
+        _add_checkpoint(writer, tensors, layers, kind, embedding_kind or kind)
+        _finish(writer, partial, path)
+        return
     # About 0.02 standard deviation, as trained weights have; repeated, it is quantised once.
     pattern = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
     packed = gguf.quants.quantize(pattern, quantization).view(np.uint8)
@@ -109,8 +176,4 @@ def write_gguf(path: Path, config: dict[str, Any], kind: str, *, tokenizer: bool
         matrix(p + "ffn_gate.weight", inner, hidden)
         matrix(p + "ffn_up.weight", inner, hidden)
         matrix(p + "ffn_down.weight", hidden, inner)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    partial.rename(path)
+    _finish(writer, partial, path)
