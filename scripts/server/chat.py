@@ -20,7 +20,7 @@ from server.jobs import Constraint, Job, Update
 from server.output import OutputParser
 from server.schemas import ChatBody
 from server.service import EventStream, Service, read_body
-from server.structured import Grammars, choose_grammar
+from server.structured import Grammar, Grammars, choose_grammar
 from server.thinking import limit_thinking
 from server.tool_calls import Part
 from server.usage import chat_logprobs, stop_reason, timings, usage
@@ -33,7 +33,8 @@ class _Plan:
     tokens: list[int]
     thinking: bool
     tools: bool
-    constraint: Callable[[], Constraint] | None
+    free: bool  # whether the answer may begin with thinking
+    grammar: Grammar | None
 
 
 def _tools_in_use(body: ChatBody) -> list[dict[str, Any]] | None:
@@ -89,22 +90,31 @@ def prompt_tokens(model: Qwen3ForCausalLM, body: ChatBody) -> list[int]:
         return model.tokenizer.encode_chat(body.messages, tools, allow_special=False, **variables)
 
 
-def _plan(service: Service, grammars: Grammars, body: ChatBody) -> _Plan:
+def _plan(service: Service, body: ChatBody) -> _Plan:
     """Render, encode and check; takes a while for long conversations."""
     model = service.model
     tools = _tools_in_use(body)
+    grammar = choose_grammar(body, tools)
     tokens = prompt_tokens(model, body)
     check_length(service, tokens, "messages")
     tail = model.tokenizer.decode(tokens[-4:], skip_special=False).rstrip()
     opened = tail.endswith("<think>")
-    grammar = choose_grammar(body, tools)
-    constraint = None
     free = opened or not tail.endswith("</think>")
-    if grammar is not None:
-        constraint = grammars.factory(grammar, may_think=free, thinking=opened)
-    if body.thinking_budget is not None and free:
-        constraint = limit_thinking(model, body.thinking_budget, opened, constraint)
-    return _Plan(tokens, opened, tools is not None, constraint)
+    return _Plan(tokens, opened, tools is not None, free, grammar)
+
+
+async def _constraint(
+    model: Qwen3ForCausalLM, grammars: Grammars, body: ChatBody, plan: _Plan
+) -> Callable[[], Constraint] | None:
+    """Return what makes the constraints of answers, if there are any."""
+    constraint = None
+    if plan.grammar is not None:
+        constraint = await grammars.prepare(
+            plan.grammar, may_think=plan.free, thinking=plan.thinking
+        )
+    if body.thinking_budget is not None and plan.free:
+        constraint = limit_thinking(model, body.thinking_budget, plan.thinking, constraint)
+    return constraint
 
 
 def check_length(service: Service, tokens: list[int], param: str) -> None:
@@ -244,8 +254,9 @@ async def begin_chat(service: Service, grammars: Grammars, body: ChatBody, name:
     engine = service.ready(body.model)
     body.check_rest()
     try:
-        plan = await asyncio.to_thread(_plan, service, grammars, body)
+        plan = await asyncio.to_thread(_plan, service, body)
         model = engine.engine.model
+        constraint = await _constraint(model, grammars, body, plan)
         limits = [n for n in (body.max_completion_tokens, body.max_tokens) if n is not None]
         params = body.sampling(
             model,
@@ -258,7 +269,7 @@ async def begin_chat(service: Service, grammars: Grammars, body: ChatBody, name:
         [(plan.tokens, params)],
         name=name,
         stop_tokens=body.stop_token_ids or (),
-        constraint=plan.constraint,
+        constraint=constraint,
         repetition=body.repetition,
     )
     max_calls = 1 if body.parallel_tool_calls is False else None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import llguidance
@@ -18,6 +20,9 @@ from server.errors import ApiError
 from server.jobs import Constraint
 from server.schemas import ChatBody
 from server.tool_calls import CALL, CALL_END
+
+_MAX_PROPERTIES = 1000
+_MAX_GRAMMAR = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,16 @@ class Grammar:
     param: str
     calls_only: bool = False
     answer: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what takes too long to compile.
+
+        Raises:
+            ApiError: Naming the field.
+        """
+        if len(self.text) > _MAX_GRAMMAR:
+            message = f"{self.param}: the schemas have {len(self.text)} characters"
+            raise ApiError(400, f"{message}; at most {_MAX_GRAMMAR} are supported", self.param)
 
 
 def choose_grammar(body: ChatBody, tools: list[dict[str, Any]] | None) -> Grammar | None:
@@ -74,11 +89,28 @@ def _answer_schema(response_format: dict[str, Any] | None) -> str | None:
             raise ApiError(400, f"{name}.json_schema: has no schema object", name)
     else:
         raise ApiError(400, f"{name}: type {kind!r} is not supported", name)
-    return _json(schema)
+    return _json(schema, name)
 
 
-def _json(schema: dict[str, Any]) -> str:
-    """Return the right side of a rule for JSON of a schema."""
+def _check_size(schema: Any, param: str) -> None:
+    """Refuse objects so large that compiling, whose time is quadratic, takes seconds."""
+    if isinstance(schema, dict):
+        properties = schema.get("properties")
+        if isinstance(properties, dict) and len(properties) > _MAX_PROPERTIES:
+            message = f"{param}: the schema has an object of {len(properties)} properties"
+            raise ApiError(400, f"{message}; at most {_MAX_PROPERTIES} are supported", param)
+    if isinstance(schema, dict | list):
+        for item in schema.values() if isinstance(schema, dict) else schema:
+            _check_size(item, param)
+
+
+def _json(schema: dict[str, Any], param: str) -> str:
+    """Return the right side of a rule for JSON of a schema.
+
+    Raises:
+        ApiError: It is too large.
+    """
+    _check_size(schema, param)
     # Without a limit, a small model can write spaces until its tokens are used up. The separators
     # are those that models see most.
     style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -102,7 +134,7 @@ def _call_rules(tools: list[dict[str, Any]], parallel: bool, *, strict: bool = F
             parameters = {"type": "object"}
         head = '{"name": ' + json.dumps(function["name"], ensure_ascii=False) + ', "arguments": '
         names.append(f"call{i}")
-        rules.append(f"args{i}: {_json(parameters)}")
+        rules.append(f"args{i}: {_json(parameters, 'tools')}")
         rules.append(f'call{i}: {json.dumps(head, ensure_ascii=False)} args{i} "}}"')
     # The tags are tokens of their own.
     rules.append(f'body: "\\n" ({" | ".join(names)}) "\\n" </tool_call>')
@@ -202,23 +234,30 @@ class Grammars:
     """Compiles grammars for a model's tokenizer; the latest ones are kept."""
 
     def __init__(self) -> None:
-        """Start empty; the tokenizer is read at the first use."""
+        """Start without a model."""
         self._model: Qwen3ForCausalLM | None = None
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._matcher = lru_cache(maxsize=64)(self._compile)
+        # One of its own, so that large schemas hold up nobody but those who have some as well.
+        self._executor = ThreadPoolExecutor(1, "grammars")
 
     def attach(self, model: Qwen3ForCausalLM) -> None:
-        """Use a model."""
+        """Use a model. Takes a second or two with a large vocabulary, and nobody else gets a turn.
+
+        So it is not left to the first request that needs it.
+        """
         self._model = model
+        path = model.path / "tokenizer.json"
+        # Without it there are no conversations, only completions of token ids.
+        if path.is_file():
+            self._tokenizer = llguidance.LLTokenizer(
+                path.read_text("utf-8"),
+                n_vocab=model.meta.dvoc,
+                eos_token=list(model.meta.end_tokens),
+            )
 
     def _compile(self, grammar: str) -> llguidance.LLMatcher:
-        assert self._model is not None
-        if self._tokenizer is None:
-            text = (self._model.path / "tokenizer.json").read_text("utf-8")
-            meta = self._model.meta
-            self._tokenizer = llguidance.LLTokenizer(
-                text, n_vocab=meta.dvoc, eos_token=list(meta.end_tokens)
-            )
+        assert self._tokenizer is not None
         return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
 
     def factory(
@@ -250,6 +289,13 @@ class Grammars:
         return lambda: GrammarConstraint(
             matcher, dvoc, marks, thinking=thinking, calls_only=grammar.calls_only
         )
+
+    async def prepare(
+        self, grammar: Grammar, *, may_think: bool, thinking: bool
+    ) -> Callable[[], Constraint]:
+        """Do what :meth:`factory` does in a thread of its own; see there."""
+        work = partial(self.factory, grammar, may_think=may_think, thinking=thinking)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def _checked(self, text: str, param: str) -> llguidance.LLMatcher:
         matcher = self._matcher(text)

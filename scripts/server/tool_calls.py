@@ -341,6 +341,9 @@ class CallReader:
             self._at += 1
         if final and self.rest is None:
             self._end("")
+        if self.count:
+            # It will not become text any more.
+            self._text, self._at = self._text[self._at :], 0
         parts, self._calls.parts = self._calls.parts, []
         return parts
 

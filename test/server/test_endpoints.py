@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,46 @@ def test_messages_name_place_value_and_limit(
     body = {"messages": CAPITAL, **body} if "chat" in path else body
     error = error_of(server.http.post(path, content=json.dumps(body)), 400)
     assert error["param"] == param and message in error["message"], error
+
+
+def test_slow_schemas_hold_up_nobody_else(
+    make_server: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than there are threads for tokenizing; others are answered meanwhile."""
+    server = make_server()
+    go_on = threading.Event()
+    compile_grammar = server.grammars._matcher
+
+    def slow(text: str) -> Any:
+        assert go_on.wait(20)
+        return compile_grammar(text)
+
+    monkeypatch.setattr(server.grammars, "_matcher", slow)
+    body = {"messages": CAPITAL, "max_tokens": 2, **GREEDY}
+    form = {"response_format": {"type": "json_object"}}
+    with ThreadPoolExecutor(40) as pool:
+        schemas = [pool.submit(server.post, CHAT, {**body, **form}) for _ in range(40)]
+        try:
+            assert server.post(CHAT, body).status_code == 200
+            assert not any(answer.done() for answer in schemas)
+        finally:
+            go_on.set()
+        assert [answer.result().status_code for answer in schemas] == [200] * 40
+
+
+@pytest.mark.parametrize("field", ["response_format", "tools"])
+def test_schemas_that_are_too_large(server: LiveServer, field: str) -> None:
+    wide = {"type": "object", "properties": {f"p{i}": {} for i in range(1001)}}
+    long = {
+        "type": "object",
+        "properties": {"x": {"enum": ["y" * 100 + str(i) for i in range(3000)]}},
+    }
+    for schema, problem in (({"items": wide}, "1001 properties"), (long, "characters")):
+        function = {"name": "f", "parameters": schema, "strict": True}
+        form = {"type": "json_schema", "json_schema": {"schema": schema}}
+        value = form if field == "response_format" else [{"type": "function", "function": function}]
+        error = error_of(server.post(CHAT, {"messages": CAPITAL, field: value}), 400)
+        assert error["param"] == field and problem in error["message"]
 
 
 def test_compressed_requests(server: LiveServer) -> None:

@@ -178,6 +178,16 @@ def test_text_after_a_call_is_free_again(reference: Qwen3ForCausalLM, grammars: 
             grammar.accept(token)
 
 
+def test_the_tokenizer_is_read_beforehand(
+    reference: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes long and lets no other thread run, which no request should have to wait for."""
+    grammars = Grammars()
+    grammars.attach(reference)
+    monkeypatch.setattr("llguidance.LLTokenizer", None)
+    assert constraint(grammars, response_format=FORM).mask() is not None
+
+
 def test_who_asks_for_a_grammar() -> None:
     """Nobody, unless a tool is strict, must be called, or the answer has a form."""
 
