@@ -187,9 +187,11 @@ class _Calls:
         """
         if self.strings.open and self._role == "copy":
             self._arguments(self.strings.rest())
-        if tagged:
+        if tagged and not self.strings.open:
             self._end_value()
-            self._end_call()
+            # Who has begun to write arguments does not mean none.
+            if self._key not in _ARGUMENTS:
+                self._end_call()
         self._flush_outside()
 
     def _between(self, char: str) -> None:
