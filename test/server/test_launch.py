@@ -58,7 +58,10 @@ def test_sigterm_finishes_what_is_in_progress(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=ask)
         thread.start()
-        time.sleep(0.3)
+        for _ in range(200):
+            if re.search(r"generated_tokens_total [1-9]", httpx.get(f"{url}/metrics").text):
+                break
+            time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         thread.join()
         assert answers[0].status_code == 200
