@@ -7,7 +7,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import asyncio
 import ipaddress
 import json
 import logging
@@ -15,6 +14,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -134,13 +134,16 @@ class DrainingServer(uvicorn.Server):
         self.failed = False
         self._service = service
         self._drain_timeout = drain_timeout
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._hurry = threading.Event()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal; end at once at the second."""
-        if self._service.draining or self._service.async_engine is None:
+        """Drain at the first signal, end answers at the second, end at once at the third."""
+        if self._service.async_engine is None:
             self.should_exit = True
-            self.force_exit = self._service.draining
+            return
+        if self._service.draining:
+            self.should_exit = self.force_exit = self._hurry.is_set()
+            self._hurry.set()
             return
         _LOG.info("signal %d: finishing what is in progress", sig)
         self._service.draining = True
@@ -148,8 +151,13 @@ class DrainingServer(uvicorn.Server):
 
         def wait() -> None:
             engine.drain()
-            if not engine.wait_idle(self._drain_timeout):
-                _LOG.warning("some requests were not finished in time")
+            end = time.monotonic() + self._drain_timeout
+            while not engine.wait_idle(0.1):
+                if self._hurry.is_set() or time.monotonic() > end:
+                    _LOG.warning("some requests are ended before they are finished")
+                    # Their clients are told.
+                    engine.close()
+                    break
             self.should_exit = True
 
         # Not here: signal handlers interrupt code that may hold the engine's lock.

@@ -321,5 +321,6 @@ def make_app(
             allow_origins=list(cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
         )
     return app

@@ -12,6 +12,7 @@ import pytest
 from engine import (
     LLM,
     AsyncEngine,
+    DeadlineError,
     Engine,
     EngineClosedError,
     EngineConfig,
@@ -278,3 +279,69 @@ def test_idle_engine_uses_no_cpu(llm: LLM) -> None:
     begin = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - begin < 0.1
+
+
+def test_first_come_first_served(llm: LLM) -> None:
+    """Of equal requests those that came first get their tokens first, also in the queue."""
+    llm.engine.config.step_tokens = 16
+    model = llm.model
+    settings = model.sampling_params(max_steps=3, temperature=0, ignore_eos=True)
+    began: list[int] = []
+    ended: list[int] = []
+
+    def sink(i: int) -> Any:
+        def receive(update: Any) -> None:
+            if i not in began:
+                began.append(i)
+            if update.done:
+                ended.append(i)
+
+        return receive
+
+    jobs = [make_job(llm.engine, [i + 1] * 100, settings, sink(i)) for i in range(10)]
+    llm.engine.submit(jobs)
+    assert llm.engine.wait_idle(20)
+    assert began == ended == list(range(10))
+
+
+def test_deadlines(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the queue and in progress; the others go on."""
+    step = llm.model.native.step
+    monkeypatch.setattr(llm.model.native, "step", lambda r: (time.sleep(0.02), step(r))[1])
+    model, seen = llm.model, {}
+    settings = model.sampling_params(temperature=0, ignore_eos=True, max_steps=60)
+
+    def job(name: str, timeout: float | None) -> Any:
+        def receive(update: Any) -> None:
+            seen.setdefault(name, []).append(update)
+
+        return make_job(llm.engine, model.encode(name), settings, receive, timeout=timeout)
+
+    jobs = [job(f"slow {i}", None) for i in range(5)]
+    jobs += [job("late", 0.3), job("queued", 0.1)]
+    llm.engine.submit(jobs)
+    assert llm.engine.wait_idle(30)
+    assert isinstance(seen["queued"][-1].error, DeadlineError) and len(seen["queued"]) == 1
+    assert isinstance(seen["late"][-1].error, DeadlineError)
+    assert "longer than allowed" in str(seen["late"][-1].error)
+    for i in range(5):
+        assert len(seen[f"slow {i}"]) == 60 and seen[f"slow {i}"][-1].error is None
+    check_no_leak(llm)
+
+
+def test_single_updates_of_cancelled_jobs(llm: LLM) -> None:
+    """However often and early they are cancelled, each is told of its end once."""
+    model = llm.model
+    settings = model.sampling_params(temperature=0, ignore_eos=True)
+    ends: list[int] = []
+
+    def sink(i: int) -> Any:
+        return lambda update: ends.append(i) if update.done else None
+
+    jobs = [make_job(llm.engine, [1, 2, 3], settings, sink(i)) for i in range(8)]
+    llm.engine.submit(jobs)
+    for _ in range(3):
+        llm.engine.cancel(jobs)
+    assert llm.engine.wait_idle(10)
+    assert sorted(ends) == list(range(8))
+    check_no_leak(llm)
