@@ -134,7 +134,7 @@ def from_validation(error: ValidationError) -> ApiError:
     path, message = _path(problem["loc"]), problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
     if problem["type"] not in ("missing", "value_error") and not isinstance(value, dict | list):
-        message += f", got {to_json(value)[:60]}"
+        message += f", got {json.dumps(value)[:60]}"
     return ApiError(400, f"{path}: {message}" if path else message, param)
 
 

@@ -156,6 +156,8 @@ def test_unprefixed_paths(server: LiveServer, prefix: str) -> None:
         ("/v1/chat/completions", {"max_tokens": "3"}, "max_tokens", 'valid integer, got "3"'),
         ("/v1/chat/completions", {"stop": ["a", 1]}, "stop", "stop[1]: Input should be a valid"),
         ("/v1/chat/completions", {"tools": [{"type": "x"}]}, "tools", "tools: tool 0 must have"),
+        ("/v1/chat/completions", {"min_p": float("1e999")}, "min_p", "finite number, got Inf"),
+        ("/v1/chat/completions", {"seed": "\ud800"}, "seed", 'got "\\ud800"'),
         ("/v1/completions", {"prompt": [[1, "x"]]}, "prompt", "prompt[0][1]: Input should be a"),
         ("/v1/completions", {"prompt": [1, 2, "x"]}, "prompt", "prompt[2]: Input should be a"),
         ("/v1/completions", {"prompt": "\ud800"}, "prompt", "prompt: the text is not valid"),
@@ -169,7 +171,8 @@ def test_messages_name_place_value_and_limit(
     server: LiveServer, path: str, body: dict[str, Any], param: str, message: str
 ) -> None:
     body = {"messages": CAPITAL, **body} if "chat" in path else body
-    error = error_of(server.http.post(path, content=json.dumps(body)), 400)
+    content = json.dumps(body).replace("Infinity", "1e999")
+    error = error_of(server.http.post(path, content=content), 400)
     assert error["param"] == param and message in error["message"], error
 
 
