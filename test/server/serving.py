@@ -71,7 +71,9 @@ class LiveServer:
             stop=lambda: None,
         )
         self._server = uvicorn.Server(
-            uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1)
+            uvicorn.Config(
+                app, port=0, log_config=None, timeout_graceful_shutdown=1, timeout_keep_alive=60
+            )
         )
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
