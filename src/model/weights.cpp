@@ -268,6 +268,7 @@ std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vect
     if (options.cache_path != nullptr && !identity.empty()) {
         try {
             std::vector<std::unique_ptr<PackedReader>> readers;
+            readers.reserve(slices.size());
             for (uint32_t rank = 0; rank < slices.size(); ++rank) {
                 readers.push_back(
                     std::make_unique<PackedReader>(options.cache_path, withKey(identity, options.cache_key), rank));

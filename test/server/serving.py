@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
 from python.helpers import DEMO
 from qwen3 import Qwen3ForCausalLM
@@ -48,6 +49,17 @@ SHORT_CITY_TOOL: dict[str, Any] = {
         },
     },
 }
+
+
+def slow_steps(monkeypatch: pytest.MonkeyPatch, model: Qwen3ForCausalLM, seconds: float) -> None:
+    """Makes every step of a model take so much longer."""
+    step = model.native.step
+
+    def slow(requests: Any) -> Any:
+        time.sleep(seconds)
+        return step(requests)
+
+    monkeypatch.setattr(model.native, "step", slow)
 
 
 class LiveServer:

@@ -15,7 +15,7 @@ import numpy as np
 import openai
 import pytest
 from qwen3 import Qwen3ForCausalLM
-from serving import CAPITAL, GREEDY, NO_THINK, STORY, WEATHER_TOOL, LiveServer
+from serving import CAPITAL, GREEDY, NO_THINK, STORY, WEATHER_TOOL, LiveServer, slow_steps
 
 CHAT = "/v1/chat/completions"
 Make = Callable[..., LiveServer]
@@ -313,13 +313,7 @@ def test_health_and_pings_during_slow_steps(
     make_server: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = make_server(ping_seconds=0.1)
-    step = server.model.native.step
-
-    def slow(requests: Any) -> Any:
-        time.sleep(0.4)
-        return step(requests)
-
-    monkeypatch.setattr(server.model.native, "step", slow)
+    slow_steps(monkeypatch, server.model, 0.4)
     with ThreadPoolExecutor(1) as pool:
         body = {"messages": CAPITAL, "stream": True, "max_tokens": 2}
         answer = pool.submit(server.post, CHAT, body)

@@ -24,6 +24,7 @@ from libinfinicore_infer import Qwen3Error
 from prefix_cache import PrefixCache
 from python.helpers import DEMO
 from qwen3 import Qwen3ForCausalLM
+from serving import slow_steps
 
 PROMPTS = [f"Tell me a story about {i}. " + "word " * (i * 37 % 150) for i in range(20)]
 LONG: dict[str, Any] = dict(max_steps=40, temperature=0, ignore_eos=True)
@@ -306,8 +307,7 @@ def test_first_come_first_served(llm: LLM) -> None:
 
 def test_deadlines(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the queue and in progress; the others go on."""
-    step = llm.model.native.step
-    monkeypatch.setattr(llm.model.native, "step", lambda r: (time.sleep(0.02), step(r))[1])
+    slow_steps(monkeypatch, llm.model, 0.02)
     model, seen = llm.model, {}
     settings = model.sampling_params(temperature=0, ignore_eos=True, max_steps=60)
 

@@ -111,6 +111,23 @@ def test_penalties(llm: LLM, reference: Qwen3ForCausalLM) -> None:
         assert result.tokens == reference.generate(prompt, **settings).tokens
 
 
+def test_repetition_detection(make_server: Make, policy: str) -> None:
+    """Ends answers amid accepted guesses where it ends them without."""
+    body = {"prompt": SAID, "max_tokens": 80, "temperature": 0, "ignore_eos": True}
+    body["repetition_detection"] = {"max_pattern_size": 8, "min_count": 20}
+    answers = []
+    for lookup in (0, 8):
+        server = make_server(lookup=lookup)
+        tokens = server.post("/tokenize", {"prompt": " the"}).json()["tokens"]
+        body["logit_bias"] = {str(tokens[0]): 100.0}
+        answer = server.post("/v1/completions", body).json()
+        answers.append((answer["choices"], answer["usage"]["completion_tokens"]))
+        server.check_idle()
+    assert answers[0] == answers[1]
+    assert answers[0][1] == 20 and answers[0][0][0]["finish_reason"] == "repetition"
+    assert policy != "every guess" or server.engine.stats.accepted_tokens > 10
+
+
 def test_little_kv_memory(reference: Qwen3ForCausalLM, policy: str) -> None:
     """Guesses that find no memory are left out, before anybody has to give way for them."""
     block = 32768

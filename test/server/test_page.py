@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
-from serving import LiveServer
+from serving import LiveServer, slow_steps
 
 ANSWER = "The capital of France is Paris."
 THOUGHT = "The user asks for the capital of France. It is Paris."
@@ -104,13 +103,7 @@ def test_settings_and_history_are_sent(page: Any) -> None:
 @pytest.mark.parametrize("key", [False, True])
 def test_stop(page: Any, server: LiveServer, monkeypatch: pytest.MonkeyPatch, key: bool) -> None:
     # Long enough to be stopped: the server goes on after the end of the answer, and takes its time.
-    step = server.model.native.step
-
-    def slow(*arguments: Any) -> Any:
-        time.sleep(0.05)
-        return step(*arguments)
-
-    monkeypatch.setattr(server.model.native, "step", slow)
+    slow_steps(monkeypatch, server.model, 0.05)
 
     def longer(route: Any) -> None:
         body = {**route.request.post_data_json, "ignore_eos": True}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,7 @@ from qwen3_generate import GenerationPiece
 from server.jobs import Update
 from server.service import EventStream
 from server.wakeups import Wakeups
-from serving import CAPITAL, LiveServer
+from serving import CAPITAL, LiveServer, slow_steps
 
 Make = Callable[..., LiveServer]
 
@@ -111,13 +110,7 @@ def test_closed_loops() -> None:
 def test_pings_of_messages(make_server: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anthropic's are events."""
     server = make_server(ping_seconds=0.1)
-    step = server.model.native.step
-
-    def slow(requests: Any) -> Any:
-        time.sleep(0.35)
-        return step(requests)
-
-    monkeypatch.setattr(server.model.native, "step", slow)
+    slow_steps(monkeypatch, server.model, 0.35)
     body = {"messages": CAPITAL, "max_tokens": 2, "stream": True}
     text = server.post("/v1/messages", body).text
     assert text.startswith("event: message_start\n") and "event: message_stop\n" in text
