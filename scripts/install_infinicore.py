@@ -11,6 +11,7 @@ Examples::
 
     python scripts/install_infinicore.py                       # CPU only
     python scripts/install_infinicore.py --nv-gpu --ccl        # NVIDIA GPUs, NCCL
+    python scripts/install_infinicore.py --nv-gpu --cuda-arch sm_80,sm_90   # for other machines
     python scripts/install_infinicore.py --prefix ~/.infini --ascend-npu
 """
 
@@ -52,6 +53,9 @@ DEVICES: dict[str, tuple[str, tuple[str, ...], str | None]] = {
     "kunlun-xpu": ("Kunlun XPUs", ("KUNLUN_HOME",), None),
     "sugon-dcu": ("Hygon/Sugon DCUs", (), None),
 }
+
+#: Device switches of newer versions, refused with an explanation.
+NEWER_DEVICES = ("qy-gpu", "ali-ppu")
 
 #: Other switches: name -> (help, default of this script).
 OPTIONS: dict[str, tuple[str, str]] = {
@@ -99,12 +103,24 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sdist", type=Path, help="use this archive instead of downloading it")
     parser.add_argument("--cuda", type=Path, help="folder of the CUDA toolkit to use")
     parser.add_argument(
+        "--cuda-arch",
+        "--cuda_arch",
+        type=cuda_architectures,
+        metavar="sm_NN[,...]",
+        help="GPUs to compile for, such as sm_80,sm_90 (default: the GPU of this machine)",
+    )
+    parser.add_argument(
         "--if-missing",
         action="store_true",
         help="be content with an installation made by this script with other switches",
     )
     parser.add_argument(
         "--check", action="store_true", help="only say whether it is installed (exit status 0 or 1)"
+    )
+    parser.add_argument(
+        "--requirements",
+        action="store_true",
+        help="only check that the compilers and toolkits that the build needs are here",
     )
     parser.add_argument(
         "--force", action="store_true", help="rebuild, and replace an InfiniCore of other origin"
@@ -125,10 +141,24 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             metavar="y|n",
             help=text,
         )
+    for name in NEWER_DEVICES:
+        parser.add_argument(
+            f"--{name}", dest=name, nargs="?", const="y", default="n", help=argparse.SUPPRESS
+        )
     args = parser.parse_args(argv)
     if args.jobs < 1:
-        parser.error("--jobs must be at least 1")
+        parser.error(f"--jobs is {args.jobs}, must be at least 1")
+    if (args.cuda or args.cuda_arch) and getattr(args, "nv-gpu") != "y":
+        parser.error("--cuda and --cuda-arch are for --nv-gpu")
     return args
+
+
+def cuda_architectures(text: str) -> list[str]:
+    """Splits the value of --cuda-arch."""
+    names = text.split(",")
+    if not all(re.fullmatch(r"(sm|compute)_\d{2,3}[a-z]?", name) for name in names):
+        raise argparse.ArgumentTypeError(f"expected sm_80, or several as sm_80,sm_90: {text!r}")
+    return sorted(set(names))
 
 
 def yes_or_no(text: str) -> str:
@@ -143,6 +173,12 @@ def yes_or_no(text: str) -> str:
 def chosen_flags(args: argparse.Namespace) -> dict[str, str]:
     """The switches of InfiniCore's build in the order of the tables above."""
     return {name: getattr(args, name) for name in (*DEVICES, *OPTIONS)}
+
+
+def wanted(args: argparse.Namespace) -> dict[str, str]:
+    """What an installation must have been made with to be the one that is asked for."""
+    architectures = {"cuda-arch": ",".join(args.cuda_arch)} if args.cuda_arch else {}
+    return {**chosen_flags(args), **architectures}
 
 
 def find_xmake() -> str:
@@ -174,10 +210,10 @@ def find_nvcc(cuda: Path | None) -> Path | None:
 
 def check_compilers() -> None:
     """Raises InstallError when there is no C++ compiler."""
-    wanted = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["g++", "clang++"]
-    if not any(shutil.which(name) for name in wanted):
+    names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if not any(shutil.which(name) for name in names):
         raise InstallError(
-            f"no C++ compiler found (looked for {', '.join(wanted)}); "
+            f"no C++ compiler found (looked for {', '.join(names)}); "
             "on Debian and Ubuntu: apt-get install g++"
         )
 
@@ -185,6 +221,8 @@ def check_compilers() -> None:
 def check_nvidia(args: argparse.Namespace) -> Path:
     """Checks the CUDA toolkit and the GPU; returns the toolkit's folder."""
     nvcc = find_nvcc(args.cuda)
+    if nvcc is None and args.cuda:
+        raise InstallError(f"--cuda {args.cuda} is no CUDA toolkit: it has no bin/nvcc")
     if nvcc is None:
         raise InstallError(
             "--nv-gpu needs the CUDA toolkit (nvcc), version 11 or 12: "
@@ -198,10 +236,10 @@ def check_nvidia(args: argparse.Namespace) -> Path:
             "CUDA 13 (it uses cub::Max and cub::Min, which are gone there). Name a CUDA 12 "
             "toolkit with --cuda DIR, or build a newer InfiniCore yourself and set INFINI_ROOT"
         )
-    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
+    if not args.cuda_arch and not gpu_is_visible():
         raise InstallError(
             f"no NVIDIA GPU is visible: InfiniCore {VERSION} compiles for the GPU it sees while "
-            "building, so build on the machine that has it"
+            "building. Build on the machine that has it, or name what it has: --cuda-arch sm_80"
         )
     if args.ccl == "y" and not os.environ.get("NCCL_ROOT") and not has_library("libnccl.so"):
         raise InstallError(
@@ -209,6 +247,11 @@ def check_nvidia(args: argparse.Namespace) -> Path:
             "or set NCCL_ROOT to a folder with include/ and lib/libnccl.so"
         )
     return nvcc.parent.parent
+
+
+def gpu_is_visible() -> bool:
+    """Whether the driver offers an NVIDIA GPU (on Windows' Linux: any GPU)."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
 def has_library(name: str) -> bool:
@@ -225,6 +268,12 @@ def has_library(name: str) -> bool:
 
 def check_requirements(args: argparse.Namespace) -> list[str]:
     """Checks what the chosen devices need; returns further arguments for ``xmake f``."""
+    for name in NEWER_DEVICES:
+        if getattr(args, name) != "n":
+            raise InstallError(
+                f"InfiniCore {VERSION} has no --{name}: build a newer InfiniCore with it "
+                "(python scripts/install.py in its checkout) and set INFINI_ROOT"
+            )
     check_compilers()
     extra: list[str] = []
     for name, (_, variables, default) in DEVICES.items():
@@ -326,14 +375,19 @@ def replace_once(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def patch(source: Path) -> None:
+def patch(source: Path, architectures: Sequence[str] | None = None) -> None:
     """Adapts the build files.
 
     - The Python binding, the test programs and the ``pybind11``/``openmp`` packages go, since xmake
       would fetch package repositories for them.
     - libinfiniop.so uses OpenMP's run time without naming it: it now does.
     - The libraries find each other (RUNPATH ``$ORIGIN``), so that no LD_LIBRARY_PATH is needed.
+    - Other GPUs than this machine's are compiled for, if wanted.
     """
+    if architectures:
+        names = ", ".join(f'"{name}"' for name in architectures)
+        cuda_file = source / "xmake" / "nvidia.lua"
+        replace_once(cuda_file, 'add_cugencodes("native")', f"add_cugencodes({names})")
     main_file = source / "xmake.lua"
     replace_once(main_file, 'add_requires("pybind11")\n', "")
     text = main_file.read_text(encoding="utf-8")
@@ -454,7 +508,7 @@ def install(args: argparse.Namespace) -> bool:
     """Installs into ``args.prefix``; returns whether there was anything to do."""
     flags = chosen_flags(args)
     prefix = Path(os.path.abspath(args.prefix.expanduser()))
-    if not args.force and is_current(prefix, flags, args.if_missing):
+    if not args.force and is_current(prefix, wanted(args), args.if_missing):
         return False
     foreign = (prefix / "lib" / "libinfiniop.so").exists() and not (prefix / STAMP).exists()
     if foreign and not args.force:
@@ -470,7 +524,7 @@ def install(args: argparse.Namespace) -> bool:
     except OSError as error:
         raise InstallError(f"cannot make the prefix: {error}") from error
     with locked(prefix):
-        if not args.force and is_current(prefix, flags, args.if_missing):
+        if not args.force and is_current(prefix, wanted(args), args.if_missing):
             return False  # another run did it meanwhile
         for leftover in prefix.glob(".staging-*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -483,11 +537,11 @@ def install(args: argparse.Namespace) -> bool:
                 runner.step(f"downloading {NAME} {VERSION}")
             archive = args.sdist or download(work, runner)
             source = unpack(archive, work)
-            patch(source)
+            patch(source, args.cuda_arch)
             devices = ", ".join(name for name in DEVICES if flags[name] == "y") or "CPU"
             runner.step(f"compiling ({devices})")
             build(args, source, stage, runner)
-            commit(stage, prefix, flags)
+            commit(stage, prefix, wanted(args))
     return True
 
 
@@ -497,12 +551,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     if args.check:
         prefix = args.prefix.expanduser()
-        current = is_current(prefix, chosen_flags(args), args.if_missing)
+        current = is_current(prefix, wanted(args), args.if_missing)
         print(f"infinicore: {VERSION} is {'' if current else 'not '}installed in {prefix}")
         return 0 if current else 1
     # Leave nothing behind when told to stop: the exception empties the temporary folders.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
+        if args.requirements:
+            check_requirements(args)
+            print("infinicore: what the build needs is here")
+            return 0
         changed = install(args)
     except (InstallError, OSError) as error:
         print(f"install_infinicore: {error}", file=sys.stderr)

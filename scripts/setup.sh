@@ -152,6 +152,17 @@ requirements() {
 }
 
 # --- InfiniCore ---------------------------------------------------------------------------------
+# Before gigabytes of packages are fetched: is there what the chosen devices need?
+toolkits() {
+    local flags=() python=.venv/bin/python
+    read -ra flags <<<"${INFINICORE_FLAGS:-}"
+    [[ -z ${INFINI_ROOT:-} ]] && ((${#flags[@]})) || return 0
+    [[ -x $python ]] || python=${PYTHON:-python3}
+    "$python" scripts/install_infinicore.py --check "${flags[@]}" >>"$log" 2>&1 ||
+        "$python" scripts/install_infinicore.py --requirements "${flags[@]}" >>"$log" 2>&1 ||
+        fail "INFINICORE_FLAGS=\"$INFINICORE_FLAGS\": $(tail -n 1 "$log")"
+}
+
 infinicore_root() {
     local flags=()
     if [[ -n ${INFINI_ROOT:-} ]]; then
@@ -198,6 +209,7 @@ export XMAKE_GLOBALDIR=$root/build/xmake XMAKE_COLORTERM=nocolor XMAKE_STATS=n
 export HOME=${HOME:-$root/build}
 
 [[ -f build/.setup.stamp && -x .venv/bin/python ]] || check_system
+if [[ $infinicore == y ]]; then toolkits; fi
 requirements
 if [[ $infinicore == y ]]; then infinicore_root; fi
 library
