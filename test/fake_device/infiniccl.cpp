@@ -20,21 +20,21 @@ struct Group {
     std::condition_variable changed;
     int size = 0, arrived = 0, left = 0;
     uint64_t round = 0;
-    bool broken = false;  // for good: its ranks do different things
-    bool failed = false;  // this round, on some rank and so on all
-    std::vector<float> sum;
+    bool broken = false;                    // for good: its ranks do different things
+    bool failed = false;                    // this round, on some rank and so on all
+    std::vector<std::vector<float>> parts;  // of each rank, added in their order: the same bits every time
 };
 
 }  // namespace
 
 struct InfinicclComm {
     std::shared_ptr<Group> group;
-    int device;
+    int device, rank;
     bool cut = false;  // failure "link"
 };
 
 // One rank's part, on its stream's thread. fails: the rank has an error; it comes, so that the others end with one too.
-static infiniStatus_t reduce(Group &group, const char *send, char *receive, size_t count, infiniDtype_t dtype,
+static infiniStatus_t reduce(Group &group, int rank, const char *send, char *receive, size_t count, infiniDtype_t dtype,
                              infinicclReduceOp_t op, bool fails) {
     std::unique_lock<std::mutex> lock(group.mutex);
     const auto wait = [&](auto ready) {
@@ -52,26 +52,20 @@ static infiniStatus_t reduce(Group &group, const char *send, char *receive, size
         return broken("not all ranks left the previous call");
     }
     if (group.arrived == 0) {
-        group.sum.assign(count, 0.0f);
+        group.parts.assign(size_t(group.size), {});
         group.failed = false;
     }
     group.failed |= fails;
-    if (group.sum.size() != count) {
-        group.broken = true;
-        return fake::violation("infinicclAllReduce: ranks disagree on the number of elements");
-    }
-    for (size_t i = 0; i < count; ++i) {
-        const float value = fake::load(dtype, send, ptrdiff_t(i));
-        float &total = group.sum[i];
-        if (group.arrived == 0) {
-            total = value;
-        } else if (op == INFINICCL_SUM || op == INFINICCL_AVG) {
-            total += value;
-        } else if (op == INFINICCL_PROD) {
-            total *= value;
-        } else {
-            total = op == INFINICCL_MAX ? std::max(total, value) : std::min(total, value);
+    for (const std::vector<float> &part : group.parts) {
+        if (!part.empty() && part.size() != count) {
+            group.broken = true;
+            return fake::violation("infinicclAllReduce: ranks disagree on the number of elements");
         }
+    }
+    std::vector<float> &part = group.parts[size_t(rank)];
+    part.resize(count);
+    for (size_t i = 0; i < count; ++i) {
+        part[i] = fake::load(dtype, send, ptrdiff_t(i));
     }
     const uint64_t round = group.round;
     if (++group.arrived == group.size) {
@@ -85,8 +79,18 @@ static infiniStatus_t reduce(Group &group, const char *send, char *receive, size
     }
     const bool failed = group.failed;
     for (size_t i = 0; i < count && !failed; ++i) {
-        fake::store(dtype, receive, ptrdiff_t(i),
-                    op == INFINICCL_AVG ? group.sum[i] / float(group.size) : group.sum[i]);
+        float total = group.parts[0][i];
+        for (size_t other = 1; other < group.parts.size(); ++other) {
+            const float value = group.parts[other][i];
+            if (op == INFINICCL_SUM || op == INFINICCL_AVG) {
+                total += value;
+            } else if (op == INFINICCL_PROD) {
+                total *= value;
+            } else {
+                total = op == INFINICCL_MAX ? std::max(total, value) : std::min(total, value);
+            }
+        }
+        fake::store(dtype, receive, ptrdiff_t(i), op == INFINICCL_AVG ? total / float(group.size) : total);
     }
     --group.left;
     group.changed.notify_all();
@@ -113,7 +117,7 @@ infiniStatus_t infinicclCommInitAll(infiniDevice_t device_type, infinicclComm_t 
     const auto group = std::make_shared<Group>();
     group->size = ndevice;
     for (int i = 0; i < ndevice; ++i) {
-        comms[i] = new InfinicclComm{group, device_ids[i]};
+        comms[i] = new InfinicclComm{group, device_ids[i], i};
         fake::born(fake::Kind::Comm, comms[i]);
     }
     return INFINI_STATUS_SUCCESS;
@@ -165,8 +169,8 @@ infiniStatus_t infinicclAllReduce(void *sendbuf, void *recvbuf, size_t count, in
     task.name = __func__;
     task.descriptor = comm;
     task.uses = {{uintptr_t(sendbuf), uintptr_t(sendbuf) + bytes}, {uintptr_t(recvbuf), uintptr_t(recvbuf) + bytes}};
-    const auto part = [=, group = comm->group](bool fails) {
-        return reduce(*group, send, receive, count, dtype, op, fails);
+    const auto part = [=, group = comm->group, rank = comm->rank](bool fails) {
+        return reduce(*group, rank, send, receive, count, dtype, op, fails);
     };
     task.run = [part] { return part(false); };
     task.skipped = [part] { part(true); };
