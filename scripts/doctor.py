@@ -82,6 +82,16 @@ def memory_bytes() -> dict[str, int]:
     return {name: int(value) * 1024 for name, value, *unit in fields if unit == ["kB"]}
 
 
+def numa_nodes(root: Path = Path("/sys/devices/system/node")) -> int:
+    """Return how many NUMA nodes have CPUs; 0 where the system does not say."""
+    try:
+        return sum(
+            path.read_text("ascii").strip() != "" for path in root.glob("node[0-9]*/cpulist")
+        )
+    except OSError:
+        return 0
+
+
 def check_machine() -> Iterator[Finding]:
     """Check CPUs and memory of the host."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -93,6 +103,10 @@ def check_machine() -> Iterator[Finding]:
         yield Finding("machine", "problem", text, advice)
     else:
         yield Finding("machine", "ok", text)
+    if (nodes := numa_nodes()) > 1:
+        advice = f"for the CPU: --ndev {nodes} keeps each node's part in memory of its own"
+        text = f"{nodes} NUMA nodes; --ndev is 1 unless given"
+        yield Finding("machine", "note", text, advice)
 
 
 def mapped_file(name: str) -> str:

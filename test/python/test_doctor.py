@@ -75,8 +75,23 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "memory_bytes", lambda: {"MemAvailable": 2**28, "MemTotal": 2**30})
+    monkeypatch.setattr(doctor, "numa_nodes", lambda: 1)
     (finding,) = doctor.check_machine()
     assert finding.state == "problem" and "0.2 of 1.0 GiB" in finding.text
+
+
+def test_numa_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of made-up ones, the second has memory only."""
+    for node, cpus in enumerate(("0-7\n", "\n", "8-15\n")):
+        (tmp_path / f"node{node}").mkdir()
+        (tmp_path / f"node{node}" / "cpulist").write_text(cpus)
+    nodes = doctor.numa_nodes(tmp_path)
+    assert nodes == 2 and doctor.numa_nodes(tmp_path / "none") == 0
+    monkeypatch.setattr(doctor, "numa_nodes", lambda: nodes)
+    _, finding = doctor.check_machine()
+    assert finding.state == "note" and "--ndev 2" in finding.advice
+    monkeypatch.setattr(doctor, "numa_nodes", lambda: 1)
+    assert len(list(doctor.check_machine())) == 1
 
 
 def test_without_infinicore(monkeypatch: pytest.MonkeyPatch) -> None:
