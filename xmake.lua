@@ -76,7 +76,7 @@ target("q3_core")
         set_optimize("fastest")
     end
     add_files("src/runtime/*.cpp", "src/model/*.cpp", "src/ops/*.cpp")
-    add_files("src/ops/cpu/*.cpp|kernels_avx*.cpp|kernels_neon.cpp")
+    add_files("src/ops/cpu/*.cpp|kernels_avx*.cpp|kernels_neon*.cpp")
     if is_arch("x86_64", "x64", "i386") then
         local avx2 = {"-mavx2", "-mfma", "-mf16c"}
         local avx512 = table.join(avx2, {"-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"})
@@ -85,8 +85,12 @@ target("q3_core")
         avx512 = table.join(avx512, {"-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"})
         add_files("src/ops/cpu/kernels_avx512.cpp", {cxflags = avx512})
         add_files("src/ops/cpu/kernels_avx512vnni.cpp", {cxflags = table.join(avx512, {"-mavx512vnni"})})
+        add_files("src/ops/cpu/kernels_avx512amx.cpp",
+                  {cxflags = table.join(avx512, {"-mavx512vnni", "-mamx-tile", "-mamx-int8"})})
     elseif is_arch("arm64", "arm64-v8a", "aarch64") then
         add_files("src/ops/cpu/kernels_neon.cpp")
+        add_files("src/ops/cpu/kernels_neon_dotprod.cpp", {cxflags = "-march=armv8.2-a+dotprod"})
+        add_files("src/ops/cpu/kernels_neon_i8mm.cpp", {cxflags = "-march=armv8.2-a+dotprod+i8mm"})
     end
     add_rules("infinicore_backend")
     if with_infinicore then

@@ -1,6 +1,7 @@
-"""Kernel tables of CPUs not at hand: AVX-512 through SIMDe's portable intrinsics, NEON under qemu.
+"""Kernel tables of CPUs not at hand: AVX-512 through SIMDe's portable intrinsics, AMX through our
+own (emulated/amx.h), NEON under qemu.
 
-Both run all of test_kernels, which compares each table with the scalar one. They show that the
+All run all of test_kernels, which compares each table with the scalar one. They show that the
 kernels compute the right thing, not how fast. On Debian:
 apt-get install g++-aarch64-linux-gnu qemu-user libsimde-dev.
 """
@@ -42,34 +43,64 @@ def run(command: list[str | Path], env: dict[str, str] | None = None) -> str:
 
 
 def test_avx512_emulated(tmp_path: Path) -> None:
-    """Every table of x86-64, those with AVX-512 computed lane by lane."""
+    """Every table of x86-64, those with AVX-512 and AMX computed lane by lane."""
     if os.uname().machine != "x86_64":
         pytest.skip("the AVX-512 tables are built on x86-64 only")
     if not Path("/usr/include/simde/x86/avx512.h").exists():
         pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
     objects = []
+    # Compiling SIMDe's loops with optimisation takes far longer than running them without.
+    emulated = ["-mfma", f"-I{ROOT / 'test/cpp/emulated'}", "-O0"]
     for name, flags in {
-        "avx512": ["-mfma", f"-I{ROOT / 'test/cpp/emulated'}"],
-        "avx512vnni": ["-mfma", f"-I{ROOT / 'test/cpp/emulated'}"],
+        "avx512": emulated,
+        "avx512vnni": emulated,
+        "avx512amx": emulated,
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
     }.items():
         objects.append(tmp_path / f"{name}.o")
         source = ROOT / "src/ops/cpu" / f"kernels_{name}.cpp"
-        run(["g++", *flags, *FLAGS, "-c", source, "-o", objects[-1]])
+        run(["g++", *FLAGS, *flags, "-c", source, "-o", objects[-1]])
     program = tmp_path / "test_kernels"
     run(["g++", *FLAGS, *PORTABLE, *objects, "-o", program])
     output = run([program], {"QWEN3_TEST_ALL_TABLES": "1"})
-    assert "table avx512vnni" in output
-    assert "table avx512\n" in output
+    for name in ("amx", "avx512vnni", "avx512", "avx2"):
+        assert f"table {name}\n" in output
 
 
-def test_neon_under_qemu(tmp_path: Path) -> None:
-    """The NEON table, cross-compiled."""
-    compiler, emulator = "aarch64-linux-gnu-g++", "qemu-aarch64"
-    for tool in (compiler, emulator):
+NEON = {
+    "neon": "armv8-a",
+    "neon_dotprod": "armv8.2-a+dotprod",
+    "neon_i8mm": "armv8.2-a+dotprod+i8mm",
+}
+
+
+@pytest.fixture(scope="module")
+def neon_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """test_kernels with all tables of AArch64, cross-compiled."""
+    compiler = "aarch64-linux-gnu-g++"
+    for tool in (compiler, "qemu-aarch64"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed (Debian: g++-aarch64-linux-gnu, qemu-user)")
-    program = tmp_path / "test_kernels"
-    neon = ROOT / "src/ops/cpu/kernels_neon.cpp"
-    run([compiler, *FLAGS, "-O2", "-static", *PORTABLE, neon, "-o", program])
-    assert "table neon" in run([emulator, program])
+    folder = tmp_path_factory.mktemp("neon")
+    objects = []
+    for name, architecture in NEON.items():
+        objects.append(folder / f"{name}.o")
+        source = ROOT / "src/ops/cpu" / f"kernels_{name}.cpp"
+        run([compiler, *FLAGS, "-O2", f"-march={architecture}", "-c", source, "-o", objects[-1]])
+    program = folder / "test_kernels"
+    run([compiler, *FLAGS, "-O2", "-static", *PORTABLE, *objects, "-o", program])
+    return program
+
+
+@pytest.mark.parametrize(
+    ("cpu", "best"),
+    [("cortex-a57", "neon"), ("cortex-a76", "neon-dotprod"), ("max", "neon-i8mm")],
+)
+def test_neon_under_qemu(neon_program: Path, cpu: str, best: str) -> None:
+    """Every NEON table that a CPU can run, up to the best, and none that it cannot."""
+    output = run(["qemu-aarch64", "-cpu", cpu, neon_program])
+    tables = [name.replace("_", "-") for name in NEON]
+    can = tables[: tables.index(best) + 1]
+    assert [name for name in tables if f"table {name}\n" in output] == can
+    for name in set(tables) - set(can):
+        assert f"skipped: table {name}," in output

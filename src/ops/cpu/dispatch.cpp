@@ -4,9 +4,47 @@
 #include <cstring>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "runtime/error.h"
 
 namespace q3::cpu {
+
+#if defined(__x86_64__)
+namespace {
+
+// Whether the CPU has AMX int8, its operating system saves the tiles, and lets this process use them: Linux wants to be
+// asked, since a thread's saved state grows by 8 KB. Refused by kernels before 5.16 and by some sandboxes.
+bool requestAmx() {
+    constexpr unsigned kOsxsave = 1U << 27;                // leaf 1, ecx
+    constexpr unsigned kAmxTile = 1U << 24;                // leaf 7, edx
+    constexpr unsigned kAmxInt8 = 1U << 25;                // leaf 7, edx
+    constexpr unsigned kTileStates = 1U << 17 | 1U << 18;  // XCR0: configuration and data
+    constexpr long kRequestPermission = 0x1023;            // ARCH_REQ_XCOMP_PERM
+    constexpr long kTileData = 18;                         // XFEATURE_XTILEDATA
+    unsigned eax = 0;
+    unsigned ebx = 0;
+    unsigned ecx = 0;
+    unsigned edx = 0;
+    if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & kOsxsave) == 0) {
+        return false;
+    }
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & kAmxTile) == 0 || (edx & kAmxInt8) == 0) {
+        return false;
+    }
+    asm("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+    return (eax & kTileStates) == kTileStates && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+}  // namespace
+#endif
 
 const std::vector<KernelEntry> &kernelEntries() {
     static const std::vector<KernelEntry> entries = [] {
@@ -16,10 +54,15 @@ const std::vector<KernelEntry> &kernelEntries() {
             __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-        found.push_back({&kAvx512VnniKernels, avx512 && __builtin_cpu_supports("avx512vnni")});
+        const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+        found.push_back({&kAmxKernels, vnni && requestAmx()});
+        found.push_back({&kAvx512VnniKernels, vnni});
         found.push_back({&kAvx512Kernels, avx512});
         found.push_back({&kAvx2Kernels, avx2});
 #elif defined(__aarch64__)
+        const bool dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+        found.push_back({&kNeonI8mmKernels, dotprod && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0});
+        found.push_back({&kNeonDotprodKernels, dotprod});
         found.push_back({&kNeonKernels, true});
 #endif
         found.push_back({&kScalarKernels, true});

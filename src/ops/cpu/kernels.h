@@ -155,8 +155,11 @@ extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512VnniKernels;
+extern const Kernels kAmxKernels;  // only where the process may use tiles (dispatch.cpp)
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;
+extern const Kernels kNeonDotprodKernels;
+extern const Kernels kNeonI8mmKernels;
 #endif
 
 }  // namespace q3::cpu

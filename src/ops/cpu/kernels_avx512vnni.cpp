@@ -1,16 +1,7 @@
-// AVX-512 with VNNI: the integer products of quantised layers are one instruction each.
-#include "ops/cpu/simd_avx512.h"
+// AVX-512 with VNNI: Ice Lake, Zen 4 and later.
+#include "ops/cpu/simd_avx512vnni.h"
 
 namespace q3::cpu {
-namespace {
-
-struct Avx512Vnni : Avx512 {
-    static I dotPairs(I sum, H a, H b) { return _mm512_dpwssd_epi32(sum, a, b); }
-    static Q dotQuads(Q sum, B w, B x) { return _mm512_dpbusd_epi32(sum, w, x); }
-    static I totalQuads(Q sum) { return sum; }
-};
-
-}  // namespace
 
 const Kernels kAvx512VnniKernels = simdTable<Avx512Vnni>("avx512vnni");
 

@@ -8,49 +8,63 @@
 namespace q3::cpu {
 namespace {
 
-// The products of one format: a step of weights (16 rows x 4 bytes as it is multiplied) and 4 bytes of activation
-// codes.
+// A step of a panel: its 16 rows, or kAtOnce vectors of them.
+template <typename Step> struct StepWeights {
+    typename Step::Weights part[Step::kAtOnce];
+};
+
+// Codes of a group of some rows, step by step.
+struct StepCodes {
+    const char *codes;
+    size_t ldc;
+};
+
+// The products of one format: a step of weights (16 rows x 4 bytes as it is multiplied) and of activation codes. A set
+// with products of another shape specialises it (simd_dotprod.h).
 template <typename S, WeightType T> struct Steps;
 
 template <typename S> struct Steps<S, kQ8> {
+    static constexpr int kAtOnce = S::kParts;         // vectors whose sums stay in registers
+    static constexpr size_t kCodeBytes = kStepBytes;  // of a row's codes in a step
     using Weights = typename S::H;
+    using Values = Weights;  // a row's codes of a step, in every lane
     using Sums = typename S::I;
-    static Weights broadcast(const char *codes) { return S::broadcastPair(codes); }
+    template <int R> using Rows = StepCodes;  // made from QuantRows' codes and ldc
+    static Values broadcast(const char *codes) { return S::broadcastPair(codes); }
     static Sums start() { return S::setInt(0); }
-    static Sums dot(Sums sums, Weights w, Weights x) { return S::dotPairs(sums, w, x); }
+    static Sums dot(Sums sums, Weights w, Values x) { return S::dotPairs(sums, w, x); }
     static typename S::I total(Sums sums, int32_t /*offset*/) { return sums; }
-};
-
-template <typename S> struct Steps<S, kQ4> {
-    using Weights = typename S::B;
-    using Sums = typename S::Q;
-    static Weights broadcast(const char *codes) { return S::broadcastQuad(codes); }
-    static Sums start() { return S::noQuads(); }
-    static Sums dot(Sums sums, Weights w, Weights x) { return S::dotQuads(sums, w, x); }
-    static typename S::I total(Sums sums, int32_t offset) { return S::addInt(S::totalQuads(sums), S::setInt(-offset)); }
-};
-
-// A step of a panel: 16 rows.
-template <typename S, WeightType T> struct StepWeights {
-    typename Steps<S, T>::Weights part[S::kParts];
-};
-
-// Calls use(step, weights) for the steps of a group; q4's weights are the nibbles, 0 to 15.
-template <typename S, WeightType T, typename Use> inline void forSteps(const char *group, const Use &use) {
-    const char *codes = group + 2 * kPanelRows;
-    if constexpr (T == kQ8) {
-        for (uint32_t step = 0; step < stepsPerGroup(T); ++step) {
-            StepWeights<S, T> w;
+    // Calls use(step, weights) for the steps of a group, with the vectors [first, first + kAtOnce).
+    template <typename Use> static void forSteps(const char *group, int /*first*/, const Use &use) {
+        const char *codes = group + 2 * kPanelRows;
+        for (uint32_t step = 0; step < stepsPerGroup(kQ8); ++step) {
+            StepWeights<Steps> w;
             Q3_UNROLL
             for (int h = 0; h < S::kParts; ++h) {
                 w.part[h] = S::widen(codes + (step * kPanelRows + h * S::kLanes) * 2);
             }
             use(step, w);
         }
-    } else {
-        for (uint32_t step = 0; step < stepsPerGroup(T); step += 2) {
+    }
+};
+
+// Weights are the nibbles, 0 to 15.
+template <typename S> struct Steps<S, kQ4> {
+    static constexpr int kAtOnce = S::kParts;
+    static constexpr size_t kCodeBytes = kStepBytes;
+    using Weights = typename S::B;
+    using Values = Weights;
+    using Sums = typename S::Q;
+    template <int R> using Rows = StepCodes;
+    static Values broadcast(const char *codes) { return S::broadcastQuad(codes); }
+    static Sums start() { return S::noQuads(); }
+    static Sums dot(Sums sums, Weights w, Values x) { return S::dotQuads(sums, w, x); }
+    static typename S::I total(Sums sums, int32_t offset) { return S::addInt(S::totalQuads(sums), S::setInt(-offset)); }
+    template <typename Use> static void forSteps(const char *group, int /*first*/, const Use &use) {
+        const char *codes = group + 2 * kPanelRows;
+        for (uint32_t step = 0; step < stepsPerGroup(kQ4); step += 2) {
             typename S::B bytes[S::kParts];
-            StepWeights<S, T> w;
+            StepWeights<Steps> w;
             Q3_UNROLL
             for (int h = 0; h < S::kParts; ++h) {
                 bytes[h] = S::loadQuads(codes + (step / 2 * kPanelRows + h * S::kLanes) * 4);
@@ -64,51 +78,59 @@ template <typename S, WeightType T, typename Use> inline void forSteps(const cha
             use(step + 1, w);
         }
     }
-}
+};
 
-// The integer products of R rows with one group of a panel.
+// The integer products of R rows with kAtOnce vectors of one group of a panel.
 template <typename S, WeightType T, int R> struct GroupDots {
-    typename Steps<S, T>::Sums sum[R][S::kParts];
+    using Step = Steps<S, T>;
+    typename Step::Sums sum[R][Step::kAtOnce];
 
     GroupDots() {
         Q3_UNROLL
         for (int r = 0; r < R; ++r) {
             Q3_UNROLL
-            for (int h = 0; h < S::kParts; ++h) {
-                sum[r][h] = Steps<S, T>::start();
+            for (int h = 0; h < Step::kAtOnce; ++h) {
+                sum[r][h] = Step::start();
             }
         }
     }
     // Adds a step of weights times a step of codes, row r's at codes + r * ldc.
-    inline void add(const StepWeights<S, T> &w, const char *codes, size_t ldc) {
+    inline void add(const StepWeights<Step> &w, const char *codes, size_t ldc) {
         Q3_UNROLL
         for (int r = 0; r < R; ++r) {
-            const typename Steps<S, T>::Weights x = Steps<S, T>::broadcast(codes + r * ldc);
+            const typename Step::Values x = Step::broadcast(codes + r * ldc);
             Q3_UNROLL
-            for (int h = 0; h < S::kParts; ++h) {
-                sum[r][h] = Steps<S, T>::dot(sum[r][h], w.part[h], x);
+            for (int h = 0; h < Step::kAtOnce; ++h) {
+                sum[r][h] = Step::dot(sum[r][h], w.part[h], x);
             }
         }
     }
     inline typename S::F total(int r, int h, const int32_t *offset) const {
-        return S::toFloat(Steps<S, T>::total(sum[r][h], T == kQ4 ? *offset : 0));
+        return S::toFloat(Step::total(sum[r][h], T == kQ4 ? *offset : 0));
     }
 };
 
-// Adds one group of panel p to the sums of R rows. x: the rows' codes of that group.
+// Adds one group of panel p to the sums of R rows. x: that group of the rows; `rows` its codes in steps.
 template <typename S, WeightType T, int R, int P>
-inline void multiplyGroup(const char *group, const QuantRows &x, int p, Products<S, R, P> &products) {
-    GroupDots<S, T, R> dots;
-    forSteps<S, T>(group, [&](uint32_t step, const StepWeights<S, T> &w) {
-        dots.add(w, x.codes + size_t{step} * kStepBytes, x.ldc);
-    });
+inline void multiplyGroup(const char *group, const QuantRows &x, const typename Steps<S, T>::template Rows<R> &rows,
+                          int p, Products<S, R, P> &products) {
+    using Step = Steps<S, T>;
     Q3_UNROLL
-    for (int h = 0; h < S::kParts; ++h) {
-        const typename S::F scale = S::loadBf16(reinterpret_cast<const uint16_t *>(group) + h * S::kLanes);
+    for (int first = 0; first < S::kParts; first += Step::kAtOnce) {
+        GroupDots<S, T, R> dots;
+        Step::forSteps(group, first, [&](uint32_t step, const StepWeights<Step> &w) {
+            dots.add(w, rows.codes + step * Step::kCodeBytes, rows.ldc);
+        });
         Q3_UNROLL
-        for (int r = 0; r < R; ++r) {
-            products.sum[r][p][h] = S::fma(dots.total(r, h, x.offsets + r * x.lds),
-                                           S::mul(scale, S::broadcast(x.scales + r * x.lds)), products.sum[r][p][h]);
+        for (int h = 0; h < Step::kAtOnce; ++h) {
+            const typename S::F scale =
+                S::loadBf16(reinterpret_cast<const uint16_t *>(group) + (first + h) * S::kLanes);
+            Q3_UNROLL
+            for (int r = 0; r < R; ++r) {
+                typename S::F &sum = products.sum[r][p][first + h];
+                sum = S::fma(dots.total(r, h, x.offsets + r * x.lds), S::mul(scale, S::broadcast(x.scales + r * x.lds)),
+                             sum);
+            }
         }
     }
 }
@@ -129,10 +151,11 @@ template <typename S, WeightType T> struct GemvQuantCall {
         }
         for (uint32_t g = 0; g < groups; ++g) {
             const QuantRows at = x.from(0, g, T);
+            const typename Steps<S, T>::template Rows<R> rows{at.codes, at.ldc};
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
                 const char *group = panels + (first + p) * panel_bytes + panelOffset(T, size_t{g} * kGroup);
-                multiplyGroup<S, T, R, P>(group, at, p, products);
+                multiplyGroup<S, T, R, P>(group, at, rows, p, products);
             }
         }
         products.store(y + first * kPanelRows, ldy);

@@ -10,6 +10,8 @@
 #include <simde/x86/f16c.h>
 #include <simde/x86/fma.h>
 
+#include "amx.h"
+
 #define _MM_FROUND_NO_EXC 0x08
 using __mmask16 = simde__mmask16;
 
