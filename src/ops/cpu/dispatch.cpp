@@ -17,8 +17,17 @@
 
 namespace q3::cpu {
 
-#if defined(__x86_64__)
 namespace {
+
+const char *forcedName() {
+    const char *name = std::getenv("QWEN3_CPU_ISA");
+    return name == nullptr ? "" : name;
+}
+
+#if defined(__x86_64__)
+bool isForced(const Kernels &kernels) {
+    return std::strcmp(forcedName(), kernels.name) == 0;
+}
 
 // Whether the CPU has AMX int8, its operating system saves the tiles, and lets this process use them: Linux wants to be
 // asked, since a thread's saved state grows by 8 KB. Refused by kernels before 5.16 and by some sandboxes.
@@ -42,9 +51,9 @@ bool requestAmx() {
     asm("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
     return (eax & kTileStates) == kTileStates && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
+#endif
 
 }  // namespace
-#endif
 
 const std::vector<KernelEntry> &kernelEntries() {
     static const std::vector<KernelEntry> entries = [] {
@@ -55,7 +64,9 @@ const std::vector<KernelEntry> &kernelEntries() {
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
         const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-        found.push_back({&kAmxKernels, vnni && requestAmx()});
+        // Only where asked for, until somebody has run it on such a CPU. The permission is not free of side effects
+        // either: signal stacks must be larger.
+        found.push_back({&kAmxKernels, vnni && isForced(kAmxKernels) && requestAmx()});
         found.push_back({&kAvx512VnniKernels, vnni});
         found.push_back({&kAvx512Kernels, avx512});
         found.push_back({&kAvx2Kernels, avx2});
@@ -72,10 +83,10 @@ const std::vector<KernelEntry> &kernelEntries() {
 }
 
 const Kernels &selectKernels() {
-    const char *forced = std::getenv("QWEN3_CPU_ISA");
+    const char *forced = forcedName();
     std::string names;
     for (const KernelEntry &entry : kernelEntries()) {
-        if (forced == nullptr || *forced == '\0') {
+        if (*forced == '\0') {
             if (entry.supported) {
                 return *entry.kernels;
             }
