@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import weight_cache
 from libinfinicore_infer import DataType, DeviceType, Qwen3Error
-from model_arguments import add_lookup_argument, add_model_arguments
+from model_arguments import add_lookup_argument, add_model_arguments, model_options
 from qwen3 import GenerationResult, KVCache, Qwen3ForCausalLM, SamplingParams
 
 EXIT_OK = 0
@@ -334,17 +334,7 @@ def _load(args: argparse.Namespace) -> Qwen3ForCausalLM:
         if not args.quiet:
             _note(f"no --model-path: using the tiny demo model in {_DEMO}")
     return Qwen3ForCausalLM(
-        folder,
-        args.device,
-        args.ndev,
-        args.context,
-        backend=args.backend,
-        threads=args.threads,
-        dtype=args.dtype,
-        kv_dtype=args.kv_dtype,
-        progress=not args.quiet,
-        cache=not args.no_cache,
-        cache_dir=args.cache_dir,
+        folder, max_tokens=args.context, progress=not args.quiet, **model_options(args)
     )
 
 

@@ -21,7 +21,7 @@ from types import FrameType
 
 import uvicorn
 from libinfinicore_infer import Qwen3Error, load_library
-from model_arguments import add_lookup_argument, add_model_arguments
+from model_arguments import add_lookup_argument, add_model_arguments, model_options
 from qwen3 import Qwen3ForCausalLM
 from server.app import make_app
 from server.jobs import EngineConfig
@@ -47,7 +47,8 @@ def memory_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def _positive(text: str) -> int:
+def positive_count(text: str) -> int:
+    """Read a whole number above 0."""
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
@@ -73,19 +74,32 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model-path", metavar="DIR", help="checkpoint folder (default: the tiny demo model)")
     add("--model-name", metavar="NAME", help="the name clients use (default: the folder's)")
-    add_model_arguments(parser, _positive)
-    add("--max-tokens", type=_positive, metavar="N", help="context length (default: the model's)")
+    add_model_arguments(parser, positive_count)
+    add(
+        "--max-tokens",
+        type=positive_count,
+        metavar="N",
+        help="context length (default: the model's)",
+    )
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     add("--port", type=int, default=8000, help="0: any free one (default: %(default)s)")
     add("--api-key", metavar="KEY", help=f"what clients must send (default: ${KEY_VARIABLE})")
-    add("--max-batch", type=_positive, default=16, metavar="N", help="answers computed together")
+    add(
+        "--max-batch",
+        type=positive_count,
+        default=16,
+        metavar="N",
+        help="answers computed together",
+    )
     add("--max-queue", type=int, default=256, metavar="N", help="answers waiting; more get 429")
     add("--kv-memory", type=memory_size, default=0, metavar="SIZE", help="such as 4G")
     add("--prefix-cache", type=memory_size, metavar="SIZE", help="0: off (default: half the KV)")
     add("--prefix-dir", metavar="DIR", help="keep often used prefixes there (default: nowhere)")
     add("--prefix-disk", type=memory_size, default=4 << 30, metavar="SIZE", help="most of them: 4G")
     add_lookup_argument(parser)
-    add("--step-tokens", type=_positive, default=512, metavar="N", help="most tokens of a step")
+    add(
+        "--step-tokens", type=positive_count, default=512, metavar="N", help="most tokens of a step"
+    )
     add("--step-seconds", type=_seconds, default=0.25, metavar="S", help="longest pause of answers")
     add("--request-timeout", type=_seconds, metavar="S", help="give a request up (default: never)")
     add("--drain-timeout", type=_seconds, default=30.0, metavar="S", help="after SIGTERM")
@@ -190,17 +204,10 @@ def _run(args: argparse.Namespace) -> int:
         try:
             model = Qwen3ForCausalLM(
                 folder,
-                args.device,
-                args.ndev,
-                args.max_tokens,
-                backend=args.backend,
-                threads=args.threads,
-                dtype=args.dtype,
-                kv_dtype=args.kv_dtype,
+                max_tokens=args.max_tokens,
                 kv_limit_bytes=args.kv_memory,
                 max_step_tokens=args.step_tokens,
-                cache=not args.no_cache,
-                cache_dir=args.cache_dir,
+                **model_options(args),
             )
             grammars.attach(model)
             service.attach(Engine(model, config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 from libinfinicore_infer import DeviceType
 
@@ -26,6 +27,20 @@ def add_model_arguments(parser: argparse.ArgumentParser, count: Callable[[str], 
     add("--kv-dtype", metavar="TYPE", help="KV cache: f16, bf16, f32, int8 (default: f16 or f32)")
     add("--no-cache", action="store_true", help="keep no packed weights on disk")
     add("--cache-dir", metavar="DIR", help="where to keep them (default: the user's cache folder)")
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what they say as arguments of :class:`Qwen3ForCausalLM`."""
+    return {
+        "device": args.device,
+        "ndev": args.ndev,
+        "backend": args.backend,
+        "threads": args.threads,
+        "dtype": args.dtype,
+        "kv_dtype": args.kv_dtype,
+        "cache": not args.no_cache,
+        "cache_dir": args.cache_dir,
+    }
 
 
 def add_lookup_argument(parser: argparse.ArgumentParser) -> None:

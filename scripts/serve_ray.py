@@ -24,8 +24,9 @@ from typing import Any
 
 import ray
 from fastapi import FastAPI
-from launch_server import DEMO, KEY_VARIABLE, is_loopback, memory_size
+from launch_server import DEMO, KEY_VARIABLE, is_loopback, memory_size, positive_count
 from libinfinicore_infer import load_library
+from model_arguments import add_lookup_argument, add_model_arguments, model_options
 from qwen3 import Qwen3ForCausalLM
 from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation, RequestRouterConfig
@@ -85,10 +86,11 @@ def deployment(args: argparse.Namespace) -> serve.Application:
     build = app_builder(
         {
             "model_path": str(folder),
-            "threads": args.threads,
+            "max_tokens": args.max_tokens,
             "kv_limit_bytes": args.kv_memory,
+            **model_options(args),
         },
-        {"max_batch": args.max_batch, "max_queue": args.max_queue},
+        {"max_batch": args.max_batch, "max_queue": args.max_queue, "lookup": args.lookup},
         {"model_name": args.model_name or folder.name, "api_key": api_key},
     )
     scaling: dict[str, Any] = {"num_replicas": args.replicas}
@@ -125,7 +127,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-name", metavar="NAME", help="the name clients use (default: the folder's)")
     add("--replicas", type=int, default=1, metavar="N", help="at least (default: %(default)s)")
     add("--max-replicas", type=int, default=0, metavar="N", help="more under load, up to this many")
-    add("--threads", type=int, default=0, metavar="N", help="CPUs of a replica (default: 1, all)")
+    add_model_arguments(parser, positive_count)  # --threads: a replica's CPUs for Ray too, or 1
+    add("--max-tokens", type=positive_count, metavar="N", help="context (default: the model's)")
+    add_lookup_argument(parser)
     add("--kv-memory", type=memory_size, default=0, metavar="SIZE", help="per replica, such as 4G")
     add("--max-batch", type=int, default=16, metavar="N", help="answers computed together")
     add("--max-queue", type=int, default=256, metavar="N", help="answers waiting, per replica")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,10 +52,3 @@ def reference() -> Iterator[Qwen3ForCausalLM]:
     """The same model by itself, which no engine uses."""
     with Qwen3ForCausalLM(DEMO, threads=1) as model:
         yield model
-
-
-@pytest.fixture(autouse=True)
-def _time_limit() -> Iterator[None]:
-    begin = time.monotonic()
-    yield
-    assert time.monotonic() - begin < 30
