@@ -5,8 +5,8 @@
 
 Or, for one run: ``bench.py --plot``.
 
-Top: decode against the bandwidth limit, prefill against the multiply-add limit. The others: tokens
-per second over context, batch and threads, as far as the runs vary them.
+First decode against the bandwidth limit and prefill against the multiply-add limit, then tokens per
+second over batch, context, threads and prompt, those that the runs vary.
 """
 
 from __future__ import annotations
@@ -69,8 +69,7 @@ def lines(axis: Any, rows: list[dict[str, Any]], x: str, title: str) -> None:
     axis.set_ylim(bottom=0)
     axis.set_xlabel(title)
     axis.set_ylabel("tok/s")
-    if rows:
-        axis.legend()
+    axis.legend()
     axis.grid(alpha=0.3)
 
 
@@ -87,17 +86,27 @@ def draw(facts: dict[str, Any], rows: list[dict[str, Any]], output: Path) -> Non
         (r["length"] for r in plain if r["kind"] == "pp" and r["length"] <= 512), default=0
     )
     prefill = [r for r in plain if r["kind"] == "pp" and r["length"] == longest]
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8))
-    bars(axes[0][0], decode, "of_bandwidth", "decode, batch 1: share of read bandwidth")
-    bars(axes[0][1], prefill, "of_peak", f"prefill {longest}: share of FMA peak")
     decoding = [r for r in rows if r["kind"] == "tg"]
     one = [r for r in decoding if r["threads"] == full]
     alone = [r for r in decoding if r["batch"] == 1 and r["depth"] == 0]
-    lines(axes[0][2], [r for r in one if r["depth"] == 0], "batch", "decode: batch")
-    lines(axes[1][0], [r for r in one if r["batch"] == 1], "depth", "decode: context, tokens")
-    lines(axes[1][1], alone, "threads", "decode: threads")
-    prompts = [r for r in plain if r["kind"] == "pp"]
-    lines(axes[1][2], prompts, "length", "prefill: prompt, tokens")
+    varied = [
+        ([r for r in one if r["depth"] == 0], "batch", "decode: batch"),
+        ([r for r in one if r["batch"] == 1], "depth", "decode: context, tokens"),
+        (alone, "threads", "decode: threads"),
+        ([r for r in plain if r["kind"] == "pp"], "length", "prefill: prompt, tokens"),
+    ]
+    varied = [panel for panel in varied if len({row[panel[1]] for row in panel[0]}) > 1]
+    count = 2 + len(varied)
+    across = min(count, 3)
+    down = -(-count // across)
+    figure, grid = plt.subplots(down, across, figsize=(5 * across, 4 * down), squeeze=False)
+    axes = list(grid.flat)
+    bars(axes[0], decode, "of_bandwidth", "decode, batch 1: share of read bandwidth")
+    bars(axes[1], prefill, "of_peak", f"prefill {longest}: share of FMA peak")
+    for axis, panel in zip(axes[2:], varied, strict=False):
+        lines(axis, *panel)
+    for axis in axes[count:]:
+        axis.remove()
     machine = facts["machine"]
     figure.suptitle(
         f"{facts['cpu']}, {full} threads, {facts['date']}, {facts['commit']}: "
