@@ -17,6 +17,7 @@ from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "test" / "data" / "qwen3-tiny"
 RunCase = Callable[..., Any]
+Refusal = Callable[[int, dict[str, object]], dict[str, str]]
 
 SPECS = {
     "f32": CheckpointSpec("f32", dctx=700),
@@ -105,3 +106,15 @@ def run_case(fake_folder: Path) -> RunCase:
         return json.loads(result.stdout.splitlines()[-1]) if expect == 0 else result.stderr
 
     return run
+
+
+@pytest.fixture
+def refusal(run_case: RunCase, folders: Callable[[str], Path]) -> Refusal:
+    """Makes a model on ``count`` fake devices with options; returns the error's name and text."""
+
+    def refuse(count: int, options: dict[str, object]) -> dict[str, str]:
+        arguments = {"folder": folders("one-layer"), "device": "nvidia", **options}
+        error: dict[str, str] = run_case("refusal", environment={"count": count}, **arguments)
+        return error
+
+    return refuse

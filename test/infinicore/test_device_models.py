@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from infinicore.conftest import ROOT, RunCase
+from infinicore.conftest import ROOT, Refusal, RunCase
 
 Folders = Callable[[str], Path]
 
@@ -217,17 +217,13 @@ def test_models_side_by_side(run_case: RunCase, folders: Folders, stream: str) -
     ],
 )
 def test_no_such_device(
-    run_case: RunCase,
-    folders: Folders,
+    refusal: Refusal,
     count: int,
     options: dict[str, object],
     status: str,
     text: str,
 ) -> None:
-    arguments = {"device": "nvidia", **options}
-    error = run_case(
-        "refusal", environment={"count": count}, folder=folders("one-layer"), **arguments
-    )
+    error = refusal(count, options)
     assert error["name"].endswith(status)
     assert text in error["text"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from infinicore.conftest import RunCase
+from infinicore.conftest import Refusal, RunCase
 from infinicore.test_device_failures import STATUS
 from infinicore.test_device_models import TOLERANCE
 from infinicore.test_launches import LAYERS, expected
@@ -138,16 +138,13 @@ def test_a_device_that_cannot_sum(run_case: RunCase, folders: Folders, device: i
     ],
 )
 def test_refusals(
-    run_case: RunCase,
-    folders: Folders,
+    refusal: Refusal,
     count: int,
     options: dict[str, object],
     status: str,
     text: str,
 ) -> None:
-    environment = {"count": count}
-    arguments = {"folder": folders("one-layer"), "device": "nvidia", **options}
-    error = run_case("refusal", environment=environment, **arguments)
+    error = refusal(count, options)
     assert error["name"] == f"QWEN3_STATUS_{status}"
     assert text in error["text"]
 
