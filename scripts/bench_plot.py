@@ -5,7 +5,8 @@
 
 Or, for one run: ``bench.py --plot``.
 
-First decode against the bandwidth limit and prefill against the multiply-add limit, then tokens per
+What test/bench/peers.py measured (its ``--json``) becomes bars side by side. Of bench.py's runs:
+first decode against the bandwidth limit and prefill against the multiply-add limit, then tokens per
 second over batch, context, threads and prompt, those that the runs vary.
 """
 
@@ -45,9 +46,9 @@ def bars(axis: Any, rows: list[dict[str, Any]], share: str, title: str) -> None:
     labels = [f"{r['model']} {r['dtype']}" for r in rows]
     axis.bar(labels, [100 * r[share] for r in rows], color=[COLOURS[r["dtype"]] for r in rows])
     for i, row in enumerate(rows):
-        axis.text(i, 100 * row[share] + 1, f"{row['tok_s']:.3g} tok/s", ha="center", fontsize=8)
+        axis.text(i, 100 * row[share] + 1, f"{row['tok_s']:.3g}\ntok/s", ha="center", fontsize=8)
     axis.axhline(100, color="black", linewidth=0.8)
-    axis.set_ylim(0, max([115, *(110 * row[share] for row in rows)]))
+    axis.set_ylim(0, max([115, *(115 * row[share] for row in rows)]))
     axis.set_ylabel("% of the machine's limit")
     axis.set_title(title)
     axis.tick_params(axis="x", rotation=30)
@@ -112,6 +113,34 @@ def draw(facts: dict[str, Any], rows: list[dict[str, Any]], output: Path) -> Non
         f"{facts['cpu']}, {full} threads, {facts['date']}, {facts['commit']}: "
         f"B = {machine['bandwidth_gbps']} GB/s, P = {machine['fma_gflops']} GFLOP/s"
     )
+    _write(figure, output)
+
+
+def draw_peers(facts: dict[str, Any], rows: list[dict[str, Any]], output: Path) -> None:
+    """Write the picture of runtimes side by side: prefill and decode, a group of bars a format."""
+    groups = list(dict.fromkeys((row["model"], row["format"]) for row in rows))
+    runtimes = list(dict.fromkeys(row["runtime"] for row in rows))
+    width = 0.85 / len(runtimes)
+    figure, axes = plt.subplots(1, 2, figsize=(6 + 1.6 * len(groups), 4))
+    for axis, kind in zip(axes, ("prefill", "decode"), strict=True):
+        for i, runtime in enumerate(runtimes):
+            mine = {(r["model"], r["format"]): r[kind] for r in rows if r["runtime"] == runtime}
+            places = [g + (i - (len(runtimes) - 1) / 2) * width for g in range(len(groups))]
+            heights = [mine.get(group, 0) for group in groups]
+            drawn = axis.bar(places, heights, width, label=runtime)
+            texts = [f"{height:.3g}" if height else "" for height in heights]
+            axis.bar_label(drawn, texts, fontsize=7)
+        axis.set_xticks(range(len(groups)), [" ".join(group) for group in groups])
+        axis.set_ylabel("tok/s")
+        axis.set_title(kind)
+        axis.legend()
+    figure.suptitle(
+        f"{facts['cpu']}, {facts['threads']} threads, {facts['date']}, {facts['commit']}"
+    )
+    _write(figure, output)
+
+
+def _write(figure: Any, output: Path) -> None:
     figure.tight_layout()
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=90)
@@ -125,7 +154,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     facts, rows = load(args.runs)
-    draw(facts, rows, args.output)
+    (draw_peers if "runtime" in rows[0] else draw)(facts, rows, args.output)
     return 0
 
 

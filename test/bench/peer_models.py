@@ -177,3 +177,26 @@ def write_gguf(
         matrix(p + "ffn_up.weight", inner, hidden)
         matrix(p + "ffn_down.weight", hidden, inner)
     _finish(writer, partial, path)
+
+
+def random_torch_model(settings: Any) -> Any:
+    """Make transformers' Qwen3ForCausalLM of its Qwen3Config: bfloat16, random weights."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    # Drawing normal numbers for every weight takes minutes; one block of them does.
+    with torch.device("meta"):
+        model = transformers.Qwen3ForCausalLM(settings)
+    model = model.to(torch.bfloat16).to_empty(device="cpu").eval()
+    block = torch.randn(1 << 20, dtype=torch.float32).mul(0.02).to(torch.bfloat16)
+    for name, weight in model.named_parameters():
+        flat = weight.data.view(-1)
+        if "norm" in name:
+            flat.fill_(1.0)
+        else:
+            flat.copy_(block.repeat(-(-flat.numel() // block.numel()))[: flat.numel()])
+    model.tie_weights()
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(config=settings)  # its buffers were empty too
+    return model

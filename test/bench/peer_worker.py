@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from peer_models import write_gguf
+from peer_models import random_torch_model, write_gguf
+from peer_openvino import OpenVino
 
 _KINDS = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0", "bf12": "BF16"}
 
@@ -161,24 +162,10 @@ class Torch:
         import transformers
 
         torch.set_num_threads(order["threads"])
-        torch.manual_seed(0)
         self.version = f"{torch.__version__}, transformers {transformers.__version__}"
         self.format = "bfloat16"
         settings = transformers.Qwen3Config(**config)
-        # Drawing normal numbers for every weight takes minutes; one block of them does.
-        with torch.device("meta"):
-            model = transformers.Qwen3ForCausalLM(settings)
-        self._model = model.to(torch.bfloat16).to_empty(device="cpu").eval()
-        block = torch.randn(1 << 20, dtype=torch.float32).mul(0.02).to(torch.bfloat16)
-        for name, weight in self._model.named_parameters():
-            flat = weight.data.view(-1)
-            if "norm" in name:
-                flat.fill_(1.0)
-            else:
-                flat.copy_(block.repeat(-(-flat.numel() // block.numel()))[: flat.numel()])
-        self._model.tie_weights()
-        rotary = self._model.model.rotary_emb
-        self._model.model.rotary_emb = type(rotary)(config=settings)  # its buffers were empty too
+        self._model = random_torch_model(settings)
         self._torch, self._cache_type = torch, transformers.DynamicCache
         self._cache: Any = None
 
@@ -197,13 +184,21 @@ class Torch:
             )
 
 
-RUNTIMES = {"ours": Ours, "llama.cpp": LlamaCpp, "ik_llama.cpp": IkLlamaCpp, "torch": Torch}
+RUNTIMES: dict[str, Any] = {
+    "ours": Ours,
+    "llama.cpp": LlamaCpp,
+    "ik_llama.cpp": IkLlamaCpp,
+    "openvino": OpenVino,
+    "torch": Torch,
+}
 
 
-def measure(runtime: Runtime, order: dict[str, Any]) -> dict[str, float]:
+def measure(runtime: Runtime | OpenVino, order: dict[str, Any]) -> dict[str, float]:
     """Return the seconds of a prefill and of decode steps after it."""
     rng = np.random.default_rng(order["seed"])
     tokens = rng.integers(0, 150_000, order["prompt"] + order["generate"]).tolist()
+    if isinstance(runtime, OpenVino):
+        return runtime.measure(tokens[: order["prompt"]], order["generate"])
     runtime.clear()
     start = time.perf_counter()
     runtime.step(tokens[: order["prompt"]])
@@ -217,7 +212,7 @@ def main() -> int:
     """Obey until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what native code prints must not disturb the answers
-    runtime: Runtime | None = None
+    runtime: Runtime | OpenVino | None = None
     for line in sys.stdin:
         order = json.loads(line)
         try:

@@ -11,11 +11,10 @@ not get along can be compared in one run. What the environments need:
                    cannot build it (its source lacks common/cmake), build only the target llama of
                    vendor/ik_llama.cpp with CMake and put libllama.so and libggml.so into the
                    package's lib/
+    openvino       pip install openvino-genai==2026.4.1.0 optimum-intel==2.2.0 torch==2.13.0
+                   nncf==3.4.0, without torchvision; bf16 is exported as fp16, formats as optimum's
+                   (its GGUF reader makes a graph that its CPU plugin refuses)
     torch          pip install torch transformers       (bf16 only)
-
-OpenVINO GenAI is not among them: it can be given a model without torch only as GGUF, and its CPU
-plugin refuses the graph that its reader makes of this one ("Node ReadValue contains dead weak
-ptr", in 2025.4.1 and 2026.4.1, from F16 as from Q8_0).
 
 Every repetition runs each of them once, in turn, all loaded and the others asleep: they see the
 same machine. Models are random weights of the official shapes; speed depends on shapes only.
@@ -32,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from bench import SHAPES, commit_name, cpu_name, measure_machine, official_config  # noqa: E402
 
 OURS = "ours"
-PEERS = ("llama.cpp", "ik_llama.cpp", "torch")
+PEERS = ("llama.cpp", "ik_llama.cpp", "openvino", "torch")
 FORMATS = ("bf16", "bf12", "int8", "int4")
 WORKER = Path(__file__).with_name("peer_worker.py")
 
@@ -80,7 +79,8 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # an order it never read is still in the buffer
+            self._process.stdin.close()
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:

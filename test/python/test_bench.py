@@ -71,7 +71,7 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert "B = 30.0 GB/s" in text and text.count("\n|") == 4
 
 
-def test_pictures(tmp_path: Path) -> None:
+def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(
         "matplotlib", reason="matplotlib, which only --plot needs, is not installed"
     )
@@ -82,7 +82,16 @@ def test_pictures(tmp_path: Path) -> None:
     bench_plot.draw(FACTS, rows, tmp_path / "new" / "all.png")
     # One test alone has nothing to show on most axes.
     bench_plot.draw(FACTS, [row()], tmp_path / "one.png")
-    for path in ("new/all.png", "one.png"):
+    # Runtimes side by side; one is missing in one format.
+    rows = [
+        {"model": "0.6b", "format": dtype, "runtime": runtime, "prefill": 100.0, "decode": 10.0}
+        for dtype, runtime in (("bf16", "ours"), ("bf16", "llama.cpp"), ("int8", "ours"))
+    ]
+    (tmp_path / "peers.json").write_text(json.dumps({**FACTS, "threads": 2, "rows": rows}))
+    command = ["bench_plot.py", str(tmp_path / "peers.json"), "-o", str(tmp_path / "peers.png")]
+    monkeypatch.setattr(sys, "argv", command)
+    assert bench_plot.main() == 0
+    for path in ("new/all.png", "one.png", "peers.png"):
         assert (tmp_path / path).read_bytes().startswith(b"\x89PNG")
 
 
@@ -92,6 +101,8 @@ def test_peers_that_fail_are_reported(capsys: pytest.CaptureFixture[str]) -> Non
         assert "nothing is loaded" in answer["error"]
         answer = worker.ask(do="load", runtime="torch", config={}, dtype="int8")
         assert "bf16 only" in answer["error"]
+        answer = worker.ask(do="load", runtime="openvino", config={}, dtype="bf12")
+        assert "nothing like bf12" in answer["error"]
     with peers.started("torch", "/bin/false") as worker:
         assert "ended with status 1" in worker.ask(do="load")["error"]
     for bad in ("torch", "torch=/no/python", f"tensorflow={sys.executable}"):
