@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,25 +23,21 @@ from qwen3_generate import plan_step
 from qwen3_runtime import StepResult
 
 from server.drafting import BatchDrafter
+from server.job_queue import JobQueue
 from server.jobs import (
     DeadlineError,
     EngineClosedError,
     EngineConfig,
     EngineStats,
     Job,
-    QueueFullError,
     StepFailedError,
     Update,
 )
-from server.scoring import score_chunk
+from server.pace import Pace
+from server.scoring import score_prompt
 from server.wakeups import Wakeups
 
 _LOG = logging.getLogger("infinicore_infer.engine")
-
-# Fewest tokens of a step besides one per answer: matrix products need some to be efficient.
-_MIN_PREFILL = 16
-# Tokens per step while scoring a prompt: each brings a row of logits as long as the vocabulary.
-_SCORE_TOKENS = 64
 
 
 class Engine:
@@ -78,16 +73,12 @@ class Engine:
         folder, limit = self.config.prefix_dir, self.config.prefix_disk_bytes
         store = PrefixStore(self._native, folder, limit) if folder is not None else None
         self._prefix = PrefixCache(self._native, capacity, store)
-        self._changed = threading.Condition()
-        # Guarded by the condition; the list of active jobs is the engine thread's alone.
-        self._waiting: deque[Job] = deque()
-        self._outstanding = 0
-        self._telling = False
-        self._draining = self._closing = False
+        self._queue = JobQueue(self.config)
+        # All that follows is the engine thread's alone.
         self._active: list[Job] = []
         self._drafter = BatchDrafter()
         self._batch_limit = self.config.max_batch
-        self._tokens_per_second = 0.0
+        self._pace = Pace(self.config)
         self._job_seconds = 1.0
         self._stats = EngineStats(kv_limit_bytes=stats["kv_limit_bytes"])
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -98,12 +89,12 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         """A snapshot as of the latest step; never waits for a step."""
-        return replace(self._stats, waiting=len(self._waiting), draining=self._draining)
+        return replace(self._stats, waiting=len(self._queue), draining=self._queue.draining)
 
     @property
     def retry_after(self) -> int:
         """Seconds after which a place in the queue is likely to be free."""
-        rounds = len(self._waiting) / self.config.max_batch
+        rounds = len(self._queue) / self.config.max_batch
         return max(1, min(60, round(self._job_seconds * rounds)))
 
     def submit(self, jobs: Sequence[Job], *, wait: bool = False) -> None:
@@ -117,59 +108,31 @@ class Engine:
             QueueFullError: There is no room.
             EngineClosedError: The engine is draining or closed.
         """
-        room = self.config.max_batch + self.config.max_queue
-        if len(jobs) > room:
-            raise QueueFullError(f"{len(jobs)} requests at once; there is room for {room}")
-        with self._changed:
-            while not self._draining and self._outstanding + len(jobs) > room:
-                if not wait:
-                    raise QueueFullError(f"the queue is full: {self._outstanding} requests")
-                self._changed.wait()
-            if self._draining:
-                raise EngineClosedError("the engine is shutting down")
-            self._waiting.extend(jobs)
-            self._outstanding += len(jobs)
-            self._changed.notify_all()
+        self._queue.submit(jobs, wait)
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """End jobs before the next step and free what they hold; nothing if they have ended."""
-        with self._changed:
-            for job in jobs:
-                job.cancelled = True
-            self._changed.notify_all()
+        self._queue.cancel(jobs)
 
     def drain(self) -> None:
         """Accept no more jobs; those accepted go on."""
-        with self._changed:
-            self._draining = True
-            self._changed.notify_all()
+        self._queue.drain()
 
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until no job is left and all are told; return whether that is so."""
-        with self._changed:
-            return self._changed.wait_for(
-                lambda: self._outstanding == 0 and not self._telling, timeout
-            )
+        return self._queue.wait_idle(timeout)
 
     def close(self, timeout: float | None = 0.0) -> None:
         """Drain for up to ``timeout`` seconds (``None``: as long as it takes), then end."""
         self.drain()
         self.wait_idle(timeout)
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
+        self._queue.close()
         self._thread.join()
 
     # ------------------------------------------------------------------ the engine's thread
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._active or self._waiting or self._closing):
-                    self._changed.wait()
-                closing = self._closing
-            if closing:
-                break
+        while self._queue.wait_for_work(bool(self._active)):
             try:
                 self._cycle()
             except Exception as error:
@@ -180,7 +143,7 @@ class Engine:
                     self._fail(job, StepFailedError(f"internal error: {error}"))
             self._publish()
             self.wakeups.flush()
-        for job in [*self._active, *self._waiting]:
+        for job in [*self._active, *self._queue.snapshot()]:
             self._fail(job, EngineClosedError("the engine was closed"))
         self.wakeups.flush()
         self._prefix.clear()
@@ -191,7 +154,7 @@ class Engine:
         self._admit()
         for job in self._active:
             if job.scoring and job.sequence.remaining > 1:
-                self._guard([job], partial(self._score, job))
+                self._guard([job], partial(score_prompt, self._native, job))
                 break
         sequences = {
             id(job.sequence): job
@@ -199,23 +162,14 @@ class Engine:
             if not (job.scoring and job.sequence.remaining > 1)
         }
         if sequences:
-            plan = plan_step([job.sequence for job in sequences.values()], self._budget())
+            active = [job.sequence for job in sequences.values()]
+            plan = plan_step(active, self._pace.budget(active))
             self._step([(sequences[id(sequence)], count) for sequence, count in plan])
-
-    def _budget(self) -> int:
-        """Return how many tokens to compute in the next step."""
-        decoding = sum(job.sequence.remaining == 1 for job in self._active)
-        budget = self.config.step_tokens
-        if decoding and self._tokens_per_second:
-            budget = min(budget, int(self._tokens_per_second * self.config.step_seconds))
-        return max(budget, decoding + _MIN_PREFILL)
 
     def _reap(self) -> None:
         """End jobs whose client left or whose time is over."""
         now = time.monotonic()
-        with self._changed:
-            waiting = list(self._waiting)
-        for job in [*self._active, *waiting]:
+        for job in [*self._active, *self._queue.snapshot()]:
             if job.cancelled:
                 self._finish(job, Update(done=True))
             elif job.deadline is not None and now > job.deadline:
@@ -223,12 +177,9 @@ class Engine:
 
     def _admit(self) -> None:
         while len(self._active) < self._batch_limit:
-            with self._changed:
-                ready = (job for job in self._waiting if job.leader is None or job.leader.prefilled)
-                job = next(ready, None)
-                if job is None:
-                    return
-                self._waiting.remove(job)
+            job = self._queue.take()
+            if job is None:
+                return
             self._active.append(job)
             try:
                 self._start(job)
@@ -281,10 +232,7 @@ class Engine:
         self._drafter.record(len(plan) + sum(map(len, drafts)), seconds)
         tokens = sum(count for _, count in plan)
         self._count(steps=1, step_seconds=seconds)
-        if tokens > len(plan) + _MIN_PREFILL:
-            speed = tokens / max(seconds, 1e-9)
-            old = self._tokens_per_second or speed
-            self._tokens_per_second = 0.7 * old + 0.3 * speed
+        self._pace.record(len(plan), tokens, seconds)
         for (job, count), new, result in zip(plan, drafts, results, strict=True):
             try:
                 self._advance(job, count, new, result)
@@ -332,22 +280,8 @@ class Engine:
         self._active.remove(youngest)
         # No new requests until one is done, or the same memory is missing again.
         self._batch_limit = len(self._active)
-        with self._changed:
-            self._waiting.appendleft(youngest)
+        self._queue.put_back(youngest)
         self._count(preemptions=1)
-
-    def _score(self, job: Job) -> list[StepResult]:
-        """Compute the log-probabilities of the next tokens of a prompt."""
-        sequence = job.sequence
-        count = min(sequence.remaining - 1, _SCORE_TOKENS)
-        assert sequence.cache is not None and job.prompt_logprobs is not None
-        begin = sequence.position
-        tokens = sequence.all_tokens[begin : begin + count + 1]
-        scores = score_chunk(self._native, sequence.cache, tokens, begin, job.prompt_logprobs)
-        # After a preemption, the first ones are known already.
-        job.scores += scores[max(len(job.scores) - begin, 0) :]
-        sequence.position += count
-        return []
 
     def _advance(self, job: Job, count: int, drafts: list[int], result: StepResult) -> None:
         self._count(drafted_tokens=len(drafts), accepted_tokens=result.accepted)
@@ -391,20 +325,14 @@ class Engine:
             limit = self.config.max_batch
             short = self._batch_limit < limit
             self._batch_limit = len(self._active) + 1 if short else limit
-        with self._changed:
-            if job in self._waiting:
-                self._waiting.remove(job)
-            if not self._waiting:
-                self._batch_limit = self.config.max_batch
-            if job.started is not None:
-                self._job_seconds += 0.2 * (time.monotonic() - job.started - self._job_seconds)
-            self._outstanding -= 1
-            self._telling = True
+        self._queue.ending(job)
+        if not len(self._queue):
+            self._batch_limit = self.config.max_batch
+        if job.started is not None:
+            self._job_seconds += 0.2 * (time.monotonic() - job.started - self._job_seconds)
         self._publish()
         job.send(update)
-        with self._changed:
-            self._telling = False
-            self._changed.notify_all()
+        self._queue.told()
 
     def _count(self, **added: float) -> None:
         for name, value in added.items():

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from qwen3_generate import TokenLogprobs
-from qwen3_runtime import KVCache, NativeModel, StepRequest
+from qwen3_runtime import KVCache, NativeModel, StepRequest, StepResult
+
+from server.jobs import Job
+
+# Tokens per step while scoring a prompt: each brings a row of logits as long as the vocabulary.
+_SCORE_TOKENS = 64
 
 
 def score_chunk(
@@ -37,3 +42,21 @@ def score_chunk(
             best = [(token, float(row[token])) for token in order]
         result.append(TokenLogprobs(token, float(row[token]), best))
     return result
+
+
+def score_prompt(model: NativeModel, job: Job) -> list[StepResult]:
+    """Compute the log-probabilities of the next tokens of a job's prompt; return nothing.
+
+    Raises:
+        Qwen3Error: The library failed.
+    """
+    sequence = job.sequence
+    count = min(sequence.remaining - 1, _SCORE_TOKENS)
+    assert sequence.cache is not None and job.prompt_logprobs is not None
+    begin = sequence.position
+    tokens = sequence.all_tokens[begin : begin + count + 1]
+    scores = score_chunk(model, sequence.cache, tokens, begin, job.prompt_logprobs)
+    # After a preemption, the first ones are known already.
+    job.scores += scores[max(len(job.scores) - begin, 0) :]
+    sequence.position += count
+    return []

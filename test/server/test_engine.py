@@ -24,6 +24,7 @@ from libinfinicore_infer import Qwen3Error
 from prefix_cache import PrefixCache
 from python.helpers import DEMO
 from qwen3 import Qwen3ForCausalLM
+from server.pace import Pace
 from serving import slow_steps
 
 PROMPTS = [f"Tell me a story about {i}. " + "word " * (i * 37 % 150) for i in range(20)]
@@ -127,7 +128,7 @@ def test_failed_step_hurts_only_the_culprit(llm: LLM, monkeypatch: pytest.Monkey
 
 
 def test_bugs_do_not_end_the_engine(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm.engine, "_budget", lambda: 1 / 0)
+    monkeypatch.setattr(llm.engine._pace, "budget", lambda active: 1 / 0)
     with pytest.raises(StepFailedError):
         llm.generate("Hello")
     monkeypatch.undo()
@@ -228,14 +229,11 @@ def test_siblings_reuse_the_prompt(llm: LLM) -> None:
 
 def test_speed_limits_prompt_parts(llm: LLM) -> None:
     """A step is cut to the time it may take while answers are in progress."""
-    engine = llm.engine
-    engine._tokens_per_second = 1000.0
-    engine.config.step_seconds = 0.05
-    assert engine._budget() == 512
-    job = make_job(engine, [1], llm.model.sampling_params(), lambda update: None)
-    engine._active = [job]
-    assert engine._budget() == 50
-    engine._active = []
+    pace = Pace(EngineConfig(step_seconds=0.05))
+    pace.record(1, 1000, 1.0)
+    assert pace.budget([]) == 512
+    job = make_job(llm.engine, [1], llm.model.sampling_params(), lambda update: None)
+    assert pace.budget([job.sequence]) == 50
 
 
 def test_prefix_cache_is_a_radix_tree() -> None:
