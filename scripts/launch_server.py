@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--step-tokens", type=positive_count, default=512, metavar="N", help="most tokens of a step"
     )
-    add("--step-seconds", type=_seconds, default=0.25, metavar="S", help="longest pause of answers")
+    add("--step-seconds", type=_seconds, default=0.5, metavar="S", help="longest pause of answers")
     add("--request-timeout", type=_seconds, metavar="S", help="give a request up (default: never)")
     add("--drain-timeout", type=_seconds, default=30.0, metavar="S", help="after SIGTERM")
     add("--max-body", type=memory_size, default=16 << 20, metavar="SIZE", help="longest request")

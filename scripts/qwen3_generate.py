@@ -276,15 +276,28 @@ class GenerationSequence:
 def plan_step(
     active: Sequence[GenerationSequence], budget: int
 ) -> list[tuple[GenerationSequence, int]]:
-    """Return how many tokens of which sequences to compute next, decoding ones first."""
-    decoding = [(sequence, 1) for sequence in active if sequence.remaining == 1]
-    left = max(budget - len(decoding), 0)
-    plan = decoding
-    for sequence in active:
-        count = min(sequence.remaining, left)
-        if sequence.remaining > 1 and count:
+    """Return how many tokens of which sequences to compute next, decoding ones first.
+
+    The rest goes to prompts by age; but the one with the least left to compute gets up to half of
+    it first, so a short question does not wait for a long document, which takes at most twice as
+    long for that.
+    """
+    plan = [(sequence, 1) for sequence in active if sequence.remaining == 1]
+    left = max(budget - len(plan), 0)
+    prompts = [sequence for sequence in active if sequence.remaining > 1]
+    if not prompts or not left:
+        return plan
+    shortest = min(prompts, key=lambda sequence: sequence.remaining)
+    reserved = min(shortest.remaining, (left + 1) // 2)
+    left -= reserved
+    for sequence in prompts:
+        most = sequence.remaining - (reserved if sequence is shortest else 0)
+        count = min(most, left)
+        left -= count
+        if sequence is shortest:
+            count += reserved
+        if count:
             plan.append((sequence, count))
-            left -= count
     return plan
 
 

@@ -52,7 +52,7 @@ class EngineConfig:
         max_queue: Most requests waiting besides.
         step_tokens: Most tokens of a step.
         step_seconds: How long a step may take while answers are in progress; parts of prompts are
-            cut to fit.
+            cut to fit. With fewer than 16 requests, down to half of it; without answers, twice.
         prefix_cache_bytes: KV memory for remembered prefixes; 0: none; ``None``: half of it.
         prefix_dir: Folder for prefixes that many requests share; ``None``: none is kept on disk.
         prefix_disk_bytes: Most bytes of all files in it.
@@ -63,7 +63,7 @@ class EngineConfig:
     max_batch: int = 16
     max_queue: int = 256
     step_tokens: int = 512
-    step_seconds: float = 0.25
+    step_seconds: float = 0.5
     prefix_cache_bytes: int | None = None
     prefix_dir: Path | None = None
     prefix_disk_bytes: int = 4 << 30

@@ -24,6 +24,7 @@ from libinfinicore_infer import Qwen3Error
 from prefix_cache import PrefixCache
 from python.helpers import DEMO
 from qwen3 import Qwen3ForCausalLM
+from qwen3_generate import plan_step
 from server.pace import Pace
 from serving import slow_steps
 
@@ -228,12 +229,45 @@ def test_siblings_reuse_the_prompt(llm: LLM) -> None:
 
 
 def test_speed_limits_prompt_parts(llm: LLM) -> None:
-    """A step is cut to the time it may take while answers are in progress."""
-    pace = Pace(EngineConfig(step_seconds=0.05))
-    pace.record(1, 1000, 1.0)
-    assert pace.budget([]) == 512
-    job = make_job(llm.engine, [1], llm.model.sampling_params(), lambda update: None)
-    assert pace.budget([job.sequence]) == 50
+    """A step is cut to the time it may take: more with many requests and without answers."""
+    pace = Pace(EngineConfig(step_seconds=0.08))
+    assert pace.budget([]) == 128
+    pace.record(1, 999, 1.0)
+
+    def sequence(tokens: int) -> Any:
+        settings = llm.model.sampling_params()
+        return make_job(llm.engine, [1] * tokens, settings, lambda update: None).sequence
+
+    answer, prompt = sequence(1), sequence(9)
+    assert pace.budget([prompt]) == 160
+    # The token of an answer costs as much as two of prompts.
+    assert pace.budget([answer] * 4) == 50 - 4
+    assert pace.budget([answer, prompt] * 8) == 80 - 8
+    assert pace.budget([prompt] * 63 + [answer]) == 80 - 1
+    assert pace.budget([answer] * 60) == 60 + 16
+    for _ in range(40):
+        pace.record(1, 99999, 1.0)
+    assert pace.budget([prompt]) == pace.budget([answer]) == 512
+
+
+def test_short_prompts_do_not_wait_for_long_ones(llm: LLM) -> None:
+    """A step's prompt tokens go to the oldest, but up to half of them to the shortest."""
+
+    def plan(budget: int, *remaining: int) -> list[int]:
+        settings = llm.model.sampling_params()
+        active = [
+            make_job(llm.engine, [1] * count, settings, lambda update: None).sequence
+            for count in remaining
+        ]
+        counts = {id(sequence): count for sequence, count in plan_step(active, budget)}
+        return [counts.get(id(sequence), 0) for sequence in active]
+
+    assert plan(100, 300, 200, 30, 1) == [69, 0, 30, 1]
+    assert plan(101, 300, 200, 80, 1) == [50, 0, 50, 1]
+    assert plan(100, 80, 200, 300) == [80, 20, 0]
+    assert plan(100, 20, 30, 10) == [20, 30, 10]
+    assert plan(2, 5, 1, 1, 3) == [0, 1, 1, 0]
+    assert plan(3, 5, 1, 1, 3) == [0, 1, 1, 1]
 
 
 def test_prefix_cache_is_a_radix_tree() -> None:
