@@ -7,17 +7,21 @@ Example:
 from __future__ import annotations
 
 import argparse
+import asyncio
+import gc
 import ipaddress
 import json
 import logging
 import os
 import re
+import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from libinfinicore_infer import Qwen3Error, load_library
@@ -32,6 +36,8 @@ from server.structured import Grammars
 _LOG = logging.getLogger("infinicore_infer.server")
 DEMO = Path(__file__).resolve().parent.parent / "test" / "data" / "qwen3-tiny"
 KEY_VARIABLE = "INFINICORE_INFER_API_KEY"
+# Connections accepted in one round of the event loop.
+_ACCEPTS = 16
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -150,6 +156,29 @@ class DrainingServer(uvicorn.Server):
         self._drain_timeout = drain_timeout
         self._hurry = threading.Event()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, through several handles of each socket.
+
+        libuv accepts one connection per handle and round of the loop. When many clients come at
+        once, the last would wait for so many rounds, a health check among them.
+        """
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+
+        def protocol() -> asyncio.Protocol:
+            kind: Any = self.config.http_protocol_class
+            return kind(  # type: ignore[no-any-return]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        listening = [each for server in self.servers for each in server.sockets]
+        for each in listening:
+            for _ in range(_ACCEPTS - 1):
+                copy = socket.socket(fileno=os.dup(each.fileno()))
+                self.servers.append(
+                    await loop.create_server(protocol, sock=copy, backlog=self.config.backlog)
+                )
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, end answers at the second, end at once at the third."""
         if self._service.async_engine is None:
@@ -211,6 +240,10 @@ def _run(args: argparse.Namespace) -> int:
             )
             grammars.attach(model)
             service.attach(Engine(model, config))
+            # What is here now stays: searching it for garbage again and again would stop all
+            # threads for some 100 ms each time.
+            gc.collect()
+            gc.freeze()
             _LOG.info("model %r is ready", name)
         except (ValueError, OSError, MemoryError, NotImplementedError, Qwen3Error) as error:
             print(f"error: {error}", file=sys.stderr)
