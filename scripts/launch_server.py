@@ -112,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-body", type=memory_size, default=16 << 20, metavar="SIZE", help="longest request")
     add("--ping", type=_seconds, default=15.0, metavar="S", help="of silence before a comment")
     add("--cors-origin", action="append", default=[], metavar="URL", help="repeatable (default: -)")
+    add("--allowed-host", action="append", default=[], metavar="NAME", help="repeatable; see docs")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     add("--log-format", default="text", choices=("text", "json"), help="json: an object a line")
     return parser
@@ -214,9 +215,21 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     name = args.model_name or folder.resolve().name
     api_key = args.api_key or os.environ.get(KEY_VARIABLE) or None
-    if api_key is None and not is_loopback(args.host):
+    local = is_loopback(args.host)
+    if api_key is None and not local:
         _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
-    service = Service(ServiceConfig(name, api_key, args.max_body, args.request_timeout, args.ping))
+    hosts = frozenset(name.lower() for name in (*args.allowed_host, socket.gethostname()))
+    checked = args.allowed_host or (local and api_key is None)
+    service = Service(
+        ServiceConfig(
+            name,
+            api_key,
+            args.max_body,
+            args.request_timeout,
+            args.ping,
+            hosts if checked else None,
+        )
+    )
     config = EngineConfig(
         args.max_batch,
         args.max_queue,

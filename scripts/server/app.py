@@ -24,6 +24,7 @@ from server.chat import chat_completions, told_tools
 from server.completions import completions
 from server.errors import ApiError, from_exception, json_response, named, unavailable
 from server.messages import count_tokens, messages
+from server.origins import refuse_host, refuse_origin
 from server.page import chat_page
 from server.responses import responses
 from server.schemas import DetokenizeBody, TokenizeBody
@@ -46,13 +47,16 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Gate:
-    """Gives every request an id, checks its key, logs and counts it."""
+    """Gives every request an id, checks where it is from and its key, logs and counts it."""
 
-    def __init__(self, app: ASGIApp, service: Service, paths: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, service: Service, paths: Sequence[str], origins: Sequence[str]
+    ) -> None:
         """Stand in front of an application."""
         self._app = app
         self._service = service
         self._paths = frozenset(paths)
+        self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -76,15 +80,10 @@ class Gate:
 
         path = scope["path"]
         try:
-            if self._allowed(path, headers):
+            error = self._refusal(scope["method"], path, headers)
+            if error is None:
                 await self._app(scope, receive, answer)
             else:
-                error = ApiError(
-                    401,
-                    "the API key is missing or wrong: send 'Authorization: Bearer KEY'",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
                 await error.response(_speaks_anthropic(path))(scope, receive, answer)
         finally:
             seconds = time.monotonic() - begin
@@ -110,6 +109,18 @@ class Gate:
                     }
                 },
             )
+
+    def _refusal(self, method: str, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
+        foreign = refuse_host(headers, self._service.config.hosts)
+        foreign = foreign or refuse_origin(method, headers, self._origins)
+        if foreign is not None or self._allowed(path, headers):
+            return foreign
+        return ApiError(
+            401,
+            "the API key is missing or wrong: send 'Authorization: Bearer KEY'",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
 
     def _allowed(self, path: str, headers: dict[bytes, bytes]) -> bool:
         key = self._service.config.api_key
@@ -314,7 +325,8 @@ def make_app(
         exception_handlers={HTTPException: _http_error},
     )
     app.router.routes.extend(routes)
-    app.add_middleware(Gate, service=service, paths=[route.path for route in routes])
+    paths = [route.path for route in routes]
+    app.add_middleware(Gate, service=service, paths=paths, origins=cors_origins)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -17,6 +17,7 @@ from server.jobs import DeadlineError, EngineClosedError, QueueFullError
 
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
     500: "server_error",
@@ -26,6 +27,7 @@ _TYPES = {
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",

@@ -34,6 +34,8 @@ class ServiceConfig:
         max_body_bytes: Longest request.
         request_timeout: Seconds after which a request is given up; ``None``: never.
         ping_seconds: Silence after which a stream sends a comment, so that nobody hangs up.
+        hosts: Names by which clients may call the server, besides localhost and addresses, in lower
+            case; ``None``: any.
     """
 
     model_name: str
@@ -41,6 +43,7 @@ class ServiceConfig:
     max_body_bytes: int = 16 << 20
     request_timeout: float | None = None
     ping_seconds: float = 15.0
+    hosts: frozenset[str] | None = None
 
 
 @dataclass(slots=True)
