@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prefix_store import PrefixStore
+from prefix_store import PrefixFile, PrefixStore
 from qwen3_runtime import KVCache, NativeModel
 
 
@@ -148,25 +148,28 @@ class PrefixCache:
 
         Args:
             tokens: The prompt.
-            sibling: Whether it was looked up before for the same request, so that finding it again
-                says nothing about other requests.
+            sibling: Whether it was looked up before for the same request, or comes from a file, so
+                that finding it says nothing about how often it is of use.
         """
         if self._capacity == 0:
             return None, None
         self.lookups += 1
         node, length = self._walk(tokens, len(tokens) - 1)
-        if self.store is not None and not sibling:
-            stored = self.store.load(tokens[:-1], length)
-            if stored is not None:
-                self.hits += 1
-                return stored, self.insert(stored.tokens, stored, None, 0)
-            if node.cache is not None:
-                self.store.reused(tokens[:length], node.cache)
+        if self.store is not None and not sibling and node.cache is not None:
+            self.store.reused(tokens[:length], node.cache)
         if length == 0:
             return None, None
         assert node.cache is not None
         self.hits += 1
         return self._model.duplicate_kv_cache(node.cache, length), node
+
+    def missing(self, tokens: Sequence[int]) -> list[PrefixFile]:
+        """Return the files that know much more of a prompt than is remembered, longest first."""
+        if self.store is None or self._capacity == 0:
+            return []
+        _, known = self._walk(tokens, len(tokens) - 1)
+        most = self._capacity // self._block_bytes * self._block
+        return self.store.find(tokens[:-1], known, most)
 
     def insert(
         self, tokens: Sequence[int], cache: KVCache, origin: PrefixNode | None, shared: int

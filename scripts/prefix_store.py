@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,24 @@ def _digests(tokens: Sequence[int], lengths: Sequence[int]) -> Iterator[tuple[in
         yield length, state.hexdigest()[:32]
 
 
+@dataclass(slots=True, frozen=True)
+class PrefixFile:
+    """A file that holds a prefix.
+
+    Attributes:
+        path: Where it is, or was a moment ago.
+        length: How many tokens it holds.
+    """
+
+    path: Path
+    length: int
+
+
 class PrefixStore:
     """The files of one model in a folder.
 
-    All methods but :meth:`wait` belong to one thread, the one that runs the model; files are
-    written on another.
+    All methods but :meth:`load` and :meth:`wait` belong to one thread, the one that runs the model;
+    files are written on another.
 
     Attributes:
         loads: Prefixes that came from a file.
@@ -79,6 +93,7 @@ class PrefixStore:
         self._name = f"{model.kv_cache_fingerprint():016x}"
         self._known: dict[int, set[str]] = {}
         self._seen_ns = -1
+        self._bad: set[Path] = set()
         self._counts: OrderedDict[str, int] = OrderedDict()
         self._writer: threading.Thread | None = None
         self._retry_at = 0.0
@@ -105,22 +120,38 @@ class PrefixStore:
             self._known = {}
             _LOG.warning("%s: cannot be read: %s", self._directory, error)
 
-    def load(self, tokens: Sequence[int], known: int) -> KVCache | None:
-        """Return a cache with a beginning of a prompt, which the caller owns, or ``None``.
+    def find(self, tokens: Sequence[int], known: int, most: int) -> list[PrefixFile]:
+        """Return the files with beginnings of a prompt that are worth reading, longest first.
 
         Args:
             tokens: The prompt.
             known: How many of its tokens need no file.
+            most: Longest prefix wanted, in tokens.
         """
         self._refresh()
-        lengths = sorted(n for n in self._known if known + MIN_TOKENS <= n <= len(tokens))
-        there = [item for item in _digests(tokens, lengths) if item[1] in self._known[item[0]]]
-        for length, digest in reversed(there):
-            path = self._path(length, digest)
+        most = min(most, len(tokens))
+        lengths = sorted(n for n in self._known if known + MIN_TOKENS <= n <= most)
+        found = [
+            PrefixFile(self._path(length, digest), length)
+            for length, digest in _digests(tokens, lengths)
+            if digest in self._known[length]
+        ]
+        return [file for file in reversed(found) if file.path not in self._bad]
+
+    def load(self, tokens: Sequence[int], files: Sequence[PrefixFile]) -> KVCache | None:
+        """Return a cache from the first file that can be used, which the caller owns, or ``None``.
+
+        May run on any one thread while the model computes.
+
+        Args:
+            tokens: The prompt.
+            files: What :meth:`find` returned.
+        """
+        for file in files:
             try:
-                cache = self._model.load_kv_cache(path)
-                if cache.tokens == list(tokens[:length]):
-                    self._touch(path)
+                cache = self._model.load_kv_cache(file.path)
+                if cache.tokens == list(tokens[: file.length]):
+                    self._touch(file.path)
                     self.loads += 1
                     return cache
                 cache.close()
@@ -130,10 +161,11 @@ class PrefixStore:
             except Qwen3Error as error:
                 problem = error.message
             # Unless another process has just dropped it.
-            self._known[length].discard(digest)
-            if path.exists():
-                _LOG.warning("%s: not used and removed: %s", path, problem)
-                self._remove(path)
+            if file.path.exists():
+                _LOG.warning("%s: not used and removed: %s", file.path, problem)
+                # Where it cannot be removed, it is not tried again.
+                self._bad.add(file.path)
+                self._remove(file.path)
         return None
 
     def _touch(self, path: Path) -> None:

@@ -207,7 +207,8 @@ def _interrupt_cancels(progress: LoadProgress) -> Iterator[None]:
 class NativeModel:
     """A model inside the library.
 
-    All methods may be called from any thread; calls take turns, except :meth:`cancel`.
+    All methods may be called from any thread; calls take turns, except :meth:`cancel` and what
+    reads and writes files.
     """
 
     def __init__(
@@ -230,6 +231,7 @@ class NativeModel:
         self._lock = threading.RLock()
         self._cancel_lock = threading.Lock()
         self._save_lock = threading.Lock()
+        self._load_lock = threading.Lock()
         self.bin: deque[int] = deque()
         self._handle: int | None = None
         callback = ProgressCallback(progress)
@@ -273,7 +275,7 @@ class NativeModel:
 
     def close(self) -> None:
         """Free the model and all its caches, after a running step ends. Safe to call twice."""
-        with self._save_lock, self._lock, self._cancel_lock:
+        with self._save_lock, self._load_lock, self._lock, self._cancel_lock:
             if self._handle is not None:
                 self._handle = None
                 self._finalizer()
@@ -353,6 +355,8 @@ class NativeModel:
     def load_kv_cache(self, path: str | os.PathLike[str]) -> KVCache:
         """Return a new cache with what :meth:`KVCache.save` wrote, its ``tokens`` included.
 
+        Steps of other threads go on meanwhile.
+
         Raises:
             ValueError: It was saved by a model with other weights, dtypes or settings (the message
                 names the difference), or does not fit the context.
@@ -361,11 +365,13 @@ class NativeModel:
             Qwen3Error: The file is damaged or cannot be read.
         """
         tokens, length = (c_uint32 * self._meta.dctx)(), c_uint32()
-        with self._lock:
+        with self._load_lock:  # close() waits for it
+            with self._lock:
+                model = self._use()
             handle = check_handle(
                 self._lib,
                 self._lib.qwen3LoadKVCache(
-                    self._use(), os.fsencode(path), tokens, self._meta.dctx, byref(length)
+                    model, os.fsencode(path), tokens, self._meta.dctx, byref(length)
                 ),
             )
             return KVCache(self, handle, tokens[: length.value])

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from server.jobs import EngineClosedError, EngineConfig, Job, QueueFullError
 
+# How often jobs that only wait for files are looked at, for those whose time is over.
+_LOOK_SECONDS = 0.05
+
 
 class JobQueue:
     """A bounded queue that counts jobs until they are told of their end, and closes in steps.
@@ -23,6 +26,7 @@ class JobQueue:
         self._waiting: deque[Job] = deque()
         self._outstanding = 0
         self._telling = False
+        self._woken = False
         self._draining = self._closing = False
 
     def __len__(self) -> int:
@@ -76,11 +80,22 @@ class JobQueue:
             )
 
     def wait_for_work(self, busy: bool) -> bool:
-        """Wait for a job, unless busy; return ``False`` once the queue is closed."""
+        """Wait for something to do, unless busy; return ``False`` once the queue is closed."""
         with self._changed:
-            while not (busy or self._waiting or self._closing):
-                self._changed.wait()
+            while not (busy or self._woken or self._closing):
+                if any(job.startable for job in self._waiting):
+                    break
+                self._changed.wait(_LOOK_SECONDS if self._waiting else None)
+                # One of them may have been cancelled, or be late.
+                busy = bool(self._waiting)
+            self._woken = False
             return not self._closing
+
+    def wake(self) -> None:
+        """Have :meth:`wait_for_work` return."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     def snapshot(self) -> list[Job]:
         """Return the jobs that wait, in order."""
@@ -88,10 +103,9 @@ class JobQueue:
             return list(self._waiting)
 
     def take(self) -> Job | None:
-        """Remove and return the first job that need not wait for another one's prefix."""
+        """Remove and return the first job that may start."""
         with self._changed:
-            ready = (job for job in self._waiting if job.leader is None or job.leader.prefilled)
-            job = next(ready, None)
+            job = next((job for job in self._waiting if job.startable), None)
             if job is not None:
                 self._waiting.remove(job)
             return job

@@ -6,10 +6,11 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from ctypes import POINTER, c_uint32
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -196,6 +197,8 @@ class Job:
         shared: How many tokens of it.
         cancelled: Whether somebody asked to end it.
         prefilled: Whether the prompt is computed.
+        looked_up: Whether files were looked for that hold its beginning.
+        load: Done when the file that it waits for has been read.
         created: When it was made, in ``time.monotonic()`` seconds.
         started: When it left the queue.
         first: When its first token came.
@@ -214,11 +217,19 @@ class Job:
     shared: int = 0
     cancelled: bool = False
     prefilled: bool = False
+    looked_up: bool = False
+    load: Future[Any] | None = None
     created: float = field(default_factory=time.monotonic)
     started: float | None = None
     first: float | None = None
     last: float | None = None
     arrival: int = field(default_factory=lambda: next(_ARRIVALS))
+
+    @property
+    def startable(self) -> bool:
+        """Whether nothing has to come first: another job's prefix, or one from a file."""
+        led = self.leader is None or self.leader.prefilled
+        return led and (self.load is None or self.load.done())
 
     @property
     def scoring(self) -> bool:

@@ -34,6 +34,7 @@ from server.jobs import (
     Update,
 )
 from server.pace import Pace
+from server.prefix_loads import PrefixLoads
 from server.scoring import score_prompt
 from server.wakeups import Wakeups
 
@@ -74,6 +75,7 @@ class Engine:
         store = PrefixStore(self._native, folder, limit) if folder is not None else None
         self._prefix = PrefixCache(self._native, capacity, store)
         self._queue = JobQueue(self.config)
+        self._loads = PrefixLoads(self._prefix, self._queue.wake)
         # All that follows is the engine thread's alone.
         self._active: list[Job] = []
         self._drafter = BatchDrafter()
@@ -146,6 +148,7 @@ class Engine:
         for job in [*self._active, *self._queue.snapshot()]:
             self._fail(job, EngineClosedError("the engine was closed"))
         self.wakeups.flush()
+        self._loads.close()
         self._prefix.clear()
         self._publish()
 
@@ -178,8 +181,13 @@ class Engine:
     def _admit(self) -> None:
         while len(self._active) < self._batch_limit:
             job = self._queue.take()
+            # After that, so that what the job waited for is remembered.
+            self._loads.collect()
             if job is None:
                 return
+            if self._loads.begin(job):
+                self._queue.put_back(job)
+                continue
             self._active.append(job)
             try:
                 self._start(job)
@@ -191,7 +199,7 @@ class Engine:
         sequence = job.sequence
         first = job.started is None
         if not job.scoring:
-            again = job.leader is not None or not first
+            again = job.leader is not None or job.load is not None or not first
             sequence.cache, job.origin = self._prefix.match(sequence.all_tokens, again)
         cached = sequence.result.reused_tokens
         sequence.start(self._native)
@@ -270,7 +278,8 @@ class Engine:
 
     def _make_room(self, error: Exception) -> None:
         """Free KV memory: a remembered prefix, else the youngest request's, to be redone later."""
-        if self._prefix.evict():
+        # A file that is being read takes memory before it is remembered.
+        if self._prefix.evict() or self._loads.settle():
             return
         youngest = max(self._active, key=lambda job: job.arrival)
         if len(self._active) == 1:

@@ -424,7 +424,8 @@ QWEN3_API int32_t qwen3SaveKVCache(const struct Qwen3Model *model, const struct 
 /*
  * Returns a new cache with what qwen3SaveKVCache wrote, and writes the token ids to tokens [capacity] and their number
  * to *seq_len. What is computed after it is bit for bit as if the tokens had been computed here. Every byte that is
- * used is covered by a checksum (against accidents, not against forgers). It takes KV memory of its own.
+ * used is covered by a checksum (against accidents, not against forgers). It takes KV memory of its own. Other calls on
+ * the model go on while the file is read, but not destroyQwen3Model.
  * Returns NULL and writes nothing on an error: NULL_POINTER; IO_ERROR (the file cannot be opened, or is truncated,
  * changed, or no such file); CACHE_MISMATCH (saved with other weights, weight or KV dtypes, sizes, rotary settings,
  * ndev or version; the message names the first difference; a borrowed embedding is not compared); BAD_PARAM (capacity
