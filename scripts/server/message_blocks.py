@@ -27,6 +27,8 @@ def _input(call: dict[str, Any]) -> dict[str, Any]:
     text = call["function"]["arguments"]
     try:
         value = json.loads(text)
+        # Nor is everything that Python reads JSON: NaN, numbers without end, half characters.
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"INVALID_JSON": text}

@@ -9,7 +9,10 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
+import server.chat
 from anthropic.types import Message
+from server.output import OutputParser
+from server.tool_calls import Part
 from serving import CAPITAL, NO_THINK, STORY, WEATHER, WEATHER_TOOL, LiveServer
 
 MODEL = "qwen3-tiny"
@@ -126,6 +129,55 @@ def test_input_that_is_cut_off(claude: anthropic.Anthropic) -> None:
     assert message.stop_reason == "max_tokens" and use.type == "tool_use"
     text = use.input["INVALID_JSON"]
     assert isinstance(text, str) and text.startswith('{"city"')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "streamed"),
+    [
+        ('{"city": "Par', {}),
+        ('{"city": "Paris" "x"}', {"city": "Paris"}),
+        ("{'city': 'Rome'}", "key must be a string"),
+        ('{"city": "Rome", }', "trailing comma"),
+        ('{"city": "\\q"}', "invalid escape"),
+        ('{"city": "\\ud83d"}', "end of hex escape"),
+        ('{"degrees": 1e999}', {"degrees": float("inf")}),
+        ("somewhere", "expected"),
+    ],
+)
+def test_input_that_is_no_json(
+    claude: anthropic.Anthropic, monkeypatch: pytest.MonkeyPatch, arguments: str, streamed: Any
+) -> None:
+    """Whole: as it is, in an object. Streamed: the client says what was wrong, or takes a part."""
+    written = f'<tool_call>\n{{"name": "get_weather", "arguments": {arguments}}}\n</tool_call>'
+    push = OutputParser.push
+
+    class Writing(OutputParser):
+        """Reads what the model never would have written, whatever it writes."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.rest = [written[i : i + 7] for i in range(0, len(written), 7)]
+
+        def push(self, text: str) -> list[Part]:
+            return push(self, self.rest.pop(0) if self.rest else "")
+
+    monkeypatch.setattr(server.chat, "OutputParser", Writing)
+    extra = {**GREEDY, "ignore_eos": True}
+    options: Any = {"model": MODEL, "max_tokens": 60, "messages": WEATHER, "tools": [TOOL]}
+    (use,) = claude.messages.create(extra_body=extra, **options).content
+    assert use.type == "tool_use" and list(use.input) == ["INVALID_JSON"]
+    assert str(use.input["INVALID_JSON"]).startswith(arguments)
+    with claude.messages.stream(extra_body=extra, **options) as stream:
+        if isinstance(streamed, str):
+            with pytest.raises(ValueError, match=f"Unable to parse tool parameter.*{streamed}"):
+                stream.get_final_message()
+        else:
+            (use,) = stream.get_final_message().content
+            assert use.type == "tool_use" and use.input == streamed
+    events = claude.messages.create(stream=True, extra_body=extra, **options)
+    deltas = [event.delta for event in events if event.type == "content_block_delta"]
+    text = "".join(delta.partial_json for delta in deltas if delta.type == "input_json_delta")
+    assert text.startswith(arguments)
 
 
 def test_tool_choice(claude: anthropic.Anthropic) -> None:
