@@ -15,6 +15,8 @@ _FIRST_STEP = 128
 # What the token of an answer costs, in tokens of prompts: it also needs the head, and reads keys
 # and values that no other row of the step shares.
 _DECODE_COST = 2
+# How much longer a step may be that thereby ends the only prompt: a short step more costs as much.
+_STRETCH = 1.25
 # With so many requests in progress, steps may be as long as they ever get.
 _CROWD = 16
 
@@ -42,6 +44,8 @@ class Pace:
         seconds = self._config.step_seconds
         seconds *= (1 + min(1.0, len(active) / _CROWD)) / 2 if decoding else 2
         prefill = int(self._speed * seconds) - _DECODE_COST * decoding
+        if len(active) == 1 and prefill < active[0].remaining <= prefill * _STRETCH:
+            prefill = active[0].remaining
         return min(most, decoding + max(prefill, _MIN_PREFILL))
 
     def record(self, parts: int, tokens: int, seconds: float) -> None:

@@ -240,6 +240,8 @@ def test_speed_limits_prompt_parts(llm: LLM) -> None:
 
     answer, prompt = sequence(1), sequence(9)
     assert pace.budget([prompt]) == 160
+    assert [pace.budget([sequence(count)]) for count in (200, 201)] == [200, 160]
+    assert pace.budget([sequence(200), prompt]) == 160
     # The token of an answer costs as much as two of prompts.
     assert pace.budget([answer] * 4) == 50 - 4
     assert pace.budget([answer, prompt] * 8) == 80 - 8
