@@ -30,6 +30,7 @@ import numpy as np
 from libinfinicore_infer import DataType, DeviceType, Qwen3ModelOptions, Qwen3Weights
 from numpy.typing import NDArray
 from qwen3_config import Qwen3MetaFromConfig
+from qwen3_load import LoadProgress
 from qwen3_runtime import KVCache, NativeModel, StepRequest, sampling_struct
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,18 +72,6 @@ def official_config(name: str) -> dict[str, Any]:
         "use_sliding_window": False,
         "vocab_size": VOCABULARY,
     }
-
-
-class _Progress:
-    """The loader's callback, with nothing to show."""
-
-    cancelled = False
-
-    def __call__(self, user_data: int | None, done: int, total: int) -> int:
-        return 0
-
-    def finish(self) -> None:
-        """Do nothing."""
 
 
 class RandomWeights(Qwen3Weights):
@@ -197,7 +186,8 @@ class Bench:
         weights = RandomWeights(self.meta, self.source_dtype)
         device = DeviceType.parse(args.device)
         start = time.perf_counter()
-        self.model = NativeModel(self.meta, weights, options, device, [0], _Progress())  # type: ignore[arg-type]
+        progress = LoadProgress()
+        self.model = NativeModel(self.meta, weights, options, device, [0], progress)  # type: ignore[arg-type]
         self.load_seconds = time.perf_counter() - start
         self.threads = self.model.stats()["nthreads"]
         self.rng = np.random.default_rng(1)

@@ -186,6 +186,7 @@ class StructKind(enum.IntEnum):
     SAMPLING_PARAMS = 3
     SAMPLE_RESULT = 4
     STATS = 5
+    LOAD_STATE = 6
 
 
 class Qwen3Meta(ctypes.Structure):
@@ -280,6 +281,19 @@ class Qwen3ModelOptions(ctypes.Structure):
         super().__init__(struct_size=ctypes.sizeof(Qwen3ModelOptions), **fields)
 
 
+class Qwen3LoadState(ctypes.Structure):
+    """What ``qwen3LoadProgress`` shares with other threads while a model is created."""
+
+    _fields_: ClassVar[Any] = [
+        ("cancel", c_int32),
+        ("nmappings", c_uint32),
+        ("mappings", POINTER(c_void_p)),
+        ("mapping_bytes", POINTER(c_size_t)),
+        ("done", c_uint64),
+        ("total", c_uint64),
+    ]
+
+
 class Qwen3SamplingParams(ctypes.Structure):
     """How one request's next token is chosen."""
 
@@ -346,6 +360,7 @@ STRUCTS: dict[StructKind, type[ctypes.Structure]] = {
     StructKind.SAMPLING_PARAMS: Qwen3SamplingParams,
     StructKind.SAMPLE_RESULT: Qwen3SampleResult,
     StructKind.STATS: Qwen3Stats,
+    StructKind.LOAD_STATE: Qwen3LoadState,
 }
 
 _BATCH_ARGS = [
@@ -363,6 +378,7 @@ _CREATE_ARGS = [POINTER(Qwen3Meta), POINTER(Qwen3Weights), c_int32, c_int32, POI
 PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "createQwen3Model": (c_void_p, _CREATE_ARGS),
     "createQwen3ModelEx": (c_void_p, [*_CREATE_ARGS, POINTER(Qwen3ModelOptions)]),
+    "qwen3LoadProgress": (c_int, [c_void_p, c_uint64, c_uint64]),
     "destroyQwen3Model": (None, [c_void_p]),
     "qwen3SaveWeights": (c_int32, [c_void_p, c_char_p, c_char_p]),
     "createKVCache": (c_void_p, [c_void_p]),

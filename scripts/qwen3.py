@@ -37,11 +37,12 @@ from qwen3_generate import (
     TokenLogprobs,
     run_sequences,
 )
+from qwen3_load import LoadProgress
 from qwen3_runtime import KVCache, NativeModel, StepRequest, token_array
 from qwen3_sampling import SamplingParams, check_whole
 from qwen3_score import PerplexityResult
 from qwen3_score import perplexity as score_perplexity
-from qwen3_weights import LoadProgress, Qwen3WeightsImpl, Qwen3WeightsNaming
+from qwen3_weights import Qwen3WeightsImpl, Qwen3WeightsNaming
 from safetensors_io import Checkpoint
 from tokenizer import Message, Qwen3Tokenizer, TokenizerError
 from weight_cache import CheckpointCache
@@ -150,8 +151,7 @@ class Qwen3ForCausalLM:
         # Activations are never packed: there the checkpoint's type stays.
         activations = None if weight_dtype.packed else weight_dtype
         self.meta = Qwen3MetaFromConfig(folder, activations, max_tokens)
-        has_tokenizer = (folder / "tokenizer.json").is_file()
-        self._tokenizer = Qwen3Tokenizer(folder) if has_tokenizer else None
+        self._tokenizer: Qwen3Tokenizer | None = None
         self._seed = seed
         self.path = folder
         options = Qwen3ModelOptions(
@@ -178,7 +178,9 @@ class Qwen3ForCausalLM:
         try:
             weights = Qwen3WeightsImpl(self.meta, self._checkpoint)
             reporter = LoadProgress(self._checkpoint, sys.stderr if progress else None)
-            self.native = NativeModel(self.meta, weights, options, self.device, ids, reporter)
+            self.native = NativeModel(
+                self.meta, weights, options, self.device, ids, reporter, self._load_tokenizer
+            )
         except BaseException:
             self._checkpoint.close()
             raise
@@ -186,6 +188,10 @@ class Qwen3ForCausalLM:
             self._checkpoint.close()
         if self._weight_cache is not None:
             self._weight_cache.after_load(self.native)
+
+    def _load_tokenizer(self) -> None:
+        if (self.path / "tokenizer.json").is_file():
+            self._tokenizer = Qwen3Tokenizer(self.path)
 
     # ------------------------------------------------------------------ lifetime and information
 

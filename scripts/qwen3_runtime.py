@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, byref, c_float, c_int32, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 from libinfinicore_infer import (
     DeviceType,
-    ProgressCallback,
     Qwen3ModelOptions,
     Qwen3SampleResult,
     Qwen3SamplingParams,
@@ -33,7 +30,8 @@ from libinfinicore_infer import (
 )
 from numpy.typing import NDArray
 from qwen3_config import Qwen3MetaFromConfig
-from qwen3_weights import LoadProgress, Qwen3WeightsImpl
+from qwen3_load import LoadProgress, run_beside
+from qwen3_weights import Qwen3WeightsImpl
 
 
 def token_array(tokens: Sequence[int] | NDArray[Any], dvoc: int) -> NDArray[np.uint32]:
@@ -174,36 +172,6 @@ class StepResult:
     accepted: int = 0
 
 
-@contextmanager
-def _interrupt_cancels(progress: LoadProgress) -> Iterator[None]:
-    """Let Ctrl-C cancel the loading.
-
-    Python raises KeyboardInterrupt inside the callback, where ctypes would print and drop it. So a
-    handler only sets a flag, and the exception is raised once the library has returned.
-    """
-    current = signal.getsignal(signal.SIGINT)
-    main = threading.current_thread() is threading.main_thread()
-    if not main or current is not signal.default_int_handler:
-        yield
-        return
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        progress.cancelled = True
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    except Exception:
-        if progress.cancelled:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        signal.signal(signal.SIGINT, current)
-    # Pressed too late to cancel: the caller still asked to stop.
-    if progress.cancelled:
-        raise KeyboardInterrupt
-
-
 class NativeModel:
     """A model inside the library.
 
@@ -219,11 +187,23 @@ class NativeModel:
         device: DeviceType,
         dev_ids: Sequence[int],
         progress: LoadProgress,
+        meanwhile: Callable[[], object] | None = None,
     ) -> None:
         """Create the model; takes as long as packing the weights takes.
 
+        Args:
+            meta: The model's configuration.
+            weights: Where its tensors are.
+            options: Settings; ``progress`` is set here.
+            device: The kind of device.
+            dev_ids: Which ones.
+            progress: Draws a bar and knows the mappings to release.
+            meanwhile: Called on this thread while the library packs the weights on another.
+
         Raises:
             Qwen3Error: Or a subclass: the library refused; the message says why.
+            Exception: What ``meanwhile`` raised, whatever the library says; nothing is left
+                allocated.
             KeyboardInterrupt: Ctrl-C was pressed meanwhile; nothing is left allocated.
         """
         self._lib = load_library()
@@ -234,29 +214,33 @@ class NativeModel:
         self._load_lock = threading.Lock()
         self.bin: deque[int] = deque()
         self._handle: int | None = None
-        callback = ProgressCallback(progress)
-        options.progress = callback
+        progress.attach(self._lib, options)
         ids = (c_int32 * len(dev_ids))(*dev_ids)
+
+        handles: list[int] = []
+
+        def create() -> None:
+            handle = check_handle(
+                self._lib,
+                self._lib.createQwen3ModelEx(
+                    byref(meta), byref(weights), device, len(dev_ids), ids, byref(options)
+                ),
+            )
+            self._finalizer = weakref.finalize(self, self._lib.destroyQwen3Model, handle)
+            # Not at exit: a daemon thread may be inside a call then, and the system frees all.
+            self._finalizer.atexit = False
+            handles.append(handle)
+
         try:
-            with _interrupt_cancels(progress):
-                handle = check_handle(
-                    self._lib,
-                    self._lib.createQwen3ModelEx(
-                        byref(meta), byref(weights), device, len(dev_ids), ids, byref(options)
-                    ),
-                )
-                self._finalizer = weakref.finalize(self, self._lib.destroyQwen3Model, handle)
-                # Not at exit: a daemon thread may be inside a call then, and the system frees all.
-                self._finalizer.atexit = False
+            run_beside(create, progress, meanwhile)
         except BaseException:
-            # An interrupt that came after the model was made must not leak it.
-            finalizer = getattr(self, "_finalizer", None)
-            if finalizer is not None:
-                finalizer()
+            # What failed may be something else than the creation, which is over by now.
+            if handles:
+                self._finalizer()
             raise
         finally:
             progress.finish()
-        self._handle = handle
+        self._handle = handles[0]
         # Borrowed weights stay mapped for the model's life.
         self._weights = weights if options.borrow_weights else None
 

@@ -7,14 +7,11 @@ library packs the weights for its kernels while it creates the model.
 from __future__ import annotations
 
 import ctypes
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TextIO
 
 from libinfinicore_infer import DataType, Qwen3Meta, Qwen3Weights
 from qwen3_config import Qwen3MetaFromConfig
-from safetensors_io import Checkpoint, Tensor
+from safetensors_io import Tensor
 
 _DTYPES = {"F16": DataType.F16, "F32": DataType.F32, "BF16": DataType.BF16}
 
@@ -291,56 +288,3 @@ class Qwen3WeightsImpl(Qwen3Weights):
         if problems:
             raise WeightsError(f"weights do not fit {meta.source}: " + "; ".join(problems))
         return result[0], result[1]
-
-
-class LoadProgress:
-    """What happens after each layer is packed: release file pages, draw a bar, hear Ctrl-C.
-
-    Releasing the pages keeps the peak of resident memory at the packed weights plus one layer,
-    instead of packed weights plus the whole file.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, stream: TextIO | None = None) -> None:
-        """Start.
-
-        Args:
-            checkpoint: The files whose pages to release.
-            stream: Where to draw a bar, if that is a terminal; ``None``: no bar.
-        """
-        self._checkpoint = checkpoint
-        self._stream = stream if stream is not None and stream.isatty() else None
-        self._drawn_at = 0.0
-        self.cancelled = False
-
-    def __call__(self, user_data: int | None, done: int, total: int) -> int:
-        """Handle one report of the library, in bytes; return 1 to cancel."""
-        try:
-            self._checkpoint.release_pages()
-            self._draw(done, total)
-        except (OSError, ValueError):
-            # A closed terminal must not stop the loading, nor may an exception enter C.
-            self._stream = None
-        return int(self.cancelled)
-
-    def _draw(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if self._stream is None or (done < total and now - self._drawn_at < 0.1):
-            return
-        self._drawn_at = now
-        share = done / total if total else 1.0
-        bar = "#" * int(share * 30)
-        self._stream.write(f"\rloading [{bar:<30}] {share:4.0%} of {total / 1e9:.2f} GB")
-        if done >= total:
-            self._stream.write("\r\x1b[K")
-        self._stream.flush()
-
-    def finish(self) -> None:
-        """Clear a bar that an error left half drawn."""
-        if self._stream is not None and self._drawn_at:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-
-
-def default_progress_stream() -> TextIO:
-    """Return the stream for progress bars."""
-    return sys.stderr

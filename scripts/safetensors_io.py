@@ -249,12 +249,9 @@ class SafetensorsFile(_Tensors):
         facts = self._facts
         return [str(self.path.resolve()), facts.st_size, facts.st_mtime_ns, self._header_hash]
 
-    def release_pages(self) -> None:
-        """Let the system take back the pages read so far; reading again brings them back."""
-        # Not on every platform; only a saving, so its absence is no error.
-        advice = getattr(mmap, "MADV_DONTNEED", None)
-        if advice is not None and not self._map.closed:
-            self._map.madvise(advice)
+    def mapping(self) -> tuple[int, int]:
+        """Return address and size of the mapped file; valid while it is open."""
+        return int(np.frombuffer(self._map, np.uint8, 1).ctypes.data), len(self._map)
 
     def close(self) -> None:
         """Unmap the file. Views that are still referenced keep the mapping alive until they go."""
@@ -336,11 +333,6 @@ class Checkpoint(_Tensors):
                     f"{file.path}: tensor {extra[0]!r} is not in {index_path.name} "
                     f"({len(extra)} such tensors)"
                 )
-
-    def release_pages(self) -> None:
-        """Let the system take back the pages of all files read so far."""
-        for file in self.files:
-            file.release_pages()
 
     def close(self) -> None:
         """Unmap all files."""

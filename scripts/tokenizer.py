@@ -12,8 +12,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders
-
 Message = Mapping[str, Any]
 
 # Private-use characters that stand around control tokens in text that must not have any.
@@ -50,6 +48,9 @@ class Qwen3Tokenizer:
             FileNotFoundError: There is no tokenizer.json.
             TokenizerError: A file is damaged, or the tokenizer is not byte-level BPE.
         """
+        # Imported here, so that it loads while weights are being packed.
+        from tokenizers import Tokenizer, decoders
+
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(f"{folder}: no tokenizer.json in this folder")

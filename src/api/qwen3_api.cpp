@@ -256,6 +256,8 @@ size_t qwen3StructSize(int32_t kind) {
         return sizeof(Qwen3SampleResult);
     case QWEN3_STRUCT_STATS:
         return sizeof(Qwen3Stats);
+    case QWEN3_STRUCT_LOAD_STATE:
+        return sizeof(Qwen3LoadState);
     default:
         return 0;
     }

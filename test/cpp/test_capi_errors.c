@@ -418,6 +418,22 @@ static void testCreateOptions(const Setup *base) {
     CHECK(model != NULL);
     CHECK(progress.calls >= (int)base->meta.nlayer && progress.ordered && progress.done == progress.total);
     destroyQwen3Model(model);
+
+    Qwen3LoadState state = {0, 0, NULL, NULL, 0, 0};
+    s.options.progress = qwen3LoadProgress;
+    s.options.progress_user_data = &state;
+    model = createFrom(&s);
+    CHECK(model != NULL);
+    CHECK(state.done == progress.total && state.total == progress.total);
+    destroyQwen3Model(model);
+    s.options.progress_user_data = NULL;
+    model = createFrom(&s);
+    CHECK(model != NULL);
+    destroyQwen3Model(model);
+    state.cancel = 1;
+    CREATE_FAILS(s.options.progress = qwen3LoadProgress;
+                 s.options.progress_user_data = &state, STATUS(CANCELLED), "progress");
+    CHECK(state.done > 0 && state.done < state.total);
 }
 
 static void testBadWeights(const Setup *base) {
@@ -889,11 +905,12 @@ static void testInformation(Bench *b) {
     CHECK(stats.nthreads == 2 && stats.ncaches == 2 && stats.kv_used_bytes == stats.kv_block_bytes);
 
     const size_t sizes[] = {sizeof(Qwen3Meta),           sizeof(Qwen3Weights),      sizeof(Qwen3ModelOptions),
-                            sizeof(Qwen3SamplingParams), sizeof(Qwen3SampleResult), sizeof(Qwen3Stats)};
-    for (int32_t kind = 0; kind < 6; ++kind) {
+                            sizeof(Qwen3SamplingParams), sizeof(Qwen3SampleResult), sizeof(Qwen3Stats),
+                            sizeof(Qwen3LoadState)};
+    for (int32_t kind = 0; kind < 7; ++kind) {
         CHECK(qwen3StructSize(kind) == sizes[kind]);
     }
-    CHECK(qwen3StructSize(6) == 0 && qwen3StructSize(-1) == 0);
+    CHECK(qwen3StructSize(7) == 0 && qwen3StructSize(-1) == 0);
     CHECK(strcmp(qwen3Version(), QWEN3_VERSION_STRING) == 0);
     CHECK(qwen3AbiVersion() == QWEN3_ABI_VERSION);
     CHECK(strcmp(qwen3StatusName(QWEN3_STATUS_BAD_WEIGHTS), "QWEN3_STATUS_BAD_WEIGHTS") == 0);

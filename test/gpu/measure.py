@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import SHAPES, Bench, RandomWeights, _Progress, official_config
+from bench import SHAPES, Bench, RandomWeights, official_config
 from doctor import device_counts
 from libinfinicore_infer import (
     Backend,
@@ -32,6 +32,7 @@ from libinfinicore_infer import (
 )
 from qwen3 import Qwen3ForCausalLM
 from qwen3_config import Qwen3MetaFromConfig
+from qwen3_load import LoadProgress
 from qwen3_runtime import NativeModel, StepRequest, sampling_struct
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 from transformers import AutoModelForCausalLM
@@ -131,8 +132,7 @@ class DeviceBench(Bench):
         self.machine = {"bandwidth_gbps": 1.0, "fma_gflops": 1.0}
         options = Qwen3ModelOptions(backend=Backend.INFINICORE)
         weights: Any = RandomWeights(self.meta, dtype)
-        progress: Any = _Progress()
-        self.model = NativeModel(self.meta, weights, options, device, dev_ids, progress)
+        self.model = NativeModel(self.meta, weights, options, device, dev_ids, LoadProgress())
         self.threads = self.model.stats()["nthreads"]
         self.rng = np.random.default_rng(1)
 

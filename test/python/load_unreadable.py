@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import weight_cache
 from libinfinicore_infer import DataType, DeviceType, Qwen3ModelOptions, Qwen3Weights
 from qwen3_config import Qwen3MetaFromConfig
+from qwen3_load import LoadProgress
 from qwen3_runtime import NativeModel, StepRequest
-from qwen3_weights import LoadProgress, Qwen3WeightsImpl
+from qwen3_weights import Qwen3WeightsImpl
 from safetensors_io import Checkpoint
 
 

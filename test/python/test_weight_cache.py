@@ -28,8 +28,8 @@ from libinfinicore_infer import (
 )
 from python.helpers import SCRIPTS, make_text_model
 from qwen3 import Qwen3ForCausalLM, Qwen3MetaFromConfig, Qwen3WeightsImpl
+from qwen3_load import LoadProgress
 from qwen3_runtime import NativeModel, StepRequest
-from qwen3_weights import LoadProgress
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 from safetensors_io import Checkpoint
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,13 +12,7 @@ import torch
 from libinfinicore_infer import DataType
 from python.helpers import edit_json
 from qwen3_config import Qwen3MetaFromConfig
-from qwen3_weights import (
-    LoadProgress,
-    Qwen3WeightsImpl,
-    Qwen3WeightsNaming,
-    WeightsError,
-    field_shapes,
-)
+from qwen3_weights import Qwen3WeightsImpl, Qwen3WeightsNaming, WeightsError, field_shapes
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 from safetensors.torch import load_file, save_file
 from safetensors_io import Checkpoint
@@ -160,21 +153,3 @@ def test_dtypes(tmp_path: Path) -> None:
 
     with pytest.raises(WeightsError, match=rf"matrices.*mixed.*F16: {Q0}\.weight"):
         build(change(norms_f32, mix))
-
-
-def test_progress_bar_only_on_terminals(tmp_path: Path) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    checkpoint = Checkpoint(make(tmp_path))
-    plain, terminal = io.StringIO(), Terminal()
-    for stream in (plain, terminal):
-        progress = LoadProgress(checkpoint, stream)
-        assert progress(None, 50, 100) == 0
-        assert progress(None, 100, 100) == 0
-        progress.cancelled = True
-        assert progress(None, 100, 100) == 1
-        progress.finish()
-    assert plain.getvalue() == ""
-    assert "50%" in terminal.getvalue() and terminal.getvalue().endswith("\r\x1b[K")

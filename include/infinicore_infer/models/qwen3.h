@@ -157,7 +157,8 @@ typedef enum {
     QWEN3_STRUCT_MODEL_OPTIONS = 2,
     QWEN3_STRUCT_SAMPLING_PARAMS = 3,
     QWEN3_STRUCT_SAMPLE_RESULT = 4,
-    QWEN3_STRUCT_STATS = 5
+    QWEN3_STRUCT_STATS = 5,
+    QWEN3_STRUCT_LOAD_STATE = 6
 } Qwen3StructKind;
 
 /* ------------------------------------------------------------------ model description (frozen layout) */
@@ -227,6 +228,19 @@ typedef struct {
  * called, no weight pointer passed so far is being read, so a loader may release clean file pages.
  */
 typedef int (*Qwen3ProgressCallback)(void *user_data, uint64_t done, uint64_t total);
+
+/*
+ * What qwen3LoadProgress shares with other threads. The caller owns it, zeroes it, and keeps it and what it points to
+ * until create returns.
+ */
+typedef struct {
+    int32_t cancel;              /* set it non-zero from any thread (an atomic or plain int store) to stop loading */
+    uint32_t nmappings;          /* number of elements of both arrays */
+    void *const *mappings;       /* [nmappings] page-aligned starts of read-only mappings of files; or NULL */
+    const size_t *mapping_bytes; /* [nmappings] their sizes; or NULL */
+    uint64_t done;               /* bytes of weights, as of the last report */
+    uint64_t total;              /* 0 before the first report */
+} Qwen3LoadState;
 
 /* Zero means "default" for every field. Fill with QWEN3_MODEL_OPTIONS_INIT, then set what you need. */
 typedef struct {
@@ -373,6 +387,15 @@ QWEN3_API struct Qwen3Model *createQwen3Model(const Qwen3Meta *meta, const Qwen3
 /* As createQwen3Model, with options (NULL: all defaults). */
 QWEN3_API struct Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwen3Weights *weights, int32_t device,
                                                 int32_t ndev, const int32_t *dev_ids, const Qwen3ModelOptions *options);
+
+/*
+ * A Qwen3ProgressCallback that runs no code of the caller's; pass it as Qwen3ModelOptions.progress and a Qwen3LoadState
+ * as progress_user_data (NULL: does nothing). For interpreters: a callback of their own would wait for a lock that
+ * another of their threads may hold for long. It gives the pages of the mappings back to the system, which keeps the
+ * peak of resident memory at the packed weights and one layer, and writes done and total. Mappings of anything but
+ * files would lose their content.
+ */
+QWEN3_API int qwen3LoadProgress(void *user_data, uint64_t done, uint64_t total);
 
 /* Frees a model and every cache of it that is still alive (their handles become invalid). NULL is a no-op; cannot
  * fail. Must not run while another thread is inside a call on this model. */
