@@ -5,6 +5,7 @@
 #include "ops/half.h"
 #include "runtime/error.h"
 #include "runtime/packed_file.h"
+#include "runtime/pages.h"
 
 namespace q3 {
 namespace {
@@ -183,6 +184,9 @@ private:
     // Backends check what they pack, but a table may be used where it is, row by row, so it is checked here.
     void checkTable(const char *name, const void *data) const {
         const size_t row_bytes = c_.d * dtypeSize(w_.dt_mat);
+        if (!isReadable(data, c_.dvoc * row_bytes)) {
+            failUnreadable(name);
+        }
         for (uint32_t row = 0; row < c_.dvoc; ++row) {
             const int64_t bad = findNonFinite(static_cast<const char *>(data) + row * row_bytes, c_.d, w_.dt_mat);
             if (bad >= 0) {

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import io
+import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from libinfinicore_infer import Qwen3ModelOptions, load_library
+from python.helpers import SCRIPTS
 from qwen3 import Qwen3ForCausalLM, TokenizerError
 from qwen3_load import LoadProgress, run_beside
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
@@ -129,3 +133,40 @@ def test_a_load_state_without_mappings_or_none_at_all() -> None:
     address = ctypes.addressof(progress.state)
     assert lib.qwen3LoadProgress(address, 1, 2) == 0
     assert (progress.state.done, progress.state.total) == (1, 2)
+
+
+TRUNCATED = """
+import sys
+from pathlib import Path
+from libinfinicore_infer import DeviceType, Qwen3Error, Qwen3ModelOptions
+from qwen3_config import Qwen3MetaFromConfig
+from qwen3_load import LoadProgress
+from qwen3_runtime import NativeModel
+from qwen3_weights import Qwen3WeightsImpl
+from safetensors_io import Checkpoint
+
+folder, size = Path(sys.argv[1]), int(sys.argv[2])
+meta, checkpoint = Qwen3MetaFromConfig(folder), Checkpoint(folder)
+weights = Qwen3WeightsImpl(meta, checkpoint)
+with checkpoint.files[0].path.open("r+b") as file:
+    file.truncate(size)
+options, cpu = Qwen3ModelOptions(nthreads=2), DeviceType.DEVICE_TYPE_CPU
+try:
+    NativeModel(meta, weights, options, cpu, [0], LoadProgress(checkpoint))
+except Qwen3Error as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_a_file_cut_short_while_it_is_loaded(tmp_path: Path, kept: int, tied: bool) -> None:
+    """In a process of its own, because what is not caught ends it with SIGBUS."""
+    spec = CheckpointSpec("cut", nlayer=3, dvoc=300, d=128, di=256, tied=tied, dtype="bf16")
+    folder = make_checkpoint(spec, tmp_path)
+    size = (folder / "model.safetensors").stat().st_size
+    command = [sys.executable, "-c", TRUNCATED, str(folder), str(size * kept // 4 // 4096 * 4096)]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"cannot be read: its file was cut short.*IO_ERROR", done.stdout)

@@ -10,6 +10,7 @@
 #include "ops/cpu/quant.h"
 #include "ops/half.h"
 #include "runtime/error.h"
+#include "runtime/pages.h"
 
 namespace q3::cpu {
 namespace {
@@ -175,6 +176,7 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype,
     const bool quantised = isQuantised(linear->type);
     const int32_t read_as = quantised ? QWEN3_DTYPE_F32 : linear->type == kBf12 ? QWEN3_DTYPE_BF16 : dtype;
     PanelReader reader(source, read_as, {linear->out, linear->interleaved});
+    reader.checkReadable();
     if (linear->type == kBf12) {
         packBf12(reader, *linear, pool);
     } else {
@@ -188,6 +190,9 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype,
 }
 
 std::unique_ptr<CpuVector> packFloats(const VectorSource &source) {
+    if (!isReadable(source.data, source.size * dtypeSize(source.dtype))) {
+        failUnreadable(describe(source.name, source.layer).c_str());
+    }
     auto vector = std::make_unique<CpuVector>();
     vector->size = source.size;
     vector->buffer = Buffer(source.size * sizeof(float));

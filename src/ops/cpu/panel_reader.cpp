@@ -6,6 +6,7 @@
 #include "ops/cpu/transpose.h"
 #include "ops/half.h"
 #include "runtime/error.h"
+#include "runtime/pages.h"
 
 namespace q3::cpu {
 namespace {
@@ -68,6 +69,16 @@ PanelReader::Rows PanelReader::rows(uint32_t panel) const {
         result.contiguous = result.contiguous && matrix.col_stride == 1;
     }
     return result;
+}
+
+void PanelReader::checkReadable() const {
+    const size_t size = dtypeSize(source_.dtype);
+    for (const HostMatrix &part : source_.parts) {
+        const size_t bytes = ((part.rows - 1) * part.row_stride + (part.cols - 1) * part.col_stride + 1) * size;
+        if (!isReadable(part.data, bytes) || (part.bias != nullptr && !isReadable(part.bias, part.rows * size))) {
+            failUnreadable(describe(source_.name, source_.layer).c_str());
+        }
+    }
 }
 
 // Elements as they are, from rows of any strides.

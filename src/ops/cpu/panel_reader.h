@@ -26,6 +26,10 @@ public:
     // dtype: what the elements become: F32, F16 or BF16. source must outlive the reader.
     PanelReader(const LinearSource &source, int32_t dtype, const PanelShape &shape);
 
+    // Throws IO_ERROR if a file that the source lies in has become too short, which would end the process at first
+    // read.
+    void checkReadable() const;
+
     // The 16 rows of a panel; those past the end of the layer read as zeros.
     struct Rows {
         const char *data[kPanelRows];
