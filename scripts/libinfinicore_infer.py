@@ -9,7 +9,6 @@ reading garbage.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import enum
 import os
 import platform
@@ -564,7 +563,12 @@ def load_library(path: str | os.PathLike[str] | None = None) -> ctypes.CDLL:
         raise Qwen3LibraryError(f"no such library: {chosen}{source}")
     if not chosen:
         candidates = library_candidates()
-        system = None if candidates else ctypes.util.find_library("infinicore_infer")
+        system = None
+        if not candidates:
+            # Imported where it is needed: it brings subprocess and more with it.
+            from ctypes import util
+
+            system = util.find_library("infinicore_infer")
         chosen = str(candidates[0]) if candidates else system or ""
     if not chosen:
         raise Qwen3LibraryError(
