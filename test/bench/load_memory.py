@@ -1,107 +1,118 @@
-"""Measures loading: time and peak resident memory against the size of the packed weights.
+"""Measures loading to the first token, and its peak of memory, against what the machine allows.
 
-    python test/bench/load_memory.py [--model 0.6b] [--dtype bf16 int8]
+    python test/bench/load_memory.py [--model 0.6b] [--dtype bf16 int8] [-r 3]
 
-Writes a random bf16 checkpoint of an official shape to a temporary folder, loads it in processes of
-their own, and prints one JSON object per load: for int8, int4 and bf12 a second one, which finds
-the packed weights on disk. The page cache is warm, since the files were just written.
+Writes a random bf16 checkpoint of an official shape, with a vocabulary of full size, to a temporary
+folder (or takes --folder), and loads it in processes of their own. For int8, int4 and bf12 it first
+loads once to pack (`cold`), then finds the packed weights on disk (`cached`). The page cache is
+warm, since the files were just written or read. Prints one JSON object per load and a table of
+medians:
+
+    load        Qwen3ForCausalLM(), tokenizer included
+    step        generate("hi", max_steps=1) after it
+    sum, aim    both together; 1.5 x bytes / B + 0.3 s, where bytes are those of the file read and B
+                is the memory bandwidth that bench_machine measures in this run
+    process     from the start of Python to the first token
+    peak        peak of resident memory without Python's own, over packed weights + scratch
+
+Needs `.venv/bin/xmake build bench_machine`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from bench import SHAPES, official_config  # noqa: E402
-from libinfinicore_infer import DataType  # noqa: E402
+from bench import SHAPES, measure_machine  # noqa: E402
+from libinfinicore_infer import DataType, WeightCache  # noqa: E402
+from random_model import write_folder  # noqa: E402
 
+# argv: model folder, scripts, dtype, cache folder, threads, when the parent started this process
 CHILD = """
 import json, resource, sys, time
-folder, scripts, dtype, cache = sys.argv[1:]
+folder, scripts, dtype, cache, threads, born = sys.argv[1:]
 sys.path.insert(0, scripts)
 from qwen3 import Qwen3ForCausalLM
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-start = time.perf_counter()
-model = Qwen3ForCausalLM(folder, dtype=dtype, cache_dir=cache, kv_limit_bytes=1 << 30)
-loaded = time.perf_counter() - start
-model.forward([1, 2, 3])
-first = time.perf_counter() - start
+start = time.monotonic()
+model = Qwen3ForCausalLM(
+    folder, dtype=dtype, cache_dir=cache, kv_limit_bytes=1 << 30, threads=int(threads)
+)
+loaded = time.monotonic()
+model.generate("hi", max_steps=1)
+first = time.monotonic()
 stats = model.stats()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"dtype": dtype, "load_seconds": loaded, "first_step_seconds": first,
+print(json.dumps({"dtype": dtype, "import_seconds": start - float(born),
+                  "load_seconds": loaded - start, "first_step_seconds": first - loaded,
+                  "process_seconds": first - float(born),
                   "python_bytes": before, "peak_bytes": peak, **stats}))
 model.close()
 """
 
 
-def write_checkpoint(folder: Path, name: str) -> None:
-    """Write config.json and a random model.safetensors in bf16."""
-    config = official_config(name)
-    hidden, layers, heads, kv_heads, inner, tied = SHAPES[name]
-    dim = config["head_dim"]
-    shapes = {"model.embed_tokens.weight": [config["vocab_size"], hidden]}
-    if not tied:
-        shapes["lm_head.weight"] = [config["vocab_size"], hidden]
-    for i in range(layers):
-        p = f"model.layers.{i}."
-        shapes |= {
-            p + "input_layernorm.weight": [hidden],
-            p + "post_attention_layernorm.weight": [hidden],
-            p + "self_attn.q_norm.weight": [dim],
-            p + "self_attn.k_norm.weight": [dim],
-            p + "self_attn.q_proj.weight": [heads * dim, hidden],
-            p + "self_attn.k_proj.weight": [kv_heads * dim, hidden],
-            p + "self_attn.v_proj.weight": [kv_heads * dim, hidden],
-            p + "self_attn.o_proj.weight": [hidden, heads * dim],
-            p + "mlp.gate_proj.weight": [inner, hidden],
-            p + "mlp.up_proj.weight": [inner, hidden],
-            p + "mlp.down_proj.weight": [hidden, inner],
-        }
-    shapes["model.norm.weight"] = [hidden]
-    header, offset = {}, 0
-    for key, shape in shapes.items():
-        size = 2 * int(np.prod(shape))
-        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    random = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
-    block = (random.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for start in range(0, offset, len(block)):
-            file.write(block[: offset - start])
-    (folder / "config.json").write_text(json.dumps(config))
+def load(folder: Path, cache: Path, dtype: str, threads: int, bandwidth: float) -> dict[str, Any]:
+    """Loads in a new process; bandwidth is in GB/s."""
+    command = [sys.executable, "-c", CHILD, str(folder), str(ROOT / "scripts"), dtype, str(cache)]
+    command += [str(threads), str(time.monotonic())]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result: dict[str, Any] = json.loads(output)
+    cached = result["weight_cache"] == WeightCache.LOADED
+    size = result["weight_bytes"] if cached else (folder / "model.safetensors").stat().st_size
+    result["file_bytes"] = size
+    result["aim_seconds"] = 1.5 * size / bandwidth / 1e9 + 0.3
+    result["sum_seconds"] = result["load_seconds"] + result["first_step_seconds"]
+    packed = result["weight_bytes"] + result["scratch_bytes"]
+    result["peak_over_packed"] = (result["peak_bytes"] - result["python_bytes"]) / packed
+    return result
+
+
+def row(name: str, results: list[dict[str, Any]]) -> str:
+    """A line of the table: medians."""
+    keys = ("load_seconds", "first_step_seconds", "sum_seconds", "aim_seconds", "process_seconds")
+    cells = [f"{statistics.median(result[key] for result in results):.2f}" for key in keys]
+    peak = max(result["peak_over_packed"] for result in results)
+    return f"| {name} | {results[0]['file_bytes'] / 1e9:.2f} | {' | '.join(cells)} | {peak:.2f} |"
 
 
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=SHAPES, default="0.6b")
+    parser.add_argument("--folder", type=Path, help="a model in one file, instead of a random one")
     parser.add_argument("--dtype", nargs="+", default=["bf16"], help="weight formats")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("-r", "--repeat", type=int, default=3, help="loads of each kind")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder), args.model)
+    bandwidth = measure_machine(args.threads)["bandwidth_gbps"]
+    lines = []
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = args.folder or scratch / "model"
+        if args.folder is None:
+            write_folder(folder, args.model)
         for dtype in args.dtype:
-            for _ in range(2 if DataType.parse(dtype).packed else 1):
-                command = [sys.executable, "-c", CHILD, folder, str(ROOT / "scripts"), dtype]
-                command.append(str(Path(folder) / "cache"))
-                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                result = json.loads(output)
-                packed = result["weight_bytes"] + result["scratch_bytes"]
-                result["peak_over_packed"] = (
-                    result["peak_bytes"] - result["python_bytes"]
-                ) / packed
-                print(json.dumps(result, indent=1))
+            kinds = [("cold", 1), ("cached", args.repeat)]
+            for kind, count in kinds if DataType.parse(dtype).packed else [("", args.repeat)]:
+                results = []
+                for _ in range(count):
+                    results.append(load(folder, scratch / "cache", dtype, args.threads, bandwidth))
+                    print(json.dumps({"kind": kind, **results[-1]}), flush=True)
+                lines.append(row(f"{dtype} {kind}".strip(), results))
+    print(f"\nB = {bandwidth:.1f} GB/s, {args.threads} threads; seconds\n")
+    print("| format | GB | load | step | sum | aim | process | peak |\n" + "|---" * 8 + "|")
+    print("\n".join(lines))
     return 0
 
 
