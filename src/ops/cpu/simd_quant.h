@@ -115,6 +115,7 @@ template <typename S, WeightType T, int R, int P>
 inline void multiplyGroup(const char *group, const QuantRows &x, const typename Steps<S, T>::template Rows<R> &rows,
                           int p, Products<S, R, P> &products) {
     using Step = Steps<S, T>;
+    fetchAhead<R>(group, panelOffset(T, kGroup));
     Q3_UNROLL
     for (int first = 0; first < S::kParts; first += Step::kAtOnce) {
         GroupDots<S, T, R> dots;
