@@ -85,7 +85,8 @@ public:
     // out[ntok, out] = in[ntok, in] W^T + bias
     virtual void linear(Activation out, Activation in, const Linear &weight) = 0;
     // qkv[ntok, (nh + 2 nkvh) dh]: RMSNorm over each q and k head, NeoX rope on q and k in place (k may be left
-    // stale), K and V appended to the plan's blocks.
+    // stale), K and V appended to the plan's blocks. attention() with the same qkv and layer is the next node, and may
+    // do any part of this.
     virtual void qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
                                  uint32_t layer) = 0;
     // out[ntok, nh dh] = causal GQA attention of q (in qkv) over the plan's blocks, scale 1 / sqrt(dh)

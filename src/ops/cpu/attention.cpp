@@ -13,6 +13,8 @@
 namespace q3::cpu {
 namespace {
 
+constexpr uint32_t kTokenGrain = 4;  // worth a fork
+
 inline void prefetch(const char *next, size_t bytes) {
     for (size_t line = 0; line < bytes; line += 64) {
         __builtin_prefetch(next + line);
@@ -21,8 +23,54 @@ inline void prefetch(const char *next, size_t bytes) {
 
 }  // namespace
 
+// Where every sequence has one work item per KV head, as in decode, attention's items begin with their own heads: the
+// caller alone would take 10 microseconds per row for all of them. Otherwise keys must be there before any item starts.
+void CpuOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
+                             uint32_t layer) {
+    head_norms_ = {static_cast<const CpuVector &>(q_norm).data(), static_cast<const CpuVector &>(k_norm).data(),
+                   epsilon};
+    const auto &sequences = plan_->sequences;
+    if (std::all_of(sequences.begin(), sequences.end(),
+                    [&](const Sequence &sequence) { return sequence.ntok <= tokensPerItem(); })) {
+        return;
+    }
+    for (const Sequence &sequence : sequences) {
+        pool_.parallelFor(sequence.ntok, kTokenGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
+            for (uint32_t head = 0; head < config_.nkvh; ++head) {
+                prepareHeads({&sequence, head, begin, end - begin}, qkv, layer);
+            }
+        });
+    }
+    head_norms_ = {};
+}
+
+// Norm and rope for the item's query heads and its key head, whose keys and values go into the cache.
+void CpuOps::prepareHeads(const Query &item, Activation qkv, uint32_t layer) const {
+    const ModelConfig &c = config_;
+    const uint32_t group = c.group();
+    for (uint32_t i = item.first; i < item.first + item.ntok; ++i) {
+        const uint32_t row = item.sequence->row + i;
+        float *heads = static_cast<float *>(qkv.data) + size_t{row} * qkv.width;
+        const auto head = [&](uint32_t index) { return heads + size_t{index} * c.dh; };
+        const float *cos = plan_->rope_cos + size_t{row} * (c.dh / 2);
+        const float *sin = plan_->rope_sin + size_t{row} * (c.dh / 2);
+        const auto turn = [&](float *x, const float *norm) {
+            kernels_.rmsnorm(x, x, norm, c.dh, head_norms_.epsilon);
+            kernels_.rope(x, cos, sin, c.dh / 2);
+        };
+        for (uint32_t q = 0; q < group; ++q) {
+            turn(head(item.kv_head * group + q), head_norms_.q);
+        }
+        float *k = head(c.nh + item.kv_head);  // k heads follow the q heads, and v heads them
+        turn(k, head_norms_.k);
+        const uint32_t pos = item.sequence->pos + i;
+        storeToken(kvTile(item.sequence->kv_blocks[pos / kBlockTokens], layer, item.kv_head), pos % kBlockTokens, k,
+                   head(c.nh + c.nkvh + item.kv_head));
+    }
+}
+
 void CpuOps::attention(Activation out, Activation qkv, uint32_t layer) {
-    const uint32_t tokens_per_item = query_rows_ / config_.group();
+    const uint32_t tokens_per_item = tokensPerItem();
     queries_.clear();
     for (const Sequence &sequence : plan_->sequences) {
         for (uint32_t first = 0; first < sequence.ntok; first += tokens_per_item) {
@@ -39,6 +87,9 @@ void CpuOps::attention(Activation out, Activation qkv, uint32_t layer) {
 }
 
 void CpuOps::attendItem(const Query &item, Activation out, Activation qkv, uint32_t layer, float *scratch) const {
+    if (head_norms_.q != nullptr) {
+        prepareHeads(item, qkv, layer);
+    }
     const uint32_t dh = config_.dh;
     const uint32_t group = config_.group();
     const uint32_t rows = item.ntok * group;

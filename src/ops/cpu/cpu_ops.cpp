@@ -216,36 +216,6 @@ void CpuOps::gatherRmsnorm(Activation out, Activation x, Activation delta, const
     });
 }
 
-void CpuOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
-                             uint32_t layer) {
-    const ModelConfig &c = config_;
-    for (const Sequence &sequence : plan_->sequences) {
-        pool_.parallelFor(sequence.ntok, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
-            for (uint32_t i = begin; i < end; ++i) {
-                const uint32_t row = sequence.row + i;
-                float *q = floats(qkv) + size_t{row} * qkv.width;
-                const float *cos = plan_->rope_cos + size_t{row} * (c.dh / 2);
-                const float *sin = plan_->rope_sin + size_t{row} * (c.dh / 2);
-                for (uint32_t h = 0; h < c.nh + c.nkvh; ++h) {  // k heads follow the q heads
-                    float *head = q + size_t{h} * c.dh;
-                    const Vector &norm = h < c.nh ? q_norm : k_norm;
-                    kernels_.rmsnorm(head, head, asVector(norm).data(), c.dh, epsilon);
-                    kernels_.rope(head, cos, sin, c.dh / 2);
-                }
-                const uint32_t pos = sequence.pos + i;
-                void *block = sequence.kv_blocks[pos / kBlockTokens];
-                const uint32_t slot = pos % kBlockTokens;
-                for (uint32_t h = 0; h < c.nkvh; ++h) {
-                    const KvTile tile = kvTile(block, layer, h);
-                    const float *k = q + size_t{c.nh + h} * c.dh;
-                    const float *v = q + size_t{c.nh + c.nkvh + h} * c.dh;
-                    storeToken(tile, slot, k, v);
-                }
-            }
-        });
-    }
-}
-
 void CpuOps::allReduceSum(Activation x) {
     if (reduce_ == nullptr) {
         return;

@@ -97,6 +97,8 @@ private:
         uint32_t first;  // first token, relative to the sequence's first row
         uint32_t ntok;
     };
+    uint32_t tokensPerItem() const { return query_rows_ / config_.group(); }
+    void prepareHeads(const Query &item, Activation qkv, uint32_t layer) const;
     // The tiles of one layer and KV head, by key counted from the first block.
     struct Tiles {
         const CpuOps &ops;
@@ -158,6 +160,11 @@ private:
     std::vector<Buffer> product_scratch_;    // per thread, see linearScratchFloats
     std::vector<Buffer> attention_scratch_;  // per thread, see attention.cpp
     std::vector<Query> queries_;
+    struct {
+        const float *q = nullptr;  // null: qkNormRopeStore has done all of it itself
+        const float *k = nullptr;
+        float epsilon = 0.0F;
+    } head_norms_;  // what attention's items begin with
 };
 
 }  // namespace q3::cpu
