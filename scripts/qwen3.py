@@ -38,7 +38,7 @@ from qwen3_generate import (
     run_sequences,
 )
 from qwen3_load import LoadProgress
-from qwen3_runtime import KVCache, NativeModel, StepRequest, token_array
+from qwen3_runtime import KVCache, NativeModel, StepRequest, token_list
 from qwen3_sampling import SamplingParams, check_whole
 from qwen3_score import PerplexityResult
 from qwen3_score import perplexity as score_perplexity
@@ -277,7 +277,7 @@ class Qwen3ForCausalLM:
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         if len(tokens) == 0:
             raise ValueError("the prompt is empty")
-        return [int(token) for token in token_array(tokens, self.meta.dvoc)]
+        return list(token_list(tokens, self.meta.dvoc))
 
     def _sequence(
         self, prompt: Prompt, params: SamplingParams, cache: KVCache | None = None
