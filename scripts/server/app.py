@@ -67,11 +67,13 @@ class Gate:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if re.fullmatch(r"[\w.:-]{1,64}", given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        status = 499
+        status, complete = 499, False
         begin = time.monotonic()
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
+            if message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 status = message["status"]
                 header = (b"x-request-id", request_id.encode("latin-1"))
@@ -86,6 +88,9 @@ class Gate:
             else:
                 await error.response(_speaks_anthropic(path))(scope, receive, answer)
         finally:
+            if not complete:
+                # Whatever was sent at its begin: nobody was there to read the end.
+                status = 499
             seconds = time.monotonic() - begin
             label = path if path in self._paths else "other"
             self._service.metrics.requests.labels(label, str(status)).inc()

@@ -227,8 +227,9 @@ def test_compressed_requests(server: LiveServer) -> None:
     assert server.http.post(CHAT, content=body, headers=headers).status_code == 200
 
 
-def test_clients_that_leave_are_counted(server: LiveServer) -> None:
-    """Nobody sees the status 499 but the log and the metrics."""
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_that_leave_are_counted(server: LiveServer, stream: bool) -> None:
+    """Nobody sees the status 499 but the log and the metrics; a stream's was 200 at its begin."""
 
     def count() -> float:
         lines = server.http.get("/metrics").text.splitlines()
@@ -236,9 +237,13 @@ def test_clients_that_leave_are_counted(server: LiveServer) -> None:
         return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
     before = count()
-    body = {"messages": STORY, "ignore_eos": True, **GREEDY}
-    with pytest.raises(httpx.ReadTimeout):
-        server.post(CHAT, body, timeout=0.2)
+    body = {"messages": STORY, "ignore_eos": True, "stream": stream, **GREEDY}
+    if stream:
+        with server.http.stream("POST", CHAT, json=body) as response:
+            next(response.iter_lines())
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            server.post(CHAT, body, timeout=0.2)
     server.check_idle()
     for _ in range(100):
         if count() == before + 1:
