@@ -12,10 +12,14 @@ namespace q3 {
 
 bool isReadable(const void *data, size_t bytes) noexcept {
 #if defined(MADV_POPULATE_READ)
+    if (bytes == 0) {
+        return true;
+    }
     const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-    const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes - 1) / page * page;
+    const char *end = static_cast<const char *>(data) + bytes - 1;
+    const char *last = end - reinterpret_cast<uintptr_t>(end) % page;
     // Anything but EFAULT says that the kernel or this kind of mapping cannot do it, not that reading would fail.
-    return bytes == 0 || madvise(reinterpret_cast<void *>(last), page, MADV_POPULATE_READ) == 0 || errno != EFAULT;
+    return madvise(const_cast<char *>(last), page, MADV_POPULATE_READ) == 0 || errno != EFAULT;
 #else
     (void)data;
     (void)bytes;
