@@ -40,11 +40,14 @@ from random_model import write_folder  # noqa: E402
 
 # argv: model folder, scripts, dtype, cache folder, threads, when the parent started this process
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
+def most_resident():  # not getrusage's, which starts with the parent's
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 folder, scripts, dtype, cache, threads, born = sys.argv[1:]
 sys.path.insert(0, scripts)
 from qwen3 import Qwen3ForCausalLM
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = most_resident()
 start = time.monotonic()
 model = Qwen3ForCausalLM(
     folder, dtype=dtype, cache_dir=cache, kv_limit_bytes=1 << 30, threads=int(threads)
@@ -53,7 +56,7 @@ loaded = time.monotonic()
 model.generate("hi", max_steps=1)
 first = time.monotonic()
 stats = model.stats()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = most_resident()
 print(json.dumps({"dtype": dtype, "import_seconds": start - float(born),
                   "load_seconds": loaded - start, "first_step_seconds": first - loaded,
                   "process_seconds": first - float(born),
