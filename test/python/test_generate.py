@@ -611,3 +611,20 @@ def test_bad_weight_values_are_refused(tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ValueError, match="BAD_WEIGHTS"):
         Qwen3ForCausalLM(folder, threads=1)
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_token_ids_that_are_none(model: Qwen3ForCausalLM, as_array: bool) -> None:
+    def given(*tokens: Any) -> Any:
+        return np.array(tokens) if as_array else list(tokens)
+
+    size = model.meta.dvoc
+    for bad in (size, -1):
+        message = f"token 1 is {bad}; ids of this model are from 0 to {size - 1}"
+        with pytest.raises(ValueError, match=message):
+            model.forward(given(1, bad))
+    for kind, wrong in (("float64", 1.0), ("bool", True)):
+        with pytest.raises(ValueError, match=f"must be whole numbers, got {kind}"):
+            model.forward(given(wrong))
+    last = model.forward([1, size - 1])
+    assert np.array_equal(model.forward(np.array([1, size - 1], np.uint16)), last)
