@@ -6,8 +6,10 @@
 
 Models are random weights of an official Qwen3 shape, so nothing has to be downloaded: speed depends
 on shapes only. Every run first measures the machine: read bandwidth B (best of several access
-patterns) and the float32 multiply-add peak P, both with the same number of threads. Decode is
-compared with B (weights and KV read per step), prefill with P.
+patterns) and the float32 multiply-add peak P, both with the same number of threads. Both are
+measured again before and after every repetition, which is compared with what lies between: a shared
+machine's limits change within seconds. Decode is compared with B (weights and KV read per step),
+prefill with P.
 """
 
 from __future__ import annotations
@@ -18,16 +20,17 @@ import ctypes
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 from libinfinicore_infer import DataType, DeviceType, Qwen3ModelOptions, Qwen3Weights
+from machine_limits import Limits, Machine, cpu_name
 from numpy.typing import NDArray
 from qwen3_config import Qwen3MetaFromConfig
 from qwen3_load import LoadProgress
@@ -120,9 +123,11 @@ class Row:
         tok_s: Tokens per second of all sequences, median of the repetitions.
         spread: (maximum - minimum) / median of the repetitions.
         gb_s: Bytes of weights and KV read per second, decode only.
-        of_bandwidth: gb_s over the machine's B.
+        of_bandwidth: Share of B, median over the repetitions of each one's share at that moment.
         gflop_s: Arithmetic per second.
-        of_peak: gflop_s over the machine's P.
+        of_peak: Share of P, likewise.
+        bandwidth: B in GB/s, median of what it was around the repetitions.
+        peak: P in GFLOP/s, likewise.
     """
 
     model: str
@@ -136,46 +141,15 @@ class Row:
     of_bandwidth: float
     gflop_s: float
     of_peak: float
-
-
-def measure_machine(threads: int) -> dict[str, Any]:
-    """Run the machine benchmark with the same number of threads.
-
-    Raises:
-        FileNotFoundError: It has not been built.
-    """
-    programs = sorted((ROOT / "build" / "linux").glob("*/release/bench_machine"))
-    if not programs:
-        raise FileNotFoundError(
-            "bench_machine is not built: run `.venv/bin/xmake build bench_machine`"
-        )
-    output = subprocess.run(
-        [programs[0], str(threads)], check=True, capture_output=True, text=True
-    ).stdout
-    result: dict[str, Any] = json.loads(output)
-    return result
-
-
-def cpu_name() -> str:
-    """Return the CPU's model name and family, as far as the system says."""
-    try:
-        fields = dict(
-            line.split(":", 1)
-            for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-            if ":" in line
-        )
-    except OSError:
-        return platform.processor() or "unknown CPU"
-    clean = {key.strip(): value.strip() for key, value in fields.items()}
-    family = f"family {clean.get('cpu family', '?')} model {clean.get('model', '?')}"
-    return f"{clean.get('model name', '?')} {family}"
+    bandwidth: float
+    peak: float
 
 
 class Bench:
     """One loaded model and the figures its measurements are compared with."""
 
     def __init__(
-        self, name: str, dtype: DataType, args: argparse.Namespace, machine: dict[str, Any]
+        self, name: str, dtype: DataType, args: argparse.Namespace, machine: Machine
     ) -> None:
         """Load random weights of the shape `name`."""
         self.name, self.dtype, self.machine = name, dtype, machine
@@ -211,7 +185,8 @@ class Bench:
 
     def run(self, batch: int, depth: int, prompt: int, generate: int, repetitions: int) -> Row:
         """Measure one prefill, or `generate` decode steps, after `depth` tokens of context."""
-        times = []
+        times: list[float] = []
+        limits: list[Limits] = []
         for repeat in range(repetitions + 1):
             caches = [self.model.create_kv_cache() for _ in range(batch)]
             if depth:
@@ -229,20 +204,31 @@ class Bench:
                 def action(caches: Sequence[KVCache] = caches) -> None:
                     self.step(caches, prompt)
 
+            before = self.machine.now()
             start = time.perf_counter()
             action()
+            seconds = time.perf_counter() - start
             if repeat:  # the first one warms up
-                times.append(time.perf_counter() - start)
+                times.append(seconds)
+                limits.append(before.mean(self.machine.now()))
             for cache in caches:
                 cache.close()
-        return self._row(batch, depth, prompt, generate, times)
+        return self._row(batch, depth, prompt, generate, times, limits)
 
-    def _row(self, batch: int, depth: int, prompt: int, generate: int, times: list[float]) -> Row:
-        seconds = float(np.median(times))
+    def _row(
+        self,
+        batch: int,
+        depth: int,
+        prompt: int,
+        generate: int,
+        times: list[float],
+        limits: list[Limits],
+    ) -> Row:
+        seconds = median(times)
         tokens = batch * (generate or prompt)
         first = depth + (1 if generate else 0)
-        flops = batch * self._flops(generate or prompt, first, generate or 1) / seconds / 1e9
-        rate = 0.0
+        flops = batch * self._flops(generate or prompt, first, generate or 1) / 1e9
+        read = 0.0
         if generate:
             stats = self.model.stats()
             kv_token = stats["kv_block_bytes"] / stats["kv_block_tokens"]
@@ -252,7 +238,7 @@ class Bench:
                 weights -= (
                     self.meta.dvoc * self.meta.d * (4 if self.source_dtype == DataType.F32 else 2)
                 )
-            rate = (generate * weights + kv) / seconds / 1e9
+            read = (generate * weights + kv) / 1e9
         return Row(
             model=self.name,
             dtype=self.dtype.name.lower(),
@@ -261,10 +247,14 @@ class Bench:
             batch=batch,
             tok_s=tokens / seconds,
             spread=(max(times) - min(times)) / seconds,
-            gb_s=rate,
-            of_bandwidth=rate / self.machine["bandwidth_gbps"],
-            gflop_s=flops,
-            of_peak=flops / self.machine["fma_gflops"],
+            gb_s=read / seconds,
+            of_bandwidth=median(
+                read / t / at.bandwidth for t, at in zip(times, limits, strict=True)
+            ),
+            gflop_s=flops / seconds,
+            of_peak=median(flops / t / at.peak for t, at in zip(times, limits, strict=True)),
+            bandwidth=median(at.bandwidth for at in limits),
+            peak=median(at.peak for at in limits),
         )
 
 
@@ -376,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     args = parse_arguments(argv)
     rows: list[dict[str, Any]] = []
-    machines = {threads: measure_machine(threads) for threads in args.threads}
+    machines = {threads: Machine(threads) for threads in args.threads}
     for name in args.model:
         for dtype in args.dtype:
             for threads in args.threads:
@@ -396,8 +386,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "cpu": cpu_name(),
         "commit": commit_name(),
         "date": time.strftime("%Y-%m-%d"),
-        "machine": machines[max(args.threads)],
+        "machine": machines[max(args.threads)].facts,
     }
+    for machine in machines.values():
+        machine.close()
     write_rows(rows, facts, args.format)
     if args.plot:
         from bench_plot import draw

@@ -55,11 +55,12 @@ void ThreadPool::stop() {
     workers_.clear();
 }
 
-void ThreadPool::run(uint32_t count, uint32_t grain, Invoke invoke, const void *body) {
+void ThreadPool::run(uint32_t count, uint32_t least, uint32_t most, Invoke invoke, const void *body) {
     invoke_ = invoke;
     body_ = body;
     count_ = count;
-    grain_ = grain;
+    least_ = least;
+    most_ = most;
     next_.store(0, std::memory_order_relaxed);
     active_.store(nthreads_ - 1, std::memory_order_relaxed);
     generation_.fetch_add(1);  // seq_cst: ordered against the sleeper's hint below
@@ -80,14 +81,21 @@ void ThreadPool::run(uint32_t count, uint32_t grain, Invoke invoke, const void *
     }
 }
 
+// How many to claim at `begin` < count_.
+uint32_t ThreadPool::chunkAt(uint32_t begin) const {
+    const uint32_t left = count_ - begin;
+    const uint32_t share = left / (2 * nthreads_) / least_ * least_;
+    return std::min(left, std::clamp(share, least_, most_));
+}
+
 void ThreadPool::work(uint32_t thread) {
-    while (true) {
-        const uint64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-        if (begin >= count_) {
-            return;
+    uint32_t begin = next_.load(std::memory_order_relaxed);
+    while (begin < count_) {
+        const uint32_t size = chunkAt(begin);
+        if (next_.compare_exchange_weak(begin, begin + size, std::memory_order_relaxed)) {
+            invoke_(body_, begin, begin + size, thread);
+            begin = next_.load(std::memory_order_relaxed);
         }
-        const auto end = static_cast<uint32_t>(std::min<uint64_t>(begin + grain_, count_));
-        invoke_(body_, static_cast<uint32_t>(begin), end, thread);
     }
 }
 

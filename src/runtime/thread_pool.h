@@ -29,15 +29,21 @@ public:
     // free; returns when all are done. thread < size(). Runs inline when there is one chunk. body must not throw.
     // One caller at a time.
     template <typename Body> void parallelFor(uint32_t count, uint32_t grain, const Body &body) {
+        parallelFor(count, grain, grain, body);
+    }
+
+    // The same in chunks that begin large, for work that likes to go on where it is, and end small, so that threads
+    // finish together: half of a thread's share of what is left, in multiples of `least` and at most `most`.
+    template <typename Body> void parallelFor(uint32_t count, uint32_t least, uint32_t most, const Body &body) {
         if (count == 0) {
             return;
         }
-        if (nthreads_ == 1 || count <= grain) {
+        if (nthreads_ == 1 || count <= least) {
             body(0U, count, 0U);
             return;
         }
         run(
-            count, grain,
+            count, least, most,
             [](const void *b, uint32_t begin, uint32_t end, uint32_t thread) {
                 (*static_cast<const Body *>(b))(begin, end, thread);
             },
@@ -46,8 +52,9 @@ public:
 
 private:
     using Invoke = void (*)(const void *body, uint32_t begin, uint32_t end, uint32_t thread);
-    void run(uint32_t count, uint32_t grain, Invoke invoke, const void *body);
+    void run(uint32_t count, uint32_t least, uint32_t most, Invoke invoke, const void *body);
     void work(uint32_t thread);
+    uint32_t chunkAt(uint32_t begin) const;
     void workerLoop(uint32_t thread);
     void stop();
 
@@ -59,8 +66,8 @@ private:
     Invoke invoke_ = nullptr;
     const void *body_ = nullptr;
     uint32_t count_ = 0;
-    uint32_t grain_ = 1;
-    alignas(64) std::atomic<uint64_t> next_{0};
+    uint32_t least_ = 1, most_ = 1;
+    alignas(64) std::atomic<uint32_t> next_{0};
     alignas(64) std::atomic<uint32_t> generation_{0};
     alignas(64) std::atomic<uint32_t> active_{0};  // workers still in the current job
     std::atomic<bool> quit_{false};

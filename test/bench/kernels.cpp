@@ -64,11 +64,11 @@ void benchTile(const Kernels &kernels) {
 
     const std::vector<float> a(size_t{rows} * kDepth, 1.0F);
     const std::vector<float> b(size_t{kDepth} * kPanelRows, 1.0F);
-    const void *from = b.data();
+    const float *from = b.data();
     float *to = c.data();
     const double floats = shortest([&] {
         for (int i = 0; i < kRepeats; ++i) {
-            kernels.tile[kF32](a.data(), 1, rows, &from, kPanelRows, kDepth, &to, kPanelRows, rows, 1, true);
+            kernels.tile(a.data(), 1, rows, &from, kPanelRows, kDepth, &to, kPanelRows, rows, 1, true);
         }
     });
     std::printf("attention's tile of %u rows: %.1f G multiply-adds/s\n", rows, work / floats);

@@ -11,7 +11,7 @@ medians:
     load        Qwen3ForCausalLM(), tokenizer included
     step        generate("hi", max_steps=1) after it
     sum, aim    both together; 1.5 x bytes / B + 0.3 s, where bytes are those of the file read and B
-                is the memory bandwidth that bench_machine measures in this run
+                is the memory bandwidth that bench_machine measures around each load
     process     from the start of Python to the first token
     peak        peak of resident memory without Python's own, over packed weights + scratch
 
@@ -34,8 +34,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from bench import SHAPES, measure_machine  # noqa: E402
+from bench import SHAPES  # noqa: E402
 from libinfinicore_infer import DataType, WeightCache  # noqa: E402
+from machine_limits import Machine  # noqa: E402
 from random_model import write_folder  # noqa: E402
 
 # argv: model folder, scripts, dtype, cache folder, threads, when the parent started this process
@@ -65,12 +66,14 @@ model.close()
 """
 
 
-def load(folder: Path, cache: Path, dtype: str, threads: int, bandwidth: float) -> dict[str, Any]:
-    """Loads in a new process; bandwidth is in GB/s."""
+def load(folder: Path, cache: Path, dtype: str, threads: int, machine: Machine) -> dict[str, Any]:
+    """Loads in a new process."""
+    before = machine.now()
     command = [sys.executable, "-c", CHILD, str(folder), str(ROOT / "scripts"), dtype, str(cache)]
     command += [str(threads), str(time.monotonic())]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     result: dict[str, Any] = json.loads(output)
+    result["bandwidth_gbps"] = bandwidth = before.mean(machine.now()).bandwidth
     cached = result["weight_cache"] == WeightCache.LOADED
     size = result["weight_bytes"] if cached else (folder / "model.safetensors").stat().st_size
     result["file_bytes"] = size
@@ -86,7 +89,9 @@ def row(name: str, results: list[dict[str, Any]]) -> str:
     keys = ("load_seconds", "first_step_seconds", "sum_seconds", "aim_seconds", "process_seconds")
     cells = [f"{statistics.median(result[key] for result in results):.2f}" for key in keys]
     peak = max(result["peak_over_packed"] for result in results)
-    return f"| {name} | {results[0]['file_bytes'] / 1e9:.2f} | {' | '.join(cells)} | {peak:.2f} |"
+    bandwidth = statistics.median(result["bandwidth_gbps"] for result in results)
+    size = results[0]["file_bytes"] / 1e9
+    return f"| {name} | {size:.2f} | {' | '.join(cells)} | {peak:.2f} | {bandwidth:.1f} |"
 
 
 def main() -> int:
@@ -98,9 +103,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-r", "--repeat", type=int, default=3, help="loads of each kind")
     args = parser.parse_args()
-    bandwidth = measure_machine(args.threads)["bandwidth_gbps"]
     lines = []
     with ExitStack() as stack:
+        machine = stack.enter_context(Machine(args.threads))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder = args.folder or scratch / "model"
         if args.folder is None:
@@ -110,11 +115,11 @@ def main() -> int:
             for kind, count in kinds if DataType.parse(dtype).packed else [("", args.repeat)]:
                 results = []
                 for _ in range(count):
-                    results.append(load(folder, scratch / "cache", dtype, args.threads, bandwidth))
+                    results.append(load(folder, scratch / "cache", dtype, args.threads, machine))
                     print(json.dumps({"kind": kind, **results[-1]}), flush=True)
                 lines.append(row(f"{dtype} {kind}".strip(), results))
-    print(f"\nB = {bandwidth:.1f} GB/s, {args.threads} threads; seconds\n")
-    print("| format | GB | load | step | sum | aim | process | peak |\n" + "|---" * 8 + "|")
+    print(f"\n{args.threads} threads; B in GB/s, the rest in seconds\n")
+    print("| format | GB | load | step | sum | aim | process | peak | B |\n" + "|---" * 9 + "|")
     print("\n".join(lines))
     return 0
 

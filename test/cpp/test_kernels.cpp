@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -155,7 +156,7 @@ void testQuant(const Kernels &kernels, WeightType type) {
     const int t = type - kExactTypes;
     const size_t group_bytes = type == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
     for (const uint32_t k : {1U, 31U, 32U, 64U, 200U}) {
-        for (const uint32_t npanels : {1U, 2U, 5U}) {
+        for (const uint32_t npanels : {1U, 2U, 5U, 11U}) {
             const auto groups = static_cast<uint32_t>(Codes::groupsOf(k));
             const size_t panel_bytes = groups * group_bytes;
             std::vector<char> panels(panel_bytes * npanels);
@@ -235,7 +236,7 @@ void testQuant(const Kernels &kernels, WeightType type) {
 // subnormals and k beyond whole groups.
 void testBf12(const Kernels &kernels) {
     for (const uint32_t k : {1U, 31U, 32U, 96U, 201U}) {
-        for (const uint32_t npanels : {1U, 2U, 5U}) {
+        for (const uint32_t npanels : {1U, 2U, 5U, 11U}) {
             const size_t groups = (k + kGroup - 1) / kGroup;
             const size_t bf16_bytes = size_t{(k + 1) / 2 * 2} * kPanelRows * 2;
             const AlignedWeights dense(kBf16, bf16_bytes / 2 * npanels);
@@ -315,29 +316,63 @@ void testBf12(const Kernels &kernels) {
     }
 }
 
-void testTile(const Kernels &kernels, WeightType type) {
+void testTile(const Kernels &kernels) {
     const uint32_t tile = kernels.tile_rows;
     for (const uint32_t k : {1U, 5U, 16U, 131U}) {
         for (uint32_t rows = 1; rows <= tile; ++rows) {
             for (uint32_t npanels = 1; npanels <= 5; npanels += 2) {
                 for (const bool accumulate : {false, true}) {
                     const size_t ldb = size_t{npanels} * kPanelRows + 3;
-                    const AlignedWeights b(type, k * ldb);
+                    const std::vector<float> b = randomFloats(k * ldb);
                     const std::vector<float> a = randomFloats(size_t{k} * tile);
                     std::vector<float> expected = randomFloats(size_t{npanels} * tile * 20);
                     std::vector<float> actual = expected;
-                    std::vector<const void *> panels;
+                    std::vector<const float *> panels;
                     std::vector<float *> to_expected;
                     std::vector<float *> to_actual;
                     for (uint32_t p = 0; p < npanels; ++p) {
-                        panels.push_back(static_cast<const char *>(b.data) + p * kPanelRows * typeSize(type));
+                        panels.push_back(b.data() + p * kPanelRows);
                         to_expected.push_back(expected.data() + size_t{p} * tile * 20);
                         to_actual.push_back(actual.data() + size_t{p} * tile * 20);
                     }
-                    kScalarKernels.tile[type](a.data(), 1, tile, panels.data(), ldb, k, to_expected.data(), 20, rows,
-                                              npanels, accumulate);
-                    kernels.tile[type](a.data(), 1, tile, panels.data(), ldb, k, to_actual.data(), 20, rows, npanels,
-                                       accumulate);
+                    kScalarKernels.tile(a.data(), 1, tile, panels.data(), ldb, k, to_expected.data(), 20, rows, npanels,
+                                        accumulate);
+                    kernels.tile(a.data(), 1, tile, panels.data(), ldb, k, to_actual.data(), 20, rows, npanels,
+                                 accumulate);
+                    CHECK(same(expected, actual));
+                }
+            }
+        }
+    }
+}
+
+// Tiles of the KV cache that lie apart, the last one with fewer keys than it has room for, with and without tiles to
+// fetch.
+void testKvTiles(const Kernels &kernels, WeightType type) {
+    for (const uint32_t dh : {1U, 16U, 19U, 128U}) {
+        const uint32_t npanels = (dh + kPanelRows - 1) / kPanelRows;
+        std::vector<std::unique_ptr<AlignedWeights>> tiles;
+        std::vector<const char *> at;
+        for (uint32_t t = 0; t < 2 * kTilesTogether; ++t) {
+            tiles.push_back(std::make_unique<AlignedWeights>(type, size_t{npanels} * kPanelRows * kPanelRows));
+            at.push_back(static_cast<const char *>(tiles.back()->data));
+        }
+        for (uint32_t count = 1; count <= kTilesTogether; ++count) {
+            const KvTiles list{at.data(), count, count - 1};
+            for (uint32_t rows = 1; rows <= kernels.tile_rows; ++rows) {
+                const uint32_t nkeys = count * kPanelRows - rows;
+                const std::vector<float> q = randomFloats(size_t{rows} * (dh + 1));
+                std::vector<float> expected = randomFloats(size_t{rows} * 70);
+                std::vector<float> actual = expected;
+                kScalarKernels.score[type](q.data(), dh + 1, rows, list, dh, expected.data(), 70);
+                kernels.score[type](q.data(), dh + 1, rows, list, dh, actual.data(), 70);
+                CHECK(same(expected, actual));
+                const std::vector<float> weights = expected;
+                expected = actual = randomFloats(size_t{rows} * 130);
+                for (const bool accumulate : {false, true}) {
+                    kScalarKernels.weigh[type](weights.data(), 70, rows, list, nkeys, npanels, expected.data(), 130,
+                                               accumulate);
+                    kernels.weigh[type](weights.data(), 70, rows, list, nkeys, npanels, actual.data(), 130, accumulate);
                     CHECK(same(expected, actual));
                 }
             }
@@ -471,8 +506,9 @@ void testTable(const Kernels &kernels) {
     std::printf("table %s\n", kernels.name);
     for (const WeightType type : {kF32, kF16, kBf16}) {
         testGemv(kernels, type);
-        testTile(kernels, type);
+        testKvTiles(kernels, type);
     }
+    testTile(kernels);
     testQuantize(kernels, kQ8);
     testQuantize(kernels, kQ4);
     testQuant(kernels, kQ8);

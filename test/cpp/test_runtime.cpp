@@ -133,12 +133,20 @@ void testThreadPool(uint32_t nthreads) {
     CHECK(pool.size() == nthreads);
     for (int round = 0; round < 300; ++round) {
         const auto count = static_cast<uint32_t>(1 + round * 7 % 90);
-        const auto grain = static_cast<uint32_t>(1 + round % 5);
+        const auto least = static_cast<uint32_t>(1 + round % 5);
+        const uint32_t most = least * static_cast<uint32_t>(1 + round % 3);  // every third time one size
         std::vector<std::atomic<int>> visits(count);
         std::atomic<bool> bad_thread{false};
-        pool.parallelFor(count, grain, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        std::atomic<bool> bad_chunk{false};
+        const bool inline_run = nthreads == 1 || count <= least;
+        pool.parallelFor(count, least, most, [&](uint32_t begin, uint32_t end, uint32_t thread) {
             if (thread >= nthreads || end > count) {
                 bad_thread = true;
+            }
+            const uint32_t size = end - begin;
+            if (!inline_run &&
+                (begin % least != 0 || size > most || (end < count && (size < least || size % least != 0)))) {
+                bad_chunk = true;
             }
             for (uint32_t i = begin; i < end; ++i) {
                 visits[i].fetch_add(1);
@@ -148,6 +156,7 @@ void testThreadPool(uint32_t nthreads) {
             CHECK(visit.load() == 1);
         }
         CHECK(!bad_thread.load());
+        CHECK(!bad_chunk.load());
         if (round % 100 == 99) {  // let the workers fall asleep
             std::this_thread::sleep_for(std::chrono::milliseconds(5));
         }

@@ -28,7 +28,8 @@ FACTS = {
 def row(**values: Any) -> dict[str, Any]:
     fields = dict(model="0.6b", dtype="int8", threads=2, test="tg16", batch=1, tok_s=40.0)
     shares = dict(spread=0.01, gb_s=26.0, of_bandwidth=0.87, gflop_s=48.0, of_peak=0.24)
-    return {**fields, **shares, **values}
+    limits = dict(bandwidth=30.0, peak=200.0)
+    return {**fields, **shares, **limits, **values}
 
 
 def test_plan_of_all_combinations() -> None:

@@ -110,7 +110,7 @@ void CpuOps::attendItem(const Query &item, Activation out, Activation qkv, uint3
 
     const uint32_t keys = item.sequence->pos + item.first + item.ntok;  // visible to the item's last row
     for (uint32_t first_key = 0; first_key < keys; first_key += kSplit) {
-        attendSplit(item, layer, first_key, std::min(kSplit, keys - first_key), s);
+        attendSplit(item, layer, first_key, keys, s);
     }
 
     for (uint32_t r = 0; r < rows; ++r) {
@@ -122,64 +122,52 @@ void CpuOps::attendItem(const Query &item, Activation out, Activation qkv, uint3
     }
 }
 
-// Scores of keys [first_key, first_key + nkeys) for every row. Two K tiles at a time: with few query rows one has too
-// few chains of multiply-adds. Tiles lie far apart, one per block, so the hardware does not see the next one coming:
-// each is fetched, in small portions, while one before it is used.
-void CpuOps::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
-    const size_t size = elementSize();
-    constexpr uint32_t kPortion = 32;  // k per portion of a K tile; the chain goes on through the scores
-    for (uint32_t key = 0; key < nkeys; key += kPair) {
-        const uint32_t ntiles = nkeys - key > kBlockTokens ? 2 : 1;
-        const char *keys[2] = {tiles.at(key).keys, ntiles == 2 ? tiles.at(key + kBlockTokens).keys : nullptr};
-        for (uint32_t e = 0; e < config_.dh; e += kPortion) {
-            const uint32_t count = std::min(kPortion, config_.dh - e);
-            const size_t offset = size_t{e} * kBlockTokens * size;
-            const void *b[2];
-            for (uint32_t t = 0; t < ntiles; ++t) {
-                b[t] = keys[t] + offset;
-                const uint32_t ahead = key + kPair + t * kBlockTokens;
-                if (ahead < nkeys) {
-                    prefetch(tiles.at(ahead).keys + offset, size_t{count} * kBlockTokens * size);
-                }
-            }
-            for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
-                float *scores = s.scores + size_t{row} * kSplit + key;
-                float *c[2] = {scores, scores + kBlockTokens};
-                kernels_.tile[kv_type_](s.query + size_t{row} * config_.dh + e, config_.dh, 1, b, kBlockTokens, count,
-                                        c, kSplit, std::min(kernels_.tile_rows, rows - row), ntiles, e > 0);
-            }
-        }
+// Calls use(tiles, first key) for the groups of kTilesTogether tiles of `nkeys` keys; tile(key) is where one is. Tiles
+// lie far apart, one per block, so the hardware does not see the next ones coming: a kernel fetches them while it
+// multiplies, and with the last group the first `later` tiles of what comes then, which tile() gives from ntiles * 16
+// on.
+template <typename Tile, typename Use>
+void CpuOps::forTiles(uint32_t nkeys, uint32_t later, const Tile &tile, const Use &use) {
+    const uint32_t ntiles = (nkeys + kBlockTokens - 1) / kBlockTokens;
+    const uint32_t all = ntiles + std::min(later, kTilesTogether);
+    const char *at[kSplit / kBlockTokens + kTilesTogether];
+    for (uint32_t t = 0; t < all; ++t) {
+        at[t] = tile(t * kBlockTokens);
+    }
+    for (uint32_t t = 0; t < ntiles; t += kTilesTogether) {
+        const uint32_t count = std::min(kTilesTogether, ntiles - t);
+        use(KvTiles{at + t, count, std::min(count, all - t - count)}, t * kBlockTokens);
     }
 }
 
-// part[rows][value_width_] = scores times V. Panels of a V tile follow each other, so a tile is read in order.
-void CpuOps::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
-    constexpr uint32_t kPanels = 4;  // of a V tile at a time
-    const uint32_t panels = value_width_ / kPanelRows;
-    const size_t panel_bytes = size_t{kBlockTokens} * kPanelRows * elementSize();
-    for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
-        const char *values = tiles.at(key).values;
-        const char *next = key + kPair < nkeys ? tiles.at(key + kPair).values : nullptr;
-        for (uint32_t panel = 0; panel < panels; panel += kPanels) {
-            const uint32_t npanels = std::min(kPanels, panels - panel);
-            if (next != nullptr) {
-                prefetch(next + panel * panel_bytes, npanels * panel_bytes);
-            }
-            const void *b[kPanels];
-            for (uint32_t p = 0; p < npanels; ++p) {
-                b[p] = values + (panel + p) * panel_bytes;
-            }
-            for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
-                float *c[kPanels];
-                for (uint32_t p = 0; p < npanels; ++p) {
-                    c[p] = s.part + size_t{row} * value_width_ + size_t{panel + p} * kPanelRows;
-                }
-                kernels_.tile[kv_type_](s.scores + size_t{row} * kSplit + key, kSplit, 1, b, kPanelRows,
-                                        std::min(kBlockTokens, nkeys - key), c, value_width_,
-                                        std::min(kernels_.tile_rows, rows - row), npanels, key > 0);
-            }
+// Scores of the split's keys for every row; its values come then.
+void CpuOps::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+    const uint32_t dh = config_.dh;
+    const uint32_t ntiles = (nkeys + kBlockTokens - 1) / kBlockTokens;
+    const auto tile = [&](uint32_t key) {
+        const uint32_t end = ntiles * kBlockTokens;
+        return key < end ? tiles.at(key).keys : tiles.at(key - end).values;
+    };
+    forTiles(nkeys, ntiles, tile, [&](const KvTiles &keys, uint32_t key) {
+        for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
+            kernels_.score[kv_type_](s.query + size_t{row} * dh, dh, std::min(kernels_.tile_rows, rows - row), keys, dh,
+                                     s.scores + size_t{row} * kSplit + key, kSplit);
         }
-    }
+    });
+}
+
+// part[rows][value_width_] = scores times V; the keys of the next split come then.
+void CpuOps::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+    const auto tile = [&](uint32_t key) { return key < nkeys ? tiles.at(key).values : tiles.at(key).keys; };
+    forTiles(nkeys, tiles.ntiles - (nkeys + kBlockTokens - 1) / kBlockTokens, tile,
+             [&](const KvTiles &values, uint32_t key) {
+                 for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
+                     kernels_.weigh[kv_type_](
+                         s.scores + size_t{row} * kSplit + key, kSplit, std::min(kernels_.tile_rows, rows - row),
+                         values, std::min(nkeys - key, values.count * kBlockTokens), value_width_ / kPanelRows,
+                         s.part + size_t{row} * value_width_, value_width_, key > 0);
+                 }
+             });
 }
 
 // The same two for many rows: tiles are converted to float once for all of them, and chains are longer.
@@ -189,11 +177,11 @@ void CpuOps::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, co
             prefetch(tiles.at(key + kPair).keys, size_t{config_.dh} * kBlockTokens * elementSize());
         }
         loadKeys(tiles.at(key), s.tile);
-        const void *b = s.tile;
+        const float *b = s.tile;
         for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
             float *c = s.scores + size_t{row} * kSplit + key;
-            kernels_.tile[kF32](s.query + size_t{row} * config_.dh, config_.dh, 1, &b, kBlockTokens, config_.dh, &c,
-                                kSplit, std::min(kernels_.tile_rows, rows - row), 1, false);
+            kernels_.tile(s.query + size_t{row} * config_.dh, config_.dh, 1, &b, kBlockTokens, config_.dh, &c, kSplit,
+                          std::min(kernels_.tile_rows, rows - row), 1, false);
         }
     }
 }
@@ -210,28 +198,30 @@ void CpuOps::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, 
                 }
                 loadValues(tiles.at(first + key), panel, s.tile + size_t{key} * kPanelRows);
             }
-            const void *b = s.tile;
+            const float *b = s.tile;
             for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
                 float *c = s.part + size_t{row} * value_width_ + size_t{panel} * kPanelRows;
-                kernels_.tile[kF32](s.scores + size_t{row} * kSplit + first, kSplit, 1, &b, kPanelRows, count, &c,
-                                    value_width_, std::min(kernels_.tile_rows, rows - row), 1, first > 0);
+                kernels_.tile(s.scores + size_t{row} * kSplit + first, kSplit, 1, &b, kPanelRows, count, &c,
+                              value_width_, std::min(kernels_.tile_rows, rows - row), 1, first > 0);
             }
         }
     }
 }
 
-// Adds keys [first_key, first_key + nkeys) to the running result of every row.
-void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, uint32_t nkeys,
+// Adds the split that begins at first_key to the running result of every row; the item sees keys [0, end).
+void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, uint32_t end,
                          const AttentionScratch &s) const {
     const uint32_t rows = item.ntok * config_.group();
-    const Tiles tiles{*this, item.sequence->kv_blocks + first_key / kBlockTokens, layer, item.kv_head};
+    const uint32_t nkeys = std::min(kSplit, end - first_key);
+    const Tiles tiles{*this, item.sequence->kv_blocks + first_key / kBlockTokens,
+                      (end - first_key + kBlockTokens - 1) / kBlockTokens, layer, item.kv_head};
     // Many rows use a conversion three times or more; int8 is converted in any case.
     const bool wide = rows > 2 * kernels_.tile_rows || kv_codes_;
     (this->*(wide ? &CpuOps::scoreKeysWide : &CpuOps::scoreKeys))(tiles, nkeys, rows, s);
 
     const auto visible = [&](uint32_t r) {  // keys of this split that row r may see
-        const uint32_t end = item.sequence->pos + item.first + r / config_.group() + 1;
-        return end <= first_key ? 0 : std::min(nkeys, end - first_key);
+        const uint32_t seen = item.sequence->pos + item.first + r / config_.group() + 1;
+        return seen <= first_key ? 0 : std::min(nkeys, seen - first_key);
     };
     float part_maximum[kMaxQueryRows];
     float part_sum[kMaxQueryRows];

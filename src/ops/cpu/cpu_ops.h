@@ -103,17 +103,20 @@ private:
     struct Tiles {
         const CpuOps &ops;
         void *const *blocks;
+        uint32_t ntiles;
         uint32_t layer;
         uint32_t head;
         KvTile at(uint32_t key) const { return ops.kvTile(blocks[key / kBlockTokens], layer, head); }
     };
     static constexpr uint32_t kPair = 2 * kBlockTokens;
+    template <typename Tile, typename Use>
+    static void forTiles(uint32_t nkeys, uint32_t later, const Tile &tile, const Use &use);
     void scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
     void weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
     void scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
     void weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
     void attendItem(const Query &item, Activation out, Activation qkv, uint32_t layer, float *scratch) const;
-    void attendSplit(const Query &item, uint32_t layer, uint32_t first_key, uint32_t nkeys,
+    void attendSplit(const Query &item, uint32_t layer, uint32_t first_key, uint32_t end,
                      const AttentionScratch &s) const;
 
     // linear.cpp
@@ -121,6 +124,15 @@ private:
     template <typename Epilogue>
     void forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
                    const Epilogue &epilogue);
+    template <typename Epilogue>
+    void streamPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
+                      const Epilogue &epilogue);
+    template <typename Epilogue>
+    void reusePanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
+                     const Epilogue &epilogue);
+    // out[rows][npanels * 16] = products of k [k0, k0 + k) of rows from `row` on; added to what is there if k0 > 0
+    void multiply(const char *panels, size_t panel_bytes, uint32_t npanels, WeightType type, const float *in, size_t ld,
+                  uint32_t row, uint32_t rows, uint32_t k0, uint32_t k, float *out, size_t ldo) const;
     void quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k, WeightType type);
     void plainLinear(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
 

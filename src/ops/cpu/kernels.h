@@ -118,15 +118,32 @@ using GemvQuantKernel = void (*)(const void *panels, size_t panel_bytes, uint32_
 using ExpandBf12Kernel = void (*)(const void *panel, uint32_t groups, uint16_t *out);
 
 // c[p][r * ldc + j] = (accumulate ? c[p][...] : 0) + sum over i < k of a[r * a_row + i * a_col] * b[p][i * ldb + j],
-// r < rows <= tile_rows, p < npanels, j < 16. b[p] is plain row-major of the table entry's type.
-using TileKernel = void (*)(const float *a, size_t a_row, size_t a_col, const void *const *b, size_t ldb, uint32_t k,
+// r < rows <= tile_rows, p < npanels, j < 16; b[p] is plain row-major.
+using TileKernel = void (*)(const float *a, size_t a_row, size_t a_col, const float *const *b, size_t ldb, uint32_t k,
                             float *const *c, size_t ldc, uint32_t rows, uint32_t npanels, bool accumulate);
+
+// Tiles of 16 tokens of a KV cache, wherever they lie: [0, count) are multiplied, [count, count + ahead) fetched
+// meanwhile, ahead <= count <= kTilesTogether.
+struct KvTiles {
+    const char *const *at;
+    uint32_t count, ahead;
+};
+constexpr uint32_t kTilesTogether = 4;
+// scores[r * lds + 16 * t + j] = sum over i < dh of q[r * ldq + i] * tile t's [dh][16], r < rows <= tile_rows
+using ScoreKernel = void (*)(const float *q, size_t ldq, uint32_t rows, const KvTiles &keys, uint32_t dh, float *scores,
+                             size_t lds);
+// out[r * ldo + 16 * p + j] = (accumulate ? out[...] : 0) + sum over keys of weights[r * ldw + key] * tiles' values
+// [npanels][16 keys][16], key < nkeys <= 16 * values.count
+using WeighKernel = void (*)(const float *weights, size_t ldw, uint32_t rows, const KvTiles &values, uint32_t nkeys,
+                             uint32_t npanels, float *out, size_t ldo, bool accumulate);
 struct Kernels {
     const char *name;
     uint32_t tile_rows;  // rows of a register tile
     GemvKernel gemv[kExactTypes];
     ExpandBf12Kernel expand_bf12;
-    TileKernel tile[kFloatTypes];
+    TileKernel tile;
+    ScoreKernel score[kFloatTypes];
+    WeighKernel weigh[kFloatTypes];
     GemvQuantKernel gemv_quant[kQuantTypes];
     // Row r of x [k] as codes, scales and offsets.
     void (*quantize[kQuantTypes])(const float *x, uint32_t k, const QuantRows &out, uint32_t r);

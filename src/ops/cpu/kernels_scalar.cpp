@@ -36,18 +36,48 @@ void gemv(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, 
     }
 }
 
-template <WeightType T>
-void tile(const float *a, size_t a_row, size_t a_col, const void *const *b, size_t ldb, uint32_t k, float *const *c,
+void tile(const float *a, size_t a_row, size_t a_col, const float *const *b, size_t ldb, uint32_t k, float *const *c,
           size_t ldc, uint32_t rows, uint32_t npanels, bool accumulate) {
     for (uint32_t p = 0; p < npanels; ++p) {
         for (uint32_t r = 0; r < rows; ++r) {
             for (uint32_t j = 0; j < kPanelRows; ++j) {
                 float sum = accumulate ? c[p][r * ldc + j] : 0.0F;
                 for (uint32_t i = 0; i < k; ++i) {
-                    sum = std::fma(a[r * a_row + i * a_col], loadFloat<T>(b[p], i * ldb + j), sum);
+                    sum = std::fma(a[r * a_row + i * a_col], b[p][i * ldb + j], sum);
                 }
                 c[p][r * ldc + j] = sum;
             }
+        }
+    }
+}
+
+template <WeightType T>
+void score(const float *q, size_t ldq, uint32_t rows, const KvTiles &keys, uint32_t dh, float *scores, size_t lds) {
+    for (uint32_t t = 0; t < keys.count; ++t) {
+        for (uint32_t r = 0; r < rows; ++r) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                float sum = 0.0F;
+                for (uint32_t i = 0; i < dh; ++i) {
+                    sum = std::fma(q[r * ldq + i], loadFloat<T>(keys.at[t], size_t{i} * kPanelRows + j), sum);
+                }
+                scores[r * lds + t * kPanelRows + j] = sum;
+            }
+        }
+    }
+}
+
+template <WeightType T>
+void weigh(const float *weights, size_t ldw, uint32_t rows, const KvTiles &values, uint32_t nkeys, uint32_t npanels,
+           float *out, size_t ldo, bool accumulate) {
+    for (uint32_t r = 0; r < rows; ++r) {
+        for (uint32_t j = 0; j < npanels * kPanelRows; ++j) {
+            float sum = accumulate ? out[r * ldo + j] : 0.0F;
+            for (uint32_t key = 0; key < nkeys; ++key) {
+                const size_t element =
+                    (size_t{j / kPanelRows} * kPanelRows + key % kPanelRows) * kPanelRows + j % kPanelRows;
+                sum = std::fma(weights[r * ldw + key], loadFloat<T>(values.at[key / kPanelRows], element), sum);
+            }
+            out[r * ldo + j] = sum;
         }
     }
 }
@@ -194,7 +224,9 @@ const Kernels kScalarKernels = {
     kTileRows,
     {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemv<kBf12>},
     expandBf12,
-    {tile<kF32>, tile<kF16>, tile<kBf16>},
+    tile,
+    {score<kF32>, score<kF16>, score<kBf16>},
+    {weigh<kF32>, weigh<kF16>, weigh<kBf16>},
     {gemvQuant<kQ8>, gemvQuant<kQ4>},
     {quantize<kQ8>, quantize<kQ4>},
     rmsnorm,

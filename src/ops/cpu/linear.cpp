@@ -1,7 +1,7 @@
-// Linear layers on the CPU. A claim's panels are multiplied straight from their packed form, tile_rows rows at a time
-// while they are in cache: one row (decode) streams them once from memory, many rows (prefill) read them again from L2.
-// Quantised weights meet activations in codes. However rows and k are cut, an output is the same chain (kernels.h), so
-// a row's result does not depend on what else is computed with it.
+// Linear layers on the CPU. A claim's panels are multiplied straight from their packed form: a tile's rows (decode)
+// stream them once from memory, more rows (prefill) go through a few panels at a time, tile by tile, while these are in
+// L2. Quantised weights meet activations in codes. However rows and k are cut, an output is the same chain (kernels.h),
+// so a row's result does not depend on what else is computed with it.
 #include <algorithm>
 #include <cstring>
 
@@ -10,13 +10,18 @@
 namespace q3::cpu {
 namespace {
 
-// Bytes of weights per claim: long enough to hide the claim, short enough to balance two threads at the end.
+// Bytes of weights per claim, at the end of a product or where many rows meet them: long enough to hide the claim,
+// short enough to balance two threads.
 constexpr size_t kClaimBytes = size_t{128} << 10;
+
+// Bytes of weights of a claim that one tile of rows streams, at most: a quarter of them are one of four streams.
+constexpr size_t kStreamBytes = size_t{512} << 10;
+constexpr uint32_t kStreamPanels = 64;
 
 // Weights that many rows go through at once: half of a small L2, the other half is for the rows.
 constexpr size_t kBlockBytes = size_t{256} << 10;
 
-// Panels at once: what the one-row kernel streams together.
+// Panels at once: what a one-row kernel streams together.
 constexpr uint32_t kTogether = 4;
 
 // Rows per claim when activations become codes: a row takes about a microsecond.
@@ -27,8 +32,8 @@ uint32_t partSize(uint32_t rows, uint32_t parts, uint32_t part) {
     return rows / parts + (part < rows % parts ? 1 : 0);
 }
 
-uint32_t claimPanels(const CpuLinear &w) {
-    const auto panels = static_cast<uint32_t>(kClaimBytes / std::max<size_t>(1, w.panel_bytes));
+uint32_t panelsIn(size_t bytes, const CpuLinear &w) {
+    const auto panels = static_cast<uint32_t>(bytes / std::max<size_t>(1, w.panel_bytes));
     return std::max(kTogether, panels / kTogether * kTogether);
 }
 
@@ -51,9 +56,10 @@ void addBias(float *row, const float *bias) {
 
 size_t CpuOps::linearScratchFloats() const {
     // Sums of all rows with kTogether panels; then bf12 panels as bf16 ones, where a block may exceed its size by a
-    // group.
+    // group. Or sums of a tile of rows with kStreamPanels.
     const size_t expanded = weightType(dt_weight_) == kBf12 ? kBlockBytes + kTogether * panelOffset(kBf16, kGroup) : 0;
-    return size_t{max_rows_} * kTogether * kPanelRows + expanded / sizeof(float);
+    const size_t blocks = size_t{max_rows_} * kTogether * kPanelRows + expanded / sizeof(float);
+    return std::max(blocks, size_t{std::min(max_rows_, kernels_.tile_rows)} * kStreamPanels * kPanelRows);
 }
 
 // Fills quant_rows_ with rows of `in`, in the codes that `type` takes.
@@ -65,6 +71,16 @@ void CpuOps::quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k,
     });
 }
 
+void CpuOps::multiply(const char *panels, size_t panel_bytes, uint32_t npanels, WeightType type, const float *in,
+                      size_t ld, uint32_t row, uint32_t rows, uint32_t k0, uint32_t k, float *out, size_t ldo) const {
+    if (isQuantised(type)) {
+        kernels_.gemv_quant[type - kExactTypes](panels, panel_bytes, npanels, (k + kGroup - 1) / kGroup,
+                                                quant_rows_.from(row, k0 / kGroup, type), rows, out, ldo, k0 > 0);
+    } else {
+        kernels_.gemv[type](panels, panel_bytes, npanels, k, in + row * ld + k0, ld, rows, out, ldo, k0 > 0);
+    }
+}
+
 // Calls epilogue(panel, row, count, product, ld) for all panels and parts of rows, `step` panels (side by side) a call:
 // the sums of rows [row, row + count) with the panel are at product + r * ld.
 template <typename Epilogue>
@@ -73,12 +89,42 @@ void CpuOps::forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinea
     if (isQuantised(w.type)) {
         quantizeRows(in, rows, ld, w.in, w.type);
     }
+    if (rows <= kernels_.tile_rows) {
+        streamPanels(in, rows, ld, w, step, epilogue);
+    } else {
+        reusePanels(in, rows, ld, w, step, epilogue);
+    }
+}
+
+// A tile of rows meets every weight once: claims are as long as the kernel's streams through memory like them.
+template <typename Epilogue>
+void CpuOps::streamPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
+                          const Epilogue &epilogue) {
+    const uint32_t most = std::min(kStreamPanels, panelsIn(kStreamBytes, w));
+    const uint32_t least = std::min(most, panelsIn(kClaimBytes, w));
+    pool_.parallelFor(w.npanels, least, most, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        auto *products = product_scratch_[thread].template as<float>();
+        for (uint32_t p = begin; p < end; p += most) {  // one thread claims all at once
+            const uint32_t count = std::min(most, end - p);
+            const size_t width = size_t{count} * kPanelRows;
+            multiply(w.panel(p), w.panel_bytes, count, w.type, in, ld, 0, rows, 0, w.in, products, width);
+            for (uint32_t q = 0; q < count; q += step) {
+                epilogue(p + q, 0, rows, products + size_t{q} * kPanelRows, width);
+            }
+        }
+    });
+}
+
+// Many rows: all of them go through kTogether panels, or a block of their k, that stay in L2 meanwhile.
+template <typename Epilogue>
+void CpuOps::reusePanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
+                         const Epilogue &epilogue) {
     const uint32_t parts = (rows + kernels_.tile_rows - 1) / kernels_.tile_rows;
-    // Decoding bf12 costs about as much as multiplying by 6 rows: more rows do it once.
-    const bool expand = w.type == kBf12 && parts > 1;
+    // Decoding bf12 costs about as much as multiplying by 6 rows: it is done once.
+    const bool expand = w.type == kBf12;
     const WeightType type = expand ? kBf16 : w.type;
-    const uint32_t depth = parts > 1 ? blockDepth(type, w.in) : w.in;
-    pool_.parallelFor(w.npanels, claimPanels(w), [&](uint32_t begin, uint32_t end, uint32_t thread) {
+    const uint32_t depth = blockDepth(type, w.in);
+    pool_.parallelFor(w.npanels, panelsIn(kClaimBytes, w), [&](uint32_t begin, uint32_t end, uint32_t thread) {
         constexpr size_t width = kTogether * kPanelRows;
         auto *products = product_scratch_[thread].template as<float>();
         char *expanded = product_scratch_[thread].template as<char>() + max_rows_ * width * sizeof(float);
@@ -87,10 +133,10 @@ void CpuOps::forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinea
             for (uint32_t k0 = 0; k0 < w.in; k0 += depth) {
                 const uint32_t k = std::min(depth, w.in - k0);
                 const bool last = k0 + k == w.in;
-                const uint32_t groups = (k + kGroup - 1) / kGroup;
                 const char *panels = w.panel(p) + panelOffset(w.type, k0);
                 size_t stride = w.panel_bytes;
                 if (expand) {
+                    const uint32_t groups = (k + kGroup - 1) / kGroup;
                     const size_t bytes = panelOffset(kBf16, size_t{groups} * kGroup);
                     for (uint32_t q = 0; q < count; ++q) {
                         kernels_.expand_bf12(panels + q * stride, groups,
@@ -104,14 +150,7 @@ void CpuOps::forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinea
                     const uint32_t size = partSize(rows, parts, part);
                     // One block of k needs the sums of one part only, which stay in L1.
                     float *product = products + (depth < w.in ? row * width : 0);
-                    if (isQuantised(type)) {
-                        kernels_.gemv_quant[type - kExactTypes](panels, stride, count, groups,
-                                                                quant_rows_.from(row, k0 / kGroup, type), size, product,
-                                                                width, k0 > 0);
-                    } else {
-                        kernels_.gemv[type](panels, stride, count, k, in + row * ld + k0, ld, size, product, width,
-                                            k0 > 0);
-                    }
+                    multiply(panels, stride, count, type, in, ld, row, size, k0, k, product, width);
                     for (uint32_t q = 0; last && q < count; q += step) {
                         epilogue(p + q, row, size, product + size_t{q} * kPanelRows, width);
                     }

@@ -103,33 +103,33 @@ template <typename S, int R, int P> struct Products {
         }
     }
 
-    // Panels side by side.
-    void load(float *y, size_t ldy) {
+    // Panels `apart` places from each other.
+    void load(float *y, size_t ldy, size_t apart) {
         float *c[P];
-        sideBySide(y, c);
+        places(y, apart, c);
         load(c, ldy);
     }
-    void store(float *y, size_t ldy) const {
+    void store(float *y, size_t ldy, size_t apart) const {
         float *c[P];
-        sideBySide(y, c);
+        places(y, apart, c);
         store(c, ldy);
     }
 
 private:
-    static void sideBySide(float *y, float *(&c)[P]) {
+    static void places(float *y, size_t apart, float *(&c)[P]) {
         Q3_UNROLL
         for (int p = 0; p < P; ++p) {
-            c[p] = y + p * kPanelRows;
+            c[p] = y + p * apart * kPanelRows;
         }
     }
 };
 
-// Asks for the weights that R rows meet a little later. One row needs no help, it hinders: it does nothing but load,
-// four streams at a time, which the hardware follows. From two rows on the arithmetic in between keeps the core from
-// running ahead, and hardware stops at the end of every 4 KiB.
-template <int R> inline void fetchAhead(const char *weights, size_t bytes) {
-    constexpr size_t kDistance = 4096;
-    if constexpr (R > 1) {
+// Asks for the weights that R rows meet a little later. From two rows on the arithmetic in between keeps the core from
+// running ahead, and hardware stops at the end of every 4 KiB. One row does little but load, four streams at a time,
+// which the hardware follows: far requests hinder, near ones help a little where there is something to do per byte.
+template <WeightType T, int R> inline void fetchAhead(const char *weights, size_t bytes) {
+    constexpr size_t kDistance = R > 1 ? 4096 : (T >= kExactTypes ? 256 : 0);
+    if constexpr (kDistance > 0) {
         Q3_UNROLL
         for (size_t line = 0; line < bytes; line += 64) {
             __builtin_prefetch(weights + kDistance + line);
@@ -151,7 +151,7 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
         for (size_t i = 0; i + 1 < k; i += 2) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                fetchAhead<R>(panels + p * panel_bytes + panelOffset(kBf16, i), panelOffset(kBf16, 2));
+                fetchAhead<kBf16, R>(panels + p * panel_bytes + panelOffset(kBf16, i), panelOffset(kBf16, 2));
             }
             add(i, false);
             add(i, true);
@@ -163,7 +163,7 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
         for (size_t i = 0; i < k; ++i) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                fetchAhead<R>(panels + p * panel_bytes + panelOffset(T, i), panelOffset(T, 1));
+                fetchAhead<T, R>(panels + p * panel_bytes + panelOffset(T, i), panelOffset(T, 1));
                 products.add(p, loadColumn<S, T>(panels + p * panel_bytes, i * kPanelRows), x + i, ldx);
             }
         }
@@ -189,51 +189,6 @@ template <typename S, int R> constexpr int panelsAtOnce(int fixed) {
         }
     }
     return 1;
-}
-
-// R rows times P panels, all in registers.
-template <typename S, WeightType T, int R, int P>
-inline void tileRows(const float *a, size_t a_row, size_t a_col, const void *const *b, size_t ldb, uint32_t k,
-                     float *const *c, size_t ldc, bool accumulate) {
-    Products<S, R, P> products;
-    if (accumulate) {
-        products.load(c, ldc);
-    }
-    for (uint32_t i = 0; i < k; ++i) {
-        Q3_UNROLL
-        for (int p = 0; p < P; ++p) {
-            products.add(p, loadColumn<S, T>(b[p], i * ldb), a + i * a_col, a_row);
-        }
-    }
-    products.store(c, ldc);
-}
-
-template <typename S, WeightType T> struct TileCall {
-    const float *a;
-    size_t a_row, a_col;
-    const void *const *b;
-    size_t ldb;
-    uint32_t k;
-    float *const *c;
-    size_t ldc;
-    uint32_t npanels;
-    bool accumulate;
-    template <int R> void call() const {
-        constexpr int P = panelsAtOnce<S, R>(0);
-        uint32_t p = 0;
-        for (; p + P <= npanels; p += P) {
-            tileRows<S, T, R, P>(a, a_row, a_col, b + p, ldb, k, c + p, ldc, accumulate);
-        }
-        for (; p < npanels; ++p) {
-            tileRows<S, T, R, 1>(a, a_row, a_col, b + p, ldb, k, c + p, ldc, accumulate);
-        }
-    }
-};
-
-template <typename S, WeightType T>
-void tile(const float *a, size_t a_row, size_t a_col, const void *const *b, size_t ldb, uint32_t k, float *const *c,
-          size_t ldc, uint32_t rows, uint32_t npanels, bool accumulate) {
-    withRows<S::kTileRows>(rows, TileCall<S, T>{a, a_row, a_col, b, ldb, k, c, ldc, npanels, accumulate});
 }
 
 // A pair of k of a bf12 group. raw moves on when the pair is raw.
@@ -298,12 +253,13 @@ inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t 
 }
 
 template <typename S, WeightType T, int R, int P>
-void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x, size_t ldx, float *y, size_t ldy,
-              bool accumulate) {
+void gemvTile(const char *panels, size_t panel_bytes, size_t apart, uint32_t k, const float *x, size_t ldx, float *y,
+              size_t ldy, bool accumulate) {
     Products<S, R, P> products;
     if (accumulate) {
-        products.load(y, ldy);
+        products.load(y, ldy, apart);
     }
+    panel_bytes *= apart;
     if constexpr (T != kBf12) {
         multiplyFloats<S, T, R, P>(panels, panel_bytes, k, x, ldx, products);
     } else {
@@ -325,7 +281,20 @@ void gemvTile(const char *panels, size_t panel_bytes, uint32_t k, const float *x
                                            k - whole * kGroup, x + size_t{whole} * kGroup, ldx, products);
         }
     }
-    products.store(y, ldy);
+    products.store(y, ldy, apart);
+}
+
+// Calls call.tiles<R, P>(first, apart) for all panels, P at a time, which are `apart` = npanels / P from each other:
+// each of the P streams through memory then goes on where the call before left it. Streams that begin anew with every
+// panel cost int4 a quarter of the bandwidth (9 KiB at k = 1024) and int8 a tenth.
+template <int R, int P, typename Call> inline void forPanelGroups(uint32_t npanels, const Call &call) {
+    const uint32_t apart = npanels / P;
+    for (uint32_t p = 0; p < apart; ++p) {
+        call.template tiles<R, P>(p, apart);
+    }
+    for (uint32_t p = apart * P; p < npanels; ++p) {
+        call.template tiles<R, 1>(p, 1);
+    }
 }
 
 template <typename S, WeightType T> struct GemvCall {
@@ -337,18 +306,10 @@ template <typename S, WeightType T> struct GemvCall {
     float *y;
     size_t ldy;
     bool accumulate;
-    template <int R> void call() const {
-        constexpr int P = panelsAtOnce<S, R>(0);
-        uint32_t p = 0;
-        for (; p + P <= npanels; p += P) {
-            tiles<R, P>(p);
-        }
-        for (; p < npanels; ++p) {
-            tiles<R, 1>(p);
-        }
-    }
-    template <int R, int P> void tiles(uint32_t p) const {
-        gemvTile<S, T, R, P>(panels + p * panel_bytes, panel_bytes, k, x, ldx, y + p * kPanelRows, ldy, accumulate);
+    template <int R> void call() const { forPanelGroups<R, panelsAtOnce<S, R>(0)>(npanels, *this); }
+    template <int R, int P> void tiles(uint32_t first, uint32_t apart) const {
+        gemvTile<S, T, R, P>(panels + first * panel_bytes, panel_bytes, apart, k, x, ldx, y + first * kPanelRows, ldy,
+                             accumulate);
     }
 };
 

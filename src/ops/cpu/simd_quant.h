@@ -115,7 +115,7 @@ template <typename S, WeightType T, int R, int P>
 inline void multiplyGroup(const char *group, const QuantRows &x, const typename Steps<S, T>::template Rows<R> &rows,
                           int p, Products<S, R, P> &products) {
     using Step = Steps<S, T>;
-    fetchAhead<R>(group, panelOffset(T, kGroup));
+    fetchAhead<T, R>(group, panelOffset(T, kGroup));
     Q3_UNROLL
     for (int first = 0; first < S::kParts; first += Step::kAtOnce) {
         GroupDots<S, T, R> dots;
@@ -145,31 +145,24 @@ template <typename S, WeightType T> struct GemvQuantCall {
     size_t ldy;
     bool accumulate;
 
-    template <int R, int P> void tile(uint32_t first) const {
+    template <int R> void call() const { forPanelGroups<R, panelsAtOnce<S, R>(R * S::kParts)>(npanels, *this); }
+    template <int R, int P> void tiles(uint32_t first, uint32_t apart) const {
         Products<S, R, P> products;
+        float *out = y + first * kPanelRows;
         if (accumulate) {
-            products.load(y + first * kPanelRows, ldy);
+            products.load(out, ldy, apart);
         }
         for (uint32_t g = 0; g < groups; ++g) {
             const QuantRows at = x.from(0, g, T);
             const typename Steps<S, T>::template Rows<R> rows{at.codes, at.ldc};
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                const char *group = panels + (first + p) * panel_bytes + panelOffset(T, size_t{g} * kGroup);
+                const size_t panel = first + size_t{apart} * p;
+                const char *group = panels + panel * panel_bytes + panelOffset(T, size_t{g} * kGroup);
                 multiplyGroup<S, T, R, P>(group, at, rows, p, products);
             }
         }
-        products.store(y + first * kPanelRows, ldy);
-    }
-    template <int R> void call() const {
-        constexpr int P = panelsAtOnce<S, R>(R * S::kParts);
-        uint32_t p = 0;
-        for (; p + P <= npanels; p += P) {
-            tile<R, P>(p);
-        }
-        for (; p < npanels; ++p) {
-            tile<R, 1>(p);
-        }
+        products.store(out, ldy, apart);
     }
 };
 

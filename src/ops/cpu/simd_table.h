@@ -14,6 +14,7 @@
 // everything is in an unnamed namespace: an inline function compiled with them must never replace its portable copy.
 #pragma once
 
+#include "ops/cpu/simd_attention.h"
 #include "ops/cpu/simd_float.h"
 #include "ops/cpu/simd_quant.h"
 #include "ops/cpu/simd_rows.h"
@@ -28,7 +29,9 @@ template <typename S> constexpr Kernels simdTable(const char *name) {
         S::kTileRows,
         {gemv<S, kF32>, gemv<S, kF16>, gemv<S, kBf16>, gemv<S, kBf12>},
         expandBf12<S>,
-        {tile<S, kF32>, tile<S, kF16>, tile<S, kBf16>},
+        tile<S>,
+        {score<S, kF32>, score<S, kF16>, score<S, kBf16>},
+        {weigh<S, kF32>, weigh<S, kF16>, weigh<S, kBf16>},
         {gemvQuant<S, kQ8>, gemvQuant<S, kQ4>},
         {quantize<S, kQ8>, quantize<S, kQ4>},
         rmsnorm<S>,

@@ -1,0 +1,182 @@
+// Attention's products for one instruction set S, see simd_table.h: a register tile of many rows from floats, and few
+// rows straight from the KV cache.
+#pragma once
+
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/simd_float.h"
+
+namespace q3::cpu {
+namespace {
+
+// R rows times P panels, all in registers.
+template <typename S, int R, int P>
+inline void tileRows(const float *a, size_t a_row, size_t a_col, const float *const *b, size_t ldb, uint32_t k,
+                     float *const *c, size_t ldc, bool accumulate) {
+    Products<S, R, P> products;
+    if (accumulate) {
+        products.load(c, ldc);
+    }
+    for (uint32_t i = 0; i < k; ++i) {
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            products.add(p, loadColumn<S, kF32>(b[p], i * ldb), a + i * a_col, a_row);
+        }
+    }
+    products.store(c, ldc);
+}
+
+template <typename S> struct TileCall {
+    const float *a;
+    size_t a_row, a_col;
+    const float *const *b;
+    size_t ldb;
+    uint32_t k;
+    float *const *c;
+    size_t ldc;
+    uint32_t npanels;
+    bool accumulate;
+    template <int R> void call() const {
+        constexpr int P = panelsAtOnce<S, R>(0);
+        uint32_t p = 0;
+        for (; p + P <= npanels; p += P) {
+            tileRows<S, R, P>(a, a_row, a_col, b + p, ldb, k, c + p, ldc, accumulate);
+        }
+        for (; p < npanels; ++p) {
+            tileRows<S, R, 1>(a, a_row, a_col, b + p, ldb, k, c + p, ldc, accumulate);
+        }
+    }
+};
+
+template <typename S>
+void tile(const float *a, size_t a_row, size_t a_col, const float *const *b, size_t ldb, uint32_t k, float *const *c,
+          size_t ldc, uint32_t rows, uint32_t npanels, bool accumulate) {
+    withRows<S::kTileRows>(rows, TileCall<S>{a, a_row, a_col, b, ldb, k, c, ldc, npanels, accumulate});
+}
+
+// Where P tiles from `first` on are, and what to fetch meanwhile: the same place of the tiles that come next, or what
+// is here already.
+template <int P> struct TilesAt {
+    const char *at[P];
+    const char *next[P];
+    TilesAt(const KvTiles &tiles, uint32_t first) {
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            at[p] = tiles.at[first + p];
+            next[p] = first + p < tiles.ahead ? tiles.at[tiles.count + first + p] : at[p];
+        }
+    }
+};
+
+// Elements of T in a cache line.
+constexpr uint32_t lineElements(WeightType type) {
+    return type == kF32 ? 16 : 32;
+}
+
+template <typename S, WeightType T> struct ScoreCall {
+    const float *q;
+    size_t ldq;
+    const KvTiles &keys;
+    uint32_t dh;
+    float *scores;
+    size_t lds;
+
+    template <int R> void call() const {
+        constexpr int P = panelsAtOnce<S, R>(0);
+        uint32_t t = 0;
+        for (; t + P <= keys.count; t += P) {
+            tiles<R, P>(t);
+        }
+        for (; t < keys.count; ++t) {
+            tiles<R, 1>(t);
+        }
+    }
+    template <int R, int P> void tiles(uint32_t first) const {
+        constexpr uint32_t kStep = lineElements(T) / kPanelRows;  // k that share a line
+        const TilesAt<P> tile(keys, first);
+        Products<S, R, P> products;
+        uint32_t i = 0;
+        for (; i + kStep <= dh; i += kStep) {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                __builtin_prefetch(tile.next[p] + i * kPanelRows * sizeof(float) / (kF32 == T ? 1 : 2));
+            }
+            Q3_UNROLL
+            for (uint32_t j = 0; j < kStep; ++j) {
+                add(products, tile, i + j);
+            }
+        }
+        for (; i < dh; ++i) {
+            add(products, tile, i);
+        }
+        products.store(scores + size_t{first} * kPanelRows, lds, 1);
+    }
+    template <int R, int P> void add(Products<S, R, P> &products, const TilesAt<P> &tile, uint32_t i) const {
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            products.add(p, loadColumn<S, T>(tile.at[p], size_t{i} * kPanelRows), q + i, ldq);
+        }
+    }
+};
+
+template <typename S, WeightType T>
+void score(const float *q, size_t ldq, uint32_t rows, const KvTiles &keys, uint32_t dh, float *scores, size_t lds) {
+    withRows<S::kTileRows>(rows, ScoreCall<S, T>{q, ldq, keys, dh, scores, lds});
+}
+
+template <typename S, WeightType T> struct WeighCall {
+    const float *weights;
+    size_t ldw;
+    const KvTiles &values;
+    uint32_t nkeys, npanels;
+    float *out;
+    size_t ldo;
+    bool accumulate;
+
+    template <int R> void call() const {
+        constexpr int P = panelsAtOnce<S, R>(0);
+        uint32_t p = 0;
+        for (; p + P <= npanels; p += P) {
+            panels<R, P>(p);
+        }
+        for (; p < npanels; ++p) {
+            panels<R, 1>(p);
+        }
+    }
+    // Sums of P panels stay in registers over all tiles.
+    template <int R, int P> void panels(uint32_t first) const {
+        constexpr size_t kPanel = size_t{kPanelRows} * kPanelRows;  // elements
+        constexpr size_t kSize = T == kF32 ? 4 : 2;
+        constexpr uint32_t kStep = lineElements(T) / kPanelRows;  // keys that share a line
+        Products<S, R, P> products;
+        float *to = out + size_t{first} * kPanelRows;
+        if (accumulate) {
+            products.load(to, ldo, 1);
+        }
+        for (uint32_t t = 0, key = 0; t < values.count; ++t) {
+            const TilesAt<1> tile(values, t);
+            const char *at = tile.at[0] + first * kPanel * kSize;
+            const char *next = tile.next[0] + first * kPanel * kSize;
+            const uint32_t end = nkeys - key < kPanelRows ? nkeys - key : kPanelRows;
+            for (uint32_t i = 0; i < end; ++i) {
+                Q3_UNROLL
+                for (int p = 0; p < P; ++p) {
+                    if (i % kStep == 0) {
+                        __builtin_prefetch(next + (p * kPanel + size_t{i} * kPanelRows) * kSize);
+                    }
+                    products.add(p, loadColumn<S, T>(at, p * kPanel + size_t{i} * kPanelRows), weights + key + i, ldw);
+                }
+            }
+            key += end;
+        }
+        products.store(to, ldo, 1);
+    }
+};
+
+template <typename S, WeightType T>
+void weigh(const float *weights, size_t ldw, uint32_t rows, const KvTiles &values, uint32_t nkeys, uint32_t npanels,
+           float *out, size_t ldo, bool accumulate) {
+    withRows<S::kTileRows>(rows, WeighCall<S, T>{weights, ldw, values, nkeys, npanels, out, ldo, accumulate});
+}
+
+}  // namespace
+}  // namespace q3::cpu
