@@ -60,7 +60,7 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|---|")
     for name in args.model:
         for dtype in args.dtype:
-            bench = Bench(name, DataType.parse(dtype), args, {})
+            bench = Bench(name, DataType.parse(dtype), args, None)
             for case, temperature in (("repeats", 0.0), ("no pattern", 1.0)):
                 for lookup in args.lookup:
                     pairs = [

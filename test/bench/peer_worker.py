@@ -51,7 +51,7 @@ class Ours:
         from qwen3_runtime import StepRequest, sampling_struct
 
         options = argparse.Namespace(threads=order["threads"], kv_limit=2048, device="cpu")
-        self._model = Bench(order["name"], DataType.parse(dtype), options, {}).model
+        self._model = Bench(order["name"], DataType.parse(dtype), options, None).model
         self._request = lambda tokens: StepRequest(
             self._cache, tokens, len(self._cache), sampling_struct(no_logprob=1)
         )
