@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -168,13 +169,17 @@ std::vector<Read> readAllPatterns(unsigned threads, size_t bytes) {
     return reads;
 }
 
+double median(std::vector<double> values) {
+    std::sort(values.begin(), values.end());
+    return values[values.size() / 2];
+}
+
 template <typename Measure> double middle(int repeats, const Measure &measure) {
     std::vector<double> results;
     for (int i = 0; i < repeats; ++i) {
         results.push_back(measure());
     }
-    std::sort(results.begin(), results.end());
-    return results[results.size() / 2];
+    return median(std::move(results));
 }
 
 // One line of figures for every line of input, each in about a tenth of a second: a shared machine's limits change
@@ -198,10 +203,9 @@ void answer(unsigned threads, size_t bytes, std::vector<Read> reads) {
     size_t chosen = 0;
     double highest = 0.0;
     for (size_t i = 0; i < kCandidates; ++i) {
-        std::sort(samples[i].begin(), samples[i].end());
-        const double median = samples[i][samples[i].size() / 2];
-        if (median > highest) {
-            highest = median;
+        const double rate_of_it = median(samples[i]);
+        if (rate_of_it > highest) {
+            highest = rate_of_it;
             chosen = i;
         }
     }

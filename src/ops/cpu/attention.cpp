@@ -15,6 +15,11 @@ namespace {
 
 constexpr uint32_t kTokenGrain = 4;  // worth a fork
 
+// KV tiles that hold so many tokens.
+constexpr uint32_t tilesOf(uint32_t tokens) {
+    return (tokens + kPanelRows - 1) / kPanelRows;
+}
+
 inline void prefetch(const char *next, size_t bytes) {
     for (size_t line = 0; line < bytes; line += 64) {
         __builtin_prefetch(next + line);
@@ -128,7 +133,7 @@ void CpuOps::attendItem(const Query &item, Activation out, Activation qkv, uint3
 // on.
 template <typename Tile, typename Use>
 void CpuOps::forTiles(uint32_t nkeys, uint32_t later, const Tile &tile, const Use &use) {
-    const uint32_t ntiles = (nkeys + kBlockTokens - 1) / kBlockTokens;
+    const uint32_t ntiles = tilesOf(nkeys);
     const uint32_t all = ntiles + std::min(later, kTilesTogether);
     const char *at[kSplit / kBlockTokens + kTilesTogether];
     for (uint32_t t = 0; t < all; ++t) {
@@ -143,7 +148,7 @@ void CpuOps::forTiles(uint32_t nkeys, uint32_t later, const Tile &tile, const Us
 // Scores of the split's keys for every row; its values come then.
 void CpuOps::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
     const uint32_t dh = config_.dh;
-    const uint32_t ntiles = (nkeys + kBlockTokens - 1) / kBlockTokens;
+    const uint32_t ntiles = tilesOf(nkeys);
     const auto tile = [&](uint32_t key) {
         const uint32_t end = ntiles * kBlockTokens;
         return key < end ? tiles.at(key).keys : tiles.at(key - end).values;
@@ -159,15 +164,14 @@ void CpuOps::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const 
 // part[rows][value_width_] = scores times V; the keys of the next split come then.
 void CpuOps::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
     const auto tile = [&](uint32_t key) { return key < nkeys ? tiles.at(key).values : tiles.at(key).keys; };
-    forTiles(nkeys, tiles.ntiles - (nkeys + kBlockTokens - 1) / kBlockTokens, tile,
-             [&](const KvTiles &values, uint32_t key) {
-                 for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
-                     kernels_.weigh[kv_type_](
-                         s.scores + size_t{row} * kSplit + key, kSplit, std::min(kernels_.tile_rows, rows - row),
-                         values, std::min(nkeys - key, values.count * kBlockTokens), value_width_ / kPanelRows,
-                         s.part + size_t{row} * value_width_, value_width_, key > 0);
-                 }
-             });
+    forTiles(nkeys, tiles.ntiles - tilesOf(nkeys), tile, [&](const KvTiles &values, uint32_t key) {
+        for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
+            kernels_.weigh[kv_type_](s.scores + size_t{row} * kSplit + key, kSplit,
+                                     std::min(kernels_.tile_rows, rows - row), values,
+                                     std::min(nkeys - key, values.count * kBlockTokens), value_width_ / kPanelRows,
+                                     s.part + size_t{row} * value_width_, value_width_, key > 0);
+        }
+    });
 }
 
 // The same two for many rows: tiles are converted to float once for all of them, and chains are longer.
@@ -213,8 +217,8 @@ void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, 
                          const AttentionScratch &s) const {
     const uint32_t rows = item.ntok * config_.group();
     const uint32_t nkeys = std::min(kSplit, end - first_key);
-    const Tiles tiles{*this, item.sequence->kv_blocks + first_key / kBlockTokens,
-                      (end - first_key + kBlockTokens - 1) / kBlockTokens, layer, item.kv_head};
+    const Tiles tiles{*this, item.sequence->kv_blocks + first_key / kBlockTokens, tilesOf(end - first_key), layer,
+                      item.kv_head};
     // Many rows use a conversion three times or more; int8 is converted in any case.
     const bool wide = rows > 2 * kernels_.tile_rows || kv_codes_;
     (this->*(wide ? &CpuOps::scoreKeysWide : &CpuOps::scoreKeys))(tiles, nkeys, rows, s);

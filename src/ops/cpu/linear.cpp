@@ -59,7 +59,7 @@ size_t CpuOps::linearScratchFloats() const {
     // group. Or sums of a tile of rows with kStreamPanels.
     const size_t expanded = weightType(dt_weight_) == kBf12 ? kBlockBytes + kTogether * panelOffset(kBf16, kGroup) : 0;
     const size_t blocks = size_t{max_rows_} * kTogether * kPanelRows + expanded / sizeof(float);
-    return std::max(blocks, size_t{std::min(max_rows_, kernels_.tile_rows)} * kStreamPanels * kPanelRows);
+    return std::max(blocks, size_t{kernels_.tile_rows} * kStreamPanels * kPanelRows);
 }
 
 // Fills quant_rows_ with rows of `in`, in the codes that `type` takes.

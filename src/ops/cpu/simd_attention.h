@@ -8,23 +8,6 @@
 namespace q3::cpu {
 namespace {
 
-// R rows times P panels, all in registers.
-template <typename S, int R, int P>
-inline void tileRows(const float *a, size_t a_row, size_t a_col, const float *const *b, size_t ldb, uint32_t k,
-                     float *const *c, size_t ldc, bool accumulate) {
-    Products<S, R, P> products;
-    if (accumulate) {
-        products.load(c, ldc);
-    }
-    for (uint32_t i = 0; i < k; ++i) {
-        Q3_UNROLL
-        for (int p = 0; p < P; ++p) {
-            products.add(p, loadColumn<S, kF32>(b[p], i * ldb), a + i * a_col, a_row);
-        }
-    }
-    products.store(c, ldc);
-}
-
 template <typename S> struct TileCall {
     const float *a;
     size_t a_row, a_col;
@@ -35,15 +18,21 @@ template <typename S> struct TileCall {
     size_t ldc;
     uint32_t npanels;
     bool accumulate;
-    template <int R> void call() const {
-        constexpr int P = panelsAtOnce<S, R>(0);
-        uint32_t p = 0;
-        for (; p + P <= npanels; p += P) {
-            tileRows<S, R, P>(a, a_row, a_col, b + p, ldb, k, c + p, ldc, accumulate);
+
+    template <int R> void call() const { forGroups<R, panelsAtOnce<S, R>(0)>(npanels, *this); }
+    // R rows times P panels, all in registers.
+    template <int R, int P> void group(uint32_t first) const {
+        Products<S, R, P> products;
+        if (accumulate) {
+            products.load(c + first, ldc);
         }
-        for (; p < npanels; ++p) {
-            tileRows<S, R, 1>(a, a_row, a_col, b + p, ldb, k, c + p, ldc, accumulate);
+        for (uint32_t i = 0; i < k; ++i) {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                products.add(p, loadColumn<S, kF32>(b[first + p], i * ldb), a + i * a_col, a_row);
+            }
         }
+        products.store(c + first, ldc);
     }
 };
 
@@ -67,9 +56,12 @@ template <int P> struct TilesAt {
     }
 };
 
-// Elements of T in a cache line.
-constexpr uint32_t lineElements(WeightType type) {
-    return type == kF32 ? 16 : 32;
+constexpr size_t elementBytes(WeightType type) {
+    return type == kF32 ? 4 : 2;
+}
+// Rows of 16 elements that share a cache line.
+constexpr uint32_t rowsPerLine(WeightType type) {
+    return static_cast<uint32_t>(64 / (kPanelRows * elementBytes(type)));
 }
 
 template <typename S, WeightType T> struct ScoreCall {
@@ -80,25 +72,16 @@ template <typename S, WeightType T> struct ScoreCall {
     float *scores;
     size_t lds;
 
-    template <int R> void call() const {
-        constexpr int P = panelsAtOnce<S, R>(0);
-        uint32_t t = 0;
-        for (; t + P <= keys.count; t += P) {
-            tiles<R, P>(t);
-        }
-        for (; t < keys.count; ++t) {
-            tiles<R, 1>(t);
-        }
-    }
-    template <int R, int P> void tiles(uint32_t first) const {
-        constexpr uint32_t kStep = lineElements(T) / kPanelRows;  // k that share a line
+    template <int R> void call() const { forGroups<R, panelsAtOnce<S, R>(0)>(keys.count, *this); }
+    template <int R, int P> void group(uint32_t first) const {
+        constexpr uint32_t kStep = rowsPerLine(T);
         const TilesAt<P> tile(keys, first);
         Products<S, R, P> products;
         uint32_t i = 0;
         for (; i + kStep <= dh; i += kStep) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                __builtin_prefetch(tile.next[p] + i * kPanelRows * sizeof(float) / (kF32 == T ? 1 : 2));
+                __builtin_prefetch(tile.next[p] + size_t{i} * kPanelRows * elementBytes(T));
             }
             Q3_UNROLL
             for (uint32_t j = 0; j < kStep; ++j) {
@@ -132,21 +115,12 @@ template <typename S, WeightType T> struct WeighCall {
     size_t ldo;
     bool accumulate;
 
-    template <int R> void call() const {
-        constexpr int P = panelsAtOnce<S, R>(0);
-        uint32_t p = 0;
-        for (; p + P <= npanels; p += P) {
-            panels<R, P>(p);
-        }
-        for (; p < npanels; ++p) {
-            panels<R, 1>(p);
-        }
-    }
+    template <int R> void call() const { forGroups<R, panelsAtOnce<S, R>(0)>(npanels, *this); }
     // Sums of P panels stay in registers over all tiles.
-    template <int R, int P> void panels(uint32_t first) const {
+    template <int R, int P> void group(uint32_t first) const {
         constexpr size_t kPanel = size_t{kPanelRows} * kPanelRows;  // elements
-        constexpr size_t kSize = T == kF32 ? 4 : 2;
-        constexpr uint32_t kStep = lineElements(T) / kPanelRows;  // keys that share a line
+        constexpr size_t kSize = elementBytes(T);
+        constexpr uint32_t kStep = rowsPerLine(T);
         Products<S, R, P> products;
         float *to = out + size_t{first} * kPanelRows;
         if (accumulate) {

@@ -191,6 +191,17 @@ template <typename S, int R> constexpr int panelsAtOnce(int fixed) {
     return 1;
 }
 
+// Calls call.group<R, P>(first) for all of `count` neighbours, P at a time.
+template <int R, int P, typename Call> inline void forGroups(uint32_t count, const Call &call) {
+    uint32_t first = 0;
+    for (; first + P <= count; first += P) {
+        call.template group<R, P>(first);
+    }
+    for (; first < count; ++first) {
+        call.template group<R, 1>(first);
+    }
+}
+
 // A pair of k of a bf12 group. raw moves on when the pair is raw.
 template <typename S>
 inline void decodePairBf12(const char *group, uint32_t pair, typename S::Bf12Base base, uint32_t raw_pairs,
