@@ -16,7 +16,8 @@ from qwen3 import Qwen3ForCausalLM
 from test_launch import launched
 
 USERS = 24
-STEPS = 120
+BATCH = 8
+STEPS = 400  # enough that the first answers still go on when the last user has come
 
 
 def stream(url: str, prompt: str, begun: threading.Semaphore, steps: int) -> tuple[str, list[Any]]:
@@ -41,17 +42,25 @@ def stream(url: str, prompt: str, begun: threading.Semaphore, steps: int) -> tup
     return "".join(texts), events
 
 
+def gauge(client: httpx.Client, name: str) -> int:
+    """Returns a value of /metrics."""
+    prefix = f"infinicore_infer_{name} "
+    lines = client.get("/metrics").text.splitlines()
+    return int(float(next(line for line in lines if line.startswith(prefix)).removeprefix(prefix)))
+
+
 def test_drain_under_load(tmp_path: Path, reference: Qwen3ForCausalLM) -> None:
     """More streams than are computed together: all are finished, those still queued included."""
     prompts = [f"Tell me a story about {i}." for i in range(USERS)]
     begun = threading.Semaphore(0)
-    with launched(tmp_path / "log", "--max-batch", "8") as (process, url):
+    with launched(tmp_path / "log", "--max-batch", str(BATCH)) as (process, url):
         with ThreadPoolExecutor(USERS) as pool:
             answers = [pool.submit(stream, url, prompt, begun, STEPS) for prompt in prompts]
             begun.acquire()
             with httpx.Client(base_url=url) as client:
                 assert client.get("/health").status_code == 200
-                while "requests_waiting 16.0" not in client.get("/metrics").text:
+                while gauge(client, "requests_waiting") != USERS - BATCH:
+                    assert not all(answer.done() for answer in answers), "nobody had to wait"
                     time.sleep(0.01)
                 process.send_signal(signal.SIGTERM)
                 while (health := client.get("/health")).status_code == 200:
