@@ -19,10 +19,13 @@
 //   q4    {bf16 scale[16]; uint8 q[4][16][4]}
 //        w = (nibble - 8) * scale. q[o][row][i] holds k = 8 o + i low and k = 8 o + 4 + i high: quads of k side by
 //        side, as products of 8 bits want them.
-//   bf12  {Bf12Header; {uint8 sm[2][16]; uint8 e[16]} pair[16]}
-//        lossless bf16: sm = sign << 7 | mantissa; the exponent field is base - nibble, where e[row] holds even
-//        k low and odd k high. Rows are stored in the order kBf12Order. A pair of k with a weight out of reach of the
-//        16 exponents (about one in a hundred) has its bit in header.pairs and stands at header.raw as in a bf16 panel.
+//   bf12  {Bf12Header; {uint8 code[16][2]; uint8 low[2][16][2]} quad[8]}
+//        lossless bf16: low[pair][place][odd] is the lower byte of k = 4 quad + 2 pair + odd; the upper one (sign and
+//        all of the exponent but its last bit) is base - kBf12Below[nibble], a shuffle of 16 bytes, where
+//        code[place][odd] holds the nibble of the first pair low and of the second high. Rows stand in the order
+//        kBf12Order, so that interleaving the two bytes gives the words of a bf16 panel. A pair of k with a weight out
+//        of reach of the 16 nibbles (less than one in a hundred) has its bit in header.pairs and stands at header.raw
+//        as in a bf16 panel.
 #pragma once
 
 #include <stddef.h>
@@ -39,13 +42,18 @@ constexpr size_t kQ4GroupBytes = 2 * kPanelRows + kGroup * kPanelRows / 2;
 
 struct Bf12Header {
     const uint16_t *raw;  // [set bits of pairs][16][2], aligned to 64 bytes
-    uint16_t base;        // largest exponent field of the group, << 7
+    uint16_t base;        // largest upper byte of the group, without sign
     uint16_t pairs;       // bit i: k = 2i and 2i + 1 are raw
     uint16_t unused[2];
 };
-constexpr size_t kBf12PairBytes = 3 * kPanelRows;
-constexpr size_t kBf12GroupBytes = sizeof(Bf12Header) + kGroup / 2 * kBf12PairBytes;
-// Stored place of each row, and row of each stored place: 16-bit lanes then widen to rows 0-7 and 8-15.
+constexpr size_t kBf12PairBytes = 2 * kPanelRows;  // of the lower bytes, or of the codes of two pairs
+constexpr size_t kBf12QuadBytes = 3 * kBf12PairBytes;
+constexpr size_t kBf12GroupBytes = sizeof(Bf12Header) + kGroup / 4 * kBf12QuadBytes;
+// The upper byte that a nibble stands for is header.base minus this, modulo 256: its top bit is the sign, the others
+// count down.
+constexpr uint8_t kBf12Below[16] = {0, 1, 2, 3, 4, 5, 6, 7, 128, 129, 130, 131, 132, 133, 134, 135};
+// Stored place of each row, and row of each stored place: interleaved bytes of 128-bit lanes are then the words of rows
+// 0-3 and 4-7, 8-11 and 12-15.
 constexpr uint32_t kBf12Order[kPanelRows] = {0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15};
 
 enum WeightType { kF32 = 0, kF16 = 1, kBf16 = 2, kFloatTypes = 3, kBf12 = 3, kExactTypes = 4, kQ8 = 4, kQ4 = 5 };

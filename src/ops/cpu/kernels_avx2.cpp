@@ -126,26 +126,17 @@ struct Avx2 {
     }
     static I totalQuads(Q sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 
-    using Bf12Base = __m256i;
-    static Bf12Base baseBf12(uint16_t base) { return _mm256_set1_epi16(static_cast<int16_t>(base)); }
-    static void decodeBf12(const char *sm, const char *e, Bf12Base base, F (&even)[kParts], F (&odd)[kParts]) {
-        const __m256i nibbles = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(e)));
-        decodeRows(sm, _mm256_and_si256(nibbles, _mm256_set1_epi16(0x0f)), 128, base, even);
-        decodeRows(sm + kPanelRows, _mm256_and_si256(nibbles, _mm256_set1_epi16(0xf0)), 8, base, odd);
+    using Bf12Table = __m256i;
+    static Bf12Table tableBf12(uint16_t base) {
+        const __m128i below = _mm_loadu_si128(reinterpret_cast<const __m128i *>(kBf12Below));
+        return _mm256_broadcastsi128_si256(_mm_sub_epi8(_mm_set1_epi8(static_cast<char>(base)), below));
     }
-
-private:
-    // Multiplies in place of shifts, since shifts and shuffles share two ports that the widening keeps busy.
-    static void decodeRows(const char *sm, __m256i nibble, int16_t factor, __m256i base, F (&out)[kParts]) {
-        const __m256i exponent = _mm256_sub_epi16(base, _mm256_mullo_epi16(nibble, _mm256_set1_epi16(factor)));
-        const __m256i byte = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(sm)));
-        // byte * 257 has it twice: the sign comes from the upper copy, the mantissa from the lower.
-        const __m256i twice = _mm256_mullo_epi16(byte, _mm256_set1_epi16(257));
-        const __m256i value =
-            _mm256_or_si256(_mm256_and_si256(twice, _mm256_set1_epi16(static_cast<int16_t>(0x807f))), exponent);
-        const __m256i zero = _mm256_setzero_si256();
-        out[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, value));
-        out[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, value));
+    static void wordsBf12(const char *codes, bool second, const char *low, Bf12Table table, I (&words)[kParts]) {
+        const __m256i both = loadBits(codes);
+        const __m256i upper = _mm256_shuffle_epi8(table, second ? highNibbles(both) : lowNibbles(both));
+        const __m256i lower = loadBits(low);
+        words[0] = _mm256_unpacklo_epi8(lower, upper);
+        words[1] = _mm256_unpackhi_epi8(lower, upper);
     }
 };
 

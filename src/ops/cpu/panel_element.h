@@ -46,11 +46,12 @@ inline uint16_t bf12At(const void *panel, uint32_t row, uint32_t k) {
         }
         return raw[row * 2 + i % 2];
     }
-    const auto *sm = reinterpret_cast<const uint8_t *>(group + sizeof header + i / 2 * kBf12PairBytes);
-    const uint32_t place = kBf12Order[row];
-    const uint32_t value = sm[i % 2 * kPanelRows + place];
-    const uint32_t nibble = sm[2 * kPanelRows + place] >> (i % 2 * 4) & 15U;
-    return static_cast<uint16_t>((value & 0x80U) << 8 | (value & 0x7fU) | (header.base - (nibble << 7)));
+    const auto *codes = reinterpret_cast<const uint8_t *>(group + sizeof header + i / 4 * kBf12QuadBytes);
+    const uint32_t pair = i / 2 % 2;
+    const uint32_t place = kBf12Order[row] * 2 + i % 2;
+    const uint32_t nibble = codes[place] >> (pair * 4) & 15U;
+    const uint32_t upper = (header.base - kBf12Below[nibble]) & 0xffU;
+    return static_cast<uint16_t>(upper << 8 | codes[(1 + pair) * kBf12PairBytes + place]);
 }
 
 // Weight (row, k).

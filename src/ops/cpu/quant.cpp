@@ -107,8 +107,8 @@ void searchScalesQ4(const float *tile, const Bounds &bounds, uint16_t *scales) {
     }
 }
 
-// The largest exponent field (in place, << 7) of a bf12 group, and the pairs of k that 16 exponents from there down do
-// not reach.
+// The largest upper byte (without sign) of a bf12 group, and the pairs of k that eight of them from there down do not
+// reach.
 struct Bf12Range {
     uint32_t base;
     uint32_t pairs;
@@ -121,11 +121,11 @@ Bf12Range rangeBf12(const uint32_t *tile, uint32_t count) {
     for (uint32_t pair = 0; pair < npairs; ++pair) {
         // Padding beyond k is never multiplied, so its exponent does not count.
         const uint32_t odd = pair * 2 + 1 < count ? 16 : 0;
-        int16_t low = 0x7f80;
+        int16_t low = 0x7f;
         for (uint32_t row = 0; row < kPanelRows; ++row) {
             const uint32_t word = tile[pair * kPanelRows + row];
-            const auto a = static_cast<int16_t>(word & 0x7f80U);
-            const auto b = static_cast<int16_t>(word >> odd & 0x7f80U);
+            const auto a = static_cast<int16_t>(word >> 8 & 0x7fU);
+            const auto b = static_cast<int16_t>(word >> odd >> 8 & 0x7fU);
             low = std::min(low, std::min(a, b));
             most = std::max(most, std::max(a, b));
         }
@@ -133,17 +133,9 @@ Bf12Range rangeBf12(const uint32_t *tile, uint32_t count) {
     }
     uint32_t pairs = 0;
     for (uint32_t pair = 0; pair < npairs; ++pair) {
-        pairs |= (most > least[pair] + (15 << 7) ? 1U : 0U) << pair;
+        pairs |= (most > least[pair] + 7 ? 1U : 0U) << pair;
     }
     return {static_cast<uint32_t>(most), pairs};
-}
-
-// Natural order of rows to kBf12Order, which swaps the two middle quarters.
-void storeOrdered(const uint8_t *bytes, uint8_t *out) {
-    static_assert(kBf12Order[0] == 0 && kBf12Order[4] == 8 && kBf12Order[8] == 4 && kBf12Order[12] == 12);
-    for (uint32_t row = 0; row < kPanelRows; row += 4) {
-        std::memcpy(out + kBf12Order[row], bytes + row, 4);
-    }
 }
 
 }  // namespace
@@ -175,21 +167,17 @@ uint32_t packGroupBf12(const uint32_t *tile, uint32_t count, char *group, uint16
             std::memcpy(raw + size_t{2} * kPanelRows * nraw++, words, sizeof(uint32_t) * kPanelRows);
             continue;
         }
-        uint8_t even[kPanelRows];
-        uint8_t odd[kPanelRows];
-        uint8_t nibbles[kPanelRows];
+        auto *codes = reinterpret_cast<uint8_t *>(group + sizeof header + pair / 2 * kBf12QuadBytes);
+        uint8_t *low = codes + (1 + pair % 2) * kBf12PairBytes;
         for (uint32_t row = 0; row < kPanelRows; ++row) {
-            const uint32_t word = words[row];
-            even[row] = static_cast<uint8_t>((word & 0x7fU) | (word >> 8 & 0x80U));
-            odd[row] = static_cast<uint8_t>((word >> 16 & 0x7fU) | (word >> 24 & 0x80U));
-            const uint32_t low = (range.base - (word & 0x7f80U)) >> 7;
-            const uint32_t high = (range.base - (word >> 16 & 0x7f80U)) >> 7;
-            nibbles[row] = static_cast<uint8_t>((low & 0xfU) | (high & 0xfU) << 4);
+            for (uint32_t odd = 0; odd < 2; ++odd) {
+                const uint32_t half = words[row] >> (16 * odd) & 0xffffU;
+                const uint32_t place = kBf12Order[row] * 2 + odd;
+                const uint32_t nibble = (half >> 15) << 3 | ((range.base - (half >> 8 & 0x7fU)) & 7U);
+                low[place] = static_cast<uint8_t>(half);
+                codes[place] = static_cast<uint8_t>(codes[place] | nibble << (pair % 2 * 4));
+            }
         }
-        auto *out = reinterpret_cast<uint8_t *>(group + sizeof header + pair * kBf12PairBytes);
-        storeOrdered(even, out);
-        storeOrdered(odd, out + kPanelRows);
-        storeOrdered(nibbles, out + size_t{2} * kPanelRows);
     }
     return nraw;
 }

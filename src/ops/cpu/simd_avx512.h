@@ -94,25 +94,23 @@ struct Avx512 {
     static Q dotQuads(Q sum, B w, B x) { return _mm512_add_epi16(sum, _mm512_maddubs_epi16(w, x)); }
     static I totalQuads(Q sum) { return _mm512_madd_epi16(sum, _mm512_set1_epi16(1)); }
 
-    using Bf12Base = __m256i;
-    static Bf12Base baseBf12(uint16_t base) { return _mm256_set1_epi16(static_cast<int16_t>(base)); }
-    static void decodeBf12(const char *sm, const char *e, Bf12Base base, F (&even)[kParts], F (&odd)[kParts]) {
-        const __m256i nibbles = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(e)));
-        even[0] = decodeRows(sm, _mm256_slli_epi16(_mm256_and_si256(nibbles, _mm256_set1_epi16(0x0f)), 7), base);
-        odd[0] =
-            decodeRows(sm + kPanelRows, _mm256_slli_epi16(_mm256_and_si256(nibbles, _mm256_set1_epi16(0xf0)), 3), base);
+    using Bf12Table = __m256i;
+    static Bf12Table tableBf12(uint16_t base) {
+        const __m128i below = _mm_loadu_si128(reinterpret_cast<const __m128i *>(kBf12Below));
+        return _mm256_broadcastsi128_si256(_mm_sub_epi8(_mm_set1_epi8(static_cast<char>(base)), below));
+    }
+    static void wordsBf12(const char *codes, bool second, const char *low, Bf12Table table, I (&words)[kParts]) {
+        const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(codes));
+        const __m256i nibbles = _mm256_and_si256(second ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
+        const __m256i upper = _mm256_shuffle_epi8(table, nibbles);
+        const __m256i lower = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(low));
+        words[0] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_unpacklo_epi8(lower, upper)),
+                                      _mm256_unpackhi_epi8(lower, upper), 1);
     }
 
 private:
     // 16-bit values as the high halves of 32-bit lanes.
     static F widenHigh(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
-    static F decodeRows(const char *sm, __m256i below, __m256i base) {
-        const __m256i byte = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(sm)));
-        const __m256i twice = _mm256_or_si256(byte, _mm256_slli_epi16(byte, 8));
-        const __m256i value = _mm256_or_si256(_mm256_and_si256(twice, _mm256_set1_epi16(static_cast<int16_t>(0x807f))),
-                                              _mm256_sub_epi16(base, below));
-        return widenHigh(_mm256_permute4x64_epi64(value, 0xd8));  // kBf12Order back to the order of rows
-    }
 };
 
 }  // namespace

@@ -35,15 +35,28 @@ template <typename S, WeightType T> inline Column<S> loadColumn(const void *data
     return column;
 }
 
-// Even or odd k of a bf16 pair.
-template <typename S> inline Column<S> bf16Column(const char *pair, bool odd) {
-    Column<S> column;
+// Two k of a bf16 panel: even k low, odd k high in each word.
+template <typename S> struct Pair {
+    typename S::I words[S::kParts];
+
+    Column<S> column(bool odd) const {
+        Column<S> column;
+        Q3_UNROLL
+        for (int h = 0; h < S::kParts; ++h) {
+            column.part[h] =
+                S::fromBits(odd ? S::andBits(words[h], S::setBits(0xffff0000U)) : S::template shiftLeft<16>(words[h]));
+        }
+        return column;
+    }
+};
+
+template <typename S> inline Pair<S> loadPair(const char *words) {
+    Pair<S> pair;
     Q3_UNROLL
     for (int h = 0; h < S::kParts; ++h) {
-        const typename S::I bits = S::loadBits(pair + h * S::kLanes * 4);
-        column.part[h] = S::fromBits(odd ? S::andBits(bits, S::setBits(0xffff0000U)) : S::template shiftLeft<16>(bits));
+        pair.words[h] = S::loadBits(words + h * S::kLanes * 4);
     }
-    return column;
+    return pair;
 }
 
 // The products of R rows of x with P panels.
@@ -128,7 +141,7 @@ private:
 // running ahead, and hardware stops at the end of every 4 KiB. One row does little but load, four streams at a time,
 // which the hardware follows: far requests hinder, near ones help a little where there is something to do per byte.
 template <WeightType T, int R> inline void fetchAhead(const char *weights, size_t bytes) {
-    constexpr size_t kDistance = R > 1 ? 4096 : (T >= kExactTypes ? 256 : 0);
+    constexpr size_t kDistance = R > 1 ? 4096 : (T >= kBf12 ? 256 : 0);
     if constexpr (kDistance > 0) {
         Q3_UNROLL
         for (size_t line = 0; line < bytes; line += 64) {
@@ -144,8 +157,8 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
         const auto add = [&](size_t i, bool odd) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                const char *pair = panels + p * panel_bytes + i * kPanelRows * 2;
-                products.add(p, bf16Column<S>(pair, odd), x + i + (odd ? 1 : 0), ldx);
+                const Pair<S> pair = loadPair<S>(panels + p * panel_bytes + i * kPanelRows * 2);
+                products.add(p, pair.column(odd), x + i + (odd ? 1 : 0), ldx);
             }
         };
         for (size_t i = 0; i + 1 < k; i += 2) {
@@ -202,23 +215,24 @@ template <int R, int P, typename Call> inline void forGroups(uint32_t count, con
     }
 }
 
-// A pair of k of a bf12 group. raw moves on when the pair is raw.
-template <typename S>
-inline void decodePairBf12(const char *group, uint32_t pair, typename S::Bf12Base base, uint32_t raw_pairs,
-                           const uint16_t *&raw, Column<S> (&w)[2]) {
-    if (__builtin_expect((raw_pairs >> pair & 1U) != 0, 0)) {
-        w[0] = bf16Column<S>(reinterpret_cast<const char *>(raw), false);
-        w[1] = bf16Column<S>(reinterpret_cast<const char *>(raw), true);
-        raw += 2 * kPanelRows;
-        return;
-    }
-    const char *sm = group + sizeof(Bf12Header) + pair * kBf12PairBytes;
-    S::decodeBf12(sm, sm + size_t{2} * kPanelRows, base, w[0].part, w[1].part);
-}
-
 // Header of a bf12 group, by value: groups are aligned to 16 bytes.
 inline Bf12Header bf12Header(const char *group) {
     return *reinterpret_cast<const Bf12Header *>(group);
+}
+
+// The first or second pair of k of a quad of a bf12 group. raw moves on when the pair is raw.
+template <typename S>
+inline Pair<S> pairBf12(const char *group, uint32_t quad, bool second, typename S::Bf12Table table, uint32_t raw_pairs,
+                        const uint16_t *&raw) {
+    if (__builtin_expect((raw_pairs >> (2 * quad + (second ? 1 : 0)) & 1U) != 0, 0)) {
+        const auto *words = reinterpret_cast<const char *>(raw);
+        raw += 2 * kPanelRows;
+        return loadPair<S>(words);
+    }
+    const char *codes = group + sizeof(Bf12Header) + quad * kBf12QuadBytes;
+    Pair<S> pair;
+    S::wordsBf12(codes, second, codes + (second ? 2 : 1) * kBf12PairBytes, table, pair.words);
+    return pair;
 }
 
 template <typename S> void expandBf12(const void *panel, uint32_t groups, uint16_t *out) {
@@ -226,40 +240,48 @@ template <typename S> void expandBf12(const void *panel, uint32_t groups, uint16
         const char *group = static_cast<const char *>(panel) + g * kBf12GroupBytes;
         const Bf12Header header = bf12Header(group);
         const uint16_t *raw = header.raw;
-        for (uint32_t pair = 0; pair < kGroup / 2; ++pair, out += 2 * kPanelRows) {
-            Column<S> w[2];
-            decodePairBf12<S>(group, pair, S::baseBf12(header.base), header.pairs, raw, w);
+        const auto store = [&](uint32_t quad, bool second) {
+            const Pair<S> pair = pairBf12<S>(group, quad, second, S::tableBf12(header.base), header.pairs, raw);
             Q3_UNROLL
-            for (int h = 0; h < S::kParts; ++h) {
-                const typename S::I low = S::template shiftRight<16>(S::bits(w[0].part[h]));
-                S::storeBits(reinterpret_cast<char *>(out + h * S::kLanes * 2), S::addInt(low, S::bits(w[1].part[h])));
+            for (int h = 0; h < S::kParts; ++h, out += S::kLanes * 2) {
+                S::storeBits(reinterpret_cast<char *>(out), pair.words[h]);
             }
+        };
+        for (uint32_t quad = 0; quad < kGroup / 4; ++quad) {
+            store(quad, false);
+            store(quad, true);
         }
     }
 }
 
 template <typename S, int R, int P>
 inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t ldx, Products<S, R, P> &products) {
-    typename S::Bf12Base base[P];
+    typename S::Bf12Table table[P];
     uint32_t pairs[P];
     const uint16_t *raw[P];
     Q3_UNROLL
     for (int p = 0; p < P; ++p) {
         const Bf12Header header = bf12Header(groups[p]);
-        base[p] = S::baseBf12(header.base);
+        table[p] = S::tableBf12(header.base);
         pairs[p] = header.pairs;
         raw[p] = header.raw;
     }
-    for (uint32_t pair = 0; pair < kGroup / 2; ++pair) {
+    const auto add = [&](uint32_t quad, bool second) {
+        const float *at = x + size_t{quad} * 4 + (second ? 2 : 0);
         Q3_UNROLL
         for (int p = 0; p < P; ++p) {
-            // Decoding keeps the core too busy to run ahead into the next group by itself.
-            __builtin_prefetch(groups[p] + kBf12GroupBytes + pair * kBf12PairBytes + 256);
-            Column<S> w[2];
-            decodePairBf12<S>(groups[p], pair, base[p], pairs[p], raw[p], w);
-            products.add(p, w[0], x + size_t{pair} * 2, ldx);
-            products.add(p, w[1], x + size_t{pair} * 2 + 1, ldx);
+            const Pair<S> pair = pairBf12<S>(groups[p], quad, second, table[p], pairs[p], raw[p]);
+            products.add(p, pair.column(false), at, ldx);
+            products.add(p, pair.column(true), at + 1, ldx);
         }
+    };
+    for (uint32_t quad = 0; quad < kGroup / 4; ++quad) {
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            fetchAhead<kBf12, R>(groups[p] + quad * kBf12QuadBytes, kBf12QuadBytes);
+        }
+        add(quad, false);
+        add(quad, true);
     }
 }
 

@@ -106,30 +106,19 @@ struct Neon {
     }
     static I totalQuads(Q sum) { return vpaddlq_s16(sum); }
 
-    using Bf12Base = uint16x8_t;
-    static Bf12Base baseBf12(uint16_t base) { return vdupq_n_u16(base); }
-    static void decodeBf12(const char *sm, const char *e, Bf12Base base, F (&even)[kParts], F (&odd)[kParts]) {
-        const uint8x16_t nibbles = vld1q_u8(reinterpret_cast<const uint8_t *>(e));
-        decodeRows(sm, vandq_u8(nibbles, vdupq_n_u8(15)), base, even);
-        decodeRows(sm + kPanelRows, vshrq_n_u8(nibbles, 4), base, odd);
+    using Bf12Table = uint8x16_t;
+    static Bf12Table tableBf12(uint16_t base) {
+        return vsubq_u8(vdupq_n_u8(static_cast<uint8_t>(base)), vld1q_u8(kBf12Below));
     }
-
-private:
-    static uint16x8_t decodeEight(uint8x8_t sm, uint8x8_t nibble, uint16x8_t base) {
-        const uint16x8_t byte = vmovl_u8(sm);
-        const uint16x8_t twice = vorrq_u16(byte, vshlq_n_u16(byte, 8));
-        const uint16x8_t exponent = vsubq_u16(base, vshlq_n_u16(vmovl_u8(nibble), 7));
-        return vorrq_u16(vandq_u16(twice, vdupq_n_u16(0x807f)), exponent);
-    }
-    static void decodeRows(const char *sm, uint8x16_t nibbles, uint16x8_t base, F (&out)[kParts]) {
-        const uint8x16_t bytes = vld1q_u8(reinterpret_cast<const uint8_t *>(sm));
-        const uint16x8_t first = decodeEight(vget_low_u8(bytes), vget_low_u8(nibbles), base);
-        const uint16x8_t second = decodeEight(vget_high_u8(bytes), vget_high_u8(nibbles), base);
-        // kBf12Order: rows 0-3 and 8-11, then 4-7 and 12-15.
-        out[0] = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(first), 16));
-        out[1] = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(second), 16));
-        out[2] = vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(first), 16));
-        out[3] = vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(second), 16));
+    static void wordsBf12(const char *codes, bool second, const char *low, Bf12Table table, I (&words)[kParts]) {
+        for (int i = 0; i < 2; ++i) {  // rows 0-3 and 8-11, then 4-7 and 12-15
+            const uint8x16_t both = vld1q_u8(reinterpret_cast<const uint8_t *>(codes) + i * 16);
+            const uint8x16_t nibbles = second ? vshrq_n_u8(both, 4) : vandq_u8(both, vdupq_n_u8(15));
+            const uint8x16_t upper = vqtbl1q_u8(table, nibbles);
+            const uint8x16_t lower = vld1q_u8(reinterpret_cast<const uint8_t *>(low) + i * 16);
+            words[i] = vreinterpretq_s32_u8(vzip1q_u8(lower, upper));
+            words[2 + i] = vreinterpretq_s32_u8(vzip2q_u8(lower, upper));
+        }
     }
 };
 
