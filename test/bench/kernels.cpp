@@ -74,6 +74,43 @@ void benchTile(const Kernels &kernels) {
     std::printf("attention's tile of %u rows: %.1f G multiply-adds/s\n", rows, work / floats);
 }
 
+// Attention of few rows: the f16 keys and values of one head, in tiles of 16 tokens.
+void benchFewRows(const Kernels &kernels) {
+    constexpr uint32_t kHead = 128;
+    constexpr size_t kTileBytes = kHead * kPanelRows * sizeof(uint16_t);
+    std::printf("attention of few rows, f16: GB/s of %8s %8s %8s %8s\n", "1 row", "2 rows", "4 rows", "6 rows");
+    for (const uint32_t ntiles : {4U, 16384U}) {
+        const Buffer tiles(ntiles * kTileBytes);  // in huge pages, like the cache
+        std::fill_n(tiles.as<uint16_t>(), tiles.bytes() / sizeof(uint16_t), uint16_t{0x2c00});  // 1/16
+        std::vector<const char *> at;
+        for (uint32_t t = 0; t < ntiles + kTilesTogether; ++t) {
+            at.push_back(tiles.as<char>() + t % ntiles * kTileBytes);
+        }
+        const std::vector<float> rows(size_t{kRows} * kHead, 0.01F);
+        std::vector<float> out(size_t{kRows} * kHead);
+        const auto show = [&](const char *name, const auto &use) {
+            std::printf("  %-6s %-6s             ", name, ntiles == 4 ? "cache" : "memory");
+            for (const uint32_t nrows : {1U, 2U, 4U, 6U}) {
+                const uint32_t repeats = ntiles == 4 ? 1000 : 1;
+                const double time = shortest([&] {
+                    for (uint32_t t = 0; t < ntiles * repeats; t += kTilesTogether) {
+                        use(KvTiles{at.data() + t % ntiles, kTilesTogether, kTilesTogether}, nrows);
+                    }
+                });
+                std::printf(" %8.1f", static_cast<double>(kTileBytes) * ntiles * repeats / time / 1e9);
+            }
+            std::printf("\n");
+        };
+        show("keys", [&](const KvTiles &keys, uint32_t nrows) {
+            kernels.score[kF16](rows.data(), kHead, nrows, keys, kHead, out.data(), kHead);
+        });
+        show("values", [&](const KvTiles &values, uint32_t nrows) {
+            kernels.weigh[kF16](rows.data(), kHead, nrows, values, kTilesTogether * kPanelRows, kHead / kPanelRows,
+                                out.data(), kHead, true);
+        });
+    }
+}
+
 void benchSampler() {
     constexpr uint32_t kVocabulary = 151936;
     Sampler sampler(kVocabulary);
@@ -145,6 +182,7 @@ int main(int argc, char **argv) {
         }
     }
     benchTile(kernels);
+    benchFewRows(kernels);
     benchSampler();
     return 0;
 }

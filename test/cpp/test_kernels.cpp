@@ -350,7 +350,7 @@ void testTile(const Kernels &kernels) {
 // fetch.
 void testKvTiles(const Kernels &kernels, WeightType type) {
     for (const uint32_t dh : {1U, 16U, 19U, 128U}) {
-        const uint32_t npanels = (dh + kPanelRows - 1) / kPanelRows;
+        const uint32_t npanels = (dh + kValueWidth - 1) / kValueWidth * 2;
         std::vector<std::unique_ptr<AlignedWeights>> tiles;
         std::vector<const char *> at;
         for (uint32_t t = 0; t < 2 * kTilesTogether; ++t) {

@@ -192,21 +192,23 @@ void CpuOps::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, co
 
 void CpuOps::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
     constexpr uint32_t kKeys = AttentionScratch::kWideKeys;
-    const size_t panel_bytes = kBlockTokens * kPanelRows * elementSize();
+    const uint32_t width = valuePanel();
+    const size_t panel_bytes = kBlockTokens * width * elementSize();
     for (uint32_t first = 0; first < nkeys; first += kKeys) {
         const uint32_t count = std::min(kKeys, nkeys - first);
-        for (uint32_t panel = 0; panel < value_width_ / kPanelRows; ++panel) {
+        for (uint32_t panel = 0; panel < value_width_ / width; ++panel) {
             for (uint32_t key = 0; key < count; key += kBlockTokens) {
                 if (first + key + kKeys < nkeys) {
                     prefetch(tiles.at(first + key + kKeys).values + panel * panel_bytes, panel_bytes);
                 }
-                loadValues(tiles.at(first + key), panel, s.tile + size_t{key} * kPanelRows);
+                loadValues(tiles.at(first + key), panel, s.tile + size_t{key} * width);
             }
-            const float *b = s.tile;
+            const float *b[] = {s.tile, s.tile + kPanelRows};
             for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
-                float *c = s.part + size_t{row} * value_width_ + size_t{panel} * kPanelRows;
-                kernels_.tile(s.scores + size_t{row} * kSplit + first, kSplit, 1, &b, kPanelRows, count, &c,
-                              value_width_, std::min(kernels_.tile_rows, rows - row), 1, first > 0);
+                float *to = s.part + size_t{row} * value_width_ + size_t{panel} * width;
+                float *c[] = {to, to + kPanelRows};
+                kernels_.tile(s.scores + size_t{row} * kSplit + first, kSplit, 1, b, width, count, c, value_width_,
+                              std::min(kernels_.tile_rows, rows - row), width / kPanelRows, first > 0);
             }
         }
     }

@@ -1,6 +1,7 @@
 // Layout of one thread's attention scratch, in floats.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -15,14 +16,14 @@ struct AttentionScratch {
     float *total;    // [rows][value width]: all splits so far, relative to `maximum`
     float *maximum;  // [rows]
     float *sum;      // [rows]
-    float *tile;     // [max(dh, kWideKeys)][16]: a K tile, or a panel of several V tiles, as floats
+    float *tile;     // a K tile [dh][16], or a panel of several V tiles [kWideKeys][kValueWidth], as floats
 
     static constexpr uint32_t kWideKeys = 128;
 
-    static size_t valueWidth(uint32_t dh) { return (size_t{dh} + kPanelRows - 1) / kPanelRows * kPanelRows; }
+    static size_t valueWidth(uint32_t dh) { return (size_t{dh} + kValueWidth - 1) / kValueWidth * kValueWidth; }
     static size_t floats(uint32_t rows, uint32_t dh, uint32_t split) {
         return size_t{rows} * (dh + split + 2 * valueWidth(dh) + 2) +
-               size_t{dh > kWideKeys ? dh : kWideKeys} * kPanelRows;
+               std::max(size_t{dh} * kPanelRows, size_t{kWideKeys} * kValueWidth);
     }
     AttentionScratch(float *base, uint32_t rows, uint32_t dh, uint32_t split)
         : query(base), scores(query + size_t{rows} * dh), part(scores + size_t{rows} * split),

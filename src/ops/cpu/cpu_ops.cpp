@@ -53,7 +53,7 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
                  ? options.dt_kv
                  : (dt_weight_ == QWEN3_DTYPE_F32 ? QWEN3_DTYPE_F32 : QWEN3_DTYPE_F16)),
       kv_type_(weightType(dt_kv_)), kv_codes_(dt_kv_ == QWEN3_DTYPE_INT8),
-      query_rows_(std::max(kQueryRows, config.group())), value_width_(roundUp(config.dh, kPanelRows)),
+      query_rows_(std::max(kQueryRows, config.group())), value_width_(roundUp(config.dh, kValueWidth)),
       kernels_(selectKernels()), max_rows_(roundUp(config.max_step_tokens, kernels_.tile_rows)), rank_(options.rank),
       reduce_(options.reduce), pool_(static_cast<uint32_t>(options.nthreads)) {
     if (query_rows_ > kMaxQueryRows) {

@@ -43,7 +43,10 @@ public:
     uint32_t kvBlockTokens() const override { return kBlockTokens; }
     size_t kvBlockBytes() const override { return config_.nlayer * kvLayerBytes(); }
     BlockMemory &kvMemory() override { return kv_memory_; }
-    std::string kvLayout() const override { return std::string("cpu-") + dtypeName(dt_kv_); }
+    // Names all that decides where an element lies in a block of known size: files of blocks outlive the library.
+    std::string kvLayout() const override {
+        return std::string("cpu-") + dtypeName(dt_kv_) + " in panels of " + std::to_string(valuePanel());
+    }
 
     void beginStep(const StepPlan &plan) override { plan_ = &plan; }
     void embed(Activation x, const Linear &table) override;
@@ -72,7 +75,8 @@ private:
     static constexpr uint32_t kQueryRows = 96;
     static constexpr uint32_t kMaxQueryRows = 256;  // and so the widest GQA group
 
-    // KV layout of a block: per layer, per KV head: K [dh][16 tokens], then V [value_width_ / 16][16 tokens][16].
+    // KV layout of a block: per layer, per KV head: K [dh][16 tokens], then V [value_width_ / w][16 tokens][w], where w
+    // is valuePanel().
     struct KvTile {
         char *keys;
         char *values;
@@ -86,6 +90,7 @@ private:
     void storeToken(const KvTile &tile, uint32_t slot, const float *k, const float *v) const;
     void loadKeys(const KvTile &tile, float *out) const;
     void loadValues(const KvTile &tile, uint32_t panel, float *out) const;
+    uint32_t valuePanel() const { return kv_codes_ ? kPanelRows : kValueWidth; }
 
     int32_t formatOf(const LinearSource &source) const;
 
@@ -156,7 +161,7 @@ private:
     WeightType kv_type_;    // unless kv_codes_
     bool kv_codes_;         // int8
     uint32_t query_rows_;   // query rows per work item: kQueryRows, or a wider group
-    uint32_t value_width_;  // dh rounded up to whole tiles
+    uint32_t value_width_;  // dh rounded up to whole panels
     const Kernels &kernels_;
     uint32_t max_rows_;  // max_step_tokens rounded up to whole tiles
     uint32_t rank_;

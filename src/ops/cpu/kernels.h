@@ -137,11 +137,16 @@ struct KvTiles {
     uint32_t count, ahead;
 };
 constexpr uint32_t kTilesTogether = 4;
+constexpr uint32_t kValueWidth = 2 * kPanelRows;
+constexpr size_t valueElement(uint32_t panel, uint32_t key) {
+    return (size_t{panel / 2} * kPanelRows + key) * kValueWidth + panel % 2 * kPanelRows;
+}
 // scores[r * lds + 16 * t + j] = sum over i < dh of q[r * ldq + i] * tile t's [dh][16], r < rows <= tile_rows
 using ScoreKernel = void (*)(const float *q, size_t ldq, uint32_t rows, const KvTiles &keys, uint32_t dh, float *scores,
                              size_t lds);
 // out[r * ldo + 16 * p + j] = (accumulate ? out[...] : 0) + sum over keys of weights[r * ldw + key] * tiles' values
-// [npanels][16 keys][16], key < nkeys <= 16 * values.count
+// [npanels / 2][16 keys][32], key < nkeys <= 16 * values.count, p < npanels (even). Two panels side by side make a
+// cache line of 16-bit values, and so a tile one stream.
 using WeighKernel = void (*)(const float *weights, size_t ldw, uint32_t rows, const KvTiles &values, uint32_t nkeys,
                              uint32_t npanels, float *out, size_t ldo, bool accumulate);
 struct Kernels {

@@ -73,8 +73,7 @@ void weigh(const float *weights, size_t ldw, uint32_t rows, const KvTiles &value
         for (uint32_t j = 0; j < npanels * kPanelRows; ++j) {
             float sum = accumulate ? out[r * ldo + j] : 0.0F;
             for (uint32_t key = 0; key < nkeys; ++key) {
-                const size_t element =
-                    (size_t{j / kPanelRows} * kPanelRows + key % kPanelRows) * kPanelRows + j % kPanelRows;
+                const size_t element = valueElement(j / kPanelRows, key % kPanelRows) + j % kPanelRows;
                 sum = std::fma(weights[r * ldw + key], loadFloat<T>(values.at[key / kPanelRows], element), sum);
             }
             out[r * ldo + j] = sum;

@@ -63,13 +63,13 @@ void CpuOps::storeToken(const KvTile &tile, uint32_t slot, const float *k, const
     }
     for (uint32_t e = 0; e < config_.dh; e += kPanelRows) {
         const uint32_t n = std::min(kPanelRows, config_.dh - e);
-        char *values = tile.values + (size_t{e} * kBlockTokens + size_t{slot} * kPanelRows) * size;
         if (kv_codes_) {
+            char *values = tile.values + size_t{e} * kBlockTokens + size_t{slot} * kPanelRows;
             tile.value_scales[e / kPanelRows * kBlockTokens + slot] =
                 storeCodes(v + e, n, reinterpret_cast<int8_t *>(values), 1);
             continue;
         }
-        kernels_.store[kv_type_](values, v + e, n);
+        kernels_.store[kv_type_](tile.values + valueElement(e / kPanelRows, slot) * size, v + e, n);
         // K is scattered into its tile: convert, then place element by element.
         alignas(32) float converted[kPanelRows];
         kernels_.store[kv_type_](converted, k + e, n);
@@ -92,14 +92,14 @@ void CpuOps::loadKeys(const KvTile &tile, float *out) const {
     }
 }
 
-// out [16 tokens][16]
+// out [16 tokens][valuePanel()]
 void CpuOps::loadValues(const KvTile &tile, uint32_t panel, float *out) const {
-    constexpr uint32_t kPanel = kBlockTokens * kPanelRows;
+    const uint32_t elements = kBlockTokens * valuePanel();
+    const char *values = tile.values + size_t{panel} * elements * elementSize();
     if (kv_codes_) {
-        kernels_.load_codes(out, tile.values + size_t{panel} * kPanel, tile.value_scales + panel * kBlockTokens,
-                            kBlockTokens, false);
+        kernels_.load_codes(out, values, tile.value_scales + panel * kBlockTokens, kBlockTokens, false);
     } else {
-        kernels_.load[kv_type_](out, tile.values + size_t{panel} * kPanel * elementSize(), kPanel);
+        kernels_.load[kv_type_](out, values, elements);
     }
 }
 

@@ -43,7 +43,7 @@ void tile(const float *a, size_t a_row, size_t a_col, const float *const *b, siz
 }
 
 // Where P tiles from `first` on are, and what to fetch meanwhile: the same place of the tiles that come next, or what
-// is here already.
+// is here already. Further ahead, L1 would not hold it until then.
 template <int P> struct TilesAt {
     const char *at[P];
     const char *next[P];
@@ -51,7 +51,7 @@ template <int P> struct TilesAt {
         Q3_UNROLL
         for (int p = 0; p < P; ++p) {
             at[p] = tiles.at[first + p];
-            next[p] = first + p < tiles.ahead ? tiles.at[tiles.count + first + p] : at[p];
+            next[p] = first + P + p < tiles.count + tiles.ahead ? tiles.at[first + P + p] : at[p];
         }
     }
 };
@@ -115,32 +115,47 @@ template <typename S, WeightType T> struct WeighCall {
     size_t ldo;
     bool accumulate;
 
-    template <int R> void call() const { forGroups<R, panelsAtOnce<S, R>(0)>(npanels, *this); }
-    // Sums of P panels stay in registers over all tiles.
-    template <int R, int P> void group(uint32_t first) const {
-        constexpr size_t kPanel = size_t{kPanelRows} * kPanelRows;  // elements
+    // Tile after tile makes one stream through memory, which is worth a third of the time to few rows. Many rows
+    // compute longer than they read: their sums stay in registers over all tiles.
+    template <int R> void call() const {
+        constexpr int kPanels = panelsAtOnce<S, R>(0) > 1 ? 2 : 1;
+        const uint32_t step = kPanels > 1 ? 1 : values.count;
+        for (uint32_t t = 0; t < values.count; t += step) {
+            forGroups<R, kPanels>(npanels, Part{*this, t, step});
+        }
+    }
+
+    struct Part {
+        const WeighCall &of;
+        uint32_t begin, ntiles;
+        template <int R, int P> void group(uint32_t first) const { of.part<R, P>(first, begin, ntiles); }
+    };
+
+    template <int R, int P> void part(uint32_t first, uint32_t begin, uint32_t ntiles) const {
         constexpr size_t kSize = elementBytes(T);
-        constexpr uint32_t kStep = rowsPerLine(T);
         Products<S, R, P> products;
         float *to = out + size_t{first} * kPanelRows;
-        if (accumulate) {
+        if (accumulate || begin > 0) {
             products.load(to, ldo, 1);
         }
-        for (uint32_t t = 0, key = 0; t < values.count; ++t) {
-            const TilesAt<1> tile(values, t);
-            const char *at = tile.at[0] + first * kPanel * kSize;
-            const char *next = tile.next[0] + first * kPanel * kSize;
+        for (uint32_t t = begin; t < begin + ntiles; ++t) {
+            const uint32_t key = t * kPanelRows;
             const uint32_t end = nkeys - key < kPanelRows ? nkeys - key : kPanelRows;
+            const char *at = values.at[t] + valueElement(first, 0) * kSize;
+            const char *fetch = at + valueElement(2, 0) * kSize;
+            if (first + 2 >= npanels) {
+                fetch = t + ntiles < values.count + values.ahead ? values.at[t + ntiles] : at;
+            }
             for (uint32_t i = 0; i < end; ++i) {
                 Q3_UNROLL
                 for (int p = 0; p < P; ++p) {
-                    if (i % kStep == 0) {
-                        __builtin_prefetch(next + (p * kPanel + size_t{i} * kPanelRows) * kSize);
+                    // Of two panels that share a line the first asks for it, or each for every other one.
+                    if (kSize == 4 || (P == 1 ? (i + first) % 2 == 0 : p == 0)) {
+                        __builtin_prefetch(fetch + valueElement(p, i) * kSize);
                     }
-                    products.add(p, loadColumn<S, T>(at, p * kPanel + size_t{i} * kPanelRows), weights + key + i, ldw);
+                    products.add(p, loadColumn<S, T>(at, valueElement(p, i)), weights + key + i, ldw);
                 }
             }
-            key += end;
         }
         products.store(to, ldo, 1);
     }
