@@ -198,6 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if min(args.prompt, args.generate, args.repeat, args.threads) < 1:
         parser.error("-p, -n, -r and --threads take numbers from 1 on")
+    if args.folder:
+        Path(args.folder).mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     machine = measure_machine(args.threads)

@@ -145,8 +145,8 @@ constexpr size_t valueElement(uint32_t panel, uint32_t key) {
 using ScoreKernel = void (*)(const float *q, size_t ldq, uint32_t rows, const KvTiles &keys, uint32_t dh, float *scores,
                              size_t lds);
 // out[r * ldo + 16 * p + j] = (accumulate ? out[...] : 0) + sum over keys of weights[r * ldw + key] * tiles' values
-// [npanels / 2][16 keys][32], key < nkeys <= 16 * values.count, p < npanels (even). Two panels side by side make a
-// cache line of 16-bit values, and so a tile one stream.
+// [npanels / 2][16 keys][32], key < nkeys, which end in the last tile, p < npanels (even). Two panels side by side make
+// a cache line of 16-bit values, and so a tile one stream.
 using WeighKernel = void (*)(const float *weights, size_t ldw, uint32_t rows, const KvTiles &values, uint32_t nkeys,
                              uint32_t npanels, float *out, size_t ldo, bool accumulate);
 struct Kernels {

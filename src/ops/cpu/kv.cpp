@@ -1,5 +1,5 @@
 // KV blocks of the CPU backend: where a tile lies in a block, how a token is stored in it, and how a tile becomes
-// floats. int8 tiles keep codes in the places of the floats and bf16 scales behind them: K one per token and 32
+// floats. int8 tiles keep codes, V's in panels of 16 elements, and bf16 scales behind them: K one per token and 32
 // elements of the head, [ceil(dh / 32)][16 tokens]; V one per token and panel, [value_width / 16][16 tokens].
 #include <algorithm>
 #include <cmath>

@@ -9,6 +9,7 @@
 //   widen (int8 -> H), broadcastPair, dotPairs(sum, w, x)               on H, sums in I
 //   loadQuads, lowNibbles, highNibbles, broadcastQuad, noQuads -> 0,
 //   dotQuads(sum, w, x) (w 0 to 15, x signed), totalQuads -> I                                 on B, sums in Q
+//   tableBf12(base), wordsBf12(codes, second, low, table, words)        a pair of bf12 as words of a bf16 panel
 // A set with better products specialises Steps (simd_quant.h) or replaces slots of its table.
 // Files compiled with an instruction set's flags include only intrinsics, C headers and these simd_*.h, in which
 // everything is in an unnamed namespace: an inline function compiled with them must never replace its portable copy.
