@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -143,7 +143,7 @@ def compare(dtype: str, args: argparse.Namespace) -> None:
             print(f"| {dtype} | {test.name} | {speed:.3g} | {ratio:.3f} | {library} |", flush=True)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Compare, or be a worker."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -159,11 +159,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: all CPUs of this process")
     parser.add_argument("--kv-limit", type=int, default=4096, help="MiB of KV cache")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.device = "cpu"
     if args.worker:
         work(args)
         return
+    if min(args.rounds, args.starts) < 1:
+        parser.error("--rounds and --starts take numbers from 1 on")
+    for dtype in args.dtype:
+        try:
+            DataType.parse(dtype)
+        except ValueError as error:
+            parser.error(f"--dtype: {error}")
     for library in args.library:
         if not library.is_file():
             parser.error(f"there is no file {library}")

@@ -11,10 +11,12 @@ from typing import Any
 
 import bench
 import pytest
+from libinfinicore_infer import load_library
 from python.helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "test" / "bench"))
 
+import libraries
 import peers
 
 FACTS = {
@@ -110,3 +112,37 @@ def test_peers_that_fail_are_reported(capsys: pytest.CaptureFixture[str]) -> Non
         with pytest.raises(SystemExit):
             peers.main(["--peer", bad])
         assert "NAME=PYTHON" in capsys.readouterr().err
+
+
+def test_names_of_tests() -> None:
+    assert libraries.Test.parse("pp512") == ("pp512", True, 512, 0, 1)
+    assert libraries.Test.parse("tg8@d4096*3") == ("tg8@d4096*3", False, 8, 4096, 3)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (f"{__file__} --test tg0", "'tg0' is no test; examples: pp512"),
+        (f"{__file__} --test tg8*0", "'tg8*0' is no test"),
+        (f"{__file__} --dtype int3", "int3"),
+        (f"{__file__} --rounds 0", "--rounds and --starts take numbers from 1 on"),
+        ("/no/library.so", "there is no file /no/library.so"),
+    ],
+)
+def test_comparing_libraries_refuses(
+    command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        libraries.main(command.split())
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_comparing_a_library_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    library = str(load_library()._name)
+    command = [library, library, "--dtype", "int8", "--test", "tg2*2", "pp3@d5"]
+    libraries.main([*command, "--rounds", "2", "--starts", "1"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()][2:]
+    assert [row[:2] for row in rows] == [
+        ["int8", test] for test in ("tg2*2", "pp3@d5") for _ in "12"
+    ]
+    assert rows[0][3] == rows[2][3] == "1.000" and all(float(row[2]) > 0 for row in rows)
