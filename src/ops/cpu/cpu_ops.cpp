@@ -53,9 +53,10 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
                  ? options.dt_kv
                  : (dt_weight_ == QWEN3_DTYPE_F32 ? QWEN3_DTYPE_F32 : QWEN3_DTYPE_F16)),
       kv_type_(weightType(dt_kv_)), kv_codes_(dt_kv_ == QWEN3_DTYPE_INT8),
-      query_rows_(std::max(kQueryRows, config.group())), value_width_(roundUp(config.dh, kValueWidth)),
-      kernels_(selectKernels()), max_rows_(roundUp(config.max_step_tokens, kernels_.tile_rows)), rank_(options.rank),
-      reduce_(options.reduce), pool_(static_cast<uint32_t>(options.nthreads)) {
+      query_rows_(std::max(kQueryRows, config.group())),
+      value_width_(static_cast<uint32_t>(AttentionScratch::valueWidth(config.dh))), kernels_(selectKernels()),
+      max_rows_(roundUp(config.max_step_tokens, kernels_.tile_rows)), rank_(options.rank), reduce_(options.reduce),
+      pool_(static_cast<uint32_t>(options.nthreads)) {
     if (query_rows_ > kMaxQueryRows) {
         fail(QWEN3_STATUS_BAD_PARAM, "nh / nkvh is %u: the CPU backend supports at most %u query heads per KV head",
              config.group(), kMaxQueryRows);

@@ -120,8 +120,8 @@ template <typename Epilogue>
 void CpuOps::reusePanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
                          const Epilogue &epilogue) {
     const uint32_t parts = (rows + kernels_.tile_rows - 1) / kernels_.tile_rows;
-    // bf12 is decoded once for all, unless two tiles leave their kernel the registers to do it: expanding costs 21 ms a
-    // step of the 0.6B shape, as much as decoding 3 times.
+    // bf12 is decoded once for all, unless two tiles leave their kernel the registers to do it twice: what is expanded
+    // goes through L2, which costs more than a second decoding.
     const bool expand = w.type == kBf12 && rows > 2 * (kernels_.tile_rows - 1);
     const WeightType type = expand ? kBf16 : w.type;
     const uint32_t depth = blockDepth(type, w.in);
