@@ -259,21 +259,48 @@ def test_threads(alone: Alone, nthreads: int) -> None:
                 assert_equal(logits, alone.logits([*prompt, 5])[-1:], f"decode, {len(prompt)}")
 
 
+LONG = dict(dctx=4096, dvoc=64, dtype="bf16")
+LONG_CASES = [
+    ("kv_f16", CheckpointSpec("inv_long", dh=32, seed=36, **LONG), {}),
+    ("kv_int8", CheckpointSpec("inv_long", dh=32, seed=36, **LONG), {"dt_kv": INT8}),
+    ("odd", CheckpointSpec("inv_long_odd", dh=24, nh=6, seed=37, **LONG), {"dt_kv": F32}),
+    ("group8", CheckpointSpec("inv_long_group8", dh=16, nh=8, nkvh=1, seed=38, **LONG), {}),
+]
+
+
 @pytest.mark.cpu_only
-def test_long_context_threads(checkpoints: Make) -> None:
-    """A context long enough for attention to be split over threads, in prefill and decode."""
-    spec = CheckpointSpec("inv_long", dctx=4096, dvoc=64, dh=32, dtype="bf16", seed=36)
-    alone = Alone(checkpoints(spec), {})
+@pytest.mark.parametrize(
+    ("spec", "options"), [case[1:] for case in LONG_CASES], ids=[case[0] for case in LONG_CASES]
+)
+def test_long_context_threads(
+    checkpoints: Make, spec: CheckpointSpec, options: dict[str, Any]
+) -> None:
+    """A context that several threads share, in prefill, decode, drafts and batches of them."""
+    alone = Alone(checkpoints(spec), options)
     prompt = alone.tokens(0, 2100)
     whole = alone.logits(prompt)
-    for nthreads in (2, 3, 8):
-        with alone.driver(nthreads=nthreads) as driver, driver.caches(2) as (a, b):
-            (logits,) = driver.forward([(a, 0, prompt[:2098])])
-            assert_equal(logits, whole[:2098], "prefill")
-            (logits,) = driver.forward([(a, 2098, prompt[2098:2099])])
-            assert_equal(logits, whole[2098:2099], "decode")
-            logits, _ = driver.forward([(a, 2099, prompt[2099:]), (b, 0, prompt[:50])])
-            assert_equal(logits, whole[2099:], "mixed")
+    short = alone.tokens(1, 600)
+    for nthreads in (2, 3, 8, 16):
+        what = f"{nthreads} threads,"
+        with alone.driver(nthreads=nthreads) as driver, driver.caches(4) as (a, b, c, d):
+            (logits,) = driver.forward([(a, 0, prompt[:2048])])
+            assert_equal(logits, whole[:2048], f"{what} prefill")
+            for start, end in ((2048, 2049), (2049, 2050), (2050, 2055), (2055, 2073)):
+                (logits,) = driver.forward([(a, start, prompt[start:end])])
+                assert_equal(logits, whole[start:end], f"{what} {start}:{end}")
+            # a long one decodes beside a prompt, a draft and a request that is not long enough
+            driver.forward([(b, 0, prompt[:1500]), (c, 0, short[:599])])
+            batch = [
+                (a, 2073, prompt[2073:2074]),
+                (b, 1500, prompt[1500:1508]),
+                (c, 599, short[599:]),
+                (d, 0, prompt[:150]),
+            ]
+            one, draft, last, new = driver.forward(batch)
+            assert_equal(one, whole[2073:2074], f"{what} beside others")
+            assert_equal(draft, whole[1500:1508], f"{what} draft beside others")
+            assert_equal(last, alone.logits(short)[599:], f"{what} short beside others")
+            assert_equal(new, whole[:150], f"{what} prompt beside others")
     alone.reference.close()
 
 

@@ -1,6 +1,5 @@
-// Causal GQA attention over KV blocks. A work item is (sequence, KV head, up to kQueryRows query rows); its rows are
-// the queries of all heads that share the KV head, so each K and V tile is read once for all of them. Scratch is a
-// fixed size per thread whatever the context length.
+// Causal GQA attention over KV blocks. attention_plan.h says what a thread does at a time; its scratch is a fixed size
+// whatever the context length.
 #include "ops/cpu/attention.h"
 
 #include <algorithm>
@@ -28,29 +27,36 @@ inline void prefetch(const char *next, size_t bytes) {
 
 }  // namespace
 
-// Where every sequence has one work item per KV head, as in decode, attention's items begin with their own heads: the
-// caller alone would take 10 microseconds per row for all of them. Otherwise keys must be there before any item starts.
+// In decode an item reads no keys of other items, so it begins with its own heads: a fork less. If it is cut, and in
+// longer chunks, keys must be there before any unit starts. There a thread takes all heads of a few tokens, which lie
+// side by side.
 void CpuOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
                              uint32_t layer) {
     head_norms_ = {static_cast<const CpuVector &>(q_norm).data(), static_cast<const CpuVector &>(k_norm).data(),
                    epsilon};
-    const auto &sequences = plan_->sequences;
-    if (std::all_of(sequences.begin(), sequences.end(),
-                    [&](const Sequence &sequence) { return sequence.ntok <= tokensPerItem(); })) {
-        return;
-    }
-    for (const Sequence &sequence : sequences) {
-        pool_.parallelFor(sequence.ntok, kTokenGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
-            for (uint32_t head = 0; head < config_.nkvh; ++head) {
-                prepareHeads({&sequence, head, begin, end - begin}, qkv, layer);
+    if (!attention_plan_.oneItemEach()) {
+        for (const Sequence &sequence : plan_->sequences) {
+            pool_.parallelFor(sequence.ntok, kTokenGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
+                for (uint32_t head = 0; head < config_.nkvh; ++head) {
+                    prepareHeads({&sequence, head, begin, end - begin}, qkv, layer);
+                }
+            });
+        }
+    } else if (!attention_plan_.merges().empty()) {
+        const auto &items = attention_plan_.items();
+        pool_.parallelFor(static_cast<uint32_t>(items.size()), 1, [&](uint32_t begin, uint32_t end, uint32_t) {
+            for (uint32_t i = begin; i < end; ++i) {
+                prepareHeads(items[i], qkv, layer);
             }
         });
+    } else {
+        return;
     }
     head_norms_ = {};
 }
 
 // Norm and rope for the item's query heads and its key head, whose keys and values go into the cache.
-void CpuOps::prepareHeads(const Query &item, Activation qkv, uint32_t layer) const {
+void CpuOps::prepareHeads(const AttentionItem &item, Activation qkv, uint32_t layer) const {
     const ModelConfig &c = config_;
     const uint32_t group = c.group();
     for (uint32_t i = item.first; i < item.first + item.ntok; ++i) {
@@ -75,54 +81,80 @@ void CpuOps::prepareHeads(const Query &item, Activation qkv, uint32_t layer) con
 }
 
 void CpuOps::attention(Activation out, Activation qkv, uint32_t layer) {
-    const uint32_t tokens_per_item = tokensPerItem();
-    queries_.clear();
-    for (const Sequence &sequence : plan_->sequences) {
-        for (uint32_t first = 0; first < sequence.ntok; first += tokens_per_item) {
-            for (uint32_t head = 0; head < config_.nkvh; ++head) {
-                queries_.push_back({&sequence, head, first, std::min(tokens_per_item, sequence.ntok - first)});
+    const auto &items = attention_plan_.items();
+    const auto &units = attention_plan_.units();
+    const auto scratch = [&](uint32_t thread) {
+        return AttentionScratch(attention_scratch_[thread].as<float>(), query_rows_, config_.dh);
+    };
+    const auto part = [&](size_t row, uint32_t rows) {
+        return AttentionPart(attention_parts_.as<float>() + AttentionPart::floats(row, config_.dh), rows, config_.dh);
+    };
+    pool_.parallelFor(static_cast<uint32_t>(units.size()), 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        const AttentionScratch s = scratch(thread);
+        for (uint32_t i = begin; i < end; ++i) {
+            const AttentionPlan::Unit &unit = units[i];
+            const AttentionItem &item = items[unit.item];
+            if (unit.cut) {
+                loadQueries(item, qkv, s);
+                attendSplit(item, layer, unit.first_key, std::min(unit.first_key + kSplit, item.keys()), s,
+                            part(unit.part, item.ntok * config_.group()));
+            } else {
+                attendItem(item, out, qkv, layer, s);
             }
         }
-    }
-    pool_.parallelFor(static_cast<uint32_t>(queries_.size()), 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+    });
+
+    const auto &merges = attention_plan_.merges();
+    pool_.parallelFor(static_cast<uint32_t>(merges.size()), 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        const AttentionScratch s = scratch(thread);
         for (uint32_t i = begin; i < end; ++i) {
-            attendItem(queries_[i], out, qkv, layer, attention_scratch_[thread].as<float>());
+            const AttentionPlan::Merge &merge = merges[i];
+            const AttentionItem &item = items[merge.item];
+            const uint32_t rows = item.ntok * config_.group();
+            clearTotal(s, merge.row);
+            for (size_t first_key = 0, at = merge.part; first_key < item.keys(); first_key += kSplit, at += rows) {
+                mergeSplit(item, static_cast<uint32_t>(first_key), merge.row, part(at, rows), s);
+            }
+            finishRow(item, merge.row, out, s);
         }
     });
 }
 
-void CpuOps::attendItem(const Query &item, Activation out, Activation qkv, uint32_t layer, float *scratch) const {
+void CpuOps::attendItem(const AttentionItem &item, Activation out, Activation qkv, uint32_t layer,
+                        const AttentionScratch &s) const {
     if (head_norms_.q != nullptr) {
         prepareHeads(item, qkv, layer);
     }
-    const uint32_t dh = config_.dh;
-    const uint32_t group = config_.group();
-    const uint32_t rows = item.ntok * group;
-    const AttentionScratch s(scratch, query_rows_, dh, kSplit);
-    const float scale = 1.0F / std::sqrt(static_cast<float>(dh));
-    const auto offset = [&](uint32_t r, uint32_t width) {
-        return size_t{item.sequence->row + item.first + r / group} * width + (item.kv_head * group + r % group) * dh;
-    };
+    loadQueries(item, qkv, s);
+    const uint32_t rows = item.ntok * config_.group();
     for (uint32_t r = 0; r < rows; ++r) {
-        const float *q = static_cast<const float *>(qkv.data) + offset(r, qkv.width);
+        clearTotal(s, r);
+    }
+    for (uint32_t first_key = 0; first_key < item.keys(); first_key += kSplit) {
+        attendSplit(item, layer, first_key, item.keys(), s, s.part);
+        for (uint32_t r = 0; r < rows; ++r) {
+            mergeSplit(item, first_key, r, s.part, s);
+        }
+    }
+    for (uint32_t r = 0; r < rows; ++r) {
+        finishRow(item, r, out, s);
+    }
+}
+
+// Where row r of the item is in an activation.
+float *CpuOps::rowOf(const AttentionItem &item, uint32_t r, Activation x) const {
+    const uint32_t group = config_.group();
+    return static_cast<float *>(x.data) + size_t{item.sequence->row + item.first + r / group} * x.width +
+           size_t{item.kv_head * group + r % group} * config_.dh;
+}
+
+void CpuOps::loadQueries(const AttentionItem &item, Activation qkv, const AttentionScratch &s) const {
+    const uint32_t dh = config_.dh;
+    const float scale = 1.0F / std::sqrt(static_cast<float>(dh));
+    for (uint32_t r = 0; r < item.ntok * config_.group(); ++r) {
+        const float *q = rowOf(item, r, qkv);
         for (uint32_t i = 0; i < dh; ++i) {
             s.query[size_t{r} * dh + i] = q[i] * scale;
-        }
-        s.maximum[r] = -std::numeric_limits<float>::infinity();
-        s.sum[r] = 0.0F;
-    }
-    std::fill_n(s.total, size_t{rows} * value_width_, 0.0F);
-
-    const uint32_t keys = item.sequence->pos + item.first + item.ntok;  // visible to the item's last row
-    for (uint32_t first_key = 0; first_key < keys; first_key += kSplit) {
-        attendSplit(item, layer, first_key, keys, s);
-    }
-
-    for (uint32_t r = 0; r < rows; ++r) {
-        float *o = static_cast<float *>(out.data) + offset(r, out.width);
-        const float inverse = 1.0F / s.sum[r];
-        for (uint32_t i = 0; i < dh; ++i) {
-            o[i] = s.total[size_t{r} * value_width_ + i] * inverse;
         }
     }
 }
@@ -161,15 +193,16 @@ void CpuOps::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const 
     });
 }
 
-// part[rows][value_width_] = scores times V; the keys of the next split come then.
-void CpuOps::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+// out[rows][value_width_] = scores times V; the keys of the next split come then.
+void CpuOps::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
+                         float *out) const {
     const auto tile = [&](uint32_t key) { return key < nkeys ? tiles.at(key).values : tiles.at(key).keys; };
     forTiles(nkeys, tiles.ntiles - tilesOf(nkeys), tile, [&](const KvTiles &values, uint32_t key) {
         for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
             kernels_.weigh[kv_type_](s.scores + size_t{row} * kSplit + key, kSplit,
                                      std::min(kernels_.tile_rows, rows - row), values,
                                      std::min(nkeys - key, values.count * kBlockTokens), value_width_ / kPanelRows,
-                                     s.part + size_t{row} * value_width_, value_width_, key > 0);
+                                     out + size_t{row} * value_width_, value_width_, key > 0);
         }
     });
 }
@@ -190,7 +223,8 @@ void CpuOps::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, co
     }
 }
 
-void CpuOps::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+void CpuOps::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
+                             float *out) const {
     constexpr uint32_t kKeys = AttentionScratch::kWideKeys;
     const uint32_t width = valuePanel();
     const size_t panel_bytes = kBlockTokens * width * elementSize();
@@ -205,7 +239,7 @@ void CpuOps::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, 
             }
             const float *b[] = {s.tile, s.tile + kPanelRows};
             for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
-                float *to = s.part + size_t{row} * value_width_ + size_t{panel} * width;
+                float *to = out + size_t{row} * value_width_ + size_t{panel} * width;
                 float *c[] = {to, to + kPanelRows};
                 kernels_.tile(s.scores + size_t{row} * kSplit + first, kSplit, 1, b, width, count, c, value_width_,
                               std::min(kernels_.tile_rows, rows - row), width / kPanelRows, first > 0);
@@ -214,9 +248,9 @@ void CpuOps::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, 
     }
 }
 
-// Adds the split that begins at first_key to the running result of every row; the item sees keys [0, end).
-void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, uint32_t end,
-                         const AttentionScratch &s) const {
+// The split that begins at first_key; the thread goes on to keys up to `end` then.
+void CpuOps::attendSplit(const AttentionItem &item, uint32_t layer, uint32_t first_key, uint32_t end,
+                         const AttentionScratch &s, const AttentionPart &part) const {
     const uint32_t rows = item.ntok * config_.group();
     const uint32_t nkeys = std::min(kSplit, end - first_key);
     const Tiles tiles{*this, item.sequence->kv_blocks + first_key / kBlockTokens, tilesOf(end - first_key), layer,
@@ -225,38 +259,55 @@ void CpuOps::attendSplit(const Query &item, uint32_t layer, uint32_t first_key, 
     const bool wide = rows > 2 * kernels_.tile_rows || kv_codes_;
     (this->*(wide ? &CpuOps::scoreKeysWide : &CpuOps::scoreKeys))(tiles, nkeys, rows, s);
 
-    const auto visible = [&](uint32_t r) {  // keys of this split that row r may see
-        const uint32_t seen = item.sequence->pos + item.first + r / config_.group() + 1;
-        return seen <= first_key ? 0 : std::min(nkeys, seen - first_key);
-    };
-    float part_maximum[kMaxQueryRows];
-    float part_sum[kMaxQueryRows];
     for (uint32_t r = 0; r < rows; ++r) {
         float *scores = s.scores + size_t{r} * kSplit;
-        const uint32_t count = visible(r);
+        const uint32_t count = std::min(nkeys, keysFrom(item, r, first_key));
         if (count > 0) {
-            part_maximum[r] = kernels_.max(scores, count);
-            part_sum[r] = kernels_.expSum(scores, count, part_maximum[r]);
+            part.maximum[r] = kernels_.max(scores, count);
+            part.sum[r] = kernels_.expSum(scores, count, part.maximum[r]);
         }
         std::fill(scores + count, scores + nkeys, 0.0F);  // masked keys weigh nothing below
     }
 
-    (this->*(wide ? &CpuOps::weighValuesWide : &CpuOps::weighValues))(tiles, nkeys, rows, s);
+    (this->*(wide ? &CpuOps::weighValuesWide : &CpuOps::weighValues))(tiles, nkeys, rows, s, part.values);
+}
 
-    for (uint32_t r = 0; r < rows; ++r) {
-        if (visible(r) == 0) {
-            continue;
-        }
-        const float maximum = std::max(s.maximum[r], part_maximum[r]);
-        const float keep = std::exp(s.maximum[r] - maximum);  // 0 for the first split
-        const float take = std::exp(part_maximum[r] - maximum);
-        s.maximum[r] = maximum;
-        s.sum[r] = s.sum[r] * keep + part_sum[r] * take;
-        float *total = s.total + size_t{r} * value_width_;
-        const float *part = s.part + size_t{r} * value_width_;
-        for (uint32_t i = 0; i < value_width_; ++i) {
-            total[i] = total[i] * keep + part[i] * take;
-        }
+// Keys from `first_key` on that row r may see.
+uint32_t CpuOps::keysFrom(const AttentionItem &item, uint32_t r, uint32_t first_key) const {
+    const uint32_t seen = item.sequence->pos + item.first + r / config_.group() + 1;
+    return seen <= first_key ? 0 : seen - first_key;
+}
+
+void CpuOps::clearTotal(const AttentionScratch &s, uint32_t r) const {
+    s.total.maximum[r] = -std::numeric_limits<float>::infinity();
+    s.total.sum[r] = 0.0F;
+    std::fill_n(s.total.values + size_t{r} * value_width_, value_width_, 0.0F);
+}
+
+// Adds what the split that begins at first_key gave to row r's total.
+void CpuOps::mergeSplit(const AttentionItem &item, uint32_t first_key, uint32_t r, const AttentionPart &part,
+                        const AttentionScratch &s) const {
+    if (keysFrom(item, r, first_key) == 0) {
+        return;
+    }
+    const AttentionPart &total = s.total;
+    const float maximum = std::max(total.maximum[r], part.maximum[r]);
+    const float keep = std::exp(total.maximum[r] - maximum);  // 0 for the first split
+    const float take = std::exp(part.maximum[r] - maximum);
+    total.maximum[r] = maximum;
+    total.sum[r] = total.sum[r] * keep + part.sum[r] * take;
+    float *to = total.values + size_t{r} * value_width_;
+    const float *from = part.values + size_t{r} * value_width_;
+    for (uint32_t i = 0; i < value_width_; ++i) {
+        to[i] = to[i] * keep + from[i] * take;
+    }
+}
+
+void CpuOps::finishRow(const AttentionItem &item, uint32_t r, Activation out, const AttentionScratch &s) const {
+    float *o = rowOf(item, r, out);
+    const float inverse = 1.0F / s.total.sum[r];
+    for (uint32_t i = 0; i < config_.dh; ++i) {
+        o[i] = s.total.values[size_t{r} * value_width_ + i] * inverse;
     }
 }
 

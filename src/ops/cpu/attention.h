@@ -1,34 +1,46 @@
-// Layout of one thread's attention scratch, in floats.
+// Layout of what attention keeps of an item's rows, in floats.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
+#include "ops/cpu/attention_plan.h"
 #include "ops/cpu/kernels.h"
 
 namespace q3::cpu {
 
-struct AttentionScratch {
-    float *query;    // [rows][dh], scaled by 1 / sqrt(dh)
-    float *scores;   // [rows][split]
-    float *part;     // [rows][value width]: this split's weighted sum of values
-    float *total;    // [rows][value width]: all splits so far, relative to `maximum`
+// What one split of keys gives, before it is merged with the others.
+struct AttentionPart {
+    float *values;   // [rows][value width]: sum of values, weighted relative to `maximum`
     float *maximum;  // [rows]
-    float *sum;      // [rows]
-    float *tile;     // a K tile [dh][16], or a panel of several V tiles [kWideKeys][kValueWidth], as floats
+    float *sum;      // [rows]: of weights
+
+    static size_t valueWidth(uint32_t dh) { return (size_t{dh} + kValueWidth - 1) / kValueWidth * kValueWidth; }
+    // A cache line per row for its maximum and sum, so that values stay aligned.
+    static size_t floats(size_t rows, uint32_t dh) { return rows * (valueWidth(dh) + 16); }
+    AttentionPart(float *base, uint32_t rows, uint32_t dh)
+        : values(base), maximum(values + rows * valueWidth(dh)), sum(maximum + rows) {}
+};
+
+// One thread's scratch.
+struct AttentionScratch {
+    float *query;         // [rows][dh], scaled by 1 / sqrt(dh)
+    float *scores;        // [rows][kSplit]
+    AttentionPart part;   // of a split that is merged at once
+    AttentionPart total;  // all splits so far
+    float *tile;          // a K tile [dh][16], or a panel of several V tiles [kWideKeys][kValueWidth], as floats
 
     static constexpr uint32_t kWideKeys = 128;
 
-    static size_t valueWidth(uint32_t dh) { return (size_t{dh} + kValueWidth - 1) / kValueWidth * kValueWidth; }
-    static size_t floats(uint32_t rows, uint32_t dh, uint32_t split) {
-        return size_t{rows} * (dh + split + 2 * valueWidth(dh) + 2) +
+    static size_t floats(uint32_t rows, uint32_t dh) {
+        return size_t{rows} * (dh + kSplit) + 2 * AttentionPart::floats(rows, dh) +
                std::max(size_t{dh} * kPanelRows, size_t{kWideKeys} * kValueWidth);
     }
-    AttentionScratch(float *base, uint32_t rows, uint32_t dh, uint32_t split)
-        : query(base), scores(query + size_t{rows} * dh), part(scores + size_t{rows} * split),
-          total(part + rows * valueWidth(dh)), maximum(total + rows * valueWidth(dh)), sum(maximum + rows),
-          tile(sum + rows) {}
+    AttentionScratch(float *base, uint32_t rows, uint32_t dh)
+        : query(base), scores(query + size_t{rows} * dh), part(scores + size_t{rows} * kSplit, rows, dh),
+          total(part.values + AttentionPart::floats(rows, dh), rows, dh),
+          tile(total.values + AttentionPart::floats(rows, dh)) {}
 };
 
 }  // namespace q3::cpu

@@ -54,9 +54,10 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
                  : (dt_weight_ == QWEN3_DTYPE_F32 ? QWEN3_DTYPE_F32 : QWEN3_DTYPE_F16)),
       kv_type_(weightType(dt_kv_)), kv_codes_(dt_kv_ == QWEN3_DTYPE_INT8),
       query_rows_(std::max(kQueryRows, config.group())),
-      value_width_(static_cast<uint32_t>(AttentionScratch::valueWidth(config.dh))), kernels_(selectKernels()),
+      value_width_(static_cast<uint32_t>(AttentionPart::valueWidth(config.dh))), kernels_(selectKernels()),
       max_rows_(roundUp(config.max_step_tokens, kernels_.tile_rows)), rank_(options.rank), reduce_(options.reduce),
-      pool_(static_cast<uint32_t>(options.nthreads)) {
+      pool_(static_cast<uint32_t>(options.nthreads)),
+      attention_plan_({config.nkvh, config.group(), query_rows_ / config.group(), config.dctx, pool_.size()}) {
     if (query_rows_ > kMaxQueryRows) {
         fail(QWEN3_STATUS_BAD_PARAM, "nh / nkvh is %u: the CPU backend supports at most %u query heads per KV head",
              config.group(), kMaxQueryRows);
@@ -72,8 +73,9 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
     }
     for (uint32_t i = 0; i < pool_.size(); ++i) {
         product_scratch_.emplace_back(linearScratchFloats() * sizeof(float));
-        attention_scratch_.emplace_back(AttentionScratch::floats(query_rows_, config.dh, kSplit) * sizeof(float));
+        attention_scratch_.emplace_back(AttentionScratch::floats(query_rows_, config.dh) * sizeof(float));
     }
+    attention_parts_ = Buffer(AttentionPart::floats(attention_plan_.maxPartRows(), config.dh) * sizeof(float));
 }
 
 int32_t CpuOps::formatOf(const LinearSource &source) const {
@@ -242,7 +244,7 @@ void CpuOps::allReduceSum(Activation x) {
 }
 
 size_t CpuOps::scratchBytes() const {
-    size_t total = quant_codes_.bytes() + quant_scales_.bytes() + quant_offsets_.bytes();
+    size_t total = quant_codes_.bytes() + quant_scales_.bytes() + quant_offsets_.bytes() + attention_parts_.bytes();
     for (const auto *group : {&activations_, &product_scratch_, &attention_scratch_}) {
         for (const Buffer &buffer : *group) {
             total += buffer.bytes();

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ops/cpu/attention.h"
+#include "ops/cpu/attention_plan.h"
 #include "ops/cpu/buffer.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/pack.h"
@@ -48,7 +49,10 @@ public:
         return std::string("cpu-") + dtypeName(dt_kv_) + " in panels of " + std::to_string(valuePanel());
     }
 
-    void beginStep(const StepPlan &plan) override { plan_ = &plan; }
+    void beginStep(const StepPlan &plan) override {
+        plan_ = &plan;
+        attention_plan_.build(plan.sequences);
+    }
     void embed(Activation x, const Linear &table) override;
     void addRmsnorm(Activation h, Activation x, Activation delta, const Vector &weight, float epsilon) override;
     void linear(Activation out, Activation in, const Linear &weight) override;
@@ -68,9 +72,6 @@ public:
 private:
     // A KV block's tokens: the width of a kernel tile, so that one K tile is one [dh][16] matrix.
     static constexpr uint32_t kBlockTokens = kPanelRows;
-    // Keys per softmax pass. Attention is defined as: one softmax-weighted sum per split of 512 positions, counted from
-    // position 0, merged in order. It therefore depends neither on chunking nor on how the work is shared out.
-    static constexpr uint32_t kSplit = 512;
     // Query rows per attention work item: enough to reuse a K/V tile from L1, small enough to share out the work.
     static constexpr uint32_t kQueryRows = 96;
     static constexpr uint32_t kMaxQueryRows = 256;  // and so the widest GQA group
@@ -94,16 +95,8 @@ private:
 
     int32_t formatOf(const LinearSource &source) const;
 
-    // One attention work item: the queries of `ntok` tokens for all heads that share a KV head. Rows are ordered
-    // token by token, and the heads of the group inside a token.
-    struct Query {
-        const Sequence *sequence;
-        uint32_t kv_head;
-        uint32_t first;  // first token, relative to the sequence's first row
-        uint32_t ntok;
-    };
-    uint32_t tokensPerItem() const { return query_rows_ / config_.group(); }
-    void prepareHeads(const Query &item, Activation qkv, uint32_t layer) const;
+    // attention.cpp
+    void prepareHeads(const AttentionItem &item, Activation qkv, uint32_t layer) const;
     // The tiles of one layer and KV head, by key counted from the first block.
     struct Tiles {
         const CpuOps &ops;
@@ -117,12 +110,21 @@ private:
     template <typename Tile, typename Use>
     static void forTiles(uint32_t nkeys, uint32_t later, const Tile &tile, const Use &use);
     void scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
-    void weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
+    void weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s, float *out) const;
     void scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
-    void weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
-    void attendItem(const Query &item, Activation out, Activation qkv, uint32_t layer, float *scratch) const;
-    void attendSplit(const Query &item, uint32_t layer, uint32_t first_key, uint32_t end,
-                     const AttentionScratch &s) const;
+    void weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
+                         float *out) const;
+    void attendItem(const AttentionItem &item, Activation out, Activation qkv, uint32_t layer,
+                    const AttentionScratch &s) const;
+    void attendSplit(const AttentionItem &item, uint32_t layer, uint32_t first_key, uint32_t end,
+                     const AttentionScratch &s, const AttentionPart &part) const;
+    float *rowOf(const AttentionItem &item, uint32_t r, Activation x) const;
+    void loadQueries(const AttentionItem &item, Activation qkv, const AttentionScratch &s) const;
+    uint32_t keysFrom(const AttentionItem &item, uint32_t r, uint32_t first_key) const;
+    void clearTotal(const AttentionScratch &s, uint32_t r) const;
+    void mergeSplit(const AttentionItem &item, uint32_t first_key, uint32_t r, const AttentionPart &part,
+                    const AttentionScratch &s) const;
+    void finishRow(const AttentionItem &item, uint32_t r, Activation out, const AttentionScratch &s) const;
 
     // linear.cpp
     size_t linearScratchFloats() const;
@@ -173,15 +175,16 @@ private:
 
     std::vector<Buffer> activations_;
     Buffer quant_codes_, quant_scales_, quant_offsets_;
-    QuantRows quant_rows_{};                 // over those three
-    std::vector<Buffer> product_scratch_;    // per thread, see linearScratchFloats
-    std::vector<Buffer> attention_scratch_;  // per thread, see attention.cpp
-    std::vector<Query> queries_;
+    QuantRows quant_rows_{};               // over those three
+    std::vector<Buffer> product_scratch_;  // per thread, see linearScratchFloats
+    AttentionPlan attention_plan_;
+    std::vector<Buffer> attention_scratch_;  // per thread
+    Buffer attention_parts_;                 // of cut items
     struct {
         const float *q = nullptr;  // null: qkNormRopeStore has done all of it itself
         const float *k = nullptr;
         float epsilon = 0.0F;
-    } head_norms_;  // what attention's items begin with
+    } head_norms_;  // what attention's units begin with
 };
 
 }  // namespace q3::cpu
