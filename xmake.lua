@@ -86,7 +86,7 @@ target("q3_core")
         add_files("src/ops/cpu/kernels_avx512.cpp", {cxflags = avx512})
         add_files("src/ops/cpu/kernels_avx512vnni.cpp", {cxflags = table.join(avx512, {"-mavx512vnni"})})
         add_files("src/ops/cpu/kernels_avx512amx.cpp",
-                  {cxflags = table.join(avx512, {"-mavx512vnni", "-mamx-tile", "-mamx-int8"})})
+                  {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512vbmi", "-mamx-tile", "-mamx-int8"})})
     elseif is_arch("arm64", "arm64-v8a", "aarch64") then
         add_files("src/ops/cpu/kernels_neon.cpp")
         add_files("src/ops/cpu/kernels_neon_dotprod.cpp", {cxflags = "-march=armv8.2-a+dotprod"})

@@ -18,7 +18,25 @@ using namespace q3::cpu;
 
 namespace {
 
-constexpr uint32_t kRows = 6;  // no table has smaller tiles
+constexpr uint32_t kRows = kMaxTileRows;
+
+// Rows to time: as in decode, in small batches, and full tiles.
+std::vector<uint32_t> someRows(const Kernels &kernels) {
+    std::vector<uint32_t> rows{1, 2, 4, 6};
+    for (const uint32_t tile : {kernels.tile_rows, kernels.quant_tile_rows}) {
+        if (tile > rows.back()) {
+            rows.push_back(tile);
+        }
+    }
+    return rows;
+}
+
+void printRows(const Kernels &kernels, int width) {
+    for (const uint32_t rows : someRows(kernels)) {
+        std::printf(" %*u %s", width - 5, rows, rows == 1 ? "row " : "rows");
+    }
+    std::printf("\n");
+}
 
 using Clock = std::chrono::steady_clock;
 
@@ -59,16 +77,16 @@ void benchTile(const Kernels &kernels) {
     constexpr uint32_t kDepth = 256;
     constexpr int kRepeats = 2000;
     const uint32_t rows = kernels.tile_rows;
-    std::vector<float> c(size_t{rows} * kPanelRows);
-    const double work = static_cast<double>(rows) * kPanelRows * kDepth * kRepeats / 1e9;
+    std::vector<float> c(size_t{rows} * kValueWidth);
+    const double work = static_cast<double>(rows) * kValueWidth * kDepth * kRepeats / 1e9;
 
     const std::vector<float> a(size_t{rows} * kDepth, 1.0F);
-    const std::vector<float> b(size_t{kDepth} * kPanelRows, 1.0F);
-    const float *from = b.data();
-    float *to = c.data();
+    const std::vector<float> b(size_t{kDepth} * kValueWidth, 1.0F);
+    const float *from[] = {b.data(), b.data() + kPanelRows};
+    float *to[] = {c.data(), c.data() + kPanelRows};
     const double floats = shortest([&] {
         for (int i = 0; i < kRepeats; ++i) {
-            kernels.tile(a.data(), 1, rows, &from, kPanelRows, kDepth, &to, kPanelRows, rows, 1, true);
+            kernels.tile(a.data(), 1, rows, from, kValueWidth, kDepth, to, kValueWidth, rows, 2, true);
         }
     });
     std::printf("attention's tile of %u rows: %.1f G multiply-adds/s\n", rows, work / floats);
@@ -78,7 +96,8 @@ void benchTile(const Kernels &kernels) {
 void benchFewRows(const Kernels &kernels) {
     constexpr uint32_t kHead = 128;
     constexpr size_t kTileBytes = kHead * kPanelRows * sizeof(uint16_t);
-    std::printf("attention of few rows, f16: GB/s of %8s %8s %8s %8s\n", "1 row", "2 rows", "4 rows", "6 rows");
+    std::printf("attention of few rows, f16: GB/s of");
+    printRows(kernels, 8);
     for (const uint32_t ntiles : {4U, 16384U}) {
         const Buffer tiles(ntiles * kTileBytes);  // in huge pages, like the cache
         std::fill_n(tiles.as<uint16_t>(), tiles.bytes() / sizeof(uint16_t), uint16_t{0x2c00});  // 1/16
@@ -89,8 +108,11 @@ void benchFewRows(const Kernels &kernels) {
         const std::vector<float> rows(size_t{kRows} * kHead, 0.01F);
         std::vector<float> out(size_t{kRows} * kHead);
         const auto show = [&](const char *name, const auto &use) {
-            std::printf("  %-6s %-6s             ", name, ntiles == 4 ? "cache" : "memory");
-            for (const uint32_t nrows : {1U, 2U, 4U, 6U}) {
+            std::printf("  %-6s %-6s                   ", name, ntiles == 4 ? "cache" : "memory");
+            for (const uint32_t nrows : someRows(kernels)) {
+                if (nrows > kernels.tile_rows) {
+                    continue;
+                }
                 const uint32_t repeats = ntiles == 4 ? 1000 : 1;
                 const double time = shortest([&] {
                     for (uint32_t t = 0; t < ntiles * repeats; t += kTilesTogether) {
@@ -143,24 +165,28 @@ int main(int argc, char **argv) {
     const Kernels &kernels = selectKernels();
     ThreadPool pool(1);
     std::printf("table %s, one thread, k = %u: G weights/s (GB/s)\n", kernels.name, k);
-    std::printf("%-6s %-8s %14s %14s %14s %14s\n", "format", "from", "1 row", "2 rows", "4 rows", "6 rows");
+    std::printf("%-6s %-8s", "format", "from");
+    printRows(kernels, 14);
     for (const int32_t dtype : {QWEN3_DTYPE_BF16, QWEN3_DTYPE_BF12, QWEN3_DTYPE_INT8, QWEN3_DTYPE_INT4}) {
         for (const uint32_t npanels : {4U, 2048U}) {
             const auto layer = randomLayer(npanels * kPanelRows, k, dtype, pool);
             const std::vector<float> x(size_t{kRows} * (k + 16), 0.01F);
             std::vector<float> y(size_t{kRows} * npanels * kPanelRows);
             const size_t groups = layer->groups();
-            std::vector<char> codes(kRows * groups * kGroup * sizeof(int16_t));
+            const Buffer codes(kRows * groups * kGroup * sizeof(int16_t));  // aligned
             std::vector<float> scales(kRows * groups);
             std::vector<int32_t> offsets(kRows * groups);
-            const QuantRows quant{codes.data(), scales.data(), offsets.data(), groups * kGroup * sizeof(int16_t),
-                                  groups};
-            for (uint32_t r = 0; r < kRows && isQuantised(layer->type); ++r) {
-                kernels.quantize[layer->type - kExactTypes](x.data() + size_t{r} * k, k, quant, r);
-            }
+            QuantRows quant{codes.as<char>(), scales.data(), offsets.data(), kRows};
             const int repeats = npanels == 4 ? 200 : 1;
             std::printf("%-6s %-8s", dtypeName(dtype), npanels == 4 ? "cache" : "memory");
-            for (const uint32_t rows : {1U, 2U, 4U, 6U}) {
+            for (const uint32_t rows : someRows(kernels)) {
+                if (rows > kernels.tileRows(layer->type)) {
+                    continue;
+                }
+                quant.rows = rows;
+                for (uint32_t r = 0; r < rows && isQuantised(layer->type); ++r) {
+                    kernels.quantize[layer->type - kExactTypes](x.data() + size_t{r} * k, k, quant, r);
+                }
                 const double time = shortest([&] {
                     for (int i = 0; i < repeats; ++i) {
                         const size_t ldy = size_t{npanels} * kPanelRows;

@@ -65,7 +65,7 @@ template <int Streams, int Ahead> __attribute__((target("avx2,fma"))) void readA
     sink = total;
 }
 
-// 12 independent chains cover latency x throughput of every AVX2 core.
+// 12 independent chains cover latency x throughput of every core.
 __attribute__((target("avx2,fma"))) void multiplyAdd(size_t rounds) {
     __m256 acc[12];
     for (int i = 0; i < 12; ++i) {
@@ -77,6 +77,26 @@ __attribute__((target("avx2,fma"))) void multiplyAdd(size_t rounds) {
         __asm__ volatile("" : "+x"(a));  // not a constant: the loop must not be folded
         for (int i = 0; i < 12; ++i) {
             acc[i] = _mm256_fmadd_ps(acc[i], a, b);
+        }
+    }
+    float total = 0.0F;
+    for (int i = 0; i < 12; ++i) {
+        total += acc[i][0];
+    }
+    sink = total;
+}
+
+__attribute__((target("avx512f"))) void multiplyAddWide(size_t rounds) {
+    __m512 acc[12];
+    for (int i = 0; i < 12; ++i) {
+        acc[i] = _mm512_set1_ps(static_cast<float>(i));
+    }
+    __m512 a = _mm512_set1_ps(0.999F);
+    const __m512 b = _mm512_set1_ps(0.5F);
+    for (size_t r = 0; r < rounds; ++r) {
+        __asm__ volatile("" : "+v"(a));
+        for (int i = 0; i < 12; ++i) {
+            acc[i] = _mm512_fmadd_ps(acc[i], a, b);
         }
     }
     float total = 0.0F;
@@ -148,8 +168,9 @@ template <typename Measure> double best(int repeats, const Measure &measure) {
 }
 
 double multiplyAddRate(unsigned threads, size_t rounds) {
-    const double time = timed(threads, [rounds](unsigned) { multiplyAdd(rounds); });
-    return 12.0 * 8 * 2 * static_cast<double>(rounds) * threads / time / 1e9;
+    const bool wide = __builtin_cpu_supports("avx512f") != 0;
+    const double time = timed(threads, [=](unsigned) { wide ? multiplyAddWide(rounds) : multiplyAdd(rounds); });
+    return 12.0 * (wide ? 16 : 8) * 2 * static_cast<double>(rounds) * threads / time / 1e9;
 }
 
 struct Read {

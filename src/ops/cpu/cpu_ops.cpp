@@ -55,7 +55,7 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
       kv_type_(weightType(dt_kv_)), kv_codes_(dt_kv_ == QWEN3_DTYPE_INT8),
       query_rows_(std::max(kQueryRows, config.group())),
       value_width_(static_cast<uint32_t>(AttentionPart::valueWidth(config.dh))), kernels_(selectKernels()),
-      max_rows_(roundUp(config.max_step_tokens, kernels_.tile_rows)), rank_(options.rank), reduce_(options.reduce),
+      max_rows_(roundUp(config.max_step_tokens, kMaxTileRows)), rank_(options.rank), reduce_(options.reduce),
       pool_(static_cast<uint32_t>(options.nthreads)),
       attention_plan_({config.nkvh, config.group(), query_rows_ / config.group(), config.dctx, pool_.size()}) {
     if (query_rows_ > kMaxQueryRows) {
@@ -68,8 +68,7 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
         quant_codes_ = Buffer(max_rows_ * groups * kGroup * sizeof(int16_t));
         quant_scales_ = Buffer(max_rows_ * groups * sizeof(float));
         quant_offsets_ = Buffer(max_rows_ * groups * sizeof(int32_t));
-        quant_rows_ = {quant_codes_.as<char>(), quant_scales_.as<float>(), quant_offsets_.as<int32_t>(),
-                       groups * kGroup * sizeof(int16_t), groups};
+        quant_rows_ = {quant_codes_.as<char>(), quant_scales_.as<float>(), quant_offsets_.as<int32_t>(), max_rows_};
     }
     for (uint32_t i = 0; i < pool_.size(); ++i) {
         product_scratch_.emplace_back(linearScratchFloats() * sizeof(float));

@@ -25,10 +25,6 @@ const char *forcedName() {
 }
 
 #if defined(__x86_64__)
-bool isForced(const Kernels &kernels) {
-    return std::strcmp(forcedName(), kernels.name) == 0;
-}
-
 // Whether the CPU has AMX int8, its operating system saves the tiles, and lets this process use them: Linux wants to be
 // asked, since a thread's saved state grows by 8 KB. Refused by kernels before 5.16 and by some sandboxes.
 bool requestAmx() {
@@ -64,9 +60,8 @@ const std::vector<KernelEntry> &kernelEntries() {
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
         const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-        // Only where asked for, until somebody has run it on such a CPU. The permission is not free of side effects
-        // either: signal stacks must be larger.
-        found.push_back({&kAmxKernels, vnni && isForced(kAmxKernels) && requestAmx()});
+        const bool amx = vnni && __builtin_cpu_supports("avx512vbmi");
+        found.push_back({&kAmxKernels, amx && requestAmx()});
         found.push_back({&kAvx512VnniKernels, vnni});
         found.push_back({&kAvx512Kernels, avx512});
         found.push_back({&kAvx2Kernels, avx2});

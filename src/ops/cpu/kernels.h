@@ -34,7 +34,7 @@
 namespace q3::cpu {
 
 constexpr uint32_t kPanelRows = 16;
-constexpr uint32_t kMaxTileRows = 16;  // bound of Kernels::tile_rows
+constexpr uint32_t kMaxTileRows = 16;  // bound of Kernels::tileRows
 
 constexpr uint32_t kGroup = 32;  // weights per scale
 constexpr size_t kQ8GroupBytes = 2 * kPanelRows + kGroup * kPanelRows;
@@ -80,17 +80,19 @@ constexpr uint32_t stepsPerGroup(WeightType type) {
     return static_cast<uint32_t>(kGroup * codeBytes(type) / kStepBytes);
 }
 
-// Rows of activations as codes: x = code * scale, one scale per group of kGroup.
+// Rows of activations as codes: x = code * scale, one scale per group of kGroup. A group's rows lie side by side, as a
+// kernel takes them.
 struct QuantRows {
-    char *codes;       // [rows][ldc bytes], zeros beyond k up to a whole group
-    float *scales;     // [rows][lds]; NaN for a group with NaN or infinity
-    int32_t *offsets;  // [rows][lds]: 8 * sum of the group's codes, what q4's nibbles count too much
-    size_t ldc, lds;
+    char *codes;       // [groups][rows][rowBytes(type)], zeros beyond k up to a whole group
+    float *scales;     // [groups][rows]; NaN for a group with NaN or infinity
+    int32_t *offsets;  // [groups][rows]: 8 * sum of the group's codes, what q4's nibbles count too much
+    size_t rows;
 
+    static constexpr size_t rowBytes(WeightType type) { return kGroup * codeBytes(type); }
     // From a row and group on.
     QuantRows from(size_t row, size_t group, WeightType type) const {
-        const size_t at = row * lds + group;
-        return {codes + row * ldc + group * kGroup * codeBytes(type), scales + at, offsets + at, ldc, lds};
+        const size_t at = group * rows + row;
+        return {codes + at * rowBytes(type), scales + at, offsets + at, rows};
     }
 };
 
@@ -118,7 +120,7 @@ constexpr size_t panelOffset(WeightType type, size_t k) {
 // j < 16 * npanels.
 using GemvKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x,
                             size_t ldx, uint32_t rows, float *y, size_t ldy, bool accumulate);
-// The same over `groups` groups of quantised weights.
+// The same over `groups` groups of quantised weights, rows <= quant_tile_rows.
 using GemvQuantKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups,
                                  const QuantRows &x, uint32_t rows, float *y, size_t ldy, bool accumulate);
 
@@ -151,13 +153,16 @@ using WeighKernel = void (*)(const float *weights, size_t ldw, uint32_t rows, co
                              uint32_t npanels, float *out, size_t ldo, bool accumulate);
 struct Kernels {
     const char *name;
-    uint32_t tile_rows;  // rows of a register tile
+    uint32_t tile_rows, quant_tile_rows;  // rows of a register tile, and of one of quantised layers
+    uint32_t tileRows(WeightType type) const { return isQuantised(type) ? quant_tile_rows : tile_rows; }
     GemvKernel gemv[kExactTypes];
     ExpandBf12Kernel expand_bf12;
     TileKernel tile;
     ScoreKernel score[kFloatTypes];
     WeighKernel weigh[kFloatTypes];
     GemvQuantKernel gemv_quant[kQuantTypes];
+    // Whether 16-bit codes are written, and read, as the high bytes of a row's group (signed), then the low ones.
+    bool split_codes;
     // Row r of x [k] as codes, scales and offsets.
     void (*quantize[kQuantTypes])(const float *x, uint32_t k, const QuantRows &out, uint32_t r);
     // out = x / sqrt(mean(x^2) + epsilon) * weight; out may be x

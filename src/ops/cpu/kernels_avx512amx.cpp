@@ -1,52 +1,102 @@
-// AMX int8 (TDPBSSD) for many rows of quantised layers, AVX-512 with VNNI for everything else: Sapphire Rapids and
-// later. An activation's 16-bit code is 256 * high + low with two signed bytes, so a group's exact products are 256
-// times those of the high bytes and those of the low bytes. 8-bit codes and the nibbles of q4 are signed bytes already.
+// AMX int8 for many rows of quantised layers, AVX-512 with VNNI for everything else: Sapphire Rapids and later. An
+// activation's 16-bit code is 256 * high + low with a signed and an unsigned byte, so a group's exact products are 256
+// times those of the high bytes (TDPBSSD) and those of the low bytes (TDPBUSD). 8-bit codes are signed bytes already.
 #include "ops/cpu/simd_avx512vnni.h"
 
 namespace q3::cpu {
 namespace {
 
 struct Amx : Avx512Vnni {
-    static constexpr int kTileRows = 16;  // of a tile register
+    // Bytes (or words) of v in the order that `places` gives.
+    static I bytesAt(I places, I v) { return _mm512_permutexvar_epi8(places, v); }
+    static I wordsAt(I places, I v) { return _mm512_permutexvar_epi16(places, v); }
 };
-constexpr size_t kRows = Amx::kTileRows;
+constexpr int kRows = 16;  // of a tile register
+// With six rows VNNI takes as long, with fewer it is faster (bench_kernels).
+constexpr int kLeastRows = 8;
 
-// Below this many rows a tile's fixed work is more than that of VNNI. By count of instructions: never timed.
-constexpr uint32_t leastRows(WeightType type) {
-    return type == kQ8 ? 8 : 12;
+template <typename T, int N> struct alignas(64) Places {
+    T place[N];
+    constexpr Places inverse() const {
+        Places result{};
+        for (int i = 0; i < N; ++i) {
+            result.place[place[i]] = static_cast<T>(i);
+        }
+        return result;
+    }
+};
+
+// Rows of pairs k, k + 1 and then of k + 2, k + 3 become rows of quads.
+constexpr Places<uint16_t, 32> kQuadsOfPairs = [] {
+    Places<uint16_t, 32> places{};
+    for (uint16_t row = 0; row < kPanelRows; ++row) {
+        places.place[2 * row] = row;
+        places.place[2 * row + 1] = kPanelRows + row;
+    }
+    return places;
+}();
+
+// 32 words become their high bytes, then their low bytes.
+constexpr Places<uint8_t, 64> kHighThenLow = [] {
+    Places<uint8_t, 64> places{};
+    for (uint8_t i = 0; i < kGroup; ++i) {
+        places.place[i] = 2 * i + 1;
+        places.place[kGroup + i] = 2 * i;
+    }
+    return places;
+}();
+
+template <typename T, int N> inline __m512i load(const Places<T, N> &places) {
+    return Amx::loadBits(reinterpret_cast<const char *>(places.place));
 }
 
-// Weights of a group in steps of four k: [8][16][4].
-template <WeightType T> inline void unpackGroup(const char *group, char *out) {
-    using Step = Steps<Amx, T>;
-    if constexpr (T == kQ8) {
-        __m512i even = Amx::setInt(0);
-        Step::forSteps(group, 0, [&](uint32_t pair, const StepWeights<Step> &w) {
-            const __m512i bytes = _mm512_cvtepu16_epi32(_mm512_cvtepi16_epi8(w.part[0]));
-            if (pair % 2 == 0) {
-                even = bytes;
-            } else {
-                Amx::storeBits(out + size_t{pair} / 2 * 64, _mm512_or_si512(even, Amx::shiftLeft<16>(bytes)));
+// Few rows are multiplied by VNNI, which wants 16-bit codes in one piece.
+template <> struct Steps<Amx, kQ8> : Steps<Avx512Vnni, kQ8> {
+    using Whole = Steps<Avx512Vnni, kQ8>;
+    template <int R> struct Rows {
+        static constexpr size_t kRowBytes = QuantRows::rowBytes(kQ8);
+        alignas(64) char codes[R * kRowBytes];
+        explicit Rows(const char *from) {
+            const __m512i places = load(kHighThenLow.inverse());
+            Q3_UNROLL
+            for (int r = 0; r < R; ++r) {
+                Amx::storeBits(codes + r * kRowBytes, Amx::bytesAt(places, Amx::loadBits(from + r * kRowBytes)));
             }
+        }
+    };
+    template <typename Use> static void forSteps(const char *group, int first, const Use &use) {
+        Whole::forSteps(group, first, [&](uint32_t step, const StepWeights<Whole> &w) {
+            use(step, StepWeights<Steps>{{w.part[0]}});
         });
-    } else {
-        Step::forSteps(group, 0, [&](uint32_t quad, const StepWeights<Step> &w) {
-            Amx::storeBits(out + size_t{quad} * 64, w.part[0]);
-        });
+    }
+};
+
+void quantizeSplit(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
+    quantize<Amx, kQ8>(x, k, out, r);
+    const __m512i places = load(kHighThenLow);
+    for (uint32_t g = 0; g * kGroup < k; ++g) {
+        char *codes = out.from(r, g, kQ8).codes;
+        Amx::storeBits(codes, Amx::bytesAt(places, Amx::loadBits(codes)));
     }
 }
 
-// Codes of a group of a row, 16-bit ones as their high bytes, then their low bytes.
-template <WeightType T> inline void splitCodes(const char *codes, char *out) {
+// Weights of a group in steps of four k: [8][16][4], signed.
+template <WeightType T> inline void unpackGroup(const char *group, char *out) {
+    const char *codes = group + 2 * kPanelRows;
     if constexpr (T == kQ8) {
-        for (uint32_t i = 0; i < kGroup; ++i) {
-            int16_t code;
-            __builtin_memcpy(&code, codes + i * sizeof code, sizeof code);
-            out[i] = static_cast<char>((code + 128) >> 8);  // leaves a signed byte
-            out[kGroup + i] = static_cast<char>(code & 0xff);
+        const __m512i places = load(kQuadsOfPairs);
+        Q3_UNROLL
+        for (size_t quad = 0; quad < kGroup / 4; ++quad) {
+            Amx::storeBits(out + quad * 64, Amx::wordsAt(places, Amx::loadBits(codes + quad * 64)));
         }
     } else {
-        __builtin_memcpy(out, codes, kGroup);
+        const __m512i middle = _mm512_set1_epi8(8);
+        Q3_UNROLL
+        for (size_t quad = 0; quad < kGroup / 4; quad += 2) {
+            const __m512i both = Amx::loadQuads(codes + quad * 32);
+            Amx::storeBits(out + quad * 64, _mm512_sub_epi8(Amx::lowNibbles(both), middle));
+            Amx::storeBits(out + quad * 64 + 64, _mm512_sub_epi8(Amx::highNibbles(both), middle));
+        }
     }
 }
 
@@ -58,20 +108,19 @@ struct alignas(64) TileConfig {
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
 
-    // Tiles 0 and 1: products [rows][16]. 2 and 3: codes [rows][32]. 4: weights [8][16][4].
+    // Tiles 0 to 3: products [rows][16]. 4 and 5: codes [rows][32]. 6 and 7: weights [8][16][4].
     explicit TileConfig(uint32_t used) {
-        for (int tile = 0; tile < 4; ++tile) {
-            rows[tile] = static_cast<uint8_t>(used);
-            row_bytes[tile] = tile < 2 ? kPanelRows * sizeof(int32_t) : kGroup;
+        for (int tile = 0; tile < 8; ++tile) {
+            rows[tile] = static_cast<uint8_t>(tile < 6 ? used : kGroup / 4);
+            row_bytes[tile] = tile < 4 ? kPanelRows * sizeof(int32_t) : tile < 6 ? kGroup : kPanelRows * 4;
         }
-        rows[4] = kGroup / 4;
-        row_bytes[4] = kPanelRows * 4;
     }
 };
 
-struct alignas(64) Dots {
-    int32_t high[kRows][kPanelRows];  // of q8
-    int32_t low[kRows][kPanelRows];
+using Dots = int32_t[kRows][kPanelRows];
+// The products of a group with a panel: of the codes, or of their high bytes and then of their low ones.
+template <WeightType T> struct Products16 {
+    alignas(64) Dots part[codeBytes(T)];
 };
 
 // Compilers do not know that LDTILECFG reads all of its operand, nor that a tile is loaded from memory: what was stored
@@ -81,93 +130,159 @@ inline void finishStores() {
 }
 
 // Numbers of tiles are literals, as the compilers' macros want them.
-template <WeightType T> inline void multiply(Dots &dots, const char *codes, const char *weights) {
+inline void storeEven(Dots &high, int part) {
+    if (part == 0) {
+        _tile_stored(0, high, sizeof high[0]);
+    } else {
+        _tile_stored(1, high, sizeof high[0]);
+    }
+}
+inline void storeOdd(Dots &high, int part) {
+    if (part == 0) {
+        _tile_stored(2, high, sizeof high[0]);
+    } else {
+        _tile_stored(3, high, sizeof high[0]);
+    }
+}
+
+// Multiplies group g, and stores the products of the group before. A tile cannot be stored, or loaded, while its last
+// instruction runs: groups take turns with the tiles.
+template <WeightType T>
+inline void multiply(uint32_t g, const char *codes, const char *weights, Products16<T> &before) {
     constexpr size_t kStride = kGroup * codeBytes(T);
-    finishStores();
-    _tile_loadd(4, weights, kPanelRows * 4);
-    if constexpr (T == kQ8) {
-        _tile_loadd(2, codes, kStride);
+    if (g % 2 == 0) {
+        _tile_loadd(4, codes, kStride);
+        _tile_loadd(6, weights, kPanelRows * 4);
         _tile_zero(0);
-        _tile_dpbssd(0, 2, 4);
-        _tile_stored(0, dots.high, sizeof dots.high[0]);
-        codes += kGroup;
+        _tile_dpbssd(0, 4, 6);
+        storeOdd(before.part[0], 0);
+        if constexpr (T == kQ8) {
+            _tile_loadd(5, codes + kGroup, kStride);
+            _tile_zero(1);
+            _tile_dpbusd(1, 5, 6);
+            storeOdd(before.part[1], 1);
+        }
+    } else if constexpr (T == kQ8) {
+        _tile_loadd(4, codes, kStride);
+        _tile_loadd(7, weights, kPanelRows * 4);
+        _tile_zero(2);
+        _tile_dpbssd(2, 4, 7);
+        storeEven(before.part[0], 0);
+        _tile_loadd(5, codes + kGroup, kStride);
+        _tile_zero(3);
+        _tile_dpbusd(3, 5, 7);
+        storeEven(before.part[1], 1);
+    } else {
+        _tile_loadd(5, codes, kStride);
+        _tile_loadd(7, weights, kPanelRows * 4);
+        _tile_zero(2);
+        _tile_dpbssd(2, 5, 7);
+        storeEven(before.part[0], 0);
     }
-    _tile_loadd(3, codes, kStride);
-    _tile_zero(1);
-    _tile_dpbssd(1, 3, 4);
-    _tile_stored(1, dots.low, sizeof dots.low[0]);
 }
 
-// y[rows][16] += the products of a group * scales
-template <WeightType T>
-inline void addScaled(const Dots &dots, const QuantRows &x, const char *group, uint32_t rows, float *y, size_t ldy) {
+// sum[R] += the products of a group * scales
+template <WeightType T, int R>
+inline void addScaled(const Products16<T> &products, const QuantRows &x, const char *group, __m512 (&sum)[R]) {
     const __m512 w_scale = Amx::loadBf16(reinterpret_cast<const uint16_t *>(group));
-    for (uint32_t r = 0; r < rows; ++r) {
-        const __m512i low = _mm512_loadu_si512(dots.low[r]);
-        const __m512i more =
-            T == kQ8 ? Amx::shiftLeft<8>(_mm512_loadu_si512(dots.high[r])) : Amx::setInt(-x.offsets[r * x.lds]);
-        float *sum = y + r * ldy;
-        const __m512 scale = Amx::mul(w_scale, Amx::set(x.scales[r * x.lds]));
-        Amx::store(sum, Amx::fma(Amx::toFloat(Amx::addInt(low, more)), scale, Amx::load(sum)));
+    Q3_UNROLL
+    for (int r = 0; r < R; ++r) {
+        __m512i dot = _mm512_load_si512(products.part[codeBytes(T) - 1][r]);
+        if constexpr (T == kQ8) {
+            dot = Amx::addInt(dot, Amx::shiftLeft<8>(_mm512_load_si512(products.part[0][r])));
+        }
+        sum[r] = Amx::fma(Amx::toFloat(dot), Amx::mul(w_scale, Amx::set(x.scales[r])), sum[r]);
     }
 }
 
-// y[rows][16] += `count` groups of a panel. codes: x's, split, [count][kRows].
-template <WeightType T>
-void addGroups(const char *panel, const QuantRows &x, const char *codes, uint32_t count, uint32_t rows, float *y,
-               size_t ldy) {
-    Dots dots[2];  // one group's products are scaled while the next one's are computed
+constexpr uint32_t kBlock = 16;  // groups whose unpacked weights stay in L1
+using Unpacked = char[kBlock][kGroup * kPanelRows];
+
+// y[R][16] += `count` groups of a panel, whose weights are unpacked. Unpacks `next` meanwhile: tiles cannot be loaded
+// from what was stored just before, until it is in L1.
+template <WeightType T, int R>
+void addGroups(const char *panel, const Unpacked &weights, const char *next, Unpacked &next_weights, const QuantRows &x,
+               uint32_t count, float *y, size_t ldy) {
+    __m512 sum[R];
+    Q3_UNROLL
+    for (int r = 0; r < R; ++r) {
+        sum[r] = Amx::load(y + r * ldy);
+    }
+    Products16<T> products[2];
     for (uint32_t g = 0; g <= count; ++g) {
-        if (g < count) {
-            alignas(64) char weights[kGroup * kPanelRows];
-            unpackGroup<T>(panel + panelOffset(T, size_t{g} * kGroup), weights);
-            multiply<T>(dots[g % 2], codes + g * kGroup * codeBytes(T) * kRows, weights);
-        }
+        const uint32_t at = g < count ? g : 0;  // one group more, whatever it is, stores the products of the last
+        multiply<T>(g, x.from(0, at, T).codes, weights[at], products[(g + 1) % 2]);
         if (g > 0) {
-            addScaled<T>(dots[(g - 1) % 2], x.from(0, g - 1, T), panel + panelOffset(T, size_t{g - 1} * kGroup), rows,
-                         y, ldy);
+            addScaled<T, R>(products[(g + 1) % 2], x.from(0, g - 1, T), panel + panelOffset(T, size_t{g - 1} * kGroup),
+                            sum);
+        }
+        if (g < count && next != nullptr) {
+            const char *group = next + panelOffset(T, size_t{g} * kGroup);
+            fetchAhead<T, R>(group, panelOffset(T, kGroup));
+            unpackGroup<T>(group, next_weights[g]);
+            finishStores();
         }
     }
+    Q3_UNROLL
+    for (int r = 0; r < R; ++r) {
+        Amx::store(y + r * ldy, sum[r]);
+    }
 }
+
+template <WeightType T> struct TilesCall {
+    const GemvQuantCall<Amx, T> few;
+
+    template <int R> void call() const {
+        if constexpr (R < kLeastRows) {
+            few.template call<R>();
+        } else {
+            tiles<R>();
+        }
+    }
+
+    template <int R> void tiles() const {
+        const auto &[panels, panel_bytes, npanels, groups, x, y, ldy, accumulate] = few;
+        for (uint32_t r = 0; r < R && !accumulate; ++r) {
+            for (uint32_t j = 0; j < npanels * kPanelRows; j += kPanelRows) {
+                Amx::store(y + r * ldy + j, Amx::zero());
+            }
+        }
+        const TileConfig config(R);
+        finishStores();
+        _tile_loadconfig(&config);
+        for (uint32_t g = 0; g < groups; g += kBlock) {
+            const uint32_t count = groups - g < kBlock ? groups - g : kBlock;
+            const QuantRows block = x.from(0, g, T);
+            alignas(64) Unpacked weights[2];
+            const char *panel = panels + panelOffset(T, size_t{g} * kGroup);
+            for (uint32_t i = 0; i < count; ++i) {
+                unpackGroup<T>(panel + panelOffset(T, size_t{i} * kGroup), weights[0][i]);
+            }
+            finishStores();
+            for (uint32_t p = 0; p < npanels; ++p, panel += panel_bytes) {
+                const char *next = p + 1 < npanels ? panel + panel_bytes : nullptr;
+                addGroups<T, R>(panel, weights[p % 2], next, weights[(p + 1) % 2], block, count, y + p * kPanelRows,
+                                ldy);
+            }
+        }
+        _tile_release();  // or every switch of threads would save the tiles
+    }
+};
 
 template <WeightType T>
 void gemvTiles(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
                uint32_t rows, float *y, size_t ldy, bool accumulate) {
-    if (rows < leastRows(T)) {
-        gemvQuant<Amx, T>(panels, panel_bytes, npanels, groups, x, rows, y, ldy, accumulate);
-        return;
-    }
-    for (uint32_t r = 0; r < rows && !accumulate; ++r) {
-        for (uint32_t j = 0; j < npanels * kPanelRows; j += kPanelRows) {
-            Amx::store(y + r * ldy + j, Amx::zero());
-        }
-    }
-    const TileConfig config(rows);
-    finishStores();
-    _tile_loadconfig(&config);
-    constexpr uint32_t kBlock = 8;
-    for (uint32_t g = 0; g < groups; g += kBlock) {
-        const uint32_t count = groups - g < kBlock ? groups - g : kBlock;
-        const QuantRows block = x.from(0, g, T);
-        alignas(64) char codes[kBlock * kRows * kGroup * codeBytes(T)];
-        for (uint32_t i = 0; i < count; ++i) {
-            for (uint32_t r = 0; r < rows; ++r) {
-                splitCodes<T>(block.from(r, i, T).codes, codes + (i * kRows + r) * kGroup * codeBytes(T));
-            }
-        }
-        for (uint32_t p = 0; p < npanels; ++p) {
-            const char *panel = static_cast<const char *>(panels) + p * panel_bytes;
-            addGroups<T>(panel + panelOffset(T, size_t{g} * kGroup), block, codes, count, rows, y + p * kPanelRows,
-                         ldy);
-        }
-    }
-    _tile_release();  // or every switch of threads would save the tiles
+    withRows<kRows>(
+        rows, TilesCall<T>{{static_cast<const char *>(panels), panel_bytes, npanels, groups, x, y, ldy, accumulate}});
 }
 
 constexpr Kernels amxTable() {
     Kernels table = simdTable<Amx>("amx");
     table.gemv_quant[kQ8 - kExactTypes] = gemvTiles<kQ8>;
     table.gemv_quant[kQ4 - kExactTypes] = gemvTiles<kQ4>;
+    table.quant_tile_rows = kRows;
+    table.split_codes = true;
+    table.quantize[kQ8 - kExactTypes] = quantizeSplit;
     return table;
 }
 

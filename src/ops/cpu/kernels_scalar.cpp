@@ -92,11 +92,12 @@ void gemvQuant(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_
             for (uint32_t j = 0; j < kPanelRows; ++j) {
                 float sum = accumulate ? y[r * ldy + p * kPanelRows + j] : 0.0F;
                 for (uint32_t g = 0; g < groups; ++g) {
-                    int32_t dot = T == kQ4 ? -x.offsets[r * x.lds + g] : 0;
-                    for (uint32_t k = g * kGroup; k < (g + 1) * kGroup; ++k) {
-                        dot += codeAt<T>(panel, j, k) * activationAt<T>(x.codes + r * x.ldc, k);
+                    const QuantRows at = x.from(r, g, T);
+                    int32_t dot = T == kQ4 ? -at.offsets[0] : 0;
+                    for (uint32_t i = 0; i < kGroup; ++i) {
+                        dot += codeAt<T>(panel, j, g * kGroup + i) * activationAt<T>(at.codes, i);
                     }
-                    sum = std::fma(static_cast<float>(dot), scaleAt<T>(panel, j, g) * x.scales[r * x.lds + g], sum);
+                    sum = std::fma(static_cast<float>(dot), scaleAt<T>(panel, j, g) * at.scales[0], sum);
                 }
                 y[r * ldy + p * kPanelRows + j] = sum;
             }
@@ -116,6 +117,7 @@ template <WeightType T> void quantize(const float *x, uint32_t k, const QuantRow
     for (uint32_t g = 0; g * kGroup < k; ++g) {
         const uint32_t count = k - g * kGroup < kGroup ? k - g * kGroup : kGroup;
         const float *in = x + size_t{g} * kGroup;
+        const QuantRows to = out.from(r, g, T);
         float largest = 0.0F;
         bool finite = true;
         for (uint32_t i = 0; i < count; ++i) {
@@ -126,12 +128,11 @@ template <WeightType T> void quantize(const float *x, uint32_t k, const QuantRow
         int32_t sum = 0;
         for (uint32_t i = 0; i < kGroup; ++i) {
             const int32_t code = finite && i < count ? static_cast<int32_t>(std::nearbyint(in[i] * inverse)) : 0;
-            std::memcpy(out.codes + r * out.ldc + (g * kGroup + i) * codeBytes(T), &code, codeBytes(T));
+            std::memcpy(to.codes + i * codeBytes(T), &code, codeBytes(T));
             sum += code;
         }
-        out.scales[r * out.lds + g] =
-            !finite ? std::nanf("") : (largest < kLeastScale ? 0.0F : largest / largestCode(T));
-        out.offsets[r * out.lds + g] = 8 * sum;
+        to.scales[0] = !finite ? std::nanf("") : (largest < kLeastScale ? 0.0F : largest / largestCode(T));
+        to.offsets[0] = 8 * sum;
     }
 }
 
@@ -221,12 +222,14 @@ void storeBf16(void *out, const float *in, uint32_t n) {
 const Kernels kScalarKernels = {
     "scalar",
     kTileRows,
+    kTileRows,
     {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemv<kBf12>},
     expandBf12,
     tile,
     {score<kF32>, score<kF16>, score<kBf16>},
     {weigh<kF32>, weigh<kF16>, weigh<kBf16>},
     {gemvQuant<kQ8>, gemvQuant<kQ4>},
+    false,
     {quantize<kQ8>, quantize<kQ4>},
     rmsnorm,
     add,

@@ -59,11 +59,12 @@ size_t CpuOps::linearScratchFloats() const {
     // group. Or sums of a tile of rows with kStreamPanels.
     const size_t expanded = weightType(dt_weight_) == kBf12 ? kBlockBytes + kTogether * panelOffset(kBf16, kGroup) : 0;
     const size_t blocks = size_t{max_rows_} * kTogether * kPanelRows + expanded / sizeof(float);
-    return std::max(blocks, size_t{kernels_.tile_rows} * kStreamPanels * kPanelRows);
+    return std::max(blocks, size_t{kMaxTileRows} * kStreamPanels * kPanelRows);
 }
 
 // Fills quant_rows_ with rows of `in`, in the codes that `type` takes.
 void CpuOps::quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k, WeightType type) {
+    quant_rows_.rows = rows;
     pool_.parallelFor(rows, kQuantGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t r = begin; r < end; ++r) {
             kernels_.quantize[type - kExactTypes](in + r * ld, k, quant_rows_, r);
@@ -89,7 +90,7 @@ void CpuOps::forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinea
     if (isQuantised(w.type)) {
         quantizeRows(in, rows, ld, w.in, w.type);
     }
-    if (rows <= kernels_.tile_rows) {
+    if (rows <= kernels_.tileRows(w.type)) {
         streamPanels(in, rows, ld, w, step, epilogue);
     } else {
         reusePanels(in, rows, ld, w, step, epilogue);
@@ -119,10 +120,11 @@ void CpuOps::streamPanels(const float *in, uint32_t rows, size_t ld, const CpuLi
 template <typename Epilogue>
 void CpuOps::reusePanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
                          const Epilogue &epilogue) {
-    const uint32_t parts = (rows + kernels_.tile_rows - 1) / kernels_.tile_rows;
+    const uint32_t tile = kernels_.tileRows(w.type);
+    const uint32_t parts = (rows + tile - 1) / tile;
     // bf12 is decoded once for all, unless two tiles leave their kernel the registers to do it twice: what is expanded
     // goes through L2, which costs more than a second decoding.
-    const bool expand = w.type == kBf12 && rows > 2 * (kernels_.tile_rows - 1);
+    const bool expand = w.type == kBf12 && rows > 2 * (tile - 1);
     const WeightType type = expand ? kBf16 : w.type;
     const uint32_t depth = blockDepth(type, w.in);
     pool_.parallelFor(w.npanels, panelsIn(kClaimBytes, w), [&](uint32_t begin, uint32_t end, uint32_t thread) {

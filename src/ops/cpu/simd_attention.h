@@ -27,10 +27,7 @@ template <typename S> struct TileCall {
             products.load(c + first, ldc);
         }
         for (uint32_t i = 0; i < k; ++i) {
-            Q3_UNROLL
-            for (int p = 0; p < P; ++p) {
-                products.add(p, loadColumn<S, kF32>(b[first + p], i * ldb), a + i * a_col, a_row);
-            }
+            products.add([&](int p) { return loadColumn<S, kF32>(b[first + p], i * ldb); }, a + i * a_col, a_row);
         }
         products.store(c + first, ldc);
     }
@@ -94,10 +91,7 @@ template <typename S, WeightType T> struct ScoreCall {
         products.store(scores + size_t{first} * kPanelRows, lds, 1);
     }
     template <int R, int P> void add(Products<S, R, P> &products, const TilesAt<P> &tile, uint32_t i) const {
-        Q3_UNROLL
-        for (int p = 0; p < P; ++p) {
-            products.add(p, loadColumn<S, T>(tile.at[p], size_t{i} * kPanelRows), q + i, ldq);
-        }
+        products.add([&](int p) { return loadColumn<S, T>(tile.at[p], size_t{i} * kPanelRows); }, q + i, ldq);
     }
 };
 
@@ -153,8 +147,8 @@ template <typename S, WeightType T> struct WeighCall {
                     if (kSize == 4 || (P == 1 ? (i + first) % 2 == 0 : p == 0)) {
                         __builtin_prefetch(fetch + valueElement(p, i) * kSize);
                     }
-                    products.add(p, loadColumn<S, T>(at, valueElement(p, i)), weights + key + i, ldw);
                 }
+                products.add([&](int p) { return loadColumn<S, T>(at, valueElement(p, i)); }, weights + key + i, ldw);
             }
         }
         products.store(to, ldo, 1);

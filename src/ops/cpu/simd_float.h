@@ -76,15 +76,46 @@ template <typename S, int R, int P> struct Products {
         }
     }
 
-    // Adds one k of panel p times x[r][k]. The row's value is broadcast here, from L1, rather than kept for all panels:
-    // with many rows there is no register to keep it in.
-    inline void add(int p, const Column<S> &w, const float *x, size_t ldx) {
+    // Whether a row's value, once in a register, meets all panels, when `fixed` more registers are in use. If not, it
+    // is read from L1 for every panel. With many rows that would hold up multiply-adds, with few it is no slower.
+    static constexpr bool meetsAll(int fixed) {
+        return R > 2 && P > 1 && (R + 1) * P * S::kParts + 1 + fixed <= S::kRegisters;
+    }
+
+    // Adds one k of all panels, column(p) of panel p, times x[r][k].
+    template <typename Columns> inline void add(const Columns &column, const float *x, size_t ldx) {
+        if constexpr (meetsAll(0)) {
+            Column<S> columns[P];
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                columns[p] = column(p);
+            }
+            Q3_UNROLL
+            for (int r = 0; r < R; ++r) {
+                const typename S::F value = S::broadcast(x + r * ldx);
+                Q3_UNROLL
+                for (int p = 0; p < P; ++p) {
+                    Q3_UNROLL
+                    for (int h = 0; h < S::kParts; ++h) {
+                        sum[r][p][h] = S::accumulate(sum[r][p][h], columns[p].part[h], value);
+                    }
+                }
+            }
+        } else {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                addPanel(p, column(p), x, ldx);
+            }
+        }
+    }
+    // Adds one k of panel p alone.
+    inline void addPanel(int p, const Column<S> &column, const float *x, size_t ldx) {
         Q3_UNROLL
         for (int r = 0; r < R; ++r) {
             const typename S::F value = S::broadcast(x + r * ldx);
             Q3_UNROLL
             for (int h = 0; h < S::kParts; ++h) {
-                sum[r][p][h] = S::accumulate(sum[r][p][h], w.part[h], value);
+                sum[r][p][h] = S::accumulate(sum[r][p][h], column.part[h], value);
             }
         }
     }
@@ -155,10 +186,16 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
                            Products<S, R, P> &products) {
     if constexpr (T == kBf16) {
         const auto add = [&](size_t i, bool odd) {
-            Q3_UNROLL
-            for (int p = 0; p < P; ++p) {
-                const Pair<S> pair = loadPair<S>(panels + p * panel_bytes + i * kPanelRows * 2);
-                products.add(p, pair.column(odd), x + i + (odd ? 1 : 0), ldx);
+            const auto load = [&](int p) { return loadPair<S>(panels + p * panel_bytes + i * kPanelRows * 2); };
+            const float *at = x + i + (odd ? 1 : 0);
+            if constexpr (Products<S, R, P>::meetsAll(0)) {
+                products.add([&](int p) { return load(p).column(odd); }, at, ldx);
+            } else {  // as add() would do, but GCC makes better code of it
+                Q3_UNROLL
+                for (int p = 0; p < P; ++p) {
+                    const Pair<S> pair = load(p);
+                    products.addPanel(p, pair.column(odd), at, ldx);
+                }
             }
         };
         for (size_t i = 0; i + 1 < k; i += 2) {
@@ -177,8 +214,8 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
                 fetchAhead<T, R>(panels + p * panel_bytes + panelOffset(T, i), panelOffset(T, 1));
-                products.add(p, loadColumn<S, T>(panels + p * panel_bytes, i * kPanelRows), x + i, ldx);
             }
+            products.add([&](int p) { return loadColumn<S, T>(panels + p * panel_bytes, i * kPanelRows); }, x + i, ldx);
         }
     }
 }
@@ -268,11 +305,22 @@ inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t 
     }
     const auto add = [&](uint32_t quad, bool second) {
         const float *at = x + size_t{quad} * 4 + (second ? 2 : 0);
-        Q3_UNROLL
-        for (int p = 0; p < P; ++p) {
-            const Pair<S> pair = pairBf12<S>(groups[p], quad, second, table[p], pairs[p], raw[p]);
-            products.add(p, pair.column(false), at, ldx);
-            products.add(p, pair.column(true), at + 1, ldx);
+        const auto decode = [&](int p) { return pairBf12<S>(groups[p], quad, second, table[p], pairs[p], raw[p]); };
+        if constexpr (Products<S, R, P>::meetsAll(P * (S::kParts + 1))) {  // besides, words and a table for each
+            Pair<S> pair[P];
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                pair[p] = decode(p);
+            }
+            products.add([&](int p) { return pair[p].column(false); }, at, ldx);
+            products.add([&](int p) { return pair[p].column(true); }, at + 1, ldx);
+        } else {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                const Pair<S> pair = decode(p);
+                products.addPanel(p, pair.column(false), at, ldx);
+                products.addPanel(p, pair.column(true), at + 1, ldx);
+            }
         }
     };
     for (uint32_t quad = 0; quad < kGroup / 4; ++quad) {

@@ -14,9 +14,9 @@ template <typename Step> struct StepWeights {
 };
 
 // Codes of a group of some rows, step by step.
-struct StepCodes {
+template <WeightType T> struct StepCodes {
+    static constexpr size_t kRowBytes = QuantRows::rowBytes(T);
     const char *codes;
-    size_t ldc;
 };
 
 // The products of one format: a step of weights (16 rows x 4 bytes as it is multiplied) and of activation codes. A set
@@ -29,7 +29,7 @@ template <typename S> struct Steps<S, kQ8> {
     using Weights = typename S::H;
     using Values = Weights;  // a row's codes of a step, in every lane
     using Sums = typename S::I;
-    template <int R> using Rows = StepCodes;  // made from QuantRows' codes and ldc
+    template <int R> using Rows = StepCodes<kQ8>;  // made from QuantRows' codes
     static Values broadcast(const char *codes) { return S::broadcastPair(codes); }
     static Sums start() { return S::setInt(0); }
     static Sums dot(Sums sums, Weights w, Values x) { return S::dotPairs(sums, w, x); }
@@ -55,7 +55,7 @@ template <typename S> struct Steps<S, kQ4> {
     using Weights = typename S::B;
     using Values = Weights;
     using Sums = typename S::Q;
-    template <int R> using Rows = StepCodes;
+    template <int R> using Rows = StepCodes<kQ4>;
     static Values broadcast(const char *codes) { return S::broadcastQuad(codes); }
     static Sums start() { return S::noQuads(); }
     static Sums dot(Sums sums, Weights w, Values x) { return S::dotQuads(sums, w, x); }
@@ -94,11 +94,11 @@ template <typename S, WeightType T, int R> struct GroupDots {
             }
         }
     }
-    // Adds a step of weights times a step of codes, row r's at codes + r * ldc.
-    inline void add(const StepWeights<Step> &w, const char *codes, size_t ldc) {
+    // Adds a step of weights times a step of codes, row r's at codes + r * row_bytes.
+    inline void add(const StepWeights<Step> &w, const char *codes, size_t row_bytes) {
         Q3_UNROLL
         for (int r = 0; r < R; ++r) {
-            const typename Step::Values x = Step::broadcast(codes + r * ldc);
+            const typename Step::Values x = Step::broadcast(codes + r * row_bytes);
             Q3_UNROLL
             for (int h = 0; h < Step::kAtOnce; ++h) {
                 sum[r][h] = Step::dot(sum[r][h], w.part[h], x);
@@ -120,7 +120,7 @@ inline void multiplyGroup(const char *group, const QuantRows &x, const typename 
     for (int first = 0; first < S::kParts; first += Step::kAtOnce) {
         GroupDots<S, T, R> dots;
         Step::forSteps(group, first, [&](uint32_t step, const StepWeights<Step> &w) {
-            dots.add(w, rows.codes + step * Step::kCodeBytes, rows.ldc);
+            dots.add(w, rows.codes + step * Step::kCodeBytes, rows.kRowBytes);
         });
         Q3_UNROLL
         for (int h = 0; h < Step::kAtOnce; ++h) {
@@ -129,8 +129,7 @@ inline void multiplyGroup(const char *group, const QuantRows &x, const typename 
             Q3_UNROLL
             for (int r = 0; r < R; ++r) {
                 typename S::F &sum = products.sum[r][p][first + h];
-                sum = S::fma(dots.total(r, h, x.offsets + r * x.lds), S::mul(scale, S::broadcast(x.scales + r * x.lds)),
-                             sum);
+                sum = S::fma(dots.total(r, h, x.offsets + r), S::mul(scale, S::broadcast(x.scales + r)), sum);
             }
         }
     }
@@ -154,7 +153,7 @@ template <typename S, WeightType T> struct GemvQuantCall {
         }
         for (uint32_t g = 0; g < groups; ++g) {
             const QuantRows at = x.from(0, g, T);
-            const typename Steps<S, T>::template Rows<R> rows{at.codes, at.ldc};
+            const typename Steps<S, T>::template Rows<R> rows{at.codes};
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
                 const size_t panel = first + size_t{apart} * p;
@@ -195,20 +194,20 @@ template <typename S, WeightType T> void quantize(const float *x, uint32_t k, co
         const float bad = S::sumLanes(poison);
         const bool tiny = largest < kLeastScale;
         const typename S::F inverse = S::set(tiny ? 0.0F : largestCode(T) / largest);
-        char *codes = out.codes + r * out.ldc + g * kGroup * codeBytes(T);
+        const QuantRows to = out.from(r, g, T);
         typename S::I sum = S::setInt(0);
         Q3_UNROLL
         for (uint32_t i = 0; i < kGroup; i += S::kLanes) {
             const typename S::I code = bad != bad ? S::setInt(0) : S::toInt(S::mul(S::load(in + i), inverse));
             if constexpr (T == kQ8) {
-                S::narrow(reinterpret_cast<int16_t *>(codes) + i, code);
+                S::narrow(reinterpret_cast<int16_t *>(to.codes) + i, code);
             } else {
-                S::narrowBytes(reinterpret_cast<int8_t *>(codes) + i, code);
+                S::narrowBytes(reinterpret_cast<int8_t *>(to.codes) + i, code);
             }
             sum = S::addInt(sum, code);
         }
-        out.scales[r * out.lds + g] = bad != bad ? bad : (tiny ? 0.0F : largest / largestCode(T));
-        out.offsets[r * out.lds + g] = 8 * S::sumLanesInt(sum);
+        to.scales[0] = bad != bad ? bad : (tiny ? 0.0F : largest / largestCode(T));
+        to.offsets[0] = 8 * S::sumLanesInt(sum);
     }
 }
 

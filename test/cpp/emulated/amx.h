@@ -78,24 +78,32 @@ inline void _tile_stored(int tile, void *base, size_t stride) {
     }
 }
 
-// sum[m][n] += the products of four signed bytes a[m][k] * b[k][n], over k
-inline void _tile_dpbssd(int sum, int a, int b) {
+// sum[m][n] += the products of four bytes a[m][k] * b[k][n], over k: those of a signed or not, of b signed
+template <typename Left> inline void amxDotBytes(int sum, int a, int b) {
     EmulatedTile &to = emulatedTile(sum);
     const EmulatedTile &left = emulatedTile(a);
     const EmulatedTile &right = emulatedTile(b);
-    amxRequire(sum != a && sum != b && a != b, "TDPBSSD with one tile twice");
+    amxRequire(sum != a && sum != b && a != b, "a product with one tile twice");
     amxRequire(to.rows == left.rows && to.row_bytes == right.row_bytes && left.row_bytes == right.rows * 4,
-               "TDPBSSD of tiles whose sizes do not fit");
+               "a product of tiles whose sizes do not fit");
     for (uint32_t m = 0; m < to.rows; ++m) {
         for (uint32_t n = 0; n < to.row_bytes / 4; ++n) {
             int32_t total;
             memcpy(&total, to.data[m] + size_t{4} * n, sizeof total);
             for (uint32_t k = 0; k < right.rows; ++k) {
                 for (uint32_t i = 0; i < 4; ++i) {
-                    total += left.data[m][4 * k + i] * right.data[k][4 * n + i];
+                    total += static_cast<Left>(left.data[m][4 * k + i]) * right.data[k][4 * n + i];
                 }
             }
             memcpy(to.data[m] + size_t{4} * n, &total, sizeof total);
         }
     }
+}
+
+inline void _tile_dpbssd(int sum, int a, int b) {
+    amxDotBytes<int8_t>(sum, a, b);
+}
+
+inline void _tile_dpbusd(int sum, int a, int b) {
+    amxDotBytes<uint8_t>(sum, a, b);
 }
