@@ -61,7 +61,9 @@ const std::vector<KernelEntry> &kernelEntries() {
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
         const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
         const bool amx = vnni && __builtin_cpu_supports("avx512vbmi");
-        found.push_back({&kAmxKernels, amx && requestAmx()});
+        // The permission has side effects (signal stacks must be larger): whoever forces another table goes without.
+        const bool wanted = *forcedName() == '\0' || std::strcmp(forcedName(), kAmxKernels.name) == 0;
+        found.push_back({&kAmxKernels, amx && wanted && requestAmx()});
         found.push_back({&kAvx512VnniKernels, vnni});
         found.push_back({&kAvx512Kernels, avx512});
         found.push_back({&kAvx2Kernels, avx2});
