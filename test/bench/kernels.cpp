@@ -176,14 +176,17 @@ int main(int argc, char **argv) {
             const Buffer codes(kRows * groups * kGroup * sizeof(int16_t));  // aligned
             std::vector<float> scales(kRows * groups);
             std::vector<int32_t> offsets(kRows * groups);
-            QuantRows quant{codes.as<char>(), scales.data(), offsets.data(), kRows};
+            QuantRows quant{codes.as<char>(), scales.data(), offsets.data(), groups, 1};
             const int repeats = npanels == 4 ? 200 : 1;
             std::printf("%-6s %-8s", dtypeName(dtype), npanels == 4 ? "cache" : "memory");
             for (const uint32_t rows : someRows(kernels)) {
                 if (rows > kernels.tileRows(layer->type)) {
                     continue;
                 }
-                quant.rows = rows;
+                if (kernels.split_codes) {
+                    quant.row_step = 1;
+                    quant.group_step = rows;
+                }
                 for (uint32_t r = 0; r < rows && isQuantised(layer->type); ++r) {
                     kernels.quantize[layer->type - kExactTypes](x.data() + size_t{r} * k, k, quant, r);
                 }

@@ -65,10 +65,11 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
     const uint32_t widest = std::max({config.d, config.nh * config.dh, config.di});
     if (isQuantised(weightType(dt_weight_))) {
         const size_t groups = roundUp(widest, kGroup) / kGroup;
-        quant_codes_ = Buffer(max_rows_ * groups * kGroup * sizeof(int16_t));
-        quant_scales_ = Buffer(max_rows_ * groups * sizeof(float));
-        quant_offsets_ = Buffer(max_rows_ * groups * sizeof(int32_t));
-        quant_rows_ = {quant_codes_.as<char>(), quant_scales_.as<float>(), quant_offsets_.as<int32_t>(), max_rows_};
+        const size_t rows = paddedQuantRows(max_rows_);
+        quant_codes_ = Buffer(rows * groups * kGroup * sizeof(int16_t));
+        quant_scales_ = Buffer(rows * groups * sizeof(float));
+        quant_offsets_ = Buffer(rows * groups * sizeof(int32_t));
+        quant_rows_ = {quant_codes_.as<char>(), quant_scales_.as<float>(), quant_offsets_.as<int32_t>(), 1, rows};
     }
     for (uint32_t i = 0; i < pool_.size(); ++i) {
         product_scratch_.emplace_back(linearScratchFloats() * sizeof(float));

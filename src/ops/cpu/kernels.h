@@ -80,24 +80,30 @@ constexpr uint32_t stepsPerGroup(WeightType type) {
     return static_cast<uint32_t>(kGroup * codeBytes(type) / kStepBytes);
 }
 
-// Rows of activations as codes: x = code * scale, one scale per group of kGroup. A group's rows lie side by side, as a
-// kernel takes them.
+// Rows of activations as codes: x = code * scale, one scale per group of kGroup. Either a row's groups lie side by side
+// (row_step: groups of a row, group_step: 1) or a group's rows (row_step: 1, group_step: rows), as the table wants.
 struct QuantRows {
-    char *codes;       // [groups][rows][rowBytes(type)], zeros beyond k up to a whole group
-    float *scales;     // [groups][rows]; NaN for a group with NaN or infinity
-    int32_t *offsets;  // [groups][rows]: 8 * sum of the group's codes, what q4's nibbles count too much
-    size_t rows;
+    char *codes;       // rowBytes(type) per row and group, zeros beyond k up to a whole group
+    float *scales;     // one per row and group; NaN for a group with NaN or infinity
+    int32_t *offsets;  // one per row and group: 8 * sum of the group's codes, what q4's nibbles count too much
+    size_t row_step, group_step;
 
     static constexpr size_t rowBytes(WeightType type) { return kGroup * codeBytes(type); }
     // From a row and group on.
     QuantRows from(size_t row, size_t group, WeightType type) const {
-        const size_t at = group * rows + row;
-        return {codes + at * rowBytes(type), scales + at, offsets + at, rows};
+        const size_t at = row * row_step + group * group_step;
+        return {codes + at * rowBytes(type), scales + at, offsets + at, row_step, group_step};
     }
 };
 
 constexpr uint32_t roundUp(uint32_t value, uint32_t unit) {
     return (value + unit - 1) / unit * unit;
+}
+
+// Rows to make room for in every group of QuantRows, if a group's rows lie side by side. With a power of two all groups
+// of a tile would lie in the same few sets of L1; so they follow each other there.
+constexpr uint32_t paddedQuantRows(uint32_t rows) {
+    return roundUp(rows, 64) + kMaxTileRows;
 }
 
 // Bytes of a panel in front of k: whole groups of packed formats, whole pairs of bf16.
@@ -161,7 +167,8 @@ struct Kernels {
     ScoreKernel score[kFloatTypes];
     WeighKernel weigh[kFloatTypes];
     GemvQuantKernel gemv_quant[kQuantTypes];
-    // Whether 16-bit codes are written, and read, as the high bytes of a row's group (signed), then the low ones.
+    // Whether QuantRows have a group's rows side by side, and 16-bit codes as the high bytes of a row's group (signed),
+    // then the low ones.
     bool split_codes;
     // Row r of x [k] as codes, scales and offsets.
     void (*quantize[kQuantTypes])(const float *x, uint32_t k, const QuantRows &out, uint32_t r);

@@ -55,13 +55,13 @@ template <typename T, int N> inline __m512i load(const Places<T, N> &places) {
 template <> struct Steps<Amx, kQ8> : Steps<Avx512Vnni, kQ8> {
     using Whole = Steps<Avx512Vnni, kQ8>;
     template <int R> struct Rows {
-        static constexpr size_t kRowBytes = QuantRows::rowBytes(kQ8);
-        alignas(64) char codes[R * kRowBytes];
-        explicit Rows(const char *from) {
+        static constexpr size_t row_bytes = QuantRows::rowBytes(kQ8);
+        alignas(64) char codes[R * row_bytes];
+        Rows(const char *from, size_t from_bytes) {
             const __m512i places = load(kHighThenLow.inverse());
             Q3_UNROLL
             for (int r = 0; r < R; ++r) {
-                Amx::storeBits(codes + r * kRowBytes, Amx::bytesAt(places, Amx::loadBits(from + r * kRowBytes)));
+                Amx::storeBits(codes + r * row_bytes, Amx::bytesAt(places, Amx::loadBits(from + r * from_bytes)));
             }
         }
     };

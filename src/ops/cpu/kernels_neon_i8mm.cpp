@@ -22,7 +22,7 @@ template <WeightType T> struct Octets {
     // partner.
     static void arrange(const QuantRows &x, uint32_t rows, char *out) {
         for (uint32_t r = 0; r < rows + rows % 2; ++r) {
-            const char *from = x.codes + (r < rows ? r : rows - 1) * QuantRows::rowBytes(T);
+            const char *from = x.codes + (r < rows ? r : rows - 1) * x.row_step * QuantRows::rowBytes(T);
             char *to = out + r * kCodeBytes;
             constexpr size_t kNext = kRows * kCodeBytes;  // step
             if constexpr (T == kQ8) {
@@ -84,9 +84,9 @@ template <WeightType T>
 inline void addScaled(const QuantRows &x, uint32_t r, int64x2_t dots, float32x4_t w_scale, float *y) {
     int32x4_t dot = vreinterpretq_s32_s64(dots);
     if constexpr (T == kQ4) {
-        dot = vsubq_s32(dot, vdupq_n_s32(x.offsets[r]));
+        dot = vsubq_s32(dot, vdupq_n_s32(x.offsets[r * x.row_step]));
     }
-    S::store(y, S::fma(S::toFloat(dot), S::mul(w_scale, S::broadcast(x.scales + r)), S::load(y)));
+    S::store(y, S::fma(S::toFloat(dot), S::mul(w_scale, S::broadcast(x.scales + r * x.row_step)), S::load(y)));
 }
 
 // y[rows][16] += one group, rows = 2 * Pairs or one less. codes: x's, arranged.

@@ -64,7 +64,13 @@ size_t CpuOps::linearScratchFloats() const {
 
 // Fills quant_rows_ with rows of `in`, in the codes that `type` takes.
 void CpuOps::quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k, WeightType type) {
-    quant_rows_.rows = rows;
+    if (kernels_.split_codes) {
+        quant_rows_.row_step = 1;
+        quant_rows_.group_step = rows <= kMaxTileRows ? rows : paddedQuantRows(rows);
+    } else {
+        quant_rows_.row_step = (k + kGroup - 1) / kGroup;
+        quant_rows_.group_step = 1;
+    }
     pool_.parallelFor(rows, kQuantGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t r = begin; r < end; ++r) {
             kernels_.quantize[type - kExactTypes](in + r * ld, k, quant_rows_, r);

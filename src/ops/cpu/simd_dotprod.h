@@ -49,15 +49,15 @@ template <> struct Steps<NeonDotprod, kQ8> {
         S::I high, low;
     };
     template <int R> struct Rows {
-        static constexpr size_t kRowBytes = QuantRows::rowBytes(kQ8);
-        alignas(16) char codes[R * kRowBytes];
-        explicit Rows(const char *from) {
+        static constexpr size_t row_bytes = QuantRows::rowBytes(kQ8);
+        alignas(16) char codes[R * row_bytes];
+        Rows(const char *from, size_t from_bytes) {
             for (int r = 0; r < R; ++r) {
-                const CodeBytes bytes(from + r * kRowBytes);
+                const CodeBytes bytes(from + r * from_bytes);
                 for (int i = 0; i < 2; ++i) {
                     const int32x4_t high = vreinterpretq_s32_s8(bytes.high[i]);
                     const int32x4_t low = vreinterpretq_s32_s8(bytes.low[i]);
-                    auto *out = reinterpret_cast<int32_t *>(codes + r * kRowBytes + i * 32);
+                    auto *out = reinterpret_cast<int32_t *>(codes + r * row_bytes + i * 32);
                     vst1q_s32(out, vzip1q_s32(high, low));
                     vst1q_s32(out + S::kLanes, vzip2q_s32(high, low));
                 }

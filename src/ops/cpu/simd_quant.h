@@ -14,9 +14,9 @@ template <typename Step> struct StepWeights {
 };
 
 // Codes of a group of some rows, step by step.
-template <WeightType T> struct StepCodes {
-    static constexpr size_t kRowBytes = QuantRows::rowBytes(T);
+struct StepCodes {
     const char *codes;
+    size_t row_bytes;
 };
 
 // The products of one format: a step of weights (16 rows x 4 bytes as it is multiplied) and of activation codes. A set
@@ -29,7 +29,7 @@ template <typename S> struct Steps<S, kQ8> {
     using Weights = typename S::H;
     using Values = Weights;  // a row's codes of a step, in every lane
     using Sums = typename S::I;
-    template <int R> using Rows = StepCodes<kQ8>;  // made from QuantRows' codes
+    template <int R> using Rows = StepCodes;  // made from QuantRows' codes and bytes from row to row
     static Values broadcast(const char *codes) { return S::broadcastPair(codes); }
     static Sums start() { return S::setInt(0); }
     static Sums dot(Sums sums, Weights w, Values x) { return S::dotPairs(sums, w, x); }
@@ -55,7 +55,7 @@ template <typename S> struct Steps<S, kQ4> {
     using Weights = typename S::B;
     using Values = Weights;
     using Sums = typename S::Q;
-    template <int R> using Rows = StepCodes<kQ4>;
+    template <int R> using Rows = StepCodes;
     static Values broadcast(const char *codes) { return S::broadcastQuad(codes); }
     static Sums start() { return S::noQuads(); }
     static Sums dot(Sums sums, Weights w, Values x) { return S::dotQuads(sums, w, x); }
@@ -120,7 +120,7 @@ inline void multiplyGroup(const char *group, const QuantRows &x, const typename 
     for (int first = 0; first < S::kParts; first += Step::kAtOnce) {
         GroupDots<S, T, R> dots;
         Step::forSteps(group, first, [&](uint32_t step, const StepWeights<Step> &w) {
-            dots.add(w, rows.codes + step * Step::kCodeBytes, rows.kRowBytes);
+            dots.add(w, rows.codes + step * Step::kCodeBytes, rows.row_bytes);
         });
         Q3_UNROLL
         for (int h = 0; h < Step::kAtOnce; ++h) {
@@ -129,7 +129,8 @@ inline void multiplyGroup(const char *group, const QuantRows &x, const typename 
             Q3_UNROLL
             for (int r = 0; r < R; ++r) {
                 typename S::F &sum = products.sum[r][p][first + h];
-                sum = S::fma(dots.total(r, h, x.offsets + r), S::mul(scale, S::broadcast(x.scales + r)), sum);
+                sum = S::fma(dots.total(r, h, x.offsets + r * x.row_step),
+                             S::mul(scale, S::broadcast(x.scales + r * x.row_step)), sum);
             }
         }
     }
@@ -153,7 +154,7 @@ template <typename S, WeightType T> struct GemvQuantCall {
         }
         for (uint32_t g = 0; g < groups; ++g) {
             const QuantRows at = x.from(0, g, T);
-            const typename Steps<S, T>::template Rows<R> rows{at.codes};
+            const typename Steps<S, T>::template Rows<R> rows{at.codes, at.row_step * QuantRows::rowBytes(T)};
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
                 const size_t panel = first + size_t{apart} * p;
