@@ -75,26 +75,26 @@ target("q3_core")
     if is_mode("release") then
         set_optimize("fastest")
     end
-    add_files("src/runtime/*.cpp", "src/model/*.cpp", "src/ops/*.cpp")
-    add_files("src/ops/cpu/*.cpp|kernels_avx*.cpp|kernels_neon*.cpp")
+    add_files("src/runtime/*.cpp", "src/engine/*.cpp", "src/model/*.cpp", "src/ops/*.cpp")
+    add_files("src/ops/cpu/*.cpp", "src/ops/cpu/pack/*.cpp", "src/ops/cpu/kernels/*.cpp|isa_*.cpp")
     if is_arch("x86_64", "x64", "i386") then
         local avx2 = {"-mavx2", "-mfma", "-mf16c"}
         local avx512 = table.join(avx2, {"-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"})
-        add_files("src/ops/cpu/kernels_avx2.cpp", {cxflags = avx2})
+        add_files("src/ops/cpu/kernels/isa_avx2.cpp", {cxflags = avx2})
         -- GCC 12 warns of its own headers: their "undefined" vectors are meant to be so.
         avx512 = table.join(avx512, {"-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"})
-        add_files("src/ops/cpu/kernels_avx512.cpp", {cxflags = avx512})
-        add_files("src/ops/cpu/kernels_avx512vnni.cpp", {cxflags = table.join(avx512, {"-mavx512vnni"})})
-        add_files("src/ops/cpu/kernels_avx512amx.cpp",
+        add_files("src/ops/cpu/kernels/isa_avx512.cpp", {cxflags = avx512})
+        add_files("src/ops/cpu/kernels/isa_avx512vnni.cpp", {cxflags = table.join(avx512, {"-mavx512vnni"})})
+        add_files("src/ops/cpu/kernels/isa_avx512amx.cpp",
                   {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512vbmi", "-mamx-tile", "-mamx-int8"})})
     elseif is_arch("arm64", "arm64-v8a", "aarch64") then
-        add_files("src/ops/cpu/kernels_neon.cpp")
-        add_files("src/ops/cpu/kernels_neon_dotprod.cpp", {cxflags = "-march=armv8.2-a+dotprod"})
-        add_files("src/ops/cpu/kernels_neon_i8mm.cpp", {cxflags = "-march=armv8.2-a+dotprod+i8mm"})
+        add_files("src/ops/cpu/kernels/isa_neon.cpp")
+        add_files("src/ops/cpu/kernels/isa_neon_dotprod.cpp", {cxflags = "-march=armv8.2-a+dotprod"})
+        add_files("src/ops/cpu/kernels/isa_neon_i8mm.cpp", {cxflags = "-march=armv8.2-a+dotprod+i8mm"})
     end
     add_rules("infinicore_backend")
     if with_infinicore then
-        add_files("src/ops/infinicore/*.cpp|stub.cpp")
+        add_files("src/ops/infinicore/**.cpp|stub.cpp")
     else
         add_files("src/ops/infinicore/stub.cpp")
     end
@@ -213,7 +213,7 @@ if with_infinicore then
         set_basename("infinicore_infer")
         set_targetdir("$(builddir)/$(plat)/$(arch)/$(mode)/fake_newer")
         -- The backend and the API; of the archive only what these lack.
-        add_files("src/api/*.cpp", "src/ops/infinicore/*.cpp|stub.cpp")
+        add_files("src/api/*.cpp", "src/ops/infinicore/**.cpp|stub.cpp")
         add_deps("q3_core", "fake_newer_infinirt", "fake_newer_infiniop", "fake_newer_infiniccl")
         add_sysincludedirs("test/fake_device/include")
         add_syslinks("gomp")
@@ -236,7 +236,7 @@ target("bench_kernels")
     add_rules("infinicore_backend")
 target_end()
 
--- Measures the machine for scripts/bench.py.
+-- Measures the machine for qwen3-bench.
 if is_arch("x86_64", "x64") then
     target("bench_machine")
         set_kind("binary")

@@ -151,6 +151,14 @@ requirements() {
     for name in "${todo[@]}"; do requirements_key "$name" >".venv/.$name.stamp"; done
 }
 
+# Programs run by .venv find this repository's package wherever they lie.
+package_path() {
+    local folder
+    for folder in .venv/lib/python3*/site-packages; do
+        echo "$root/scripts" >"$folder/infinicore_infer.pth"
+    done
+}
+
 # --- InfiniCore ---------------------------------------------------------------------------------
 # Before gigabytes of packages are fetched: is there what the chosen devices need?
 toolkits() {
@@ -211,6 +219,7 @@ export HOME=${HOME:-$root/build}
 [[ -f build/.setup.stamp && -x .venv/bin/python ]] || check_system
 if [[ $infinicore == y ]]; then toolkits; fi
 requirements
+package_path
 if [[ $infinicore == y ]]; then infinicore_root; fi
 library
 echo "setup: ready ($(seconds "$begin"))"

@@ -4,10 +4,10 @@
 #include <memory>
 #include <string>
 
-#include "api/guard.h"
+#include "api/boundary.h"
 #include "api/validate.h"
-#include "model/engine.h"
-#include "ops/cpu/cpu_ops.h"
+#include "engine/engine.h"
+#include "ops/cpu/cpu_backend.h"
 #include "ops/infinicore/infinicore.h"
 #include "runtime/packed_file.h"
 

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "model/engine.h"
+#include "engine/engine.h"
 #include "ops/types.h"
 
 namespace q3 {

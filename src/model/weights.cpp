@@ -5,7 +5,7 @@
 #include "ops/half.h"
 #include "runtime/error.h"
 #include "runtime/packed_file.h"
-#include "runtime/pages.h"
+#include "runtime/readable.h"
 
 namespace q3 {
 namespace {

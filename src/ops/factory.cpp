@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "ops/cpu/cpu_ops.h"
+#include "ops/cpu/cpu_backend.h"
 #include "ops/infinicore/infinicore.h"
 #include "runtime/cpu_info.h"
 #include "runtime/error.h"

@@ -7,11 +7,11 @@
 #include <cstdlib>
 #include <vector>
 
-#include "ops/cpu/buffer.h"
-#include "ops/cpu/dispatch.h"
-#include "ops/cpu/kernels.h"
-#include "ops/cpu/pack.h"
-#include "runtime/sampler.h"
+#include "engine/sampler.h"
+#include "ops/cpu/host_buffer.h"
+#include "ops/cpu/kernels/dispatch.h"
+#include "ops/cpu/kernels/kernels.h"
+#include "ops/cpu/pack/pack.h"
 
 using namespace q3;
 using namespace q3::cpu;

@@ -25,11 +25,9 @@ from statistics import median
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from bench import SHAPES, Bench  # noqa: E402
+from infinicore_infer.native.model import StepRequest, sampling_struct  # noqa: E402
+from infinicore_infer.tools.bench import SHAPES, Bench  # noqa: E402
 from libinfinicore_infer import DataType  # noqa: E402
-from qwen3_runtime import StepRequest, sampling_struct  # noqa: E402
 
 
 class Test(NamedTuple):

@@ -32,21 +32,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from bench import SHAPES  # noqa: E402
+from infinicore_infer.tools.bench import SHAPES  # noqa: E402
+from infinicore_infer.tools.machine_limits import Machine  # noqa: E402
 from libinfinicore_infer import DataType, WeightCache  # noqa: E402
-from machine_limits import Machine  # noqa: E402
 from random_model import write_folder  # noqa: E402
 
-# argv: model folder, scripts, dtype, cache folder, threads, when the parent started this process
+# argv: model folder, dtype, cache folder, threads, when the parent started this process
 CHILD = """
 import json, sys, time
 def most_resident():  # not getrusage's, which starts with the parent's
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-folder, scripts, dtype, cache, threads, born = sys.argv[1:]
-sys.path.insert(0, scripts)
+folder, dtype, cache, threads, born = sys.argv[1:]
 from qwen3 import Qwen3ForCausalLM
 before = most_resident()
 start = time.monotonic()
@@ -69,7 +66,7 @@ model.close()
 def load(folder: Path, cache: Path, dtype: str, threads: int, machine: Machine) -> dict[str, Any]:
     """Loads in a new process."""
     before = machine.now()
-    command = [sys.executable, "-c", CHILD, str(folder), str(ROOT / "scripts"), dtype, str(cache)]
+    command = [sys.executable, "-c", CHILD, str(folder), dtype, str(cache)]
     command += [str(threads), str(time.monotonic())]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     result: dict[str, Any] = json.loads(output)

@@ -11,17 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-from bench import SHAPES, Bench, commit_name, cpu_name
+from infinicore_infer.generate.sampling import SamplingParams
+from infinicore_infer.generate.sequence import GenerationResult, GenerationSequence, run_sequences
+from infinicore_infer.tools.bench import SHAPES, Bench, commit_name, cpu_name
 from libinfinicore_infer import DataType
-from qwen3_generate import GenerationResult, GenerationSequence, run_sequences
-from qwen3_sampling import SamplingParams
 
 
 def generate(bench: Bench, steps: int, temperature: float, lookup: int) -> GenerationResult:

@@ -14,7 +14,6 @@ import argparse
 import ctypes
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -73,10 +72,9 @@ def run_llama(folder: Path) -> None:
 
 def compare(args: argparse.Namespace, folder: Path) -> list[Any]:
     """Return a row of figures for each format of ours and each kind of llama.cpp's."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from quality import Accumulator
+    from infinicore_infer.checkpoint.safetensors import Checkpoint
+    from infinicore_infer.tools.quality import Accumulator
     from qwen3 import Qwen3ForCausalLM
-    from safetensors_io import Checkpoint
 
     with Qwen3ForCausalLM(args.model_path) as model:
         tokens = model.encode(args.text.read_text(encoding="utf-8"))

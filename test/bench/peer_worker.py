@@ -45,10 +45,9 @@ class Ours:
 
     def __init__(self, config: dict[str, Any], dtype: str, order: dict[str, Any]) -> None:
         """Load."""
-        sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-        from bench import Bench
+        from infinicore_infer.native.model import StepRequest, sampling_struct
+        from infinicore_infer.tools.bench import Bench
         from libinfinicore_infer import DataType
-        from qwen3_runtime import StepRequest, sampling_struct
 
         options = argparse.Namespace(threads=order["threads"], kv_limit=2048, device="cpu")
         self._model = Bench(order["name"], DataType.parse(dtype), options, None).model

@@ -38,10 +38,8 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from bench import SHAPES, commit_name, official_config  # noqa: E402
-from machine_limits import cpu_name, measure_machine  # noqa: E402
+from infinicore_infer.tools.bench import SHAPES, commit_name, official_config  # noqa: E402
+from infinicore_infer.tools.machine_limits import cpu_name, measure_machine  # noqa: E402
 
 OURS = "ours"
 PEERS = ("llama.cpp", "ik_llama.cpp", "openvino", "torch")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from bench import SHAPES, VOCABULARY, official_config  # noqa: E402
+from infinicore_infer.tools.bench import SHAPES, VOCABULARY, official_config  # noqa: E402
 from peer_models import add_sizes  # noqa: E402
 
 DEMO = ROOT / "test" / "data" / "qwen3-tiny"

@@ -25,9 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from serving_client import ServingClient  # noqa: E402
+from infinicore_infer.tools.serving_client import ServingClient  # noqa: E402
 
 _TEXTS = ["Tell me more. ", "What is the capital of France? ", "One, two, three. "]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-from server.schemas import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from infinicore_infer.server.openai.fields import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    TokenizeBody,
+)
 
 BODIES = {
     "/v1/chat/completions": ChatBody,

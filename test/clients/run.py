@@ -168,15 +168,15 @@ def check_lm_eval(url: str) -> None:
     bits = result["results"]["own_text"]["bits_per_byte,none"]
     # lm-eval puts the tokenizer's eos token before a text, so that its first token is scored too.
     script = (
-        "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import json, sys\n"
         "from qwen3 import Qwen3ForCausalLM\n"
-        "with Qwen3ForCausalLM(sys.argv[2], threads=1) as model:\n"
-        "    print(model.perplexity(json.loads(sys.argv[3])).nll)\n"
+        "with Qwen3ForCausalLM(sys.argv[1], threads=1) as model:\n"
+        "    print(model.perplexity(json.loads(sys.argv[2])).nll)\n"
     )
     python = os.environ.get("ENGINE_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
     items = json.dumps([begin + text for text in texts])
     output = subprocess.run(
-        [python, "-c", script, str(ROOT / "scripts"), str(model_path), items],
+        [python, "-c", script, str(model_path), items],
         capture_output=True,
         text=True,
         check=True,

@@ -76,7 +76,7 @@ def test_sanitized(sanitizer_tests: Path, name: str) -> None:
 def test_isa_objects_export_nothing_inline() -> None:
     """No inline function compiled with ISA flags may replace its portable copy at link time."""
     folder = ROOT / "build" / ".objs" / "q3_core"
-    objects = [path for isa in ("avx*", "neon*") for path in folder.rglob(f"kernels_{isa}.cpp.o")]
+    objects = [path for isa in ("avx*", "neon*") for path in folder.rglob(f"isa_{isa}.cpp.o")]
     assert objects, "the release build has no kernels for an instruction set"
     for path in objects:
         weak = [

@@ -20,7 +20,10 @@ INCLUDES = [f"-I{ROOT / name}" for name in ("include", "src", "test/cpp")]
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-pthread", *INCLUDES]
 PORTABLE = [
     ROOT / "test/cpp/test_kernels.cpp",
-    *(ROOT / "src/ops/cpu" / f"{name}.cpp" for name in ("kernels_scalar", "quant", "dispatch")),
+    *(
+        ROOT / "src/ops/cpu" / f"{name}.cpp"
+        for name in ("kernels/scalar", "pack/quant", "kernels/dispatch")
+    ),
     ROOT / "src/runtime/error.cpp",
 ]
 
@@ -58,7 +61,7 @@ def test_avx512_emulated(tmp_path: Path) -> None:
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
     }.items():
         objects.append(tmp_path / f"{name}.o")
-        source = ROOT / "src/ops/cpu" / f"kernels_{name}.cpp"
+        source = ROOT / "src/ops/cpu" / f"kernels/isa_{name}.cpp"
         run(["g++", *FLAGS, *flags, "-c", source, "-o", objects[-1]])
     program = tmp_path / "test_kernels"
     run(["g++", *FLAGS, *PORTABLE, *objects, "-o", program])
@@ -85,7 +88,7 @@ def neon_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     objects = []
     for name, architecture in NEON.items():
         objects.append(folder / f"{name}.o")
-        source = ROOT / "src/ops/cpu" / f"kernels_{name}.cpp"
+        source = ROOT / "src/ops/cpu" / f"kernels/isa_{name}.cpp"
         run([compiler, *FLAGS, "-O2", f"-march={architecture}", "-c", source, "-o", objects[-1]])
     program = folder / "test_kernels"
     run([compiler, *FLAGS, "-O2", "-static", *PORTABLE, *objects, "-o", program])

@@ -10,7 +10,7 @@
 
 #include "ops/infinicore/convert.h"
 #include "ops/infinicore/infinicore.h"
-#include "ops/infinicore/infinicore_ops.h"
+#include "ops/infinicore/infinicore_backend.h"
 #include "runtime/error.h"
 
 using namespace q3;

@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "check.h"
-#include "ops/cpu/dispatch.h"
-#include "ops/cpu/kernels.h"
-#include "ops/cpu/panel_element.h"
-#include "ops/cpu/quant.h"
+#include "ops/cpu/kernels/dispatch.h"
+#include "ops/cpu/kernels/kernels.h"
+#include "ops/cpu/kernels/panel_element.h"
+#include "ops/cpu/pack/quant.h"
 #include "ops/half.h"
 #include "runtime/error.h"
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "check.h"
-#include "ops/cpu/cpu_ops.h"
+#include "ops/cpu/cpu_backend.h"
 #include "ops/half.h"
 
 namespace {

@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "check.h"
+#include "engine/kv_cache.h"
 #include "model/split.h"
 #include "runtime/error.h"
-#include "runtime/kv_cache.h"
 #include "runtime/numa.h"
 #include "runtime/ranks.h"
 

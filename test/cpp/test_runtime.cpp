@@ -13,11 +13,11 @@
 #include <vector>
 
 #include "check.h"
-#include "ops/cpu/buffer.h"
+#include "engine/kv_cache.h"
+#include "engine/sampler.h"
+#include "ops/cpu/host_buffer.h"
 #include "runtime/error.h"
-#include "runtime/kv_cache.h"
 #include "runtime/packed_file.h"
-#include "runtime/sampler.h"
 #include "runtime/thread_pool.h"
 
 namespace {

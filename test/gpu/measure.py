@@ -20,8 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import SHAPES, Bench, RandomWeights, official_config
-from doctor import device_counts
+from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
+from infinicore_infer.native.load import LoadProgress
+from infinicore_infer.native.model import NativeModel, StepRequest, sampling_struct
+from infinicore_infer.tools.bench import SHAPES, Bench, RandomWeights, official_config
+from infinicore_infer.tools.doctor import device_counts
 from libinfinicore_infer import (
     Backend,
     DataType,
@@ -31,9 +34,6 @@ from libinfinicore_infer import (
     load_library,
 )
 from qwen3 import Qwen3ForCausalLM
-from qwen3_config import Qwen3MetaFromConfig
-from qwen3_load import LoadProgress
-from qwen3_runtime import NativeModel, StepRequest, sampling_struct
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 from transformers import AutoModelForCausalLM
 

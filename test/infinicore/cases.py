@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from infinicore.fake import Fake
+from infinicore_infer.native.model import KVCache, StepRequest, sampling_struct
 from libinfinicore_infer import Qwen3Error
 from qwen3 import Qwen3ForCausalLM
-from qwen3_runtime import KVCache, StepRequest, sampling_struct
 
 Logits = npt.NDArray[np.float32]
 GREEDY = sampling_struct()

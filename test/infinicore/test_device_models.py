@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from infinicore.conftest import ROOT, Refusal, RunCase
+from infinicore.conftest import Refusal, RunCase
 
 Folders = Callable[[str], Path]
 
@@ -228,7 +228,7 @@ def test_no_such_device(
     assert text in error["text"]
 
 
-# ------------------------------------------------------------------ scripts/doctor.py
+# ------------------------------------------------------------------ the doctor
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_doctor(
     """It finds the devices, tries each, and has advice for each that does not work."""
     variables = {f"FAKE_INFINI_{name.upper()}": str(v) for name, v in environment.items()}
     result = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "doctor.py"), "--json"],
+        [sys.executable, "-m", "infinicore_infer.tools.doctor", "--json"],
         env={**os.environ, "LD_LIBRARY_PATH": str(fake_folder), **variables},
         capture_output=True,
         text=True,

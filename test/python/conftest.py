@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 from python.helpers import DEMO, make_text_model, official_tokenizer
 from qwen3 import Qwen3ForCausalLM
-from tokenizer import Qwen3Tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -12,15 +12,13 @@ import resource
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import weight_cache
+from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
+from infinicore_infer.checkpoint.safetensors import Checkpoint
+from infinicore_infer.checkpoint.weights import Qwen3WeightsImpl
+from infinicore_infer.native import weight_cache
+from infinicore_infer.native.load import LoadProgress
+from infinicore_infer.native.model import NativeModel, StepRequest
 from libinfinicore_infer import DataType, DeviceType, Qwen3ModelOptions, Qwen3Weights
-from qwen3_config import Qwen3MetaFromConfig
-from qwen3_load import LoadProgress
-from qwen3_runtime import NativeModel, StepRequest
-from qwen3_weights import Qwen3WeightsImpl
-from safetensors_io import Checkpoint
 
 
 def unreadable(size: int = 1 << 24) -> int:

@@ -9,15 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bench
-import pytest
-from libinfinicore_infer import load_library
-from python.helpers import ROOT
-
-sys.path.insert(0, str(ROOT / "test" / "bench"))
-
 import libraries
 import peers
+import pytest
+from infinicore_infer.tools import bench
+from libinfinicore_infer import load_library
 
 FACTS = {
     "cpu": "a CPU",
@@ -78,7 +74,7 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(
         "matplotlib", reason="matplotlib, which only --plot needs, is not installed"
     )
-    import bench_plot
+    from infinicore_infer.tools import bench_plot
 
     rows = [row(model=model, threads=t) for model in ("0.6b", "1.7b") for t in (1, 2)]
     rows += [row(batch=4), row(test="tg16@d1024"), row(test="pp64"), row(test="pp512", dtype="f32")]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from infinicore_infer.checkpoint.config import ConfigError, ConfigKeyError, Qwen3MetaFromConfig
+from infinicore_infer.checkpoint.weights import field_shapes
 from libinfinicore_infer import DataType, Qwen3ModelOptions, RopeType
 from python.helpers import OFFICIAL, edit_json, published_config
-from qwen3_config import ConfigError, ConfigKeyError, Qwen3MetaFromConfig
-from qwen3_weights import field_shapes
 from transformers import Qwen3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

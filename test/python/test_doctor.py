@@ -1,4 +1,4 @@
-"""scripts/doctor.py: what it finds, here and in broken installations."""
+"""infinicore_infer/tools/doctor.py: what it finds, here and in broken installations."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import doctor
 import pytest
-from doctor import SelfTest
+from infinicore_infer.tools import doctor
+from infinicore_infer.tools.doctor import SelfTest
 from libinfinicore_infer import DeviceType, load_library
-from python.helpers import SCRIPTS
 
 TOKENS = [5, 6, 7]
 
 
 def run(*arguments: str, **environment: str) -> tuple[int, list[dict[str, Any]]]:
     result = subprocess.run(
-        [sys.executable, str(SCRIPTS / "doctor.py"), "--json", *arguments],
+        [sys.executable, "-m", "infinicore_infer.tools.doctor", "--json", *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -141,7 +140,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch, answer: SelfTest, text: str, a
 def test_self_test_that_crashes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "doctor.py"
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    monkeypatch.setattr(doctor, "__file__", str(script))
+    monkeypatch.setattr(doctor, "_SELF", (sys.executable, str(script)))
     assert doctor.run_self_test("nvidia", 0, "infinicore") == SelfTest([], "killed by signal 11")
     script.write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setattr(doctor, "SELF_TEST_SECONDS", 0.5)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import install_infinicore
 import pytest
+from infinicore_infer.tools import install_infinicore
 
 
 @pytest.fixture

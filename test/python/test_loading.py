@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from infinicore_infer.checkpoint.safetensors import Checkpoint
+from infinicore_infer.native.load import LoadProgress, run_beside
 from libinfinicore_infer import Qwen3ModelOptions, load_library
 from python.helpers import SCRIPTS
 from qwen3 import Qwen3ForCausalLM, TokenizerError
-from qwen3_load import LoadProgress, run_beside
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 from safetensors.torch import load_file, save_file
-from safetensors_io import Checkpoint
 
 
 class Terminal(io.StringIO):
@@ -139,11 +139,11 @@ TRUNCATED = """
 import sys
 from pathlib import Path
 from libinfinicore_infer import DeviceType, Qwen3Error, Qwen3ModelOptions
-from qwen3_config import Qwen3MetaFromConfig
-from qwen3_load import LoadProgress
-from qwen3_runtime import NativeModel
-from qwen3_weights import Qwen3WeightsImpl
-from safetensors_io import Checkpoint
+from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
+from infinicore_infer.native.load import LoadProgress
+from infinicore_infer.native.model import NativeModel
+from infinicore_infer.checkpoint.weights import Qwen3WeightsImpl
+from infinicore_infer.checkpoint.safetensors import Checkpoint
 
 folder, size = Path(sys.argv[1]), int(sys.argv[2])
 meta, checkpoint = Qwen3MetaFromConfig(folder), Checkpoint(folder)

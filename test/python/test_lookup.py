@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import qwen3_lookup
+from infinicore_infer.generate import drafts
+from infinicore_infer.generate.drafts import PromptLookup, RepetitionIndex, StepCosts, draft_lengths
+from infinicore_infer.generate.sampling import SamplingParams
+from infinicore_infer.generate.sequence import GenerationResult, GenerationSequence, run_sequences
+from infinicore_infer.native.model import StepRequest, sampling_struct
 from libinfinicore_infer import Qwen3OutOfKVError
 from python.helpers import DEMO
 from qwen3 import Qwen3ForCausalLM
-from qwen3_generate import GenerationResult, GenerationSequence, run_sequences
-from qwen3_lookup import PromptLookup, RepetitionIndex, StepCosts, draft_lengths
-from qwen3_runtime import StepRequest, sampling_struct
-from qwen3_sampling import SamplingParams
 
 REPETITIVE = "the cat sat on the mat. hello there. the cat sat on the mat. hello there. the cat"
 PROMPTS = [REPETITIVE, "a a a a a a", "the cat sat", "你好你好你好", "x", "I am fine. 😀 " * 5]
@@ -41,11 +41,11 @@ def every_guess(costs: StepCosts, candidates: Sequence[tuple[float, int]]) -> li
 def policy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How many guesses are verified; what is generated must not depend on it."""
     if request.param == "every":
-        monkeypatch.setattr(qwen3_lookup, "draft_lengths", every_guess)
+        monkeypatch.setattr(drafts, "draft_lengths", every_guess)
     elif request.param == "some":
         rng = random.Random(1)
         monkeypatch.setattr(
-            qwen3_lookup,
+            drafts,
             "draft_lengths",
             lambda costs, candidates: [rng.randint(0, most) for _, most in candidates],
         )
@@ -87,7 +87,7 @@ def test_the_demo_model(policy: str) -> None:
 
 def test_every_length(model: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """max_steps cuts guesses too: never a token too many, neither computed nor returned."""
-    monkeypatch.setattr(qwen3_lookup, "draft_lengths", every_guess)
+    monkeypatch.setattr(drafts, "draft_lengths", every_guess)
     whole = model.generate(REPETITIVE, 30, ignore_eos=True)
     for steps in range(1, 31):
         with model.create_kv_cache() as cache:
@@ -99,7 +99,7 @@ def test_every_length(model: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch) 
 def test_stop_strings_amid_guesses(
     model: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qwen3_lookup, "draft_lengths", every_guess)
+    monkeypatch.setattr(drafts, "draft_lengths", every_guess)
     settings: dict[str, Any] = dict(ignore_eos=True, max_steps=40)
     whole = model.generate(REPETITIVE, **settings).text
     for begin in range(0, len(whole) - 3, 3):
@@ -138,7 +138,7 @@ def run(
 
 
 def test_end_tokens_amid_guesses(model: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qwen3_lookup, "draft_lengths", every_guess)
+    monkeypatch.setattr(drafts, "draft_lengths", every_guess)
     whole = model.generate(REPETITIVE, 40, ignore_eos=True).tokens
     for end in set(whole):
         plain, tokens, length = run(model, [end])
@@ -181,7 +181,7 @@ def test_batches(model: Qwen3ForCausalLM, policy: str) -> None:
 
 def test_little_kv_memory(text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses that find no memory are given up before an answer is."""
-    monkeypatch.setattr(qwen3_lookup, "draft_lengths", every_guess)
+    monkeypatch.setattr(drafts, "draft_lengths", every_guess)
     prompt = [5, 6, 7, 8] * 8
     with Qwen3ForCausalLM(text_folder, threads=2) as roomy:
         whole = roomy.generate(prompt, 60, ignore_eos=True)
@@ -229,7 +229,7 @@ def test_steps_with_drafts(model: Qwen3ForCausalLM) -> None:
 
 def test_abandoned_streams(model: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream left amid accepted guesses has exactly the tokens that were handed out."""
-    monkeypatch.setattr(qwen3_lookup, "draft_lengths", every_guess)
+    monkeypatch.setattr(drafts, "draft_lengths", every_guess)
     whole = model.generate(REPETITIVE, 30, ignore_eos=True).tokens
     for count in range(1, 20):
         with model.create_kv_cache() as cache:

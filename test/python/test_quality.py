@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import quality
+from infinicore_infer.tools import quality
 from qwen3 import Qwen3ForCausalLM
 
 DATA = Path(__file__).resolve().parents[1] / "data"

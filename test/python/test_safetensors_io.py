@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from infinicore_infer.checkpoint.safetensors import Checkpoint, SafetensorsError, SafetensorsFile
 from safetensors.torch import save_file
-from safetensors_io import Checkpoint, SafetensorsError, SafetensorsFile
 
 Header = dict[str, Any]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from python.helpers import DEMO, PLAIN_ADDED, SPECIAL, copy_folder, edit_json
-from tokenizer import (
+from infinicore_infer.text.tokenizer import (
     IncrementalDetokenizer,
     Qwen3Tokenizer,
     StopMatcher,
     TokenizerError,
     check_messages,
 )
+from python.helpers import DEMO, PLAIN_ADDED, SPECIAL, copy_folder, edit_json
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 TEXTS = [

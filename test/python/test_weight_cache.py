@@ -13,9 +13,11 @@ import threading
 import time
 from pathlib import Path
 
-import cache_files
 import pytest
-import weight_cache
+from infinicore_infer.checkpoint.safetensors import Checkpoint
+from infinicore_infer.native import cache_files, weight_cache
+from infinicore_infer.native.load import LoadProgress
+from infinicore_infer.native.model import NativeModel, StepRequest
 from libinfinicore_infer import (
     DataType,
     DeviceType,
@@ -28,10 +30,7 @@ from libinfinicore_infer import (
 )
 from python.helpers import SCRIPTS, make_text_model
 from qwen3 import Qwen3ForCausalLM, Qwen3MetaFromConfig, Qwen3WeightsImpl
-from qwen3_load import LoadProgress
-from qwen3_runtime import NativeModel, StepRequest
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
-from safetensors_io import Checkpoint
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 FORMATS = ("int8", "int4", "int4-mixed", "bf12")
@@ -243,8 +242,7 @@ def test_a_folder_that_cannot_be_written(
 def test_a_full_disk_leaves_nothing_behind(small: Path, tmp_path: Path) -> None:
     """A limit on file sizes stands in for the disk: writing fails in the middle of the file."""
     program = f"""
-import resource, sys
-sys.path.insert(0, {str(SCRIPTS)!r})
+import resource
 from qwen3 import Qwen3ForCausalLM
 with Qwen3ForCausalLM({str(small)!r}, dtype="int8", cache_dir={str(tmp_path)!r}) as model:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))

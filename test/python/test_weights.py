@@ -9,13 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
+from infinicore_infer.checkpoint.safetensors import Checkpoint
+from infinicore_infer.checkpoint.weights import (
+    Qwen3WeightsImpl,
+    Qwen3WeightsNaming,
+    WeightsError,
+    field_shapes,
+)
 from libinfinicore_infer import DataType
 from python.helpers import edit_json
-from qwen3_config import Qwen3MetaFromConfig
-from qwen3_weights import Qwen3WeightsImpl, Qwen3WeightsNaming, WeightsError, field_shapes
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 from safetensors.torch import load_file, save_file
-from safetensors_io import Checkpoint
 
 Tensors = dict[str, torch.Tensor]
 Q0 = "model.layers.0.self_attn.q_proj"

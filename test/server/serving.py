@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from infinicore_infer.engine.engine import Engine
+from infinicore_infer.engine.jobs import EngineConfig
+from infinicore_infer.server.app import make_app
+from infinicore_infer.server.grammar import Grammars
+from infinicore_infer.server.service import Service, ServiceConfig
 from python.helpers import DEMO
 from qwen3 import Qwen3ForCausalLM
-from server.app import make_app
-from server.jobs import EngineConfig
-from server.scheduler import Engine
-from server.service import Service, ServiceConfig
-from server.structured import Grammars
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 STORY = [{"role": "user", "content": "Tell me a story."}]

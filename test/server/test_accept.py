@@ -8,8 +8,8 @@ import threading
 from typing import Any
 
 import uvicorn
-from launch_server import DrainingServer
-from server.service import Service, ServiceConfig
+from infinicore_infer.server.launch import DrainingServer
+from infinicore_infer.server.service import Service, ServiceConfig
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 CLIENTS = 12

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import bench_serving
 import pytest
+from infinicore_infer.tools import bench_serving
+from infinicore_infer.tools.serving_client import Answer, ServingClient
 from serving import CAPITAL, LiveServer
-from serving_client import Answer, ServingClient
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from server.origins import refuse_host, refuse_origin
+from infinicore_infer.server.gate import refuse_host, refuse_origin
 from test_launch import launched
 
 ALLOWED, OTHER = "https://app.example", "https://evil.example"

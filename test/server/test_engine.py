@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from engine import (
+from infinicore_infer.engine.llm import (
     LLM,
     AsyncEngine,
     DeadlineError,
@@ -20,12 +20,12 @@ from engine import (
     StepFailedError,
     make_job,
 )
+from infinicore_infer.engine.pace import Pace
+from infinicore_infer.engine.prefix_cache import PrefixCache
+from infinicore_infer.generate.sequence import plan_step
 from libinfinicore_infer import Qwen3Error
-from prefix_cache import PrefixCache
 from python.helpers import DEMO
 from qwen3 import Qwen3ForCausalLM
-from qwen3_generate import plan_step
-from server.pace import Pace
 from serving import slow_steps
 
 PROMPTS = [f"Tell me a story about {i}. " + "word " * (i * 37 % 150) for i in range(20)]

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import qwen3_lookup
-from engine import LLM, Engine, EngineConfig, make_job
+from infinicore_infer.engine.drafting import MAX_DRAFTING, BatchDrafter
+from infinicore_infer.engine.llm import LLM, Engine, EngineConfig, make_job
+from infinicore_infer.generate import drafts
+from infinicore_infer.generate.drafts import StepCosts
 from python.helpers import DEMO
 from qwen3 import Qwen3ForCausalLM
-from qwen3_lookup import StepCosts
-from server.drafting import MAX_DRAFTING, BatchDrafter
 from serving import LiveServer
 
 Make = Callable[..., LiveServer]
@@ -29,7 +29,7 @@ def every_guess(costs: StepCosts, candidates: Sequence[tuple[float, int]]) -> li
 @pytest.fixture(params=["every guess", "as it pays"])
 def policy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "every guess":
-        monkeypatch.setattr(qwen3_lookup, "draft_lengths", every_guess)
+        monkeypatch.setattr(drafts, "draft_lengths", every_guess)
     return str(request.param)
 
 
@@ -175,7 +175,7 @@ def test_nothing_is_guessed_where_it_must_not(make_server: Make, policy: str) ->
 
 def test_not_for_full_batches(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not in steps with parts of prompts, which take long as it is."""
-    monkeypatch.setattr(qwen3_lookup, "draft_lengths", every_guess)
+    monkeypatch.setattr(drafts, "draft_lengths", every_guess)
     model = llm.model
     params = replace(model.sampling_params(temperature=0), lookup=20)
     sequences = []

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from launch_server import build_parser, memory_size
+from infinicore_infer.server.launch import build_parser, memory_size
 from python.helpers import SCRIPTS
 
 MESSAGES = [{"role": "user", "content": "Tell me a story."}]

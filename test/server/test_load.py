@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from engine import AsyncStream
+from infinicore_infer.engine.jobs import Update
+from infinicore_infer.engine.llm import AsyncStream
 from libinfinicore_infer import Qwen3Error
 from qwen3 import Qwen3ForCausalLM
-from server.jobs import Update
 from serving import CAPITAL, GREEDY, STORY, LiveServer
 
 Make = Callable[..., LiveServer]

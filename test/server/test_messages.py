@@ -9,10 +9,10 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
-import server.chat
 from anthropic.types import Message
-from server.output import OutputParser
-from server.tool_calls import Part
+from infinicore_infer.server.openai import chat as openai_chat
+from infinicore_infer.text.output import OutputParser
+from infinicore_infer.text.tool_calls import Part
 from serving import CAPITAL, NO_THINK, STORY, WEATHER, WEATHER_TOOL, LiveServer
 
 MODEL = "qwen3-tiny"
@@ -161,7 +161,7 @@ def test_input_that_is_no_json(
         def push(self, text: str) -> list[Part]:
             return push(self, self.rest.pop(0) if self.rest else "")
 
-    monkeypatch.setattr(server.chat, "OutputParser", Writing)
+    monkeypatch.setattr(openai_chat, "OutputParser", Writing)
     extra = {**GREEDY, "ignore_eos": True}
     options: Any = {"model": MODEL, "max_tokens": 60, "messages": WEATHER, "tools": [TOOL]}
     (use,) = claude.messages.create(extra_body=extra, **options).content

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from server.output import OutputParser
-from server.tool_calls import Part
+from infinicore_infer.text.output import OutputParser
+from infinicore_infer.text.tool_calls import Part
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 Message = tuple[str, str, list[tuple[str, str]]]

@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import LLM, DeadlineError, EngineClosedError, EngineConfig, Job, make_job
+from infinicore_infer.engine.jobs import Update
+from infinicore_infer.engine.llm import (
+    LLM,
+    DeadlineError,
+    EngineClosedError,
+    EngineConfig,
+    Job,
+    make_job,
+)
+from infinicore_infer.native.model import KVCache, NativeModel
 from python.helpers import DEMO
-from qwen3_runtime import KVCache, NativeModel
-from server.jobs import Update
 from test_prefix_store import PROMPTS, SETTINGS, cold, files, filled, folder, run
 
 __all__ = ["cold", "filled", "folder"]  # fixtures

@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cache_files
 import httpx
 import pytest
-from engine import LLM, EngineConfig
+from infinicore_infer.engine.llm import LLM, EngineConfig
+from infinicore_infer.engine.prefix_store import PrefixStore
+from infinicore_infer.generate.sequence import GenerationResult
+from infinicore_infer.native import cache_files
+from infinicore_infer.native.model import KVCache
 from libinfinicore_infer import Qwen3NotImplementedError
-from prefix_store import PrefixStore
 from python.helpers import DEMO
-from qwen3_generate import GenerationResult
-from qwen3_runtime import KVCache
 from serving import LiveServer
 from test_launch import launched
 

@@ -1,4 +1,4 @@
-"""scripts/serve_ray.py and scripts/ray_batch.py on a local cluster of two nodes."""
+"""infinicore_infer/cluster on a local cluster of two nodes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from infinicore_infer.tools.serving_client import Answer, ServingClient
 from python.helpers import DEMO, SCRIPTS
 from qwen3 import Qwen3ForCausalLM
-from serving_client import Answer, ServingClient
 
 ray = pytest.importorskip("ray", reason="scripts/requirements/ray.txt is not installed")
 
-import ray_batch  # noqa: E402
-import serve_ray  # noqa: E402
+from infinicore_infer.cluster import batch as ray_batch  # noqa: E402
+from infinicore_infer.cluster import serve as serve_ray  # noqa: E402
 from ray import serve  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from ray.util import list_named_actors  # noqa: E402

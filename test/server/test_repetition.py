@@ -11,7 +11,7 @@ import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from server.repetition import RepetitionDetector
+from infinicore_infer.generate.repetition import RepetitionDetector
 from serving import CAPITAL, GREEDY, NO_THINK, LiveServer
 
 MODEL = "qwen3-tiny"

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engine import AsyncStream
-from qwen3_generate import GenerationPiece
-from server.jobs import Update
-from server.service import EventStream
-from server.wakeups import Wakeups
+from infinicore_infer.engine.jobs import Update
+from infinicore_infer.engine.llm import AsyncStream
+from infinicore_infer.engine.wakeups import Wakeups
+from infinicore_infer.generate.sequence import GenerationPiece
+from infinicore_infer.server.service import EventStream
 from serving import CAPITAL, LiveServer, slow_steps
 
 Make = Callable[..., LiveServer]

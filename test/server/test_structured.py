@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from infinicore_infer.engine.jobs import Constraint
+from infinicore_infer.server.grammar import Grammars, choose_grammar
+from infinicore_infer.server.openai.fields import ChatBody
+from infinicore_infer.text.output import OutputParser
 from qwen3 import Qwen3ForCausalLM
-from server.jobs import Constraint
-from server.output import OutputParser
-from server.schemas import ChatBody
-from server.structured import Grammars, choose_grammar
 from serving import CAPITAL
 
 STRICT: dict[str, Any] = {

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <limits>
 
-#include "ops/cpu/cpu_ops.h"
+#include "ops/cpu/cpu_backend.h"
 
 namespace q3::cpu {
 namespace {

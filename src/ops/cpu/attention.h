@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "ops/cpu/attention_plan.h"
-#include "ops/cpu/kernels.h"
+#include "ops/cpu/kernels/kernels.h"
 
 namespace q3::cpu {
 

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "ops/cpu/cpu_ops.h"
-#include "ops/cpu/quant.h"
+#include "ops/cpu/cpu_backend.h"
+#include "ops/cpu/pack/quant.h"
 #include "ops/half.h"
 
 namespace q3::cpu {

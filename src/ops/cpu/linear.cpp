@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ops/cpu/cpu_ops.h"
+#include "ops/cpu/cpu_backend.h"
 
 namespace q3::cpu {
 namespace {

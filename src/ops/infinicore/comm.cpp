@@ -1,7 +1,7 @@
 #include "ops/infinicore/comm.h"
 
-#include "ops/infinicore/check.h"
-#include "ops/infinicore/devices.h"
+#include "ops/infinicore/device/check.h"
+#include "ops/infinicore/device/devices.h"
 #include "runtime/error.h"
 
 namespace q3::infinicore {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "infiniccl.h"
-#include "ops/infinicore/memory.h"
+#include "ops/infinicore/device/memory.h"
 #include "runtime/ranks.h"
 
 namespace q3::infinicore {

@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "ops/infinicore/api.h"
+#include "ops/infinicore/device/api.h"
 #include "runtime/error.h"
 
 namespace q3::infinicore {

@@ -3,12 +3,12 @@
 #include <limits>
 #include <numeric>
 
-#include "ops/infinicore/check.h"
 #include "ops/infinicore/convert.h"
-#include "ops/infinicore/devices.h"
+#include "ops/infinicore/device/check.h"
+#include "ops/infinicore/device/devices.h"
 #include "ops/infinicore/infinicore.h"
-#include "ops/infinicore/infinicore_ops.h"
-#include "ops/infinicore/selftest.h"
+#include "ops/infinicore/infinicore_backend.h"
+#include "ops/infinicore/selftest/selftest.h"
 #include "runtime/error.h"
 
 namespace q3::infinicore {

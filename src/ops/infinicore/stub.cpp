@@ -1,5 +1,5 @@
 // Built instead of the other files of this folder when InfiniCore was not found.
-#include "ops/infinicore/devices.h"
+#include "ops/infinicore/device/devices.h"
 #include "ops/infinicore/infinicore.h"
 #include "runtime/error.h"
 

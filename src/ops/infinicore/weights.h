@@ -1,7 +1,7 @@
 // Weights on the device, packed from the caller's memory.
 #pragma once
 
-#include "ops/infinicore/memory.h"
+#include "ops/infinicore/device/memory.h"
 
 namespace q3::infinicore {
 

@@ -1,0 +1,521 @@
+"""``Qwen3ForCausalLM``: one checkpoint, text in, text out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from libinfinicore_infer import (
+    Backend,
+    DataType,
+    DeviceType,
+    Qwen3Cancelled,
+    Qwen3Error,
+    Qwen3ModelOptions,
+)
+from numpy.typing import NDArray
+
+from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
+from infinicore_infer.checkpoint.safetensors import Checkpoint
+from infinicore_infer.checkpoint.weights import Qwen3WeightsImpl, Qwen3WeightsNaming
+from infinicore_infer.generate.sampling import SamplingParams, check_whole
+from infinicore_infer.generate.score import PerplexityResult
+from infinicore_infer.generate.score import perplexity as score_perplexity
+from infinicore_infer.generate.sequence import (
+    GenerationPiece,
+    GenerationResult,
+    GenerationSequence,
+    GenerationStream,
+    TokenLogprobs,
+    run_sequences,
+)
+from infinicore_infer.native.load import LoadProgress
+from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, token_list
+from infinicore_infer.native.weight_cache import CheckpointCache
+from infinicore_infer.text.tokenizer import Message, Qwen3Tokenizer, TokenizerError
+
+__all__ = [
+    "DataType",
+    "DeviceType",
+    "GenerationPiece",
+    "GenerationResult",
+    "GenerationStream",
+    "KVCache",
+    "PerplexityResult",
+    "Prompt",
+    "Qwen3Cancelled",
+    "Qwen3Error",
+    "Qwen3ForCausalLM",
+    "Qwen3MetaFromConfig",
+    "Qwen3WeightsImpl",
+    "Qwen3WeightsNaming",
+    "SamplingParams",
+    "TokenLogprobs",
+    "TokenizerError",
+]
+
+Prompt = str | Sequence[int]
+
+
+class Qwen3ForCausalLM:
+    """A Qwen3 model with its tokenizer.
+
+    Methods may be called from several threads; their steps take turns. Use it as a context manager
+    or call :meth:`close`; being garbage collected also frees the model.
+
+    Attributes:
+        meta: The model's configuration.
+        device: The device it runs on.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        device: str | DeviceType = "cpu",
+        ndev: int = 1,
+        max_tokens: int | None = None,
+        *,
+        device_type: DeviceType | None = None,
+        backend: str | Backend = "auto",
+        threads: int = 0,
+        dtype: str | DataType | None = None,
+        kv_dtype: str | DataType | None = None,
+        kv_limit_bytes: int = 0,
+        max_step_tokens: int = 0,
+        dev_ids: Sequence[int] | None = None,
+        progress: bool = False,
+        seed: int | None = None,
+        cache: bool = True,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Load a checkpoint folder: config.json, safetensors files and, for text, tokenizer.json.
+
+        Args:
+            model_path: The folder.
+            device: Name or type of device.
+            ndev: How many devices to cut the model over; on the CPU, parts of the machine.
+            max_tokens: A context shorter than the model's, in tokens; ``None``: the model's.
+            device_type: The same as ``device``, which it overrides.
+            backend: ``"auto"``, ``"cpu"`` or ``"infinicore"``.
+            threads: CPU threads; 0: as many as this process may use.
+            dtype: Type of the packed weights: f32, f16, bf16, or made while packing (CPU backend):
+                int8, int4, int4-mixed, bf12 (lossless bf16); ``None``: the checkpoint's.
+            kv_dtype: Type of the KV cache; ``None``: the library chooses.
+            kv_limit_bytes: Most bytes of all KV caches together; 0: the library chooses.
+            max_step_tokens: Tokens computed at a time, which sizes work space; 0: 512.
+            dev_ids: Distinct device indices, ndev of them; ``None``: 0, 1, ... (on the CPU, these).
+            progress: Whether to draw a progress bar on stderr if that is a terminal.
+            seed: Default seed of generations; ``None``: a random one each time.
+            cache: Whether weights in a format made while packing are kept on disk for the next
+                load. The file is written in the background; a damaged one is replaced with a
+                warning in the log, and failing to write one is no error.
+            cache_dir: Where to keep them; ``None``: the user's cache folder.
+
+        Raises:
+            ValueError: Something in the checkpoint or the arguments is not acceptable.
+            OSError: A file or the library is missing.
+            MemoryError: The model does not fit.
+            NotImplementedError: This build does not support the device or option.
+            Qwen3Error: Another failure of the library.
+            KeyboardInterrupt: Ctrl-C while loading; nothing stays allocated.
+        """
+        folder = Path(model_path)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such model folder")
+        self.device = DeviceType.parse(device if device_type is None else device_type)
+        # ctypes would cut numbers that are out of range into other ones without a word.
+        for name, value, low, high in (
+            ("ndev", ndev, 1, 1024),
+            ("threads", threads, 0, 1024),
+            ("kv_limit_bytes", kv_limit_bytes, 0, 2**64 - 1),
+            ("max_step_tokens", max_step_tokens, 0, 65536),
+            ("seed", 0 if seed is None else seed, 0, 2**64 - 1),
+        ):
+            check_whole(name, value, low, high)
+        ids = list(range(ndev)) if dev_ids is None else list(dev_ids)
+        if len(ids) != ndev:
+            raise ValueError(f"dev_ids has {len(ids)} entries for {ndev} devices")
+        weight_dtype = DataType.parse(dtype)
+        # Activations are never packed: there the checkpoint's type stays.
+        activations = None if weight_dtype.packed else weight_dtype
+        self.meta = Qwen3MetaFromConfig(folder, activations, max_tokens)
+        self._tokenizer: Qwen3Tokenizer | None = None
+        self._seed = seed
+        self.path = folder
+        options = Qwen3ModelOptions(
+            backend=Backend.parse(backend),
+            nthreads=threads,
+            dt_weight=weight_dtype,
+            dt_kv=DataType.parse(kv_dtype),
+            kv_limit_bytes=kv_limit_bytes,
+            max_step_tokens=max_step_tokens,
+            has_seed=int(seed is not None),
+            seed=seed or 0,
+            # Reading untied embeddings from the mapped file saves their size in memory: a step
+            # touches only the rows of its tokens.
+            borrow_weights=int(not self.meta.tie_word_embeddings),
+        )
+        self.meta.rope.apply(options)
+        self._checkpoint = Checkpoint(folder)
+        self._weight_cache: CheckpointCache | None = None
+        if cache and weight_dtype.packed:
+            # Other formats are packed at the speed of memory: a cache would gain nothing.
+            directory = None if cache_dir is None else Path(cache_dir).absolute()
+            self._weight_cache = CheckpointCache(self._checkpoint, weight_dtype, directory, ndev)
+            self._weight_cache.prepare(options)
+        try:
+            weights = Qwen3WeightsImpl(self.meta, self._checkpoint)
+            reporter = LoadProgress(self._checkpoint, sys.stderr if progress else None)
+            self.native = NativeModel(
+                self.meta, weights, options, self.device, ids, reporter, self._load_tokenizer
+            )
+        except BaseException:
+            self._checkpoint.close()
+            raise
+        if not options.borrow_weights:
+            self._checkpoint.close()
+        if self._weight_cache is not None:
+            self._weight_cache.after_load(self.native)
+
+    def _load_tokenizer(self) -> None:
+        if (self.path / "tokenizer.json").is_file():
+            self._tokenizer = Qwen3Tokenizer(self.path)
+
+    # ------------------------------------------------------------------ lifetime and information
+
+    def close(self) -> None:
+        """Free the model and all its caches, once its weights are on disk. Safe to call twice."""
+        if self._weight_cache is not None:
+            self._weight_cache.finish()
+        self.native.close()
+        self._checkpoint.close()
+
+    def __enter__(self) -> Qwen3ForCausalLM:
+        """Return self."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close."""
+        self.close()
+
+    @property
+    def tokenizer(self) -> Qwen3Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            TokenizerError: The folder has none; only token ids can be used then.
+        """
+        if self._tokenizer is None:
+            raise TokenizerError(f"{self.path}: no tokenizer.json, so only token ids can be used")
+        return self._tokenizer
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a sequence."""
+        return int(self.meta.dctx)
+
+    def cancel(self) -> None:
+        """Ask a step running in another thread to stop."""
+        self.native.cancel()
+
+    # ------------------------------------------------------------------ caches
+
+    def create_kv_cache(self) -> KVCache:
+        """Return an empty KV cache, to be closed by the caller or by garbage collection."""
+        return self.native.create_kv_cache()
+
+    def duplicate_kv_cache(self, cache: KVCache, length: int | None = None) -> KVCache:
+        """Return a cache with the first ``length`` tokens of another (``None``: all)."""
+        return self.native.duplicate_kv_cache(cache, length)
+
+    def load_kv_cache(self, path: str | os.PathLike[str]) -> KVCache:
+        """Return a cache that :meth:`KVCache.save` wrote; see :meth:`NativeModel.load_kv_cache`."""
+        return self.native.load_kv_cache(path)
+
+    def drop_kv_cache(self, cache: KVCache) -> None:
+        """Give a cache's memory back; dropping twice does nothing."""
+        cache.close()
+
+    # ------------------------------------------------------------------ text in, text out
+
+    def sampling_params(self, **settings: Any) -> SamplingParams:
+        """Return generation_config.json's settings with the given ones on top.
+
+        The names of :class:`SamplingParams` and upstream's ``topk`` and ``topp`` are accepted;
+        ``None`` means not given.
+
+        Raises:
+            ValueError: A value is out of range.
+            TypeError: There is no such setting.
+        """
+        for short, name in (("topk", "top_k"), ("topp", "top_p")):
+            value = settings.pop(short, None)
+            if value is not None:
+                settings[name] = value
+        if settings.get("seed") is None:
+            settings["seed"] = self._seed
+        return SamplingParams.from_config(self.meta.generation_config, **settings)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return a prompt's token ids, checked.
+
+        Raises:
+            ValueError: The prompt is empty or an id is not in the vocabulary.
+        """
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if len(tokens) == 0:
+            raise ValueError("the prompt is empty")
+        return list(token_list(tokens, self.meta.dvoc))
+
+    def _sequence(
+        self, prompt: Prompt, params: SamplingParams, cache: KVCache | None = None
+    ) -> GenerationSequence:
+        backend = self.build_info()["backend"]
+        if params.lookup and backend != "cpu":
+            raise NotImplementedError(
+                "lookup needs the cpu backend, where a token does not depend on how many are "
+                f"computed together; this model runs on backend {backend}"
+            )
+        return GenerationSequence(
+            self.encode(prompt),
+            params,
+            dctx=self.meta.dctx,
+            dvoc=self.meta.dvoc,
+            end_tokens=self.meta.end_tokens,
+            tokenizer=self._tokenizer,
+            cache=cache,
+        )
+
+    def stream_generate(
+        self,
+        prompt: Prompt,
+        max_steps: int | None = None,
+        *,
+        cache: KVCache | None = None,
+        cancel: threading.Event | None = None,
+        **settings: Any,
+    ) -> GenerationStream:
+        """Continue a prompt, token by token.
+
+        Args:
+            prompt: Text, in which control tokens are recognised, or token ids.
+            max_steps: Most tokens to generate; ``None``: until an end token or a full context.
+            cache: A cache to use and leave behind; the tokens it shares with the beginning of the
+                prompt are not computed again.
+            cancel: Ends the stream before its next step when set.
+            **settings: As :meth:`generate`.
+
+        Returns:
+            An iterator of :class:`GenerationPiece`; its ``result`` is complete at the end.
+
+        Raises:
+            ValueError: The prompt does not fit the context, or a setting is out of range.
+        """
+        params = self.sampling_params(max_steps=max_steps, **settings)
+        return GenerationStream(self.native, self._sequence(prompt, params, cache), cancel)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_steps: int | None = None,
+        temperature: float | None = None,
+        topk: int | None = None,
+        topp: float | None = None,
+        *,
+        stream: Callable[[str], object] | None = None,
+        cache: KVCache | None = None,
+        cancel: threading.Event | None = None,
+        **settings: Any,
+    ) -> GenerationResult:
+        """Continue a prompt.
+
+        Args:
+            prompt: Text, in which control tokens are recognised, or token ids.
+            max_steps: Most tokens to generate; ``None``: until an end token or a full context.
+            temperature: 0 is greedy; ``None``: as generation_config.json says, else greedy.
+            topk: Keep the k likeliest tokens; 0: all; 1: greedy.
+            topp: Keep the likeliest tokens whose probabilities reach this.
+            stream: Called with each piece of text as it comes.
+            cache: As :meth:`stream_generate`.
+            cancel: As :meth:`stream_generate`.
+            **settings: Other fields of :class:`SamplingParams`: min_p, seed, stop,
+                repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
+                allowed_tokens, logprobs, ignore_eos, lookup.
+
+        Returns:
+            The answer; ``str()`` of it is the text.
+
+        Raises:
+            ValueError: The prompt does not fit the context, or a setting is out of range.
+            NotImplementedError: lookup on another backend than the CPU's.
+            TypeError: There is no such setting.
+            Qwen3Error: The library failed.
+        """
+        if stream is not None and not callable(stream):
+            raise TypeError("stream must be a function; stream_generate returns an iterator")
+        settings.update(temperature=temperature, topk=topk, topp=topp)
+        with self.stream_generate(
+            prompt, max_steps, cache=cache, cancel=cancel, **settings
+        ) as pieces:
+            for piece in pieces:
+                if stream is not None and piece.text:
+                    stream(piece.text)
+        return pieces.result
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool = True,
+    ) -> str:
+        """Render messages with the checkpoint's chat template.
+
+        Raises:
+            TokenizerError: There is no template, or it or this program refuses the messages.
+        """
+        return self.tokenizer.apply_chat_template(messages, tools, enable_thinking=enable_thinking)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool = True,
+        **settings: Any,
+    ) -> GenerationResult:
+        """Answer a conversation.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}`` each, the oldest first.
+            tools: JSON schemas of functions that the model may call.
+            enable_thinking: Whether the model may think before it answers.
+            **settings: As :meth:`generate`.
+
+        Returns:
+            The answer, thinking included.
+
+        Raises:
+            TokenizerError: The messages are malformed (a ValueError).
+            ValueError: As :meth:`generate`.
+        """
+        return self.generate(self.chat_prompt(messages, tools, enable_thinking), **settings)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        max_steps: int | None = None,
+        *,
+        max_batch: int = 16,
+        stream: Callable[[int, str], object] | None = None,
+        cancel: threading.Event | None = None,
+        **settings: Any,
+    ) -> list[GenerationResult]:
+        """Continue several prompts together, which is much faster than one after the other.
+
+        Greedy answers equal those of single calls. With a seed, prompt i uses seed + i.
+
+        Args:
+            prompts: Texts or token ids.
+            max_steps: Most tokens per answer.
+            max_batch: Most prompts in progress at a time.
+            stream: Called with the prompt's index and a piece of text as it comes.
+            cancel: Ends all answers before the next step when set.
+            **settings: As :meth:`generate`, for all prompts.
+
+        Returns:
+            One result per prompt, in order.
+
+        Raises:
+            ValueError: A prompt does not fit the context, or a setting is out of range.
+            Qwen3Error: The library failed.
+        """
+        if max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+        params = self.sampling_params(max_steps=max_steps, **settings)
+        sequences = []
+        for i, prompt in enumerate(prompts):
+            seed = None if params.seed is None else (params.seed + i) % 2**64
+            try:
+                sequences.append(self._sequence(prompt, replace(params, seed=seed)))
+            except ValueError as error:
+                raise ValueError(f"prompt {i}: {error}") from error
+        pieces = run_sequences(self.native, sequences, max_batch=max_batch, cancel=cancel)
+        for index, piece in pieces:
+            if stream is not None and piece.text:
+                stream(index, piece.text)
+        return [sequence.result for sequence in sequences]
+
+    # ------------------------------------------------------------------ logits
+
+    def forward(
+        self,
+        tokens: Sequence[int] | Sequence[Sequence[int]],
+        caches: Sequence[KVCache] | None = None,
+        positions: Sequence[int] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the logits of every given token.
+
+        Args:
+            tokens: Token ids of one request, or a list of several requests' ids.
+            caches: A cache per request; ``None``: temporary ones.
+            positions: Position of each request's first token; ``None``: the cache's length.
+
+        Returns:
+            float32 [ntok, dvoc], request after request.
+
+        Raises:
+            ValueError: Tokens, caches or positions do not fit together.
+            Qwen3Error: The library failed.
+        """
+        nested = len(tokens) > 0 and isinstance(tokens[0], Sequence | np.ndarray)
+        requests: Sequence[Any] = tokens if nested else [tokens]
+        with ExitStack() as stack:
+            if caches is None:
+                caches = [stack.enter_context(self.create_kv_cache()) for _ in requests]
+            if positions is None:
+                positions = [len(cache) for cache in caches]
+            if not len(requests) == len(caches) == len(positions):
+                raise ValueError(
+                    f"{len(requests)} requests, {len(caches)} caches and {len(positions)} positions"
+                )
+            steps = zip(caches, requests, positions, strict=True)
+            return self.native.forward([StepRequest(*step) for step in steps])
+
+    def perplexity(
+        self, data: Prompt | Sequence[Prompt], window: int | None = None
+    ) -> PerplexityResult:
+        """Return how well the model predicts text.
+
+        Args:
+            data: A text, token ids, or a list of either; each is scored by itself.
+            window: Longer token lists are cut into windows of this many tokens, scored separately
+                without overlap; ``None``: the context length.
+
+        Returns:
+            The result; ``float()`` of it is the perplexity over all scored tokens.
+
+        Raises:
+            ValueError: There is nothing to score.
+        """
+        window = self.context_length if window is None else window
+        if not 2 <= window <= self.context_length:
+            raise ValueError(f"window must be from 2 to {self.context_length}, got {window}")
+        single = isinstance(data, str) or (len(data) > 0 and isinstance(data[0], int | np.integer))
+        items: Sequence[Any] = [data] if single else data
+        return score_perplexity(self.native, [self.encode(item) for item in items], window)
+
+    # ------------------------------------------------------------------ diagnostics
+
+    def stats(self) -> dict[str, int]:
+        """Return memory use by name; see ``Qwen3Stats`` in the C header."""
+        return self.native.stats()
+
+    def build_info(self) -> dict[str, str]:
+        """Return version, instruction set, backend, device and threads by name."""
+        return self.native.build_info()

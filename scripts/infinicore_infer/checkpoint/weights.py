@@ -1,0 +1,291 @@
+"""Hands a checkpoint's tensors to the library: names, checks and pointers.
+
+The pointers lead straight into the mapped files. Nothing is copied, cast or transposed here: the
+library packs the weights for its kernels while it creates the model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable, Mapping
+
+from libinfinicore_infer import DataType, Qwen3Meta, Qwen3Weights
+
+from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
+from infinicore_infer.checkpoint.safetensors import Tensor
+
+_DTYPES = {"F16": DataType.F16, "F32": DataType.F32, "BF16": DataType.BF16}
+
+# A broken checkpoint can be wrong in hundreds of tensors; a person reads the first few.
+_MAX_LISTED = 12
+
+
+class WeightsError(ValueError):
+    """A checkpoint's tensors do not fit the model's configuration."""
+
+
+class Qwen3WeightsNaming:
+    """Names of a Qwen3 model's tensors in Hugging Face checkpoints.
+
+    Attributes:
+        prefix: ``"model."``, or empty for checkpoints saved without the language-model head class.
+    """
+
+    def __init__(self, prefix: str = "model.") -> None:
+        """Store the prefix."""
+        self.prefix = prefix
+
+    @classmethod
+    def match(cls, names: Iterable[str]) -> Qwen3WeightsNaming:
+        """Return the naming that a checkpoint uses, judged by its embedding tensor."""
+        return cls("" if "embed_tokens.weight" in names else "model.")
+
+    def input_embd(self) -> str:
+        """Token embeddings, [dvoc, d]."""
+        return f"{self.prefix}embed_tokens.weight"
+
+    def output_norm(self) -> str:
+        """Last norm, [d]."""
+        return f"{self.prefix}norm.weight"
+
+    def output_embd(self) -> str:
+        """Output embeddings, [dvoc, d]; never prefixed."""
+        return "lm_head.weight"
+
+    def _layer(self, i: int, name: str) -> str:
+        return f"{self.prefix}layers.{i}.{name}"
+
+    def attn_norm(self, i: int) -> str:
+        """Norm before attention, [d]."""
+        return self._layer(i, "input_layernorm.weight")
+
+    def attn_q_norm(self, i: int) -> str:
+        """Norm of each query head, [dh]."""
+        return self._layer(i, "self_attn.q_norm.weight")
+
+    def attn_k_norm(self, i: int) -> str:
+        """Norm of each key head, [dh]."""
+        return self._layer(i, "self_attn.k_norm.weight")
+
+    def attn_q(self, i: int) -> str:
+        """Query projection, [nh * dh, d]."""
+        return self._layer(i, "self_attn.q_proj.weight")
+
+    def attn_k(self, i: int) -> str:
+        """Key projection, [nkvh * dh, d]."""
+        return self._layer(i, "self_attn.k_proj.weight")
+
+    def attn_v(self, i: int) -> str:
+        """Value projection, [nkvh * dh, d]."""
+        return self._layer(i, "self_attn.v_proj.weight")
+
+    def attn_o(self, i: int) -> str:
+        """Output projection, [d, nh * dh]."""
+        return self._layer(i, "self_attn.o_proj.weight")
+
+    def attn_q_b(self, i: int) -> str:
+        """Query bias, [nh * dh]."""
+        return self._layer(i, "self_attn.q_proj.bias")
+
+    def attn_k_b(self, i: int) -> str:
+        """Key bias, [nkvh * dh]."""
+        return self._layer(i, "self_attn.k_proj.bias")
+
+    def attn_v_b(self, i: int) -> str:
+        """Value bias, [nkvh * dh]."""
+        return self._layer(i, "self_attn.v_proj.bias")
+
+    def attn_o_b(self, i: int) -> str:
+        """Output bias, [d]."""
+        return self._layer(i, "self_attn.o_proj.bias")
+
+    def ffn_norm(self, i: int) -> str:
+        """Norm before the MLP, [d]."""
+        return self._layer(i, "post_attention_layernorm.weight")
+
+    def ffn_gate(self, i: int) -> str:
+        """Gate projection, [di, d]."""
+        return self._layer(i, "mlp.gate_proj.weight")
+
+    def ffn_up(self, i: int) -> str:
+        """Up projection, [di, d]."""
+        return self._layer(i, "mlp.up_proj.weight")
+
+    def ffn_down(self, i: int) -> str:
+        """Down projection, [d, di]."""
+        return self._layer(i, "mlp.down_proj.weight")
+
+    def is_ignored(self, name: str) -> bool:
+        """Return whether a tensor is a computed buffer that old checkpoints carried along."""
+        return name.endswith("rotary_emb.inv_freq")
+
+
+_NORM_FIELDS = ("attn_norm", "attn_q_norm", "attn_k_norm", "ffn_norm")
+_MATRIX_FIELDS = ("attn_q", "attn_k", "attn_v", "attn_o", "ffn_gate", "ffn_up", "ffn_down")
+_BIAS_FIELDS = ("attn_q_b", "attn_k_b", "attn_v_b", "attn_o_b")
+
+
+def field_shapes(meta: Qwen3Meta) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every field of ``Qwen3Weights`` that is filled from a checkpoint."""
+    q, kv = meta.nh * meta.dh, meta.nkvh * meta.dh
+    return {
+        "input_embd": (meta.dvoc, meta.d),
+        "output_norm": (meta.d,),
+        "output_embd": (meta.dvoc, meta.d),
+        "attn_norm": (meta.d,),
+        "attn_q_norm": (meta.dh,),
+        "attn_k_norm": (meta.dh,),
+        "attn_q": (q, meta.d),
+        "attn_k": (kv, meta.d),
+        "attn_v": (kv, meta.d),
+        "attn_o": (meta.d, q),
+        "attn_q_b": (q,),
+        "attn_k_b": (kv,),
+        "attn_v_b": (kv,),
+        "attn_o_b": (meta.d,),
+        "ffn_norm": (meta.d,),
+        "ffn_gate": (meta.di, meta.d),
+        "ffn_up": (meta.di, meta.d),
+        "ffn_down": (meta.d, meta.di),
+    }
+
+
+def _some(items: list[str]) -> str:
+    listed = ", ".join(items[:_MAX_LISTED])
+    return listed + (f", ... ({len(items)} in all)" if len(items) > _MAX_LISTED else "")
+
+
+class Qwen3WeightsImpl(Qwen3Weights):
+    """The library's ``Qwen3Weights``, pointing into a checkpoint's tensors.
+
+    The checkpoint must stay open as long as the pointers are used.
+    """
+
+    def __init__(
+        self,
+        meta: Qwen3MetaFromConfig,
+        tensors: Mapping[str, Tensor],
+        naming: Qwen3WeightsNaming | None = None,
+    ) -> None:
+        """Check all tensors against the configuration and take their addresses.
+
+        Args:
+            meta: The model's configuration.
+            tensors: The checkpoint, such as :class:`safetensors_io.Checkpoint`.
+            naming: Names of the tensors; ``None``: found out from the checkpoint.
+
+        Raises:
+            WeightsError: Tensors are missing, unexpected, or of a wrong shape or dtype; one message
+                names them all.
+        """
+        self._tensors = tensors  # keeps the memory behind the pointers alive
+        naming = naming or Qwen3WeightsNaming.match(tensors)
+        self.naming = naming
+        names = self._expected_names(meta, naming)
+        self._check_names(meta, naming, names)
+        dt_norm, dt_mat = self._check_tensors(meta, names)
+        super().__init__(
+            nlayer=meta.nlayer, dt_norm=dt_norm, dt_mat=dt_mat, transpose_linear_weights=1
+        )
+        self.input_embd = tensors[naming.input_embd()].address
+        self.output_norm = tensors[naming.output_norm()].address
+        if not meta.tie_word_embeddings:
+            self.output_embd = tensors[naming.output_embd()].address
+        for field in self._layer_fields(meta):
+            array = (ctypes.c_void_p * meta.nlayer)(*(tensors[n].address for n in names[field]))
+            setattr(self, field, ctypes.cast(array, ctypes.POINTER(ctypes.c_void_p)))
+
+    @staticmethod
+    def _layer_fields(meta: Qwen3MetaFromConfig) -> tuple[str, ...]:
+        return _NORM_FIELDS + _MATRIX_FIELDS + (_BIAS_FIELDS if meta.attention_bias else ())
+
+    @classmethod
+    def _expected_names(
+        cls, meta: Qwen3MetaFromConfig, naming: Qwen3WeightsNaming
+    ) -> dict[str, list[str]]:
+        """Return the tensor names of every field, one per layer for per-layer fields."""
+        names = {"input_embd": [naming.input_embd()], "output_norm": [naming.output_norm()]}
+        if not meta.tie_word_embeddings:
+            names["output_embd"] = [naming.output_embd()]
+        for field in cls._layer_fields(meta):
+            name_of: Callable[[int], str] = getattr(naming, field)
+            names[field] = [name_of(i) for i in range(meta.nlayer)]
+        return names
+
+    def _check_names(
+        self,
+        meta: Qwen3MetaFromConfig,
+        naming: Qwen3WeightsNaming,
+        names: dict[str, list[str]],
+    ) -> None:
+        expected = {name for group in names.values() for name in group}
+        # Checkpoints with tied embeddings often store the same matrix again as lm_head.
+        allowed = expected | {naming.output_embd()}
+        missing = [name for group in names.values() for name in group if name not in self._tensors]
+        unexpected = [n for n in self._tensors if n not in allowed and not naming.is_ignored(n)]
+        problems = []
+        if naming.output_embd() in missing:
+            missing.remove(naming.output_embd())
+            problems.append(
+                f"{naming.output_embd()} is missing although 'tie_word_embeddings' is false"
+            )
+        missing_biases = [name for name in missing if name.endswith(".bias")]
+        if missing_biases:
+            missing = [name for name in missing if name not in missing_biases]
+            problems.append(
+                f"'attention_bias' is true but biases are missing: {_some(missing_biases)}"
+            )
+        extra_biases = [name for name in unexpected if name.endswith("_proj.bias")]
+        if extra_biases and not meta.attention_bias:
+            unexpected = [name for name in unexpected if name not in extra_biases]
+            problems.append(
+                f"'attention_bias' is false but there are biases: {_some(extra_biases)}"
+            )
+        if missing:
+            problems.append(f"missing tensors: {_some(missing)}")
+        if unexpected:
+            problems.append(f"unexpected tensors: {_some(unexpected)}")
+        # Shapes of the tensors that are there belong in the same message.
+        problems += self._shape_problems(meta, names)
+        if problems:
+            raise WeightsError(f"weights do not fit {meta.source}: " + "; ".join(problems))
+
+    def _shape_problems(self, meta: Qwen3Meta, names: dict[str, list[str]]) -> list[str]:
+        shapes = field_shapes(meta)
+        wrong_shape, wrong_dtype = [], []
+        for field, group in names.items():
+            for name in group:
+                tensor = self._tensors.get(name)
+                if tensor is None:
+                    continue
+                if tensor.shape != shapes[field]:
+                    wrong_shape.append(f"{name} is {list(tensor.shape)}, not {list(shapes[field])}")
+                if tensor.dtype not in _DTYPES:
+                    wrong_dtype.append(f"{name} is {tensor.dtype}")
+        problems = []
+        if wrong_shape:
+            problems.append(f"wrong shapes: {_some(wrong_shape)}")
+        if wrong_dtype:
+            problems.append(f"dtypes other than F32, F16 and BF16: {_some(wrong_dtype)}")
+        return problems
+
+    def _check_tensors(
+        self, meta: Qwen3MetaFromConfig, names: dict[str, list[str]]
+    ) -> tuple[DataType, DataType]:
+        """Return the dtype of the norms and of the matrices, each of which must be one."""
+        norm_fields = ("output_norm", *_NORM_FIELDS)
+        norms = [n for field in norm_fields for n in names[field]]
+        others = [n for field, group in names.items() if field not in norm_fields for n in group]
+        result = []
+        problems = []
+        for kind, group in (("norms", norms), ("matrices and biases", others)):
+            by_dtype: dict[str, list[str]] = {}
+            for name in group:
+                by_dtype.setdefault(self._tensors[name].dtype, []).append(name)
+            if len(by_dtype) > 1:
+                parts = [f"{dtype}: {_some(found)}" for dtype, found in sorted(by_dtype.items())]
+                problems.append(f"{kind} of mixed dtypes: " + "; ".join(parts))
+            result.append(_DTYPES[next(iter(by_dtype))])
+        if problems:
+            raise WeightsError(f"weights do not fit {meta.source}: " + "; ".join(problems))
+        return result[0], result[1]

@@ -1,0 +1,169 @@
+"""Serves a model from many machines: the server of launch_server.py as replicas on Ray Serve.
+
+    pip install -r scripts/requirements/ray.txt        # besides server.txt, on every machine
+    ray start --head                                   # and `ray start --address=...` on the others
+    python scripts/serve_ray.py --model-path /models/Qwen3-0.6B --replicas 2 --max-replicas 8
+
+Every replica loads the model and answers by itself: the API is that of docs/server.md. The model's
+folder and this repository, built, must be at the same path on every machine. Requests with the same
+``X-Session-Id`` header go to the same replica, which has the chat's beginning in its prefix cache;
+without the header, Ray spreads them. See "Beyond one machine" in docs/server.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from libinfinicore_infer import load_library
+from ray import serve
+from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation, RequestRouterConfig
+
+from infinicore_infer.arguments import add_lookup_argument, add_model_arguments, model_options
+from infinicore_infer.causal_lm import Qwen3ForCausalLM
+from infinicore_infer.engine.engine import Engine
+from infinicore_infer.engine.jobs import EngineConfig
+from infinicore_infer.paths import DEMO, PACKAGES
+from infinicore_infer.server.app import make_app
+from infinicore_infer.server.grammar import Grammars
+from infinicore_infer.server.launch import KEY_VARIABLE, is_loopback, memory_size, positive_count
+from infinicore_infer.server.service import Service, ServiceConfig
+
+_LOG = logging.getLogger("infinicore_infer.server")
+_ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
+
+
+def app_builder(
+    model: dict[str, Any], engine: dict[str, Any], service: dict[str, Any]
+) -> Callable[[], FastAPI]:
+    """Return a function that loads the model and returns the application, on a replica.
+
+    Args:
+        model: Arguments of :class:`Qwen3ForCausalLM`.
+        engine: Arguments of :class:`EngineConfig`.
+        service: Arguments of :class:`ServiceConfig`.
+    """
+
+    def build() -> FastAPI:
+        state = Service(ServiceConfig(**service))
+        grammars = Grammars()
+
+        def start() -> None:
+            # A replica is ready when this returns, so Ray sends it nothing before.
+            loaded = Qwen3ForCausalLM(**model)
+            grammars.attach(loaded)
+            state.attach(Engine(loaded, EngineConfig(**engine)))
+
+        def stop() -> None:
+            if state.async_engine is not None:
+                state.async_engine.engine.close()
+                state.async_engine.engine.model.close()
+
+        version = load_library().qwen3Version().decode()
+        return make_app(state, version=version, grammars=grammars, start=start, stop=stop)
+
+    return build
+
+
+class Qwen3Replica:
+    """A replica; everything is in its application."""
+
+
+def deployment(args: argparse.Namespace) -> serve.Application:
+    """Return what Ray Serve runs."""
+    folder = Path(args.model_path or DEMO).resolve()
+    api_key = args.api_key or os.environ.get(KEY_VARIABLE) or None
+    if api_key is None and not is_loopback(args.host):
+        _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
+    build = app_builder(
+        {
+            "model_path": str(folder),
+            "max_tokens": args.max_tokens,
+            "kv_limit_bytes": args.kv_memory,
+            **model_options(args),
+        },
+        {"max_batch": args.max_batch, "max_queue": args.max_queue, "lookup": args.lookup},
+        {"model_name": args.model_name or folder.name, "api_key": api_key},
+    )
+    scaling: dict[str, Any] = {"num_replicas": args.replicas}
+    if args.max_replicas > args.replicas:
+        # A replica is busy when its batch is full.
+        config = AutoscalingConfig(
+            min_replicas=args.replicas,
+            max_replicas=args.max_replicas,
+            target_ongoing_requests=args.max_batch,
+        )
+        scaling = {"autoscaling_config": config}
+    wrapped = serve.deployment(
+        **scaling,
+        name="qwen3",
+        # What is beyond gets 429 from the replica instead of waiting out of sight.
+        max_ongoing_requests=2 * (args.max_batch + args.max_queue),
+        graceful_shutdown_timeout_s=args.drain_timeout,
+        ray_actor_options={
+            "num_cpus": args.threads or 1,
+            "runtime_env": {"env_vars": {"PYTHONPATH": str(PACKAGES)}},
+        },
+        request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
+    )(serve.ingress(build)(Qwen3Replica))
+    return wrapped.bind()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = argparse.ArgumentParser(
+        prog="serve_ray.py", description="Serve a Qwen3 model on a Ray cluster.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--model-path", metavar="DIR", help="checkpoint folder (default: the tiny demo model)")
+    add("--model-name", metavar="NAME", help="the name clients use (default: the folder's)")
+    add("--replicas", type=int, default=1, metavar="N", help="at least (default: %(default)s)")
+    add("--max-replicas", type=int, default=0, metavar="N", help="more under load, up to this many")
+    add_model_arguments(parser, positive_count)  # --threads: a replica's CPUs for Ray too, or 1
+    add("--max-tokens", type=positive_count, metavar="N", help="context (default: the model's)")
+    add_lookup_argument(parser)
+    add("--kv-memory", type=memory_size, default=0, metavar="SIZE", help="per replica, such as 4G")
+    add("--max-batch", type=int, default=16, metavar="N", help="answers computed together")
+    add("--max-queue", type=int, default=256, metavar="N", help="answers waiting, per replica")
+    add("--drain-timeout", type=float, default=30.0, metavar="S", help="for answers at the end")
+    add("--api-key", metavar="KEY", help=f"what clients must send (default: ${KEY_VARIABLE})")
+    add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    add("--port", type=int, default=8000)
+    add("--address", metavar="HOST:PORT", help="of the cluster (default: the one at hand, or own)")
+    return parser
+
+
+def start(args: argparse.Namespace) -> None:
+    """Deploy on the cluster that ``ray.init`` has joined; return once the replicas are ready."""
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=args.host, port=args.port),
+    )
+    serve.run(deployment(args), name="qwen3", route_prefix="/")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until a signal comes; return the exit status."""
+    args = build_parser().parse_args(argv)
+    ray.init(address=args.address, logging_level=logging.WARNING)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    start(args)
+    ended.wait()
+    serve.shutdown()
+    ray.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,362 @@
+"""Serves many requests at once: one thread computes, everybody else submits, listens and cancels.
+
+Every step takes one token of each answer in progress and fills the rest of its budget with parts of
+prompts. The budget follows the machine's speed, so that answers keep flowing while a long prompt
+loads. When KV memory runs out, remembered prefixes go first, then the youngest request steps back
+and is computed again later, with the same answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from libinfinicore_infer import Qwen3OutOfKVError
+
+from infinicore_infer.causal_lm import Qwen3ForCausalLM
+from infinicore_infer.engine.drafting import BatchDrafter
+from infinicore_infer.engine.job_queue import JobQueue
+from infinicore_infer.engine.jobs import (
+    DeadlineError,
+    EngineClosedError,
+    EngineConfig,
+    EngineStats,
+    Job,
+    StepFailedError,
+    Update,
+)
+from infinicore_infer.engine.pace import Pace
+from infinicore_infer.engine.prefix_cache import PrefixCache
+from infinicore_infer.engine.prefix_loads import PrefixLoads
+from infinicore_infer.engine.prefix_store import PrefixStore
+from infinicore_infer.engine.scoring import score_prompt
+from infinicore_infer.engine.wakeups import Wakeups
+from infinicore_infer.generate.sequence import plan_step
+from infinicore_infer.native.model import StepResult
+
+_LOG = logging.getLogger("infinicore_infer.engine")
+
+
+class Engine:
+    """Runs requests on a model from a thread of its own.
+
+    All methods may be called from any thread. Nothing else should run the model meanwhile.
+
+    Attributes:
+        model: The model; the caller closes it, after the engine.
+        context_length: Most tokens of a sequence: the model's context, or less if the KV memory
+            cannot hold that much.
+        wakeups: For receivers of updates, on the engine's thread: flushed after every step.
+    """
+
+    def __init__(self, model: Qwen3ForCausalLM, config: EngineConfig | None = None) -> None:
+        """Start the thread.
+
+        Raises:
+            OSError: The folder for prefixes cannot be used.
+            ValueError: ``lookup`` is out of range.
+            NotImplementedError: The backend can neither keep prefixes on disk nor verify guesses.
+        """
+        self.model = model
+        self.config = config or EngineConfig()
+        model.sampling_params(lookup=self.config.lookup)
+        stats = model.stats()
+        blocks = stats["kv_limit_bytes"] // stats["kv_block_bytes"]
+        self.context_length = min(model.context_length, blocks * stats["kv_block_tokens"])
+        kept = self.config.prefix_cache_bytes
+        capacity = stats["kv_limit_bytes"] // 2 if kept is None else kept
+        self.wakeups = Wakeups()
+        self._native = model.native
+        folder, limit = self.config.prefix_dir, self.config.prefix_disk_bytes
+        store = PrefixStore(self._native, folder, limit) if folder is not None else None
+        self._prefix = PrefixCache(self._native, capacity, store)
+        self._queue = JobQueue(self.config)
+        self._loads = PrefixLoads(self._prefix, self._queue.wake)
+        # All that follows is the engine thread's alone.
+        self._active: list[Job] = []
+        self._drafter = BatchDrafter()
+        self._batch_limit = self.config.max_batch
+        self._pace = Pace(self.config)
+        self._job_seconds = 1.0
+        self._stats = EngineStats(kv_limit_bytes=stats["kv_limit_bytes"])
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------ any thread
+
+    @property
+    def stats(self) -> EngineStats:
+        """A snapshot as of the latest step; never waits for a step."""
+        return replace(self._stats, waiting=len(self._queue), draining=self._queue.draining)
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which a place in the queue is likely to be free."""
+        rounds = len(self._queue) / self.config.max_batch
+        return max(1, min(60, round(self._job_seconds * rounds)))
+
+    def submit(self, jobs: Sequence[Job], *, wait: bool = False) -> None:
+        """Queue jobs, all or none.
+
+        Args:
+            jobs: The jobs; their sinks are called from the engine's thread.
+            wait: Whether to wait for room in the queue.
+
+        Raises:
+            QueueFullError: There is no room.
+            EngineClosedError: The engine is draining or closed.
+        """
+        self._queue.submit(jobs, wait)
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """End jobs before the next step and free what they hold; nothing if they have ended."""
+        self._queue.cancel(jobs)
+
+    def drain(self) -> None:
+        """Accept no more jobs; those accepted go on."""
+        self._queue.drain()
+
+    def wait_idle(self, timeout: float | None = None) -> bool:
+        """Wait until no job is left and all are told; return whether that is so."""
+        return self._queue.wait_idle(timeout)
+
+    def close(self, timeout: float | None = 0.0) -> None:
+        """Drain for up to ``timeout`` seconds (``None``: as long as it takes), then end."""
+        self.drain()
+        self.wait_idle(timeout)
+        self._queue.close()
+        self._thread.join()
+
+    # ------------------------------------------------------------------ the engine's thread
+
+    def _run(self) -> None:
+        while self._queue.wait_for_work(bool(self._active)):
+            try:
+                self._cycle()
+            except Exception as error:
+                # A bug outside of what is handled below must not end the service.
+                _LOG.exception("engine cycle failed")
+                self._count(failed_steps=1)
+                for job in list(self._active):
+                    self._fail(job, StepFailedError(f"internal error: {error}"))
+            self._publish()
+            self.wakeups.flush()
+        for job in [*self._active, *self._queue.snapshot()]:
+            self._fail(job, EngineClosedError("the engine was closed"))
+        self.wakeups.flush()
+        self._loads.close()
+        self._prefix.clear()
+        self._publish()
+
+    def _cycle(self) -> None:
+        self._reap()
+        self._admit()
+        for job in self._active:
+            if job.scoring and job.sequence.remaining > 1:
+                self._guard([job], partial(score_prompt, self._native, job))
+                break
+        sequences = {
+            id(job.sequence): job
+            for job in self._active
+            if not (job.scoring and job.sequence.remaining > 1)
+        }
+        if sequences:
+            active = [job.sequence for job in sequences.values()]
+            plan = plan_step(active, self._pace.budget(active))
+            self._step([(sequences[id(sequence)], count) for sequence, count in plan])
+
+    def _reap(self) -> None:
+        """End jobs whose client left or whose time is over."""
+        now = time.monotonic()
+        for job in [*self._active, *self._queue.snapshot()]:
+            if job.cancelled:
+                self._finish(job, Update(done=True))
+            elif job.deadline is not None and now > job.deadline:
+                self._fail(job, DeadlineError("the request took longer than allowed"))
+
+    def _admit(self) -> None:
+        while len(self._active) < self._batch_limit:
+            job = self._queue.take()
+            # After that, so that what the job waited for is remembered.
+            self._loads.collect()
+            if job is None:
+                return
+            if self._loads.begin(job):
+                self._queue.put_back(job)
+                continue
+            self._active.append(job)
+            try:
+                self._start(job)
+            except Exception as error:
+                _LOG.exception("request %s could not start", job.name)
+                self._fail(job, StepFailedError(str(error)))
+
+    def _start(self, job: Job) -> None:
+        sequence = job.sequence
+        first = job.started is None
+        if not job.scoring:
+            again = job.leader is not None or job.load is not None or not first
+            sequence.cache, job.origin = self._prefix.match(sequence.all_tokens, again)
+        cached = sequence.result.reused_tokens
+        sequence.start(self._native)
+        job.shared = sequence.position
+        if first:
+            job.started = time.monotonic()
+            cached = sequence.result.reused_tokens
+            self._count(cached_tokens=cached, prompt_tokens=sequence.result.prompt_tokens)
+        sequence.result.reused_tokens = cached
+
+    def _compute(self, plan: list[tuple[Job, int]], drafts: list[list[int]]) -> list[StepResult]:
+        """Run the library; empty the drafts if there is memory only without them."""
+
+        def run() -> list[StepResult]:
+            parts = zip(plan, drafts, strict=True)
+            return self._native.step([j.sequence.request(count, new) for (j, count), new in parts])
+
+        try:
+            return run()
+        except Qwen3OutOfKVError:
+            if not any(drafts):
+                raise
+            drafts[:] = [[] for _ in plan]
+            return run()
+
+    def _step(self, plan: list[tuple[Job, int]]) -> None:
+        """Compute one step; if it fails, its parts alone, so that only the culprits fail."""
+        drafts = self._drafter.choose([(job.sequence, count) for job, count in plan])
+        begin = time.perf_counter()
+        results = self._guard(
+            [job for job, _ in plan],
+            partial(self._compute, plan, drafts),
+            isolate=partial(self._isolate, plan),
+        )
+        if results is None:
+            return
+        seconds = time.perf_counter() - begin
+        self._drafter.record(len(plan) + sum(map(len, drafts)), seconds)
+        tokens = sum(count for _, count in plan)
+        self._count(steps=1, step_seconds=seconds)
+        self._pace.record(len(plan), tokens, seconds)
+        for (job, count), new, result in zip(plan, drafts, results, strict=True):
+            try:
+                self._advance(job, count, new, result)
+            except Exception as error:
+                _LOG.exception("request %s failed", job.name)
+                self._fail(job, StepFailedError(str(error)))
+
+    def _isolate(self, plan: list[tuple[Job, int]]) -> None:
+        """Compute the parts of a step one by one."""
+        for part in plan:
+            # One of them may have made another give way.
+            if part[0] in self._active:
+                self._step([part])
+
+    def _guard(
+        self,
+        jobs: list[Job],
+        work: Callable[[], list[StepResult]],
+        isolate: Callable[[], None] | None = None,
+    ) -> list[StepResult] | None:
+        """Return the results of a step, or ``None`` once its failure has been dealt with."""
+        try:
+            return work()
+        except Qwen3OutOfKVError as error:
+            self._make_room(error)
+        except Exception as error:
+            self._count(failed_steps=1)
+            _LOG.exception("a step of %d requests failed", len(jobs))
+            if len(jobs) > 1 and isolate is not None:
+                isolate()
+            else:
+                for job in jobs:
+                    self._fail(job, StepFailedError(f"the step failed: {error}"))
+        return None
+
+    def _make_room(self, error: Exception) -> None:
+        """Free KV memory: a remembered prefix, else the youngest request's, to be redone later."""
+        # A file that is being read takes memory before it is remembered.
+        if self._prefix.evict() or self._loads.settle():
+            return
+        youngest = max(self._active, key=lambda job: job.arrival)
+        if len(self._active) == 1:
+            self._fail(youngest, StepFailedError(str(error)))
+            return
+        youngest.sequence.release()
+        self._active.remove(youngest)
+        # No new requests until one is done, or the same memory is missing again.
+        self._batch_limit = len(self._active)
+        self._queue.put_back(youngest)
+        self._count(preemptions=1)
+
+    def _advance(self, job: Job, count: int, drafts: list[int], result: StepResult) -> None:
+        self._count(drafted_tokens=len(drafts), accepted_tokens=result.accepted)
+        for piece in job.sequence.advance_drafts(count, drafts, result):
+            self._count(generated_tokens=1)
+            if not job.prefilled:
+                self._remember(job, job.sequence.result.prompt_tokens)
+                job.prefilled = True
+            update = Update(piece=piece, done=job.sequence.finished)
+            if update.done:
+                self._finish(job, update)
+            else:
+                job.send(update)
+
+    def _remember(self, job: Job, count: int) -> None:
+        sequence = job.sequence
+        if sequence.cache is not None and not job.scoring:
+            tokens = sequence.all_tokens[:count]
+            node = self._prefix.insert(tokens, sequence.cache, job.origin, job.shared)
+            if node is not None:
+                job.origin, job.shared = node, node.depth
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._finish(job, Update(error=error, done=True))
+
+    def _finish(self, job: Job, update: Update) -> None:
+        """Free what a job holds, then say so."""
+        sequence = job.sequence
+        try:
+            if update.error is None:
+                self._remember(job, sequence.position)
+        except Exception:
+            _LOG.exception("could not remember the prefix of request %s", job.name)
+        if not sequence.finished:
+            sequence.finish("cancelled")
+        sequence.release()
+        job.prefilled = True  # whoever waits for its prefix need not wait longer
+        if job in self._active:
+            self._active.remove(job)
+            # With memory short, one may follow; otherwise the limit is the configured one.
+            limit = self.config.max_batch
+            short = self._batch_limit < limit
+            self._batch_limit = len(self._active) + 1 if short else limit
+        self._queue.ending(job)
+        if not len(self._queue):
+            self._batch_limit = self.config.max_batch
+        if job.started is not None:
+            self._job_seconds += 0.2 * (time.monotonic() - job.started - self._job_seconds)
+        self._publish()
+        job.send(update)
+        self._queue.told()
+
+    def _count(self, **added: float) -> None:
+        for name, value in added.items():
+            setattr(self._stats, name, getattr(self._stats, name) + value)
+
+    def _publish(self) -> None:
+        """Refresh the snapshot of what only this thread may ask the library."""
+        memory = self._native.stats()
+        self._stats.running = len(self._active)
+        self._stats.kv_used_bytes = memory["kv_used_bytes"]
+        self._stats.caches = memory["ncaches"]
+        self._stats.prefix_bytes = self._prefix.bytes
+        self._stats.prefix_nodes = len(self._prefix)
+        self._stats.prefix_hits = self._prefix.hits
+        self._stats.prefix_lookups = self._prefix.lookups
+        if self._prefix.store is not None:
+            self._stats.prefix_loads = self._prefix.store.loads
+            self._stats.prefix_saves = self._prefix.store.saves

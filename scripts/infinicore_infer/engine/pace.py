@@ -1,0 +1,61 @@
+"""How many tokens a step may have, from how long the steps before it took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from infinicore_infer.engine.jobs import EngineConfig
+from infinicore_infer.generate.sequence import GenerationSequence
+
+# Fewest tokens of a step besides one per answer: matrix products need some to be efficient.
+_MIN_PREFILL = 16
+# Size of the first step, which tells how fast the machine is.
+_FIRST_STEP = 128
+# What the token of an answer costs, in tokens of prompts: it also needs the head, and reads keys
+# and values that no other row of the step shares.
+_DECODE_COST = 2
+# How much longer a step may be that thereby ends the only prompt: a short step more costs as much.
+_STRETCH = 1.25
+# With so many requests in progress, steps may be as long as they ever get.
+_CROWD = 16
+
+
+class Pace:
+    """Chooses the size of steps, and learns the machine's speed.
+
+    Every step reads all weights, so long steps compute more tokens per second, but each answer gets
+    one token per step. With few requests, answers flow at twice the rate that is promised; with
+    many, each has a small part of the machine whatever the steps, and long ones give all of them
+    more. While only prompts are computed, nobody waits for the end of a step but who comes or goes.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Know nothing about the speed yet."""
+        self._config = config
+        self._speed = 0.0  # prompt tokens per second
+
+    def budget(self, active: Sequence[GenerationSequence]) -> int:
+        """Return how many tokens to compute in the next step."""
+        decoding = sum(sequence.remaining == 1 for sequence in active)
+        most = max(self._config.step_tokens, decoding + _MIN_PREFILL)
+        if not self._speed:
+            return min(most, _FIRST_STEP + decoding)
+        seconds = self._config.step_seconds
+        seconds *= (1 + min(1.0, len(active) / _CROWD)) / 2 if decoding else 2
+        prefill = int(self._speed * seconds) - _DECODE_COST * decoding
+        if len(active) == 1 and prefill < active[0].remaining <= prefill * _STRETCH:
+            prefill = active[0].remaining
+        return min(most, decoding + max(prefill, _MIN_PREFILL))
+
+    def record(self, parts: int, tokens: int, seconds: float) -> None:
+        """Learn how long a step took.
+
+        Args:
+            parts: Sequences in the step, most of them with one token each.
+            tokens: Tokens of all of them.
+            seconds: Its duration.
+        """
+        if tokens > parts + _MIN_PREFILL:
+            speed = (tokens + (_DECODE_COST - 1) * parts) / max(seconds, 1e-9)
+            old = self._speed or speed
+            self._speed = 0.7 * old + 0.3 * speed

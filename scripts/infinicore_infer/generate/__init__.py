@@ -1,0 +1,1 @@
+"""Sequences of one model, in the caller's thread."""

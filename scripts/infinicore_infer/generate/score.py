@@ -1,0 +1,76 @@
+"""Scores given tokens: how likely a model finds them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from infinicore_infer.native.model import NativeModel, StepRequest
+
+# Logits of a step are [tokens, dvoc] float32: 64 tokens of a 151,936-token vocabulary are 39 MB.
+_STEP_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PerplexityResult:
+    """How well a model predicts given tokens.
+
+    Attributes:
+        nll: Sum of negative natural log-likelihoods of the scored tokens.
+        tokens: How many tokens were scored: all but the first of each window.
+    """
+
+    nll: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll / tokens)."""
+        return math.exp(self.nll / self.tokens)
+
+    def __float__(self) -> float:
+        """Return the perplexity."""
+        return self.perplexity
+
+
+def negative_log_likelihood(model: NativeModel, tokens: Sequence[int]) -> float:
+    """Return -sum(ln p) of all tokens but the first, each given those before it.
+
+    Raises:
+        Qwen3Error: The library failed.
+    """
+    nll = 0.0
+    with model.create_kv_cache() as cache:
+        # The last token predicts nothing that is known.
+        for begin in range(0, len(tokens) - 1, _STEP_TOKENS):
+            chunk = tokens[begin : min(begin + _STEP_TOKENS, len(tokens) - 1)]
+            # float64: thousands of terms are summed, and differences of results matter.
+            logits = model.forward([StepRequest(cache, chunk, begin)]).astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            targets = np.asarray(tokens[begin + 1 : begin + 1 + len(chunk)])
+            chosen = logits[np.arange(len(chunk)), targets]
+            nll += float((np.log(np.exp(logits).sum(axis=1)) - chosen).sum())
+    return nll
+
+
+def perplexity(
+    model: NativeModel, sequences: Sequence[Sequence[int]], window: int
+) -> PerplexityResult:
+    """Score token sequences, cut into windows that are scored separately, without overlap.
+
+    Raises:
+        ValueError: No window has two tokens.
+        Qwen3Error: The library failed.
+    """
+    nll, count = 0.0, 0
+    for tokens in sequences:
+        for begin in range(0, len(tokens), window):
+            part = tokens[begin : begin + window]
+            nll += negative_log_likelihood(model, part)
+            count += len(part) - 1
+    if count == 0:
+        raise ValueError("perplexity needs at least two tokens")
+    return PerplexityResult(nll, count)

@@ -1,0 +1,122 @@
+"""Keeps packed weights on disk, so that the second start of an int8, int4 or bf12 model is fast.
+
+One file per checkpoint folder, format and number of devices, in
+``$XDG_CACHE_HOME/infinicore_infer`` or ``~/.cache/infinicore_infer``. The library writes and
+verifies the files (``qwen3SaveWeights``); here is where they lie, what they are called, when they
+are written and when they go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import threading
+from pathlib import Path
+
+from libinfinicore_infer import DataType, Qwen3Error, Qwen3ModelOptions, WeightCache
+
+from infinicore_infer.checkpoint.safetensors import Checkpoint
+from infinicore_infer.native.cache_files import check_space, entries, evict
+from infinicore_infer.native.model import NativeModel
+
+_LOG = logging.getLogger("infinicore_infer.cache")
+
+SUFFIX = ".q3pack"
+
+# Most bytes of all files together; the ones unused for longest go first.
+LIMIT_BYTES = 64 << 30
+# Writing begins a little after loading, so that it does not delay the first answer.
+_DELAY_SECONDS = 1.0
+
+
+def default_directory() -> Path:
+    """Return where cache files lie: below XDG_CACHE_HOME, or else below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification wants relative paths ignored.
+    root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
+    return root / "infinicore_infer"
+
+
+def clear(directory: Path | None = None) -> int:
+    """Delete all cache files and return their size in bytes."""
+    freed = 0
+    for path in entries(default_directory() if directory is None else directory, SUFFIX):
+        size = path.stat().st_size
+        path.unlink(missing_ok=True)
+        freed += size
+    return freed
+
+
+class CheckpointCache:
+    """The cache file of one checkpoint in one format for so many devices, around one load of it.
+
+    Attributes:
+        path: The file.
+        key: The checkpoint's identity: paths, sizes, modification times and headers of its files.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: DataType,
+        directory: Path | None = None,
+        ndev: int = 1,
+    ) -> None:
+        """Name the file; nothing is read or written yet."""
+        self._directory = default_directory() if directory is None else directory
+        folder = checkpoint.folder.resolve()
+        self.key = json.dumps([file.identity() for file in checkpoint.files])
+        # The folder's own name only helps a person who looks at the directory.
+        name = re.sub(r"[^\w.-]", "_", folder.name, flags=re.ASCII)[:64]
+        digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+        # Parts for other numbers of devices are other bytes: changing back and forth packs nothing.
+        form = dtype.name.lower() + (f"-ndev{ndev}" if ndev > 1 else "")
+        self.path = self._directory / f"{name}-{form}-{digest}{SUFFIX}"
+        self._closing = threading.Event()
+        self._writer: threading.Thread | None = None
+
+    def prepare(self, options: Qwen3ModelOptions) -> None:
+        """Tell the library where to look."""
+        options.cache_path = os.fsencode(self.path)
+        options.cache_key = self.key.encode()
+
+    def after_load(self, model: NativeModel) -> None:
+        """Note that the file was used, or begin to write it on another thread."""
+        state = WeightCache(model.stats()["weight_cache"])
+        if state == WeightCache.UNUSED:
+            return
+        if state == WeightCache.LOADED:
+            try:
+                os.utime(self.path)
+            except OSError:
+                pass  # a read-only cache is still a cache
+            return
+        if state == WeightCache.CORRUPT:
+            _LOG.warning("%s: damaged; the weights were packed anew", self.path)
+        self._writer = threading.Thread(
+            target=self._write, args=(model,), name="weight-cache", daemon=False
+        )
+        self._writer.start()
+
+    def _write(self, model: NativeModel) -> None:
+        self._closing.wait(_DELAY_SECONDS)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_space(self._directory, model.stats()["weight_bytes"])
+            model.save_weights(self.path, self.key)
+            evict(self._directory, SUFFIX, self.path, LIMIT_BYTES)
+        except (OSError, Qwen3Error) as error:
+            # Loading works without; it is only slower.
+            _LOG.warning("%s: not written: %s", self.path, error)
+        except ValueError:
+            pass  # the model was closed directly
+
+    def finish(self) -> None:
+        """Wait until the file is written; call before the model goes. Safe to call twice."""
+        self._closing.set()
+        writer, self._writer = self._writer, None
+        if writer is not None and writer is not threading.current_thread():
+            writer.join()

@@ -1,0 +1,324 @@
+"""Serves a Qwen3 model over HTTP, the way OpenAI's clients expect. See docs/server.md.
+
+Example:
+    python scripts/launch_server.py --model-path Qwen3-0.6B --port 8000
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import ipaddress
+import json
+import logging
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from libinfinicore_infer import Qwen3Error, load_library
+
+from infinicore_infer.arguments import add_lookup_argument, add_model_arguments, model_options
+from infinicore_infer.causal_lm import Qwen3ForCausalLM
+from infinicore_infer.engine.engine import Engine
+from infinicore_infer.engine.jobs import EngineConfig
+from infinicore_infer.paths import DEMO
+from infinicore_infer.server.app import make_app
+from infinicore_infer.server.grammar import Grammars
+from infinicore_infer.server.service import Service, ServiceConfig
+
+_LOG = logging.getLogger("infinicore_infer.server")
+KEY_VARIABLE = "INFINICORE_INFER_API_KEY"
+# Connections accepted in one round of the event loop.
+_ACCEPTS = 16
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def memory_size(text: str) -> int:
+    """Return bytes from a number with an optional K, M, G or T (powers of 1024).
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512M or 4G")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def positive_count(text: str) -> int:
+    """Read a whole number above 0."""
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = argparse.ArgumentParser(
+        prog="launch_server.py",
+        description="Serve a Qwen3 model through an OpenAI-compatible API.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model-path", metavar="DIR", help="checkpoint folder (default: the tiny demo model)")
+    add("--model-name", metavar="NAME", help="the name clients use (default: the folder's)")
+    add_model_arguments(parser, positive_count)
+    add(
+        "--max-tokens",
+        type=positive_count,
+        metavar="N",
+        help="context length (default: the model's)",
+    )
+    add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    add("--port", type=int, default=8000, help="0: any free one (default: %(default)s)")
+    add("--api-key", metavar="KEY", help=f"what clients must send (default: ${KEY_VARIABLE})")
+    add(
+        "--max-batch",
+        type=positive_count,
+        default=16,
+        metavar="N",
+        help="answers computed together",
+    )
+    add("--max-queue", type=int, default=256, metavar="N", help="answers waiting; more get 429")
+    add("--kv-memory", type=memory_size, default=0, metavar="SIZE", help="such as 4G")
+    add("--prefix-cache", type=memory_size, metavar="SIZE", help="0: off (default: half the KV)")
+    add("--prefix-dir", metavar="DIR", help="keep often used prefixes there (default: nowhere)")
+    add("--prefix-disk", type=memory_size, default=4 << 30, metavar="SIZE", help="most of them: 4G")
+    add_lookup_argument(parser)
+    add(
+        "--step-tokens", type=positive_count, default=512, metavar="N", help="most tokens of a step"
+    )
+    add("--step-seconds", type=_seconds, default=0.5, metavar="S", help="longest pause of answers")
+    add("--request-timeout", type=_seconds, metavar="S", help="give a request up (default: never)")
+    add("--drain-timeout", type=_seconds, default=30.0, metavar="S", help="after SIGTERM")
+    add("--max-body", type=memory_size, default=16 << 20, metavar="SIZE", help="longest request")
+    add("--ping", type=_seconds, default=15.0, metavar="S", help="of silence before a comment")
+    add("--cors-origin", action="append", default=[], metavar="URL", help="repeatable (default: -)")
+    add("--allowed-host", action="append", default=[], metavar="NAME", help="repeatable; see docs")
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    add("--log-format", default="text", choices=("text", "json"), help="json: an object a line")
+    return parser
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes a record as one line of JSON; those of requests have their numbers as fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        entry = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            **(getattr(record, "fields", None) or {"message": record.getMessage()}),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only programs of this machine reach an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that lets answers in progress end before it goes.
+
+    Attributes:
+        failed: Whether the model could not be loaded.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_timeout: float) -> None:
+        """Prepare."""
+        super().__init__(config)
+        self.failed = False
+        self._service = service
+        self._drain_timeout = drain_timeout
+        self._hurry = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, through several handles of each socket.
+
+        libuv accepts one connection per handle and round of the loop. When many clients come at
+        once, the last would wait for so many rounds, a health check among them.
+        """
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+
+        def protocol() -> asyncio.Protocol:
+            kind: Any = self.config.http_protocol_class
+            return kind(  # type: ignore[no-any-return]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        listening = [each for server in self.servers for each in server.sockets]
+        for each in listening:
+            for _ in range(_ACCEPTS - 1):
+                copy = socket.socket(fileno=os.dup(each.fileno()))
+                self.servers.append(
+                    await loop.create_server(protocol, sock=copy, backlog=self.config.backlog)
+                )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, end answers at the second, end at once at the third."""
+        if self._service.async_engine is None:
+            self.should_exit = True
+            return
+        if self._service.draining:
+            self.should_exit = self.force_exit = self._hurry.is_set()
+            self._hurry.set()
+            return
+        _LOG.info("signal %d: finishing what is in progress", sig)
+        self._service.draining = True
+        engine = self._service.async_engine.engine
+
+        def wait() -> None:
+            engine.drain()
+            end = time.monotonic() + self._drain_timeout
+            while not engine.wait_idle(0.1):
+                if self._hurry.is_set() or time.monotonic() > end:
+                    _LOG.warning("some requests are ended before they are finished")
+                    # Their clients are told.
+                    engine.close()
+                    break
+            self.should_exit = True
+
+        # Not here: signal handlers interrupt code that may hold the engine's lock.
+        threading.Thread(target=wait, name="drain", daemon=True).start()
+
+
+def _run(args: argparse.Namespace) -> int:
+    folder = Path(args.model_path or DEMO)
+    if not (folder / "config.json").is_file():
+        print(f"error: {folder}: no model folder (config.json is missing)", file=sys.stderr)
+        return 1
+    name = args.model_name or folder.resolve().name
+    api_key = args.api_key or os.environ.get(KEY_VARIABLE) or None
+    local = is_loopback(args.host)
+    if api_key is None and not local:
+        _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
+    hosts = frozenset(name.lower() for name in (*args.allowed_host, socket.gethostname()))
+    checked = args.allowed_host or (local and api_key is None)
+    service = Service(
+        ServiceConfig(
+            name,
+            api_key,
+            args.max_body,
+            args.request_timeout,
+            args.ping,
+            hosts if checked else None,
+        )
+    )
+    config = EngineConfig(
+        args.max_batch,
+        args.max_queue,
+        args.step_tokens,
+        args.step_seconds,
+        args.prefix_cache,
+        Path(args.prefix_dir) if args.prefix_dir else None,
+        args.prefix_disk,
+        args.lookup,
+    )
+    grammars = Grammars()
+
+    def load() -> None:
+        try:
+            model = Qwen3ForCausalLM(
+                folder,
+                max_tokens=args.max_tokens,
+                kv_limit_bytes=args.kv_memory,
+                max_step_tokens=args.step_tokens,
+                **model_options(args),
+            )
+            grammars.attach(model)
+            service.attach(Engine(model, config))
+            # What is here now stays: searching it for garbage again and again would stop all
+            # threads for some 100 ms each time.
+            gc.collect()
+            gc.freeze()
+            _LOG.info("model %r is ready", name)
+        except (ValueError, OSError, MemoryError, NotImplementedError, Qwen3Error) as error:
+            print(f"error: {error}", file=sys.stderr)
+            server.failed = server.should_exit = True
+        except Exception:
+            _LOG.exception("loading failed")
+            server.failed = server.should_exit = True
+
+    def start() -> None:
+        threading.Thread(target=load, name="loader", daemon=True).start()
+
+    def stop() -> None:
+        if service.async_engine is not None:
+            service.async_engine.engine.close()
+            service.async_engine.engine.model.close()
+
+    version = load_library().qwen3Version().decode()
+    app = make_app(
+        service,
+        version=version,
+        grammars=grammars,
+        start=start,
+        stop=stop,
+        cors_origins=args.cors_origin,
+    )
+    server = DrainingServer(
+        uvicorn.Config(
+            app,
+            host=args.host,
+            port=args.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=5,
+        ),
+        service,
+        args.drain_timeout,
+    )
+    server.run()
+    return 1 if server.failed or not server.started else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server; return the exit status."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(
+        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    if args.log_format == "json":
+        for handler in logging.root.handlers:
+            handler.setFormatter(JsonFormatter())
+    logging.getLogger("uvicorn").setLevel(max(logging.INFO, logging.root.level))
+    try:
+        return _run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,408 @@
+"""Measures prefill and decode speed and compares it with what the machine can do.
+
+    qwen3-bench --model 0.6b --dtype bf16 -p 512 -n 32
+    qwen3-bench --model 0.6b 1.7b -p 128 512 -n 16 -d 0 1024 -b 1 4 --format md
+    qwen3-bench --model 1.7b --dtype bf16 int8 --scaling --plot scaling.png
+
+Models are random weights of an official Qwen3 shape, so nothing has to be downloaded: speed depends
+on shapes only. Every run first measures the machine: read bandwidth B (best of several access
+patterns) and the float32 multiply-add peak P, both with the same number of threads. Both are
+measured again before and after every repetition, which is compared with what lies between: a shared
+machine's limits change within seconds. Decode is compared with B (weights and KV read per step),
+prefill with P.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import ctypes
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from libinfinicore_infer import DataType, DeviceType, Qwen3ModelOptions, Qwen3Weights
+from numpy.typing import NDArray
+
+from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
+from infinicore_infer.native.load import LoadProgress
+from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, sampling_struct
+from infinicore_infer.paths import CHECKOUT
+from infinicore_infer.tools.machine_limits import Limits, Machine, cpu_name
+
+# hidden, layers, query heads, KV heads, MLP, tied
+SHAPES = {
+    "0.6b": (1024, 28, 16, 8, 3072, True),
+    "1.7b": (2048, 28, 16, 8, 6144, True),
+    "4b": (2560, 36, 32, 8, 9728, True),
+    "8b": (4096, 36, 32, 8, 12288, False),
+    "14b": (5120, 40, 40, 8, 17408, False),
+    "32b": (5120, 64, 64, 8, 25600, False),
+}
+VOCABULARY = 151936
+HEAD_SIZE = 128
+
+
+def official_config(name: str) -> dict[str, Any]:
+    """Return the config.json contents of an official Qwen3 dense model."""
+    hidden, layers, heads, kv_heads, inner, tied = SHAPES[name]
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "attention_bias": False,
+        "eos_token_id": 151645,
+        "head_dim": HEAD_SIZE,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "max_position_embeddings": 40960,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+        "vocab_size": VOCABULARY,
+    }
+
+
+class RandomWeights(Qwen3Weights):
+    """Weights that all point into one block of random numbers as large as the largest tensor."""
+
+    def __init__(self, meta: Qwen3MetaFromConfig, dtype: DataType) -> None:
+        """Draw the block; about 0.02 standard deviation, as trained weights have."""
+        largest = max(meta.dvoc * meta.d, meta.di * meta.d, meta.nh * meta.dh * meta.d)
+        pattern = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
+        block = np.resize(pattern, largest)
+        ones = np.ones(max(meta.d, meta.dh), np.float32)
+        self._keep = [self._convert(block, dtype), ones]
+        data, norm = (array.ctypes.data for array in self._keep)
+        per_layer = ctypes.c_void_p * meta.nlayer
+        super().__init__(
+            nlayer=meta.nlayer,
+            dt_norm=DataType.F32,
+            dt_mat=dtype,
+            transpose_linear_weights=1,
+            input_embd=data,
+            output_norm=norm,
+            output_embd=None if meta.tie_word_embeddings else data,
+        )
+        for name in ("attn_norm", "attn_q_norm", "attn_k_norm", "ffn_norm"):
+            setattr(self, name, per_layer(*[norm] * meta.nlayer))
+        for name in ("attn_q", "attn_k", "attn_v", "attn_o", "ffn_gate", "ffn_up", "ffn_down"):
+            setattr(self, name, per_layer(*[data] * meta.nlayer))
+
+    @staticmethod
+    def _convert(values: NDArray[np.float32], dtype: DataType) -> NDArray[Any]:
+        if dtype == DataType.BF16:
+            return (values.view(np.uint32) >> 16).astype(np.uint16)
+        return values.astype(np.float16) if dtype == DataType.F16 else values
+
+
+@dataclasses.dataclass(slots=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        model: Shape name.
+        dtype: Weight format.
+        test: "pp512" (prefill of 512 tokens) or "tg32" (32 decode steps), with "@d1024" for the
+            context before it.
+        batch: Sequences at once.
+        tok_s: Tokens per second of all sequences, median of the repetitions.
+        spread: (maximum - minimum) / median of the repetitions.
+        gb_s: Bytes of weights and KV read per second, decode only.
+        of_bandwidth: Share of B, median over the repetitions of each one's share at that moment.
+        gflop_s: Arithmetic per second.
+        of_peak: Share of P, likewise.
+        bandwidth: B in GB/s, median of what it was around the repetitions.
+        peak: P in GFLOP/s, likewise.
+    """
+
+    model: str
+    dtype: str
+    threads: int
+    test: str
+    batch: int
+    tok_s: float
+    spread: float
+    gb_s: float
+    of_bandwidth: float
+    gflop_s: float
+    of_peak: float
+    bandwidth: float
+    peak: float
+
+
+class Bench:
+    """One loaded model and the figures its measurements are compared with."""
+
+    def __init__(
+        self, name: str, dtype: DataType, args: argparse.Namespace, machine: Machine | None
+    ) -> None:
+        """Load random weights of the shape `name`.
+
+        Without a machine shares are of 1 GB/s and 1 GFLOP/s, for callers who compare by themselves.
+        """
+        self.name, self.dtype, self.machine = name, dtype, machine
+        self.meta = Qwen3MetaFromConfig(official_config(name))
+        options = Qwen3ModelOptions(nthreads=args.threads, kv_limit_bytes=args.kv_limit << 20)
+        options.dt_weight = dtype
+        self.source_dtype = DataType.BF16 if dtype.packed else dtype
+        weights = RandomWeights(self.meta, self.source_dtype)
+        device = DeviceType.parse(args.device)
+        start = time.perf_counter()
+        progress = LoadProgress()
+        self.model = NativeModel(self.meta, weights, options, device, [0], progress)  # type: ignore[arg-type]
+        self.load_seconds = time.perf_counter() - start
+        self.threads = self.model.stats()["nthreads"]
+        self.rng = np.random.default_rng(1)
+
+    def _limits(self) -> Limits:
+        return self.machine.now() if self.machine else Limits(1.0, 1.0)
+
+    def _tokens(self, count: int) -> NDArray[np.uint32]:
+        return self.rng.integers(0, self.meta.dvoc, count).astype(np.uint32)
+
+    def step(self, caches: Sequence[KVCache], tokens: int) -> None:
+        """Compute `tokens` more tokens of each sequence, and its next token, greedily."""
+        greedy = sampling_struct(no_logprob=1)
+        self.model.step([StepRequest(c, self._tokens(tokens), len(c), greedy) for c in caches])
+
+    def _flops(self, tokens: int, first: int, logit_rows: int) -> float:
+        """Multiply-adds x 2 of one sequence's `tokens` tokens from position `first` on."""
+        m = self.meta
+        heads = 2 * (m.nh + m.nkvh) * m.dh  # q, k, v and o
+        linear = int(m.nlayer * m.d * (heads + 3 * m.di))
+        keys = sum(range(first + 1, first + tokens + 1))
+        attention = int(4 * keys * m.nh * m.dh * m.nlayer)
+        return float(2 * (linear * tokens + logit_rows * int(m.d * m.dvoc)) + attention)
+
+    def run(self, batch: int, depth: int, prompt: int, generate: int, repetitions: int) -> Row:
+        """Measure one prefill, or `generate` decode steps, after `depth` tokens of context."""
+        times: list[float] = []
+        limits: list[Limits] = []
+        for repeat in range(repetitions + 1):
+            caches = [self.model.create_kv_cache() for _ in range(batch)]
+            if depth:
+                for cache in caches:
+                    self.step([cache], depth)
+            action: Callable[[], None]
+            if generate:
+                self.step(caches, 1)
+
+                def action(caches: Sequence[KVCache] = caches) -> None:
+                    for _ in range(generate):
+                        self.step(caches, 1)
+            else:
+
+                def action(caches: Sequence[KVCache] = caches) -> None:
+                    self.step(caches, prompt)
+
+            before = self._limits()
+            start = time.perf_counter()
+            action()
+            seconds = time.perf_counter() - start
+            if repeat:  # the first one warms up
+                times.append(seconds)
+                limits.append(before.mean(self._limits()))
+            for cache in caches:
+                cache.close()
+        return self._row(batch, depth, prompt, generate, times, limits)
+
+    def _row(
+        self,
+        batch: int,
+        depth: int,
+        prompt: int,
+        generate: int,
+        times: list[float],
+        limits: list[Limits],
+    ) -> Row:
+        seconds = median(times)
+        tokens = batch * (generate or prompt)
+        first = depth + (1 if generate else 0)
+        flops = batch * self._flops(generate or prompt, first, generate or 1) / 1e9
+        read = 0.0
+        if generate:
+            stats = self.model.stats()
+            kv_token = stats["kv_block_bytes"] / stats["kv_block_tokens"]
+            kv = batch * kv_token * sum(range(first + 1, first + generate + 1))
+            weights = stats["weight_bytes"]
+            if not self.meta.tie_word_embeddings:  # the table of input embeddings is not streamed
+                weights -= (
+                    self.meta.dvoc * self.meta.d * (4 if self.source_dtype == DataType.F32 else 2)
+                )
+            read = (generate * weights + kv) / 1e9
+        return Row(
+            model=self.name,
+            dtype=self.dtype.name.lower(),
+            threads=self.threads,
+            test=(f"tg{generate}" if generate else f"pp{prompt}") + (f"@d{depth}" if depth else ""),
+            batch=batch,
+            tok_s=tokens / seconds,
+            spread=(max(times) - min(times)) / seconds,
+            gb_s=read / seconds,
+            of_bandwidth=median(
+                read / t / at.bandwidth for t, at in zip(times, limits, strict=True)
+            ),
+            gflop_s=flops / seconds,
+            of_peak=median(flops / t / at.peak for t, at in zip(times, limits, strict=True)),
+            bandwidth=median(at.bandwidth for at in limits),
+            peak=median(at.peak for at in limits),
+        )
+
+
+def commit_name() -> str:
+    """Return the short name of the commit that is checked out; empty outside of a repository."""
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+
+
+def write_rows(rows: list[dict[str, Any]], facts: dict[str, Any], form: str) -> None:
+    """Print the table."""
+    if form == "json":
+        print(json.dumps({**facts, "rows": rows}, indent=1))
+        return
+    cells = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
+    names = [field.name for field in dataclasses.fields(Row)]
+    if form == "csv":
+        csv.writer(sys.stdout).writerows([names, *cells])
+        return
+    machine = facts["machine"]
+    print(
+        f"{facts['cpu']}: B = {machine['bandwidth_gbps']} GB/s, P = {machine['fma_gflops']} GFLOP/s"
+    )
+    print("\n| " + " | ".join(names) + " |")
+    print("|" + "---|" * len(names))
+    for line in cells:
+        print("| " + " | ".join(line) + " |")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", nargs="+", choices=SHAPES, default=["0.6b"], help="official shapes"
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=["bf16", "f16", "f32", "int8", "int4", "int4-mixed", "bf12"],
+        default=["bf16"],
+        help="weight formats",
+    )
+    add = parser.add_argument
+    add("-p", "--prompt", nargs="*", type=int, help="prefill lengths, tokens (default: 512)")
+    add("-n", "--generate", nargs="*", type=int, help="decode steps (default: 32)")
+    add("-b", "--batch", nargs="+", type=int, help="sequences at once (default: 1)")
+    add("-d", "--depth", nargs="+", type=int, help="context before the test, tokens (default: 0)")
+    add("-r", "--repeat", type=int, default=3, help="repetitions, after one warm-up")
+    add("--threads", nargs="+", type=int, help="default: all CPUs of this process")
+    add("--kv-limit", type=int, default=4096, help="MiB of KV cache")
+    add("--device", default="cpu")
+    add("--format", choices=["md", "csv", "json"], default="md")
+    add(
+        "--scaling",
+        action="store_true",
+        help="vary threads, batch, context and prompt one at a time instead of in all combinations",
+    )
+    add("--plot", type=Path, metavar="PNG", help="also draw the results (needs matplotlib)")
+    args = parser.parse_args(argv)
+    cpus = len(os.sched_getaffinity(0))
+    for name, value in {
+        "prompt": [32, 128, 512, 2048] if args.scaling else [512],
+        "generate": [16] if args.scaling else [32],
+        "batch": [1, 2, 4, 8, 16] if args.scaling else [1],
+        "depth": [0, 1024, 2048, 4096] if args.scaling else [0],
+        "threads": sorted({cpus, *(1 << i for i in range(cpus.bit_length()) if 1 << i < cpus)})
+        if args.scaling
+        else [cpus],
+    }.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name in ("prompt", "generate", "batch", "repeat", "threads"):
+        values = getattr(args, name)
+        if any(value < 1 for value in (values if isinstance(values, list) else [values])):
+            parser.error(f"--{name} takes numbers from 1 on")
+    if min(args.depth) < 0:
+        parser.error("--depth takes numbers from 0 on")
+    if args.plot:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            parser.error("--plot needs matplotlib: pip install -r scripts/requirements/bench.txt")
+    return args
+
+
+def planned(args: argparse.Namespace, threads: int) -> list[tuple[int, int, int, int]]:
+    """Return (batch, depth, prompt, generate) of the tests with that many threads."""
+    tests = [(prompt, 0) for prompt in args.prompt] + [(0, n) for n in args.generate]
+    if not args.scaling:
+        return [(b, d, *test) for d in args.depth for b in args.batch for test in tests]
+    batch, depth, steps = min(args.batch), min(args.depth), args.generate[:1]
+    decode = [(batch, depth, 0, n) for n in steps]
+    if threads != max(args.threads):
+        return decode
+    plan = [(b, depth, 0, n) for b in args.batch for n in steps]
+    plan += [(batch, d, 0, n) for d in args.depth for n in steps]
+    plan += [(batch, depth, prompt, 0) for prompt in args.prompt]
+    return list(dict.fromkeys(plan))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    args = parse_arguments(argv)
+    rows: list[dict[str, Any]] = []
+    machines = {threads: Machine(threads) for threads in args.threads}
+    for name in args.model:
+        for dtype in args.dtype:
+            for threads in args.threads:
+                one = argparse.Namespace(**{**vars(args), "threads": threads})
+                bench = Bench(name, DataType.parse(dtype), one, machines[threads])
+                print(f"{name} {dtype}: packed in {bench.load_seconds:.1f} s", file=sys.stderr)
+                for test in planned(args, threads):
+                    row = bench.run(*test, args.repeat)
+                    rows.append(dataclasses.asdict(row))
+                    print(
+                        f"  {row.test} batch {row.batch} threads {row.threads}: "
+                        f"{row.tok_s:.1f} tok/s",
+                        file=sys.stderr,
+                    )
+                bench.model.close()
+    facts = {
+        "cpu": cpu_name(),
+        "commit": commit_name(),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machines[max(args.threads)].facts,
+    }
+    for machine in machines.values():
+        machine.close()
+    write_rows(rows, facts, args.format)
+    if args.plot:
+        from infinicore_infer.tools.bench_plot import draw
+
+        draw(facts, rows, args.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,333 @@
+#!/usr/bin/env python3
+"""Says what is installed, which devices there are, and whether each gives the right tokens.
+
+Every problem comes with one line of advice. The exit status is 0 when all is well, 1 when not.
+
+Example::
+
+    qwen3-doctor
+    qwen3-doctor --json --no-self-test
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from libinfinicore_infer import DeviceType, Qwen3LibraryError, load_library
+
+from infinicore_infer.paths import DEMO
+
+PACKAGES = ("numpy", "safetensors", "tokenizers", "jinja2")
+MAX_DEVICE_TYPES = 32  # more than any InfiniCore knows; it writes one count for each of its own
+PROMPT_TOKENS = (1, 2, 3, 4, 5, 6, 7)
+NEW_TOKENS = 8
+SELF_TEST_SECONDS = 180
+NEWER_OPERATORS = ("add_rms_norm", "embedding", "paged_attention")  # 0.1.0 has none of them
+_SELF = (sys.executable, "-m", "infinicore_infer.tools.doctor")
+SETUP = "run scripts/setup.sh"
+INSTALL = "python scripts/install_infinicore.py"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        topic: What was looked at.
+        state: ``"ok"``, ``"note"`` (works, but worth knowing) or ``"problem"``.
+        text: What was found.
+        advice: What to do about it; empty when there is nothing to do.
+    """
+
+    topic: str
+    state: str
+    text: str
+    advice: str = ""
+
+
+def check_python() -> Iterator[Finding]:
+    """Check Python and the packages that the scripts import."""
+    version = platform.python_version()
+    where = f"{version} on {platform.system()} {platform.machine()}"
+    yield Finding("python", "ok", where)  # an older one than 3.10 cannot import this file
+    found, missing = [], []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        advice = f"{SETUP} and use .venv/bin/python, or pip install {' '.join(missing)}"
+        yield Finding("packages", "problem", f"missing: {', '.join(missing)}", advice)
+    if found:
+        yield Finding("packages", "ok", ", ".join(found))
+
+
+def memory_bytes() -> dict[str, int]:
+    """Return /proc/meminfo in bytes; empty where there is none."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return {}
+    fields = (line.replace(":", "").split() for line in lines)
+    return {name: int(value) * 1024 for name, value, *unit in fields if unit == ["kB"]}
+
+
+def numa_nodes(root: Path = Path("/sys/devices/system/node")) -> int:
+    """Return how many NUMA nodes have CPUs; 0 where the system does not say."""
+    try:
+        return sum(
+            path.read_text("ascii").strip() != "" for path in root.glob("node[0-9]*/cpulist")
+        )
+    except OSError:
+        return 0
+
+
+def check_machine() -> Iterator[Finding]:
+    """Check CPUs and memory of the host."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = memory_bytes()
+    free, total = memory.get("MemAvailable", 0), memory.get("MemTotal", 0)
+    text = f"{cpus} usable CPUs, {free / 2**30:.1f} of {total / 2**30:.1f} GiB memory available"
+    if memory and free < 2**30:
+        advice = "end other programs: even Qwen3-0.6B needs 1.5 GiB"
+        yield Finding("machine", "problem", text, advice)
+    else:
+        yield Finding("machine", "ok", text)
+    if (nodes := numa_nodes()) > 1:
+        advice = f"for the CPU: --ndev {nodes} keeps each node's part in memory of its own"
+        text = f"{nodes} NUMA nodes; --ndev is 1 unless given"
+        yield Finding("machine", "note", text, advice)
+
+
+def mapped_file(name: str) -> str:
+    """Return the path of a shared library that this process has loaded, or an empty text."""
+    try:
+        lines = Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    paths = (line.split(maxsplit=5)[-1] for line in lines if line.endswith(".so"))
+    return next((path for path in paths if Path(path).name == name), "")
+
+
+def build_info(lib: ctypes.CDLL) -> dict[str, str]:
+    """Return the library's description of itself, by name."""
+    line = (lib.qwen3BuildInfo(None) or b"").decode("utf-8", "replace")
+    return dict(pair.split("=", 1) for pair in line.split() if "=" in pair)
+
+
+def library_advice(message: str) -> str:
+    """Return what to do about a library that could not be loaded."""
+    if "libinfini" in message:
+        return f"put InfiniCore's lib folder into LD_LIBRARY_PATH, or `{INSTALL}` and rebuild"
+    if "libgomp" in message:
+        return "install GCC's OpenMP run time (Debian, Ubuntu: apt-get install libgomp1)"
+    if "INFINICORE_INFER_LIB" in message:
+        return "set INFINICORE_INFER_LIB to the library's file, or unset it"
+    return f"{SETUP}, or rebuild with .venv/bin/xmake build infinicore_infer"
+
+
+def check_library() -> tuple[list[Finding], ctypes.CDLL | None]:
+    """Load the library; its ABI version and structure sizes are compared on the way."""
+    try:
+        lib = load_library()
+    except Qwen3LibraryError as error:
+        text = str(error)
+        return [Finding("library", "problem", text, library_advice(text))], None
+    version = (lib.qwen3Version() or b"").decode("utf-8", "replace")
+    info = " ".join(f"{name}={value}" for name, value in build_info(lib).items())
+    text = f"{lib._name}: version {version}, ABI {lib.qwen3AbiVersion()} as the scripts'; {info}"
+    return [Finding("library", "ok", text)], lib
+
+
+def device_counts() -> dict[DeviceType, int]:
+    """Return how many devices of each type InfiniCore sees; types without any are left out.
+
+    Raises:
+        OSError: InfiniCore's run-time library is not loaded or did not answer.
+    """
+    runtime = ctypes.CDLL("libinfinirt.so")  # by name: the one that the library has loaded
+    counts = (ctypes.c_int * MAX_DEVICE_TYPES)()
+    status = runtime.infinirtInit()
+    if status == 0:
+        status = runtime.infinirtGetAllDeviceCount(counts)
+    if status != 0:
+        raise OSError(f"InfiniCore could not count devices (status {status})")
+    return {device: counts[device] for device in DeviceType if counts[device] > 0}
+
+
+def check_infinicore(lib: ctypes.CDLL) -> tuple[list[Finding], dict[DeviceType, int]]:
+    """Check InfiniCore and list its devices."""
+    version = build_info(lib).get("infinicore", "none")
+    if version == "none":
+        advice = f"for accelerators: `{INSTALL} --nv-gpu` (or another device), then rebuild"
+        text = "the library was built without it: CPU only"
+        return [Finding("infinicore", "note", text, advice)], {}
+    where = mapped_file("libinfiniop.so") or "libinfiniop.so"
+    findings = [Finding("infinicore", "ok", f"{version}, {where}")]
+    root = os.environ.get("INFINI_ROOT")
+    if root and Path(root).resolve() not in Path(where).resolve().parents:
+        advice = "rebuild the library, or put $INFINI_ROOT/lib into LD_LIBRARY_PATH"
+        text = f"INFINI_ROOT is {root}, but another InfiniCore is loaded"
+        findings.append(Finding("infinicore", "note", text, advice))
+    try:
+        counts = device_counts()
+    except (OSError, AttributeError) as error:
+        advice = "check the accelerator's driver (for NVIDIA: nvidia-smi)"
+        return [*findings, Finding("devices", "problem", str(error), advice)], {}
+    names = ", ".join(f"{count} {device.label}" for device, count in counts.items())
+    findings.append(Finding("devices", "ok", names or "none"))
+    if not set(counts) - {DeviceType.DEVICE_TYPE_CPU}:
+        advice = f"if there is one: `{INSTALL} --nv-gpu` (or another device), then rebuild"
+        findings.append(Finding("devices", "note", "InfiniCore sees no accelerator", advice))
+    return findings, counts
+
+
+# ---------------------------------------------------------------------------- self-test
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What a device made of the demo model.
+
+    Attributes:
+        tokens: Its greedy tokens; empty when it failed.
+        problem: What went wrong; empty when nothing did.
+        avoids: InfiniCore operators that the library replaced there, as in ``qwen3BuildInfo``.
+    """
+
+    tokens: list[int]
+    problem: str = ""
+    avoids: str = ""
+
+
+def generate(device: str, index: int, backend: str) -> SelfTest:
+    """Generate greedily with the demo model on a device."""
+    from infinicore_infer.causal_lm import Qwen3ForCausalLM
+
+    with Qwen3ForCausalLM(DEMO, device=device, dev_ids=[index], backend=backend) as model:
+        result = model.generate(
+            list(PROMPT_TOKENS), max_steps=NEW_TOKENS, temperature=0.0, ignore_eos=True
+        )
+        avoids = model.native.build_info().get("avoids", "")
+    return SelfTest(list(result.tokens), avoids=avoids)
+
+
+def self_test_advice(device: str, text: str) -> str:
+    """Return what to do about a device that failed its self-test."""
+    if "fails the self-test" in text:
+        return (
+            "InfiniCore is wrong or incomplete there: use another device, or another version of "
+            "InfiniCore; docs/devices.md says which operators can be avoided"
+        )
+    if "OUT_OF_MEMORY" in text:
+        return f"end other programs that use {device}"
+    if "differ" in text:
+        return f"do not use {device}: report this with the output of this program"
+    return f"check the driver of {device}; docs/devices.md says what is known of it"
+
+
+def run_self_test(device: str, index: int, backend: str) -> SelfTest:
+    """Generate in a process of its own."""
+    command = [*_SELF, "--generate", device]
+    command += [str(index), backend]
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=SELF_TEST_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return SelfTest([], f"no answer within {SELF_TEST_SECONDS} s")
+    if result.returncode < 0:
+        return SelfTest([], f"killed by signal {-result.returncode}")
+    lines = (result.stdout if result.returncode == 0 else result.stderr).strip().splitlines()
+    if result.returncode != 0 or not lines:
+        return SelfTest([], lines[-1] if lines else f"exit status {result.returncode}")
+    return SelfTest(**json.loads(lines[-1]))
+
+
+def replaced_operators(avoids: str) -> str:
+    """Return which of 0.1.0's operators the library replaced, for the report."""
+    names = [name for name in avoids.split(",") if name not in ("", "none", *NEWER_OPERATORS)]
+    return f"; replaced: {', '.join(names)}" if names else ""
+
+
+def check_generation(counts: dict[DeviceType, int]) -> Iterator[Finding]:
+    """Generate on the CPU and on each device of InfiniCore, and compare."""
+    if not DEMO.is_dir():
+        yield Finding("self-test", "note", f"{DEMO} is not here", "run it in a full checkout")
+        return
+    expected = run_self_test("cpu", 0, "cpu")
+    if expected.problem:
+        advice = f"{SETUP}; if it stays, report this"
+        yield Finding("self-test cpu", "problem", expected.problem, advice)
+        return
+    yield Finding("self-test cpu", "ok", f"{len(expected.tokens)} tokens from the demo model")
+    for device, count in counts.items():
+        for index in range(count):
+            name = f"{device.label}:{index}"
+            found = run_self_test(device.label, index, "infinicore")
+            problem = found.problem
+            if not problem and found.tokens != expected.tokens:
+                difference = f"{found.tokens} instead of {expected.tokens}"
+                problem = f"tokens differ from the CPU's: {difference}"
+            if problem:
+                advice = self_test_advice(name, problem)
+                yield Finding(f"self-test {name}", "problem", problem, advice)
+            else:
+                text = "operators passed, and the CPU's tokens came out"
+                text += replaced_operators(found.avoids)
+                yield Finding(f"self-test {name}", "ok", text)
+
+
+def examine(self_test: bool) -> Iterator[Finding]:
+    """Yield all findings, in the order of the report."""
+    python = list(check_python())
+    yield from python
+    yield from check_machine()
+    findings, lib = check_library()
+    yield from findings
+    if lib is None:
+        return
+    findings, counts = check_infinicore(lib)
+    yield from findings
+    if self_test and all(finding.state != "problem" for finding in python):
+        yield from check_generation(counts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Check the installation and the devices; every problem comes with advice."
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as a JSON list")
+    parser.add_argument("--no-self-test", action="store_true", help="do not generate anything")
+    parser.add_argument("--generate", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.generate:
+        device, index, backend = args.generate
+        print(json.dumps(asdict(generate(device, int(index), backend))))
+        return 0
+    findings = []
+    for finding in examine(not args.no_self_test):
+        findings.append(finding)
+        if not args.json:
+            print(f"{finding.state:<8} {finding.topic}: {finding.text}")
+            if finding.advice:
+                print(f"{'':<8} -> {finding.advice}", flush=True)
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    return int(any(finding.state == "problem" for finding in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

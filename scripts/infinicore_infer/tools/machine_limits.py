@@ -1,0 +1,118 @@
+"""What this machine can do, for benchmarks to compare with: read bandwidth and multiply-add peak.
+
+Measured by the native program `bench_machine` (`.venv/bin/xmake build bench_machine`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from infinicore_infer.paths import CHECKOUT
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """The machine's limits at one moment.
+
+    Attributes:
+        bandwidth: B, GB/s that all threads together read from memory.
+        peak: P, GFLOP/s of float32 multiply-adds of all threads together.
+    """
+
+    bandwidth: float
+    peak: float
+
+    @classmethod
+    def of(cls, figures: dict[str, Any]) -> Limits:
+        """Take them from a line of the native program."""
+        return cls(figures["bandwidth_gbps"], figures["fma_gflops"])
+
+    def mean(self, other: Limits) -> Limits:
+        """Return what lies between two moments."""
+        return Limits((self.bandwidth + other.bandwidth) / 2, (self.peak + other.peak) / 2)
+
+
+class Machine:
+    """The native program, kept running: a shared machine's limits change within seconds."""
+
+    def __init__(self, threads: int) -> None:
+        """Measure all access patterns, which takes some seconds.
+
+        Attributes:
+            facts: bandwidth_gbps (B, the best of all), fma_gflops (P) and every pattern's reads.
+
+        Raises:
+            FileNotFoundError: The program has not been built.
+            RuntimeError: It cannot run here, for example for want of AVX2.
+        """
+        programs = sorted((CHECKOUT / "build" / "linux").glob("*/release/bench_machine"))
+        if not programs:
+            raise FileNotFoundError(
+                "bench_machine is not built: run `.venv/bin/xmake build bench_machine`"
+            )
+        self._process = subprocess.Popen(
+            [programs[0], "--repeat", str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.facts: dict[str, Any] = self._line()
+
+    def _line(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"bench_machine failed, exit status {self._process.wait()}")
+        result: dict[str, Any] = json.loads(line)
+        return result
+
+    def now(self) -> Limits:
+        """Measure the limits of this moment, in about 0.15 s, with the patterns that were best."""
+        assert self._process.stdin
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return Limits.of(self._line())
+
+    def close(self) -> None:
+        """Stop the program; it uses no CPU time between measurements, but memory."""
+        self._process.communicate()
+
+    def __enter__(self) -> Machine:
+        """Return the machine."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+
+def measure_machine(threads: int) -> dict[str, Any]:
+    """Measure once and return the facts of :class:`Machine`."""
+    with Machine(threads) as machine:
+        return machine.facts
+
+
+def cpu_name() -> str:
+    """Return the CPU's model name and family, as far as the system says."""
+    try:
+        fields = dict(
+            line.split(":", 1)
+            for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+            if ":" in line
+        )
+    except OSError:
+        return platform.processor() or "unknown CPU"
+    clean = {key.strip(): value.strip() for key, value in fields.items()}
+    family = f"family {clean.get('cpu family', '?')} model {clean.get('model', '?')}"
+    return f"{clean.get('model name', '?')} {family}"

@@ -1,1 +1,0 @@
-"""The parts of ``launch_server.py`` and ``engine.py``."""

@@ -1,0 +1,87 @@
+// What an engine writes to files and reads from them. The lock is held for looking things up only, so steps go on.
+#include <algorithm>
+
+#include "engine/engine.h"
+#include "engine/kv_file.h"
+#include "runtime/error.h"
+
+namespace q3 {
+
+std::vector<const ModelWeights *> Engine::weightsOfRanks() const {
+    std::vector<const ModelWeights *> weights;
+    weights.reserve(forward_.size());
+    for (const auto &forward : forward_) {
+        weights.push_back(&forward->weights());
+    }
+    return weights;
+}
+
+void Engine::saveWeights(const char *path, const char *key) const {
+    q3::saveWeights(weightsOfRanks(), path, key, *ops_[0]);
+}
+
+const std::string &Engine::kvIdentity() {
+    std::call_once(kv_identified_, [&] {  // stays unset when it throws
+        kv_identity_ = q3::kvIdentity(config_, rope_, weightsOfRanks(), ops_);
+    });
+    return kv_identity_;
+}
+
+// Gives blocks back under the lock.
+std::shared_ptr<KVCache> Engine::guarded(std::unique_ptr<KVCache> cache) {
+    const auto drop = [this](KVCache *dropped) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        delete dropped;
+    };
+    return {cache.release(), drop};
+}
+
+void Engine::saveCache(const KVCache *cache, const uint32_t *tokens, uint32_t length, const char *path) {
+    const std::string &identity = kvIdentity();
+    std::unique_ptr<KVCache> copy;
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const KVCache &source = owned(cache, "cache", 0);
+        if (length == 0 || length > source.length()) {
+            fail(QWEN3_STATUS_BAD_PARAM, "seq_len is %u, the cache holds %u tokens and at least one is to be saved",
+                 length, source.length());
+        }
+        copy = source.duplicate(length);
+    }
+    // Shared blocks are copied before anybody writes to them.
+    const std::shared_ptr<KVCache> snapshot = guarded(std::move(copy));
+    for (uint32_t i = 0; i < length; ++i) {
+        if (tokens[i] >= config_.dvoc) {
+            fail(QWEN3_STATUS_BAD_PARAM, "tokens[%u] is %u, the vocabulary has %u", i, tokens[i], config_.dvoc);
+        }
+    }
+    writeKvFile(path, identity, tokens, *snapshot, *pool_);
+}
+
+KVCache *Engine::loadCache(const char *path, uint32_t *tokens, uint32_t capacity, uint32_t *length) {
+    KvFileReader file(path, kvIdentity());
+    const std::vector<uint32_t> &stored = file.tokens();
+    const auto count = static_cast<uint32_t>(stored.size());
+    if (count > config_.dctx) {
+        fail(QWEN3_STATUS_CONTEXT_OVERFLOW, "the KV cache in %s holds %u tokens, the context %u", path, count,
+             config_.dctx);
+    }
+    if (count > capacity) {
+        fail(QWEN3_STATUS_BAD_PARAM, "the KV cache in %s holds %u tokens, capacity is %u", path, count, capacity);
+    }
+    const std::shared_ptr<KVCache> cache = guarded(std::make_unique<KVCache>(*pool_));
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        requireBlocks(pool_->blocksFor(count), path);
+        cache->prepare(0, count);
+    }
+    file.readBlocks(*cache, *pool_);
+    cache->setLength(count);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    KVCache *handle = adopt(cache->duplicate(count));
+    std::copy(stored.begin(), stored.end(), tokens);
+    *length = count;
+    return handle;
+}
+
+}  // namespace q3

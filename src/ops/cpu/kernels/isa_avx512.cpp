@@ -1,0 +1,8 @@
+// AVX-512 without VNNI: Skylake-X and its like.
+#include "ops/cpu/kernels/simd_avx512.h"
+
+namespace q3::cpu {
+
+const Kernels kAvx512Kernels = simdTable<Avx512>("avx512");
+
+}  // namespace q3::cpu

@@ -1,0 +1,8 @@
+// NEON that every ARMv8-A has.
+#include "ops/cpu/kernels/simd_neon.h"
+
+namespace q3::cpu {
+
+const Kernels kNeonKernels = simdTable<Neon>("neon");
+
+}  // namespace q3::cpu

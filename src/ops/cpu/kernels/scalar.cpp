@@ -1,0 +1,245 @@
+// Portable kernels: the baseline for machines without a table of their own, and the oracle of the vector kernels.
+// Written for clarity; std::fma keeps the chains' single rounding (see kernels.h).
+#include <cmath>
+#include <cstring>
+
+#include "ops/cpu/kernels/kernels.h"
+#include "ops/cpu/kernels/panel_element.h"
+#include "ops/half.h"
+
+namespace q3::cpu {
+namespace {
+
+// Number i of codes in `bytes`.
+template <WeightType T> int activationAt(const char *bytes, size_t i) {
+    if constexpr (T == kQ8) {
+        return reinterpret_cast<const int16_t *>(bytes)[i];
+    } else {
+        return reinterpret_cast<const int8_t *>(bytes)[i];
+    }
+}
+
+template <WeightType T>
+void gemv(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
+          uint32_t rows, float *y, size_t ldy, bool accumulate) {
+    for (uint32_t p = 0; p < npanels; ++p) {
+        const void *panel = static_cast<const char *>(panels) + p * panel_bytes;
+        for (uint32_t r = 0; r < rows; ++r) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                float sum = accumulate ? y[r * ldy + p * kPanelRows + j] : 0.0F;
+                for (uint32_t i = 0; i < k; ++i) {
+                    sum = std::fma(weightAt<T>(panel, j, i), x[r * ldx + i], sum);
+                }
+                y[r * ldy + p * kPanelRows + j] = sum;
+            }
+        }
+    }
+}
+
+void tile(const float *a, size_t a_row, size_t a_col, const float *const *b, size_t ldb, uint32_t k, float *const *c,
+          size_t ldc, uint32_t rows, uint32_t npanels, bool accumulate) {
+    for (uint32_t p = 0; p < npanels; ++p) {
+        for (uint32_t r = 0; r < rows; ++r) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                float sum = accumulate ? c[p][r * ldc + j] : 0.0F;
+                for (uint32_t i = 0; i < k; ++i) {
+                    sum = std::fma(a[r * a_row + i * a_col], b[p][i * ldb + j], sum);
+                }
+                c[p][r * ldc + j] = sum;
+            }
+        }
+    }
+}
+
+template <WeightType T>
+void score(const float *q, size_t ldq, uint32_t rows, const KvTiles &keys, uint32_t dh, float *scores, size_t lds) {
+    for (uint32_t t = 0; t < keys.count; ++t) {
+        for (uint32_t r = 0; r < rows; ++r) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                float sum = 0.0F;
+                for (uint32_t i = 0; i < dh; ++i) {
+                    sum = std::fma(q[r * ldq + i], loadFloat<T>(keys.at[t], size_t{i} * kPanelRows + j), sum);
+                }
+                scores[r * lds + t * kPanelRows + j] = sum;
+            }
+        }
+    }
+}
+
+template <WeightType T>
+void weigh(const float *weights, size_t ldw, uint32_t rows, const KvTiles &values, uint32_t nkeys, uint32_t npanels,
+           float *out, size_t ldo, bool accumulate) {
+    for (uint32_t r = 0; r < rows; ++r) {
+        for (uint32_t j = 0; j < npanels * kPanelRows; ++j) {
+            float sum = accumulate ? out[r * ldo + j] : 0.0F;
+            for (uint32_t key = 0; key < nkeys; ++key) {
+                const size_t element = valueElement(j / kPanelRows, key % kPanelRows) + j % kPanelRows;
+                sum = std::fma(weights[r * ldw + key], loadFloat<T>(values.at[key / kPanelRows], element), sum);
+            }
+            out[r * ldo + j] = sum;
+        }
+    }
+}
+
+constexpr uint32_t kTileRows = 6;
+
+template <WeightType T>
+void gemvQuant(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
+               uint32_t rows, float *y, size_t ldy, bool accumulate) {
+    for (uint32_t p = 0; p < npanels; ++p) {
+        const char *panel = static_cast<const char *>(panels) + p * panel_bytes;
+        for (uint32_t r = 0; r < rows; ++r) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                float sum = accumulate ? y[r * ldy + p * kPanelRows + j] : 0.0F;
+                for (uint32_t g = 0; g < groups; ++g) {
+                    const QuantRows at = x.from(r, g, T);
+                    int32_t dot = T == kQ4 ? -at.offsets[0] : 0;
+                    for (uint32_t i = 0; i < kGroup; ++i) {
+                        dot += codeAt<T>(panel, j, g * kGroup + i) * activationAt<T>(at.codes, i);
+                    }
+                    sum = std::fma(static_cast<float>(dot), scaleAt<T>(panel, j, g) * at.scales[0], sum);
+                }
+                y[r * ldy + p * kPanelRows + j] = sum;
+            }
+        }
+    }
+}
+
+void expandBf12(const void *panel, uint32_t groups, uint16_t *out) {
+    for (uint32_t k = 0; k < groups * kGroup; ++k) {
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            out[(size_t{k} / 2 * kPanelRows + j) * 2 + k % 2] = bf12At(panel, j, k);
+        }
+    }
+}
+
+template <WeightType T> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
+    for (uint32_t g = 0; g * kGroup < k; ++g) {
+        const uint32_t count = k - g * kGroup < kGroup ? k - g * kGroup : kGroup;
+        const float *in = x + size_t{g} * kGroup;
+        const QuantRows to = out.from(r, g, T);
+        float largest = 0.0F;
+        bool finite = true;
+        for (uint32_t i = 0; i < count; ++i) {
+            finite = finite && std::isfinite(in[i]);
+            largest = std::fmax(largest, std::fabs(in[i]));
+        }
+        const float inverse = largest < kLeastScale ? 0.0F : largestCode(T) / largest;
+        int32_t sum = 0;
+        for (uint32_t i = 0; i < kGroup; ++i) {
+            const int32_t code = finite && i < count ? static_cast<int32_t>(std::nearbyint(in[i] * inverse)) : 0;
+            std::memcpy(to.codes + i * codeBytes(T), &code, codeBytes(T));
+            sum += code;
+        }
+        to.scales[0] = !finite ? std::nanf("") : (largest < kLeastScale ? 0.0F : largest / largestCode(T));
+        to.offsets[0] = 8 * sum;
+    }
+}
+
+void rmsnorm(float *out, const float *x, const float *weight, uint32_t n, float epsilon) {
+    double sum = 0.0;
+    for (uint32_t i = 0; i < n; ++i) {
+        sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    }
+    const auto scale = static_cast<float>(1.0 / std::sqrt(sum / n + static_cast<double>(epsilon)));
+    for (uint32_t i = 0; i < n; ++i) {
+        out[i] = x[i] * scale * weight[i];
+    }
+}
+
+void add(float *x, const float *delta, uint32_t n) {
+    for (uint32_t i = 0; i < n; ++i) {
+        x[i] += delta[i];
+    }
+}
+
+void rope(float *x, const float *cos, const float *sin, uint32_t half) {
+    for (uint32_t i = 0; i < half; ++i) {
+        const float low = x[i];
+        const float high = x[i + half];
+        x[i] = low * cos[i] - high * sin[i];
+        x[i + half] = high * cos[i] + low * sin[i];
+    }
+}
+
+float max(const float *s, uint32_t n) {
+    float best = s[0];
+    for (uint32_t i = 1; i < n; ++i) {
+        best = s[i] > best ? s[i] : best;
+    }
+    return best;
+}
+
+float expSum(float *s, uint32_t n, float shift) {
+    double sum = 0.0;
+    for (uint32_t i = 0; i < n; ++i) {
+        s[i] = std::exp(s[i] - shift);
+        sum += static_cast<double>(s[i]);
+    }
+    return static_cast<float>(sum);
+}
+
+void siluMul(float *out, const float *gate, const float *up, uint32_t n) {
+    for (uint32_t i = 0; i < n; ++i) {
+        out[i] = gate[i] / (1.0F + std::exp(-gate[i])) * up[i];
+    }
+}
+
+template <WeightType T> void loadFloats(float *out, const void *in, uint32_t n) {
+    for (uint32_t i = 0; i < n; ++i) {
+        out[i] = loadFloat<T>(in, i);
+    }
+}
+
+void loadCodes(float *out, const void *in, const uint16_t *scales, uint32_t rows, bool per_column) {
+    for (uint32_t i = 0; i < rows; ++i) {
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            const int8_t code = static_cast<const int8_t *>(in)[i * kPanelRows + j];
+            out[i * kPanelRows + j] = static_cast<float>(code) * bf16ToFloat(scales[per_column ? j : i]);
+        }
+    }
+}
+
+void storeF32(void *out, const float *in, uint32_t n) {
+    std::memcpy(out, in, n * sizeof(float));
+}
+
+void storeF16(void *out, const float *in, uint32_t n) {
+    for (uint32_t i = 0; i < n; ++i) {
+        const float clamped = in[i] > 65504.0F ? 65504.0F : (in[i] < -65504.0F ? -65504.0F : in[i]);
+        static_cast<uint16_t *>(out)[i] = floatToF16(clamped);
+    }
+}
+
+void storeBf16(void *out, const float *in, uint32_t n) {
+    for (uint32_t i = 0; i < n; ++i) {
+        static_cast<uint16_t *>(out)[i] = floatToBf16(in[i]);
+    }
+}
+
+}  // namespace
+
+const Kernels kScalarKernels = {
+    "scalar",
+    kTileRows,
+    kTileRows,
+    {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemv<kBf12>},
+    expandBf12,
+    tile,
+    {score<kF32>, score<kF16>, score<kBf16>},
+    {weigh<kF32>, weigh<kF16>, weigh<kBf16>},
+    {gemvQuant<kQ8>, gemvQuant<kQ4>},
+    false,
+    {quantize<kQ8>, quantize<kQ4>},
+    rmsnorm,
+    add,
+    rope,
+    max,
+    expSum,
+    siluMul,
+    {storeF32, storeF16, storeBf16},
+    {loadFloats<kF32>, loadFloats<kF16>, loadFloats<kBf16>},
+    loadCodes,
+};
+
+}  // namespace q3::cpu

@@ -1,8 +1,0 @@
-// AVX-512 with VNNI: Ice Lake, Zen 4 and later.
-#include "ops/cpu/simd_avx512vnni.h"
-
-namespace q3::cpu {
-
-const Kernels kAvx512VnniKernels = simdTable<Avx512Vnni>("avx512vnni");
-
-}  // namespace q3::cpu

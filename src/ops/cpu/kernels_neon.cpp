@@ -1,8 +1,0 @@
-// NEON that every ARMv8-A has.
-#include "ops/cpu/simd_neon.h"
-
-namespace q3::cpu {
-
-const Kernels kNeonKernels = simdTable<Neon>("neon");
-
-}  // namespace q3::cpu

@@ -1,8 +1,0 @@
-// NEON with SDOT (ARMv8.2-A's dotprod): Cortex-A76, Neoverse N1 and later.
-#include "ops/cpu/simd_dotprod.h"
-
-namespace q3::cpu {
-
-const Kernels kNeonDotprodKernels = simdTable<NeonDotprod>("neon-dotprod");
-
-}  // namespace q3::cpu

@@ -1,0 +1,263 @@
+#include "ops/cpu/pack/pack.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "ops/cpu/kernels/panel_element.h"
+#include "ops/cpu/pack/panel_reader.h"
+#include "ops/cpu/pack/quant.h"
+#include "ops/half.h"
+#include "runtime/error.h"
+#include "runtime/readable.h"
+
+namespace q3::cpu {
+namespace {
+
+float elementAsFloat(const char *p, int32_t dtype) {
+    switch (dtype) {
+    case QWEN3_DTYPE_F16:
+        return f16ToFloat(readAs<uint16_t>(p));
+    case QWEN3_DTYPE_BF16:
+        return bf16ToFloat(readAs<uint16_t>(p));
+    default:
+        return readAs<float>(p);
+    }
+}
+
+// Panels a thread claims at a time. It is the one that touches their memory first, and two threads that do so in one
+// huge page both clear it.
+uint32_t packGrain(const CpuLinear &linear) {
+    constexpr size_t kHugePage = size_t{2} << 20;
+    return static_cast<uint32_t>(std::max<size_t>(1, kHugePage / linear.panel_bytes));
+}
+
+// Calls body(index, its rows, its memory) for every panel, in parallel.
+template <typename Body> void forPanels(const PanelReader &reader, CpuLinear &linear, ThreadPool &pool, Body body) {
+    pool.parallelFor(linear.npanels, packGrain(linear), [&](uint32_t begin, uint32_t end, uint32_t) {
+        for (uint32_t p = begin; p < end; ++p) {
+            body(p, reader.rows(p), linear.panels.as<char>() + p * linear.panel_bytes);
+        }
+    });
+}
+
+void packFloatPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightType type, uint32_t k, char *panel) {
+    for (uint32_t k0 = 0; k0 < k; k0 += PanelReader::kMaxBlock) {
+        const uint32_t count = std::min(PanelReader::kMaxBlock, k - k0);
+        if (type == kF32) {
+            reader.readFloats(rows, k0, count, reinterpret_cast<float *>(panel) + size_t{k0} * kPanelRows);
+        } else if (type == kBf16) {
+            reader.readPairs(rows, k0, count, reinterpret_cast<uint32_t *>(panel) + size_t{k0} / 2 * kPanelRows);
+        } else {
+            uint32_t pairs[PanelReader::kMaxBlock / 2 * kPanelRows];
+            reader.readPairs(rows, k0, count, pairs);
+            auto *out = reinterpret_cast<uint16_t *>(panel) + size_t{k0} * kPanelRows;
+            for (uint32_t i = 0; i < count; ++i) {
+                for (uint32_t j = 0; j < kPanelRows; ++j) {
+                    const uint32_t pair = pairs[size_t{i} / 2 * kPanelRows + j];
+                    out[size_t{i} * kPanelRows + j] = static_cast<uint16_t>(pair >> (i % 2 * 16));
+                }
+            }
+        }
+    }
+}
+
+void packQuantPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightType type, uint32_t k, char *panel) {
+    const size_t group_bytes = panelOffset(type, kGroup);
+    for (uint32_t k0 = 0; k0 < k; k0 += kGroup) {
+        float tile[kGroup * kPanelRows] = {};
+        reader.readFloats(rows, k0, std::min(kGroup, k - k0), tile);
+        (type == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel + k0 / kGroup * group_bytes);
+    }
+}
+
+// Calls body(tile, count, group index) for every group of a panel's bf16 pairs.
+template <typename Body> void forPairGroups(PanelReader &reader, const PanelReader::Rows &rows, uint32_t k, Body body) {
+    for (uint32_t k0 = 0; k0 < k; k0 += kGroup) {
+        uint32_t tile[kGroup / 2 * kPanelRows] = {};
+        const uint32_t count = std::min(kGroup, k - k0);
+        reader.readPairs(rows, k0, count, tile);
+        body(tile, count, k0 / kGroup);
+    }
+}
+
+// Two passes: how much stays raw must be known before the raw pairs get their memory.
+void packBf12(PanelReader &reader, CpuLinear &linear, ThreadPool &pool) {
+    std::vector<size_t> raw_pairs(size_t{linear.npanels} + 1, 0);
+    forPanels(reader, linear, pool, [&](uint32_t p, const PanelReader::Rows &rows, char *) {
+        size_t total = 0;
+        forPairGroups(reader, rows, linear.in,
+                      [&](const uint32_t *tile, uint32_t count, uint32_t) { total += countRawBf12(tile, count); });
+        raw_pairs[p + 1] = total;
+    });
+    for (size_t p = 0; p < linear.npanels; ++p) {
+        raw_pairs[p + 1] += raw_pairs[p];
+    }
+    constexpr size_t kRawPair = size_t{2} * kPanelRows;
+    linear.raw = Buffer(raw_pairs.back() * kRawPair * sizeof(uint16_t));
+    forPanels(reader, linear, pool, [&](uint32_t p, const PanelReader::Rows &rows, char *panel) {
+        uint16_t *raw = linear.raw.as<uint16_t>() + raw_pairs[p] * kRawPair;
+        forPairGroups(reader, rows, linear.in, [&](const uint32_t *tile, uint32_t count, uint32_t g) {
+            raw += packGroupBf12(tile, count, panel + g * kBf12GroupBytes, raw) * kRawPair;
+        });
+    });
+}
+
+size_t panelBytes(WeightType type, uint32_t k) {
+    const uint32_t whole = type == kBf16 ? 2 : (type >= kBf12 ? kGroup : 1);
+    return panelOffset(type, roundUp(k, whole));
+}
+
+void packBias(const LinearSource &source, CpuLinear &linear) {
+    uint32_t row = 0;
+    for (const HostMatrix &part : source.parts) {
+        for (uint32_t i = 0; i < part.rows && part.bias != nullptr; ++i) {
+            const char *p = static_cast<const char *>(part.bias) + i * dtypeSize(source.dtype);
+            const float value = elementAsFloat(p, source.dtype);
+            if (!std::isfinite(value)) {
+                fail(QWEN3_STATUS_BAD_WEIGHTS, "the bias of %s is NaN or infinite at index %u",
+                     describe(source.name, source.layer).c_str(), row + i);
+            }
+            linear.bias.as<float>()[row + i] = value;
+        }
+        row += part.rows;
+    }
+}
+
+}  // namespace
+
+WeightType weightType(int32_t dtype) {
+    switch (dtype) {
+    case QWEN3_DTYPE_F32:
+        return kF32;
+    case QWEN3_DTYPE_F16:
+        return kF16;
+    case QWEN3_DTYPE_INT8:
+        return kQ8;
+    case QWEN3_DTYPE_INT4:
+    case QWEN3_DTYPE_INT4_MIXED:
+        return kQ4;
+    case QWEN3_DTYPE_BF12:
+        return kBf12;
+    default:
+        return kBf16;
+    }
+}
+
+bool hasBias(const LinearSource &source) {
+    return std::any_of(source.parts.begin(), source.parts.end(),
+                       [](const HostMatrix &part) { return part.bias != nullptr; });
+}
+
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, bool interleave, Arena *arena) {
+    auto linear = std::make_unique<CpuLinear>();
+    uint32_t rows = 0;
+    for (const HostMatrix &part : source.parts) {
+        rows += part.rows;
+    }
+    linear->type = weightType(dtype);
+    linear->in = source.parts[0].cols;
+    linear->interleaved = interleave;
+    linear->out = interleave ? rows / 2 : rows;
+    linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (interleave ? 2 : 1);
+    linear->panel_bytes = panelBytes(linear->type, linear->in);
+    const size_t bytes = linear->panel_bytes * linear->npanels;
+    linear->panels = arena != nullptr ? arena->allocate(bytes) : Buffer(bytes);
+    if (hasBias(source)) {
+        linear->bias = Buffer(size_t{linear->npanels} * kPanelRows * sizeof(float));
+    }
+    return linear;
+}
+
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool,
+                                      Arena *arena) {
+    std::unique_ptr<CpuLinear> linear = emptyPanels(source, dtype, interleave, arena);
+    const bool quantised = isQuantised(linear->type);
+    const int32_t read_as = quantised ? QWEN3_DTYPE_F32 : linear->type == kBf12 ? QWEN3_DTYPE_BF16 : dtype;
+    PanelReader reader(source, read_as, {linear->out, linear->interleaved});
+    reader.checkReadable();
+    if (linear->type == kBf12) {
+        packBf12(reader, *linear, pool);
+    } else {
+        forPanels(reader, *linear, pool, [&](uint32_t, const PanelReader::Rows &rows, char *panel) {
+            (quantised ? packQuantPanel : packFloatPanel)(reader, rows, linear->type, linear->in, panel);
+        });
+    }
+    reader.check();
+    packBias(source, *linear);
+    return linear;
+}
+
+std::unique_ptr<CpuVector> packFloats(const VectorSource &source) {
+    if (!isReadable(source.data, source.size * dtypeSize(source.dtype))) {
+        failUnreadable(describe(source.name, source.layer).c_str());
+    }
+    auto vector = std::make_unique<CpuVector>();
+    vector->size = source.size;
+    vector->buffer = Buffer(source.size * sizeof(float));
+    for (uint32_t i = 0; i < source.size; ++i) {
+        const char *p = static_cast<const char *>(source.data) + i * dtypeSize(source.dtype);
+        const float value = elementAsFloat(p, source.dtype);
+        if (!std::isfinite(value)) {
+            fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN or infinite at index %u",
+                 describe(source.name, source.layer).c_str(), i);
+        }
+        vector->buffer.as<float>()[i] = value;
+    }
+    return vector;
+}
+
+std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool) {
+    const HostMatrix &matrix = source.parts[0];
+    auto table = std::make_unique<CpuTable>();
+    table->dtype = source.dtype;
+    table->rows = matrix.rows;
+    table->cols = matrix.cols;
+    table->data = matrix.data;
+    if (!borrow) {
+        const size_t row_bytes = matrix.cols * dtypeSize(source.dtype);
+        table->owned = Buffer(matrix.rows * row_bytes);
+        pool.parallelFor(matrix.rows, 256, [&](uint32_t begin, uint32_t end, uint32_t) {
+            std::memcpy(table->owned.as<char>() + begin * row_bytes,
+                        static_cast<const char *>(matrix.data) + begin * row_bytes, (end - begin) * row_bytes);
+        });
+        table->data = table->owned.data();
+    }
+    return table;
+}
+
+namespace {
+
+template <WeightType... Types>
+void readPanelRow(WeightType type, const char *panel, uint32_t row, uint32_t k, float *out) {
+    const auto read = [&](auto constant) {
+        for (uint32_t i = 0; i < k && constant == type; ++i) {
+            out[i] = weightAt<constant>(panel, row, i);
+        }
+    };
+    (read(std::integral_constant<WeightType, Types>()), ...);
+}
+
+}  // namespace
+
+void readRow(const Linear &table, uint32_t row, float *out) {
+    if (const auto *tied = dynamic_cast<const CpuTiedTable *>(&table)) {
+        size_t part = 0;
+        while (row >= tied->heads[part]->out) {
+            row -= tied->heads[part++]->out;
+        }
+        const CpuLinear &head = *tied->heads[part];
+        readPanelRow<kF32, kF16, kBf16, kBf12, kQ8, kQ4>(head.type, head.panel(row / kPanelRows), row % kPanelRows,
+                                                         head.in, out);
+        return;
+    }
+    const auto &plain = static_cast<const CpuTable &>(table);
+    const size_t size = dtypeSize(plain.dtype);
+    const char *start = static_cast<const char *>(plain.data) + size_t{row} * plain.cols * size;
+    for (uint32_t i = 0; i < plain.cols; ++i) {
+        out[i] = elementAsFloat(start + i * size, plain.dtype);
+    }
+}
+
+}  // namespace q3::cpu

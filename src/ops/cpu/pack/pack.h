@@ -1,0 +1,73 @@
+// Packs linear layers from the caller's layout into panels (kernels.h), in parallel, checking for NaN and infinity.
+#pragma once
+
+#include <memory>
+
+#include "ops/cpu/host_buffer.h"
+#include "ops/cpu/kernels/kernels.h"
+#include "ops/ops.h"
+#include "runtime/thread_pool.h"
+
+namespace q3::cpu {
+
+WeightType weightType(int32_t dtype);
+
+class CpuVector final : public Vector {
+public:
+    Buffer buffer;  // float [size]
+    uint32_t size = 0;
+    const float *data() const { return buffer.as<float>(); }
+    size_t bytes() const override { return size * sizeof(float); }
+};
+
+class CpuLinear final : public Linear {
+public:
+    WeightType type = kF32;
+    uint32_t out = 0;  // output features
+    uint32_t in = 0;
+    uint32_t npanels = 0;
+    size_t panel_bytes = 0;
+    bool interleaved = false;  // gate panels at even, up panels at odd indices; `out` counts gate rows only
+    Buffer panels;
+    Buffer raw;   // bf12: the pairs of k kept as bf16
+    Buffer bias;  // float [16 * npanels] in panel order, or empty
+    size_t bytes() const override { return panels.bytes() + raw.bytes() + bias.bytes(); }
+
+    uint32_t groups() const { return (in + kGroup - 1) / kGroup; }
+    const char *panel(uint32_t index) const { return panels.as<char>() + index * panel_bytes; }
+    const float *biasOf(uint32_t panel_index) const {
+        return bias.data() == nullptr ? nullptr : bias.as<float>() + size_t{panel_index} * kPanelRows;
+    }
+};
+
+// A row-major table, for token embeddings that are not shared with the head.
+class CpuTable final : public Linear {
+public:
+    int32_t dtype = 0;
+    uint32_t rows = 0, cols = 0;
+    Buffer owned;                // or
+    const void *data = nullptr;  // the caller's memory
+    size_t bytes() const override { return owned.bytes(); }
+};
+
+// Rows of an embedding that live in the tied head's panels.
+class CpuTiedTable final : public Linear {
+public:
+    std::vector<const CpuLinear *> heads;  // of all ranks, rows in order
+    size_t bytes() const override { return 0; }
+};
+
+// A layer of the source's shape with zeroed panels; of bf12, without raw pairs yet.
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, bool interleave, Arena *arena);
+bool hasBias(const LinearSource &source);
+
+// arena: where to take memory from; null: mappings of its own.
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool,
+                                      Arena *arena = nullptr);
+std::unique_ptr<CpuVector> packFloats(const VectorSource &source);
+std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool);
+
+// out[n] = row of a table as floats
+void readRow(const Linear &table, uint32_t row, float *out);
+
+}  // namespace q3::cpu

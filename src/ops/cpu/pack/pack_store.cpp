@@ -1,0 +1,139 @@
+#include "ops/cpu/pack/pack_store.h"
+
+#include <atomic>
+#include <cstddef>
+#include <cstring>
+#include <vector>
+
+namespace q3::cpu {
+namespace {
+
+constexpr size_t kRawPairBytes = size_t{2} * kPanelRows * sizeof(uint16_t);
+
+// Calls body(header) for every group of a bf12 panel and writes the header back.
+template <typename Body> void forHeaders(char *panel, uint32_t k, const Body &body) {
+    for (uint32_t k0 = 0; k0 < k; k0 += kGroup) {
+        char *group = panel + k0 / kGroup * kBf12GroupBytes;
+        Bf12Header header;
+        std::memcpy(&header, group, sizeof header);
+        body(header);
+        std::memcpy(group, &header, sizeof header);
+    }
+}
+
+static_assert(offsetof(Bf12Header, raw) == 0 && sizeof(Bf12Header::raw) == sizeof(uint64_t),
+              "offsets take the place of pointers");
+
+// In a file, the headers of bf12 groups hold offsets into the raw pairs where memory has pointers.
+void saveBf12(const CpuLinear &linear, PackedWriter &out) {
+    const char *base = linear.raw.as<char>();
+    out.blob(base, linear.raw.bytes());
+    out.begin(linear.panel_bytes * linear.npanels);
+    std::vector<char> panel(linear.panel_bytes);
+    for (uint32_t p = 0; p < linear.npanels; ++p) {
+        std::memcpy(panel.data(), linear.panel(p), linear.panel_bytes);
+        forHeaders(panel.data(), linear.in, [&](Bf12Header &header) {
+            const int64_t offset = reinterpret_cast<const char *>(header.raw) - base;
+            std::memcpy(static_cast<void *>(&header), &offset, sizeof offset);
+        });
+        out.append(panel.data(), panel.size());
+    }
+}
+
+void loadBf12(CpuLinear &linear, PackedReader &in, ThreadPool &pool) {
+    linear.raw = Buffer(in.nextBytes());
+    in.read(linear.raw.data(), linear.raw.bytes(), pool);
+    in.read(linear.panels.data(), linear.panel_bytes * linear.npanels, pool);
+    const char *base = linear.raw.as<char>();
+    const size_t raw_bytes = linear.raw.bytes();
+    std::atomic<bool> good{true};
+    pool.parallelFor(linear.npanels, 64, [&](uint32_t begin, uint32_t end, uint32_t) {
+        for (uint32_t p = begin; p < end; ++p) {
+            forHeaders(linear.panels.as<char>() + p * linear.panel_bytes, linear.in, [&](Bf12Header &header) {
+                uint64_t offset;
+                std::memcpy(&offset, static_cast<const void *>(&header), sizeof offset);
+                const size_t used = static_cast<size_t>(__builtin_popcount(header.pairs)) * kRawPairBytes;
+                if (offset > raw_bytes || used > raw_bytes - offset || offset % kRawPairBytes != 0) {
+                    good.store(false);
+                    header.pairs = 0;
+                }
+                header.raw = reinterpret_cast<const uint16_t *>(base + offset);
+            });
+        }
+    });
+    if (!good.load()) {
+        throw PackedFileError(PackedFileError::kCorrupt);
+    }
+}
+
+size_t biasBytes(const CpuLinear &linear) {
+    return size_t{linear.npanels} * kPanelRows * sizeof(float);
+}
+
+// An owned table without its content, or one that is the caller's memory.
+std::unique_ptr<CpuTable> emptyTable(const LinearSource &shape) {
+    auto table = std::make_unique<CpuTable>();
+    table->dtype = shape.dtype;
+    table->rows = shape.parts[0].rows;
+    table->cols = shape.parts[0].cols;
+    table->data = shape.parts[0].data;
+    return table;
+}
+
+}  // namespace
+
+void saveLinear(const Linear &linear, PackedWriter &out) {
+    if (const auto *table = dynamic_cast<const CpuTable *>(&linear)) {
+        if (table->owned.data() != nullptr) {
+            out.blob(table->owned.data(), size_t{table->rows} * table->cols * dtypeSize(table->dtype));
+        }
+    } else if (const auto *panels = dynamic_cast<const CpuLinear *>(&linear)) {
+        if (panels->type == kBf12) {
+            saveBf12(*panels, out);
+        } else {
+            out.blob(panels->panels.data(), panels->panel_bytes * panels->npanels);
+        }
+        if (panels->bias.data() != nullptr) {
+            out.blob(panels->bias.data(), biasBytes(*panels));
+        }
+    }  // a tied table is the head's
+}
+
+void saveVector(const CpuVector &vector, PackedWriter &out) {
+    out.blob(vector.data(), vector.bytes());
+}
+
+std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, int32_t dtype, bool interleave, PackedReader &in,
+                                      ThreadPool &pool, Arena *arena) {
+    std::unique_ptr<CpuLinear> linear = emptyPanels(shape, dtype, interleave, arena);
+    if (linear->type == kBf12) {
+        loadBf12(*linear, in, pool);
+    } else {
+        in.read(linear->panels.data(), linear->panel_bytes * linear->npanels, pool);
+    }
+    if (linear->bias.data() != nullptr) {
+        in.read(linear->bias.data(), biasBytes(*linear), pool);
+    }
+    return linear;
+}
+
+std::unique_ptr<CpuVector> loadFloats(const VectorSource &shape, PackedReader &in, ThreadPool &pool) {
+    auto vector = std::make_unique<CpuVector>();
+    vector->size = shape.size;
+    vector->buffer = Buffer(vector->bytes());
+    in.read(vector->buffer.data(), vector->bytes(), pool);
+    return vector;
+}
+
+std::unique_ptr<CpuTable> loadTable(const LinearSource &shape, bool borrow, PackedReader &in, ThreadPool &pool) {
+    std::unique_ptr<CpuTable> table = emptyTable(shape);
+    if (!borrow) {
+        const size_t bytes = size_t{table->rows} * table->cols * dtypeSize(table->dtype);
+        table->owned = Buffer(bytes);
+        in.read(table->owned.data(), bytes, pool);
+        table->data = table->owned.data();
+    }
+    return table;
+}
+
+}  // namespace q3::cpu

@@ -1,0 +1,195 @@
+#include "ops/cpu/pack/panel_reader.h"
+
+#include <cstring>
+#include <string>
+
+#include "ops/cpu/pack/transpose.h"
+#include "ops/half.h"
+#include "runtime/error.h"
+#include "runtime/readable.h"
+
+namespace q3::cpu {
+namespace {
+
+// Whether one of n elements has all exponent bits set: adding `lowest` (the exponent's lowest bit) to the magnitude
+// then carries into the sign bit. No early exit and no compare, so that it vectorises.
+template <typename Bits> bool anyNonFinite(const void *data, size_t n, Bits lowest) {
+    constexpr auto kSign = static_cast<Bits>(Bits{1} << (sizeof(Bits) * 8 - 1));
+    const auto *elements = static_cast<const char *>(data);
+    Bits any = 0;
+    for (size_t i = 0; i < n; ++i) {
+        const auto magnitude = static_cast<Bits>(readAs<Bits>(elements + i * sizeof(Bits)) & static_cast<Bits>(~kSign));
+        any = static_cast<Bits>(any | static_cast<Bits>(magnitude + lowest));
+    }
+    return (any & kSign) != 0;
+}
+
+// [count / 2][16][2] -> [count][16]
+template <float (*toFloat)(uint16_t)> void widen(const uint32_t *pairs, uint32_t count, float *out) {
+    for (uint32_t i = 0; i < count; ++i) {
+        const uint32_t *words = pairs + size_t{i} / 2 * kPanelRows;
+        const uint32_t shift = i % 2 * 16;
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            out[size_t{i} * kPanelRows + j] = toFloat(static_cast<uint16_t>(words[j] >> shift));
+        }
+    }
+}
+
+}  // namespace
+
+std::string describe(const char *name, int32_t layer) {
+    return layer < 0 ? std::string(name) : std::string(name) + " of layer " + std::to_string(layer);
+}
+
+PanelReader::PanelReader(const LinearSource &source, int32_t dtype, const PanelShape &shape)
+    : source_(source), dtype_(dtype), shape_(shape), zeros_(source.parts[0].cols * dtypeSize(source.dtype) + 64) {}
+
+PanelReader::Rows PanelReader::rows(uint32_t panel) const {
+    const uint32_t block = shape_.interleave ? panel / 2 : panel;
+    const uint32_t offset = shape_.interleave && panel % 2 == 1 ? shape_.out : 0;
+    const size_t size = dtypeSize(source_.dtype);
+    Rows result{};
+    result.contiguous = true;
+    result.first = offset + block * kPanelRows;
+    size_t part = 0;
+    uint32_t part_begin = 0;
+    for (uint32_t j = 0; j < kPanelRows; ++j) {
+        const uint32_t row = result.first + j;
+        if (row >= offset + shape_.out) {
+            result.data[j] = zeros_.data();
+            continue;
+        }
+        while (row - part_begin >= source_.parts[part].rows) {
+            part_begin += source_.parts[part].rows;
+            ++part;
+        }
+        const HostMatrix &matrix = source_.parts[part];
+        result.data[j] = static_cast<const char *>(matrix.data) + (row - part_begin) * matrix.row_stride * size;
+        result.col_stride[j] = matrix.col_stride * size;
+        result.contiguous = result.contiguous && matrix.col_stride == 1;
+    }
+    return result;
+}
+
+void PanelReader::checkReadable() const {
+    const size_t size = dtypeSize(source_.dtype);
+    for (const HostMatrix &part : source_.parts) {
+        const size_t bytes = ((part.rows - 1) * part.row_stride + (part.cols - 1) * part.col_stride + 1) * size;
+        if (!isReadable(part.data, bytes) || (part.bias != nullptr && !isReadable(part.bias, part.rows * size))) {
+            failUnreadable(describe(source_.name, source_.layer).c_str());
+        }
+    }
+}
+
+// Elements as they are, from rows of any strides.
+void PanelReader::gatherPairs(const Rows &rows, uint32_t k0, uint32_t count, uint32_t *tile) const {
+    const uint32_t words = count / 2;
+    if (rows.contiguous) {
+        const char *start[kPanelRows];
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            start[j] = rows.data[j] + size_t{k0} * sizeof(uint16_t);
+        }
+        transposeWords(start, words, tile);
+    } else {
+        for (uint32_t i = 0; i < words * 2; ++i) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                const auto bits = readAs<uint16_t>(rows.data[j] + (k0 + i) * rows.col_stride[j]);
+                uint32_t &word = tile[size_t{i} / 2 * kPanelRows + j];
+                word = i % 2 == 0 ? bits : word | static_cast<uint32_t>(bits) << 16;
+            }
+        }
+    }
+    for (uint32_t j = 0; count % 2 == 1 && j < kPanelRows; ++j) {
+        const size_t stride = rows.contiguous ? sizeof(uint16_t) : rows.col_stride[j];
+        tile[size_t{words} * kPanelRows + j] = readAs<uint16_t>(rows.data[j] + (k0 + count - 1) * stride);
+    }
+}
+
+// Elements as floats.
+void PanelReader::gatherFloats(const Rows &rows, uint32_t k0, uint32_t count, float *tile) const {
+    if (source_.dtype == QWEN3_DTYPE_F32) {
+        if (rows.contiguous) {
+            const char *start[kPanelRows];
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                start[j] = rows.data[j] + size_t{k0} * sizeof(float);
+            }
+            transposeWords(start, count, reinterpret_cast<uint32_t *>(tile));
+            return;
+        }
+        for (uint32_t i = 0; i < count; ++i) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                tile[size_t{i} * kPanelRows + j] = readAs<float>(rows.data[j] + (k0 + i) * rows.col_stride[j]);
+            }
+        }
+        return;
+    }
+    uint32_t pairs[kMaxBlock / 2 * kPanelRows];
+    gatherPairs(rows, k0, count, pairs);
+    if (source_.dtype == QWEN3_DTYPE_F16) {
+        widen<f16ToFloat>(pairs, count, tile);
+    } else {
+        widen<bf16ToFloat>(pairs, count, tile);
+    }
+}
+
+void PanelReader::readFloats(const Rows &rows, uint32_t k0, uint32_t count, float *tile) {
+    gatherFloats(rows, k0, count, tile);
+    if (!anyNonFinite<uint32_t>(tile, size_t{count} * kPanelRows, 0x00800000U)) {
+        return;
+    }
+    for (uint32_t i = 0; i < count; ++i) {
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            if (findNonFinite(tile + size_t{i} * kPanelRows + j, 1, QWEN3_DTYPE_F32) == 0) {
+                report(rows, k0, i, j);
+            }
+        }
+    }
+}
+
+void PanelReader::readPairs(const Rows &rows, uint32_t k0, uint32_t count, uint32_t *tile) {
+    const size_t words = (size_t{count} + 1) / 2 * kPanelRows;
+    if (dtype_ == source_.dtype) {
+        gatherPairs(rows, k0, count, tile);
+    } else {
+        float floats[kMaxBlock * kPanelRows];
+        gatherFloats(rows, k0, count, floats);
+        std::memset(tile, 0, words * sizeof(uint32_t));
+        for (uint32_t i = 0; i < count; ++i) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                const float value = floats[size_t{i} * kPanelRows + j];
+                const uint32_t bits = dtype_ == QWEN3_DTYPE_F16 ? floatToF16(value) : floatToBf16(value);
+                tile[size_t{i} / 2 * kPanelRows + j] |= bits << (i % 2 * 16);
+            }
+        }
+    }
+    const uint16_t lowest = dtype_ == QWEN3_DTYPE_F16 ? 0x0400 : 0x0080;
+    if (!anyNonFinite<uint16_t>(tile, words * 2, lowest)) {
+        return;
+    }
+    for (uint32_t i = 0; i < count; ++i) {
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            const char *word = reinterpret_cast<const char *>(tile + size_t{i} / 2 * kPanelRows + j);
+            if (findNonFinite(word + i % 2 * sizeof(uint16_t), 1, dtype_) == 0) {
+                report(rows, k0, i, j);
+            }
+        }
+    }
+}
+
+void PanelReader::report(const Rows &rows, uint32_t k0, uint32_t column, uint32_t row) {
+    const uint64_t place = uint64_t{rows.first + row} << 32 | (k0 + column);
+    uint64_t least = bad_.load();
+    while (place < least && !bad_.compare_exchange_weak(least, place)) {
+    }
+}
+
+void PanelReader::check() const {
+    const uint64_t bad = bad_.load();
+    if (bad != kNone) {
+        fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN, infinite or too large for %s at row %u, column %u",
+             describe(source_.name, source_.layer).c_str(), dtypeName(dtype_), static_cast<uint32_t>(bad >> 32),
+             static_cast<uint32_t>(bad));
+    }
+}
+
+}  // namespace q3::cpu

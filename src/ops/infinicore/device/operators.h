@@ -1,0 +1,56 @@
+// InfiniCore's operators as plain functions of tensors: descriptors come from the cache, the workspace is shared.
+#pragma once
+
+#include <initializer_list>
+
+#include "ops/infinicore/device/descriptors.h"
+
+namespace q3::infinicore {
+
+// Needs a DeviceScope for every call but the destructor. Results are ready after Device::synchronize.
+class Kernels {
+public:
+    explicit Kernels(std::shared_ptr<Device> device);
+
+    void gemm(const Tensor &c, const Tensor &a, const Tensor &b, float alpha, float beta);  // c = alpha a b + beta c
+    void add(const Tensor &c, const Tensor &a, const Tensor &b);
+    void rmsNorm(const Tensor &y, const Tensor &x, const Tensor &weight, float epsilon);
+    // Rotation of x [ntok, heads, dh] in place, GPT-NeoX or interleaved (GPT-J); tables [ntok, dh / 2]
+    void rope(const Tensor &x, const Tensor &positions, const Tensor &sin, const Tensor &cos, bool neox);
+    void causalSoftmax(const Tensor &x);  // in place
+    void swiglu(const Tensor &out, const Tensor &up, const Tensor &gate);
+    void rearrange(const Tensor &dst, const Tensor &src);
+    // These fail with DEVICE_TYPE_NOT_SUPPORTED when the InfiniCore of this build has no such operator.
+    // sum = a + b (may be a itself), y = rmsnorm(sum)
+    void addRmsNorm(const Tensor &y, const Tensor &sum, const Tensor &a, const Tensor &b, const Tensor &weight,
+                    float epsilon);
+    void embedding(const Tensor &out, const Tensor &ids, const Tensor &table);
+    // Caches are [blocks, nkvh, block tokens, dh]; k, v [ntok, nkvh, dh]; slots int64 [ntok]: block * tokens + offset
+    void pagedCaching(const Tensor &k_cache, const Tensor &v_cache, const Tensor &k, const Tensor &v,
+                      const Tensor &slots);
+    // One query row per sequence: out, q [nseq, nh, dh]; tables int32 [nseq, blocks], lengths int32 [nseq]
+    void pagedAttention(const Tensor &out, const Tensor &q, const Tensor &k_cache, const Tensor &v_cache,
+                        const Tensor &tables, const Tensor &lengths, float scale);
+    // Any number: out, q [ntok, nh, dh]; starts int32 [nseq + 1], the sequences' first rows and ntok
+    void pagedAttentionPrefill(const Tensor &out, const Tensor &q, const Tensor &k_cache, const Tensor &v_cache,
+                               const Tensor &tables, const Tensor &lengths, const Tensor &starts, float scale);
+
+    // From now on C is cleared before a gemm with beta 0, for devices that multiply its old content by 0. Always so
+    // for float32 on the CPU device of 0.1.0.
+    void clearBeforeGemm();
+
+    size_t workspaceBytes() const { return workspace_.bytes(); }
+    const DescriptorCache &cache() const { return cache_; }
+
+private:
+    void clear(const Tensor &tensor);
+    InfiniopDescriptor *prepare(OpKind kind, std::initializer_list<const Tensor *> tensors, uint32_t scalar = 0);
+
+    std::shared_ptr<Device> device_;
+    DescriptorCache cache_;
+    Buffer workspace_;
+    bool clear_ = false;
+    Buffer zero_;  // one element
+};
+
+}  // namespace q3::infinicore

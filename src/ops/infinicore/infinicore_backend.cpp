@@ -1,0 +1,214 @@
+// A step of the InfiniCore backend, but for attention (attention.cpp, paged.cpp).
+#include "ops/infinicore/infinicore_backend.h"
+
+#include <algorithm>
+
+#include "ops/infinicore/convert.h"
+#include "runtime/error.h"
+
+namespace q3::infinicore {
+
+const StepPlan &InfinicoreOps::plan() const {
+    if (plan_ == nullptr) {
+        fail(QWEN3_STATUS_INTERNAL_ERROR, "InfiniCore backend: no step was begun");
+    }
+    return *plan_;
+}
+
+void InfinicoreOps::beginStep(const StepPlan &plan) {
+    DeviceScope scope(*device_);
+    plan_ = nullptr;
+    if (staging_busy_) {  // the previous step gave no logits, or failed
+        device_->synchronize();
+        staging_busy_ = false;
+    }
+    if (plan.ntok == 0 || plan.ntok > config_.max_step_tokens) {
+        fail(QWEN3_STATUS_INTERNAL_ERROR, "InfiniCore backend: a step of %u tokens, limit %u", plan.ntok,
+             config_.max_step_tokens);
+    }
+    const size_t n = size_t(plan.ntok) * (config_.dh / 2);
+    floatsTo(config_.dt_logits, rope_host_.data(), plan.rope_sin, n);
+    floatsTo(config_.dt_logits, rope_host_.data() + n * size_, plan.rope_cos, n);
+    staging_busy_ = true;
+    device_->uploadAsync(rope_.data(), rope_host_.data(), 2 * n * size_);
+    uploadIndices(plan);
+    singles_.clear();
+    for (const Sequence &sequence : plan.sequences) {
+        if (sequence.ntok == 1) {
+            singles_.push_back(&sequence);
+        }
+    }
+    std::sort(singles_.begin(), singles_.end(), [](const Sequence *a, const Sequence *b) { return a->pos < b->pos; });
+    plan_ = &plan;
+}
+
+void InfinicoreOps::checkToken(uint32_t index, uint32_t rows) const {
+    if (plan().tokens[index] >= rows) {
+        fail(QWEN3_STATUS_BAD_PARAM, "token %u at %u is not below the vocabulary size %u", plan().tokens[index], index,
+             rows);
+    }
+}
+
+void InfinicoreOps::embed(Activation x, const Linear &table) {
+    DeviceScope scope(*device_);
+    const uint32_t ntok = plan().ntok;
+    if (routes_.embedding) {
+        const DeviceLinear &rows = static_cast<const DeviceEmbedding &>(table).table();
+        for (uint32_t i = 0; i < ntok; ++i) {
+            checkToken(i, rows.rows);
+        }
+        kernels_->embedding(rowsOf(x, ntok), vector1d(step_.tokens, INFINI_DTYPE_I32, ntok),
+                            matrix(rows.weight.data(), dtype_, rows.rows, rows.cols, rows.cols));
+        return;
+    }
+    const auto &embedding = static_cast<const HostEmbedding &>(table);
+    const size_t row_bytes = embedding.cols * size_;
+    for (uint32_t i = 0; i < ntok; ++i) {
+        checkToken(i, embedding.rows);
+        embedding.readRow(embed_host_.data() + i * row_bytes, plan().tokens[i]);
+    }
+    device_->uploadAsync(x.data, embed_host_.data(), ntok * row_bytes);
+}
+
+Tensor InfinicoreOps::norm(const DeviceVector &weight) const {
+    return vector1d(weight.data.data(), static_cast<infiniDtype_t>(weight.dtype), weight.size);
+}
+
+void InfinicoreOps::addRmsnorm(Activation h, Activation x, Activation delta, const Vector &weight, float epsilon) {
+    DeviceScope scope(*device_);
+    const uint32_t ntok = plan().ntok;
+    const Tensor stream = rowsOf(x, ntok), scale = norm(static_cast<const DeviceVector &>(weight));
+    if (delta.data != nullptr && routes_.add_rms_norm) {
+        kernels_->addRmsNorm(rowsOf(h, ntok), stream, stream, rowsOf(delta, ntok), scale, epsilon);
+        return;
+    }
+    if (delta.data != nullptr) {
+        addInto(stream, rowsOf(delta, ntok));
+    }
+    kernels_->rmsNorm(rowsOf(h, ntok), stream, scale, epsilon);
+}
+
+// x += delta, both contiguous [rows, d]. Without add: products of short pieces of the rows with an identity, exact but
+// for the rounding of the sum, which gemm does once, as add would.
+void InfinicoreOps::addInto(const Tensor &x, const Tensor &delta) {
+    if (routes_.add) {
+        kernels_->add(x, x, delta);
+        return;
+    }
+    const size_t n = identity_rows_, pieces = x.layout.shape[0] * x.layout.shape[1] / n;
+    kernels_->gemm(matrix(x.data, dtype_, pieces, n, n), matrix(delta.data, dtype_, pieces, n, n),
+                   matrix(identity_.data(), dtype_, n, n, n), 1.0f, 1.0f);
+}
+
+// out[rows, weight.rows] = in[rows, weight.cols] W^T + bias, both contiguous.
+void InfinicoreOps::gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight) {
+    const size_t nout = weight.rows, nin = weight.cols;
+    const Tensor c = matrix(out, dtype_, rows, nout, nout);
+    if (weight.bias) {
+        kernels_->rearrange(c, matrix(weight.bias.data(), dtype_, rows, nout, 0));
+    }
+    kernels_->gemm(c, matrix(in, dtype_, rows, nin, nin), matrix(weight.weight.data(), dtype_, nin, nout, 1, nin), 1.0f,
+                   weight.bias ? 1.0f : 0.0f);
+}
+
+void InfinicoreOps::linear(Activation out, Activation in, const Linear &weight) {
+    DeviceScope scope(*device_);
+    gemmRows(out.data, in.data, plan().ntok, static_cast<const DeviceLinear &>(weight));
+}
+
+void InfinicoreOps::linearSwiglu(Activation act, Activation h, const Linear &gate_up) {
+    DeviceScope scope(*device_);
+    const uint32_t ntok = plan().ntok;
+    const Activation both{wide_.data(), 2 * act.width};
+    gemmRows(both.data, h.data, ntok, static_cast<const DeviceLinear &>(gate_up));
+    const Tensor gate = matrix(both.data, dtype_, ntok, act.width, both.width);
+    const Tensor up = matrix(at(both, 0, act.width), dtype_, ntok, act.width, both.width);
+    kernels_->swiglu(rowsOf(act, ntok), up, gate);
+}
+
+void InfinicoreOps::gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
+                                  const Vector &weight, float epsilon) {
+    DeviceScope scope(*device_);
+    if (nrows == 0) {
+        return;
+    }
+    if (nrows > config_.max_step_tokens) {
+        fail(QWEN3_STATUS_INTERNAL_ERROR, "InfiniCore backend: %u rows gathered, limit %u", nrows,
+             config_.max_step_tokens);
+    }
+    const size_t row_bytes = x.width * size_;
+    const Activation deltas{wide_.data(), x.width};
+    for (uint32_t i = 0, n; i < nrows; i += n) {  // runs of adjacent rows
+        n = 1;
+        while (i + n < nrows && rows[i + n] == rows[i] + n) {
+            ++n;
+        }
+        device_->copyAsync(at(out, i), at(x, rows[i]), n * row_bytes);
+        if (delta.data != nullptr) {
+            device_->copyAsync(at(deltas, i), at(delta, rows[i]), n * row_bytes);
+        }
+    }
+    const Tensor result = rowsOf(out, nrows), scale = norm(static_cast<const DeviceVector &>(weight));
+    if (delta.data != nullptr) {
+        addInto(result, rowsOf(deltas, nrows));
+    }
+    kernels_->rmsNorm(result, result, scale, epsilon);
+}
+
+void InfinicoreOps::readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const Linear &head) {
+    DeviceScope scope(*device_);
+    const auto &weight = static_cast<const DeviceLinear &>(head);
+    if (weight.rows > config_.dvoc) {
+        fail(QWEN3_STATUS_INTERNAL_ERROR, "InfiniCore backend: a head of %u rows, vocabulary size %u", weight.rows,
+             config_.dvoc);
+    }
+    for (uint32_t row = 0; row < nrows; row += logits_rows_) {
+        const uint32_t n = std::min(logits_rows_, nrows - row);
+        gemmRows(logits_.data(), at(in, row), n, weight);
+        const char *host = logits_.data();
+        if (!device_->isCpu()) {
+            device_->downloadAsync(logits_host_.data(), logits_.data(), size_t(n) * weight.rows * size_);
+            host = logits_host_.data();
+        }
+        device_->synchronize();
+        staging_busy_ = false;
+        for (uint32_t i = 0; i < n; ++i) {
+            toFloats(config_.dt_logits, logits + (row + i) * ld, host + size_t(i) * weight.rows * size_, weight.rows);
+        }
+    }
+}
+
+void InfinicoreOps::allReduceSum(Activation x) {
+    const size_t count = size_t(plan().ntok) * x.width;
+    if (comm_) {
+        DeviceScope scope(*device_);
+        comm_->sum(x.data, count, dtype_);
+    } else if (reduce_ != nullptr) {
+        reduceOnHost(x.data, count);
+    }
+}
+
+// On InfiniCore's CPU device, whose memory is the host's. Added up in float32 and rounded once.
+void InfinicoreOps::reduceOnHost(void *data, size_t count) {
+    {
+        DeviceScope scope(*device_);
+        device_->synchronize();
+    }
+    reduce_->run(rank_, data, count, [this](void *const *buffers, size_t begin, size_t end) {
+        constexpr size_t kBlock = 1024;
+        float total[kBlock], part[kBlock];
+        for (size_t at = begin; at < end; at += kBlock) {
+            const size_t n = std::min(kBlock, end - at);
+            toFloats(config_.dt_logits, total, static_cast<const char *>(buffers[0]) + at * size_, n);
+            for (uint32_t rank = 1; rank < reduce_->size(); ++rank) {
+                toFloats(config_.dt_logits, part, static_cast<const char *>(buffers[rank]) + at * size_, n);
+                std::transform(part, part + n, total, total, [](float p, float t) { return t + p; });
+            }
+            for (uint32_t rank = 0; rank < reduce_->size(); ++rank) {
+                floatsTo(config_.dt_logits, static_cast<char *>(buffers[rank]) + at * size_, total, n);
+            }
+        }
+    });
+}
+
+}  // namespace q3::infinicore

@@ -1,0 +1,149 @@
+// The InfiniCore backend: the nodes of ops.h composed from InfiniCore's operators. Activations, weights and KV are all
+// of one type A = dt_logits (norm weights may be F32), because the gemm operator takes one type only. Which operators
+// are used is settled at create, see routes.h.
+#pragma once
+
+#include <vector>
+
+#include "ops/infinicore/comm.h"
+#include "ops/infinicore/device/operators.h"
+#include "ops/infinicore/routes.h"
+#include "ops/infinicore/weights.h"
+
+namespace q3::infinicore {
+
+// Limits that tests make small.
+struct Tuning {
+    size_t score_bytes = size_t(64) << 20;   // attention scores at a time (at least one query row)
+    size_t logits_bytes = size_t(32) << 20;  // logits at a time (at least one row)
+    uint32_t block_tokens = 256;             // tokens of a KV block
+    uint32_t query_rows = 512;               // query rows of a sequence at a time
+    uint32_t gather_tokens = 4096;           // values gathered for one product, in whole KV blocks
+    uint32_t mask_width = 512;               // mask wider scores beforehand, except on the CPU; see maskedFrom
+    bool mask_on_cpu = false;                // on the CPU, mask always
+};
+
+class InfinicoreOps final : public Ops {
+public:
+    InfinicoreOps(const ModelConfig &config, const OpsOptions &options, const Tuning &tuning = {});
+
+    std::unique_ptr<Linear> packLinear(const LinearSource &source) override;
+    std::unique_ptr<Linear> packGateUp(const LinearSource &gate_up) override;
+    std::unique_ptr<Vector> packVector(const VectorSource &source) override;
+    std::shared_ptr<Linear> packEmbedding(const LinearSource &source, const std::vector<const Linear *> &heads,
+                                          bool borrow) override;
+    bool sharesEmbedding() const override { return !routes_.embedding; }  // then it is in host memory
+    Activation allocate(uint32_t rows, uint32_t width) override;
+
+    uint32_t kvBlockTokens() const override { return block_tokens_; }
+    size_t kvBlockBytes() const override { return config_.nlayer * layerBlockBytes(); }
+    BlockMemory &kvMemory() override { return kv_memory_; }
+
+    void beginStep(const StepPlan &plan) override;
+    void embed(Activation x, const Linear &table) override;
+    void addRmsnorm(Activation h, Activation x, Activation delta, const Vector &weight, float epsilon) override;
+    void linear(Activation out, Activation in, const Linear &weight) override;
+    void qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
+                         uint32_t layer) override;
+    void attention(Activation out, Activation qkv, uint32_t layer) override;
+    void linearSwiglu(Activation act, Activation h, const Linear &gate_up) override;
+    void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
+                       const Vector &weight, float epsilon) override;
+    void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const Linear &head) override;
+    void allReduceSum(Activation x) override;
+
+    size_t scratchBytes() const override;
+    uint32_t threads() const override { return device_->threads(); }
+    std::string description() const override;
+
+    const std::shared_ptr<Device> &device() const { return device_; }
+    void join(std::unique_ptr<Comm> comm) { comm_ = std::move(comm); }  // makes it one of several ranks
+
+    // n values of type A between device memory and floats in host memory; for set-up and tests.
+    void upload(void *data, const float *values, size_t n);
+    std::vector<float> download(const void *data, size_t n);
+    const Kernels &kernels() const { return *kernels_; }
+
+private:
+    // Query rows [first, first + rows) of a sequence.
+    struct QueryRange {
+        const Sequence &sequence;
+        uint32_t first, rows, total;  // total: keys visible to the last of the rows
+        size_t ld;                    // elements between rows of scores
+        char *scores;                 // [nh, rows, ld], in scores_
+    };
+
+    void settleRoutes();
+    uint32_t tableWidth(uint32_t blocks) const;
+    void makeIndices(uint64_t kv_limit_bytes);
+    void uploadIndices(const StepPlan &plan);
+    Tensor arenaOf(uint32_t layer, bool values) const;
+    void storePaged(char *qkv, uint32_t layer);
+    void attendPaged(char *out, char *qkv, uint32_t layer);
+    void checkToken(uint32_t index, uint32_t rows) const;
+    void makeMask();
+    void addInto(const Tensor &x, const Tensor &delta);
+    size_t layerBlockBytes() const { return size_t(2) * config_.nkvh * block_tokens_ * config_.dh * size_; }
+    size_t scoreStride(uint32_t total) const;
+    uint32_t fitRows(uint32_t pos, uint32_t remaining) const;
+    char *keys(const Sequence &sequence, uint32_t block, uint32_t layer) const;
+    void storeKv(char *qkv, uint32_t layer);
+    void attendRows(char *out, char *qkv, const QueryRange &range, uint32_t layer);
+    void attendSingles(Activation out, Activation qkv, uint32_t layer);
+    void scoreKeys(const Tensor &q, const QueryRange &range, uint32_t layer);
+    uint32_t maskedFrom(const QueryRange &range) const;
+    void sumValues(const Tensor &out, const QueryRange &range, uint32_t layer);
+    void reduceOnHost(void *data, size_t count);
+    void gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight);
+    Tensor norm(const DeviceVector &weight) const;
+
+    char *at(Activation a, size_t row = 0, size_t col = 0) const {
+        return static_cast<char *>(a.data) + (row * a.width + col) * size_;
+    }
+    Tensor rowsOf(Activation a, uint32_t rows) const { return matrix(a.data, dtype_, rows, a.width, a.width); }
+    const StepPlan &plan() const;
+
+    const ModelConfig config_;
+    const Tuning tuning_;
+    const infiniDtype_t dtype_;  // A
+    const size_t size_;          // bytes of A
+    std::shared_ptr<Device> device_;
+    DeviceBlockMemory kv_memory_;
+    uint32_t block_tokens_ = 0;
+    size_t score_elements_ = 0;
+    uint32_t query_rows_ = 0;
+    uint32_t gather_blocks_ = 0;
+    uint32_t logits_rows_ = 0;
+    uint32_t identity_rows_ = 0;
+    Routes routes_;
+    bool self_tested_ = false;
+
+    const uint32_t rank_;
+    HostAllReduce *const reduce_;  // sums over ranks on the CPU, else null
+    std::unique_ptr<Comm> comm_;   // and on other devices
+    std::unique_ptr<Kernels> kernels_;
+    std::vector<Buffer> activations_;
+    Buffer wide_;                    // [max_step_tokens, max(2 di, d)]: gate and up; gathered deltas
+    Buffer q_, o_;                   // [nh, query_rows, dh]: queries and outputs, head by head
+    Buffer scores_;                  // [nh, query_rows, keys]
+    Buffer values_;                  // [nkvh, gather_blocks * block_tokens, dh], 16-bit types only
+    Buffer mask_;                    // [block_tokens + query_rows keys, query_rows]: 0, and -infinity in the future
+    Buffer identity_;                // [identity_rows, identity_rows], where there is no add
+    Buffer positions_;               // int32 0, 1, 2, ... [max_step_tokens]
+    Buffer rope_, rope_host_;        // [2, max_step_tokens, dh / 2]: sin, cos
+    Buffer embed_host_;              // [max_step_tokens, d]
+    Buffer logits_, logits_host_;    // [logits_rows_, dvoc]; the CPU needs no copy on the host
+    bool staging_busy_ = false;      // the stream may still read rope_host_ and embed_host_
+    Buffer indices_, indices_host_;  // where newer operators read token ids and the places of blocks
+    const StepPlan *plan_ = nullptr;
+    std::vector<const Sequence *> singles_;  // the step's sequences of one row, by position
+
+    // A step's indices on the device; see uploadIndices.
+    struct StepIndices {
+        bool paged = false, decode = false;  // decode: one row per sequence
+        uint32_t width = 0;                  // of the table of blocks
+        void *slots = nullptr, *tables = nullptr, *lengths = nullptr, *starts = nullptr, *tokens = nullptr;
+    } step_;
+};
+
+}  // namespace q3::infinicore
