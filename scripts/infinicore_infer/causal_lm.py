@@ -22,8 +22,8 @@ from libinfinicore_infer import (
 )
 from numpy.typing import NDArray
 
+from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
-from infinicore_infer.checkpoint.safetensors import Checkpoint
 from infinicore_infer.checkpoint.weights import Qwen3WeightsImpl, Qwen3WeightsNaming
 from infinicore_infer.generate.sampling import SamplingParams, check_whole
 from infinicore_infer.generate.score import PerplexityResult
@@ -39,7 +39,8 @@ from infinicore_infer.generate.sequence import (
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, token_list
 from infinicore_infer.native.weight_cache import CheckpointCache
-from infinicore_infer.text.tokenizer import Message, Qwen3Tokenizer, TokenizerError
+from infinicore_infer.text.chat_template import Message, TokenizerError
+from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
 __all__ = [
     "DataType",

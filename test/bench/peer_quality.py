@@ -72,7 +72,7 @@ def run_llama(folder: Path) -> None:
 
 def compare(args: argparse.Namespace, folder: Path) -> list[Any]:
     """Return a row of figures for each format of ours and each kind of llama.cpp's."""
-    from infinicore_infer.checkpoint.safetensors import Checkpoint
+    from infinicore_infer.checkpoint.checkpoint import Checkpoint
     from infinicore_infer.tools.quality import Accumulator
     from qwen3 import Qwen3ForCausalLM
 

@@ -12,8 +12,8 @@ import resource
 import sys
 from pathlib import Path
 
+from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
-from infinicore_infer.checkpoint.safetensors import Checkpoint
 from infinicore_infer.checkpoint.weights import Qwen3WeightsImpl
 from infinicore_infer.native import weight_cache
 from infinicore_infer.native.load import LoadProgress

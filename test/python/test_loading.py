@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from infinicore_infer.checkpoint.safetensors import Checkpoint
+from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.native.load import LoadProgress, run_beside
 from libinfinicore_infer import Qwen3ModelOptions, load_library
 from python.helpers import SCRIPTS
@@ -143,7 +143,7 @@ from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import NativeModel
 from infinicore_infer.checkpoint.weights import Qwen3WeightsImpl
-from infinicore_infer.checkpoint.safetensors import Checkpoint
+from infinicore_infer.checkpoint.checkpoint import Checkpoint
 
 folder, size = Path(sys.argv[1]), int(sys.argv[2])
 meta, checkpoint = Qwen3MetaFromConfig(folder), Checkpoint(folder)

@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from infinicore_infer.text.tokenizer import (
-    IncrementalDetokenizer,
-    Qwen3Tokenizer,
-    StopMatcher,
-    TokenizerError,
-    check_messages,
-)
+from infinicore_infer.text.chat_template import TokenizerError, check_messages
+from infinicore_infer.text.streaming import IncrementalDetokenizer, StopMatcher
+from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 from python.helpers import DEMO, PLAIN_ADDED, SPECIAL, copy_folder, edit_json
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

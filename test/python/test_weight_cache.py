@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from infinicore_infer.checkpoint.safetensors import Checkpoint
+from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.native import cache_files, weight_cache
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import NativeModel, StepRequest

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
-from infinicore_infer.checkpoint.safetensors import Checkpoint
 from infinicore_infer.checkpoint.weights import (
     Qwen3WeightsImpl,
     Qwen3WeightsNaming,

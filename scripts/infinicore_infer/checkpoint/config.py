@@ -18,7 +18,7 @@ from typing import Any
 
 from libinfinicore_infer import DataType, Qwen3Meta, Qwen3ModelOptions, RopeType
 
-from infinicore_infer.checkpoint.safetensors import read_json_object
+from infinicore_infer.checkpoint.json_files import read_json_object
 
 # Keys of one rotary configuration that each type understands, besides the type and rope_theta.
 _ROPE_KEYS: dict[str, frozenset[str]] = {

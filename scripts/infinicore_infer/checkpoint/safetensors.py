@@ -1,4 +1,4 @@
-"""Reads safetensors checkpoints as numpy views into memory-mapped files.
+"""Reads safetensors files as numpy views into memory-mapped files.
 
 The `safetensors` package would be the natural choice, but its numpy interface cannot return
 bfloat16 (numpy has no such type) and it copies tensors. The library wants plain pointers, so this
@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
+from infinicore_infer.checkpoint.errors import SafetensorsError
 
 # The same bound the safetensors package uses; a larger header is a corrupt length field.
 MAX_HEADER_BYTES = 100_000_000
@@ -45,10 +44,6 @@ _NUMPY_TYPES: dict[str, Any] = {
     "BOOL": np.bool_,
 }
 _LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
-
-
-class SafetensorsError(ValueError):
-    """A checkpoint file is damaged, incomplete or of an unknown kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +83,6 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise SafetensorsError(f"key {twice!r} appears twice")
     return result
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        SafetensorsError: The file is not valid JSON, or not an object.
-        OSError: The file cannot be read.
-    """
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise SafetensorsError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise SafetensorsError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _parse_header(path: Path, view: memoryview) -> tuple[dict[str, Any], int]:
@@ -166,7 +145,7 @@ def _parse_entry(where: str, entry: object) -> tuple[str, tuple[int, ...], int, 
     return dtype, tuple(shape), begin, end
 
 
-class _Tensors(Mapping[str, Tensor]):
+class Tensors(Mapping[str, Tensor]):
     """Tensors by name, kept in ``_tensors``."""
 
     _tensors: dict[str, Tensor]
@@ -184,7 +163,7 @@ class _Tensors(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-class SafetensorsFile(_Tensors):
+class SafetensorsFile(Tensors):
     """One mapped safetensors file; a mapping from tensor names to :class:`Tensor`."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -261,81 +240,3 @@ class SafetensorsFile(_Tensors):
         except BufferError:
             # A caller still holds a view: the mapping goes with the last one of them.
             pass
-
-
-class Checkpoint(_Tensors):
-    """All tensors of a model folder: one ``model.safetensors``, or shards named by an index."""
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Open and check every file.
-
-        Args:
-            folder: The model's folder, or one ``.safetensors`` file.
-
-        Raises:
-            SafetensorsError: A file is damaged, a shard is missing, or shards and index disagree.
-            FileNotFoundError: There are no safetensors files.
-        """
-        self.folder = Path(folder)
-        self.files: list[SafetensorsFile] = []
-        self._tensors: dict[str, Tensor] = {}
-        index_path = self.folder / INDEX_NAME
-        try:
-            if self.folder.is_file():
-                self._add(self.folder)
-            elif (self.folder / SINGLE_NAME).is_file():
-                self._add(self.folder / SINGLE_NAME)
-            elif index_path.is_file():
-                self._add_shards(index_path)
-            else:
-                raise FileNotFoundError(
-                    f"{self.folder}: no {SINGLE_NAME} and no {INDEX_NAME} in this folder"
-                )
-        except BaseException:
-            self.close()
-            raise
-
-    def _add(self, path: Path) -> SafetensorsFile:
-        file = SafetensorsFile(path)
-        self.files.append(file)
-        for name, tensor in file.items():
-            if name in self._tensors:
-                raise SafetensorsError(
-                    f"tensor {name!r} is in two files: {self._tensors[name].file} and {path}"
-                )
-            self._tensors[name] = tensor
-        return file
-
-    def _add_shards(self, index_path: Path) -> None:
-        weight_map = read_json_object(index_path).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise SafetensorsError(f"{index_path}: has no 'weight_map'")
-        shards: dict[str, list[str]] = {}
-        for name, shard in weight_map.items():
-            # A shard is a file beside the index; anything else could point outside the folder.
-            if not isinstance(shard, str) or Path(shard).name != shard:
-                raise SafetensorsError(f"{index_path}: tensor {name!r}: bad file name {shard!r}")
-            shards.setdefault(shard, []).append(name)
-        missing = sorted(shard for shard in shards if not (index_path.parent / shard).is_file())
-        if missing:
-            raise SafetensorsError(f"{index_path}: missing shards: {', '.join(missing)}")
-        for shard, names in sorted(shards.items()):
-            file = self._add(index_path.parent / shard)
-            lacking = [name for name in names if name not in file]
-            if lacking:
-                raise SafetensorsError(
-                    f"{file.path}: has no tensor {lacking[0]!r}, which {index_path.name} places "
-                    f"there ({len(lacking)} such tensors)"
-                )
-            extra = [name for name in file if name not in weight_map]
-            if extra:
-                raise SafetensorsError(
-                    f"{file.path}: tensor {extra[0]!r} is not in {index_path.name} "
-                    f"({len(extra)} such tensors)"
-                )
-
-    def close(self) -> None:
-        """Unmap all files."""
-        self._tensors = {}
-        for file in self.files:
-            file.close()

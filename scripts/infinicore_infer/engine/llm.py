@@ -39,7 +39,7 @@ from infinicore_infer.engine.wakeups import Wakeups
 from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.generate.sampling import SamplingParams
 from infinicore_infer.generate.sequence import GenerationPiece, GenerationResult
-from infinicore_infer.text.tokenizer import Message
+from infinicore_infer.text.chat_template import Message
 
 __all__ = [
     "LLM",

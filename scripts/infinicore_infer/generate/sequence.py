@@ -17,7 +17,8 @@ from libinfinicore_infer import Qwen3Cancelled, Qwen3OutOfKVError
 from infinicore_infer.generate.drafts import Drafter, PromptLookup
 from infinicore_infer.generate.sampling import SamplerState, SamplingParams, draw_seed
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, StepResult
-from infinicore_infer.text.tokenizer import IncrementalDetokenizer, Qwen3Tokenizer, StopMatcher
+from infinicore_infer.text.streaming import IncrementalDetokenizer, StopMatcher
+from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
 # Tokens per step: large enough for matrix products to run at full speed, small enough for a
 # cancelled or shared step to end soon. The library computes at most as many at a time by default.

@@ -14,7 +14,7 @@ from typing import TextIO
 
 from libinfinicore_infer import ProgressCallback, Qwen3LoadState, Qwen3ModelOptions
 
-from infinicore_infer.checkpoint.safetensors import Checkpoint
+from infinicore_infer.checkpoint.checkpoint import Checkpoint
 
 _DRAW_SECONDS = 0.1
 
@@ -33,7 +33,7 @@ class LoadProgress:
             checkpoint: The files whose pages to release; it must stay open meanwhile.
             stream: Where to draw a bar, if that is a terminal; ``None``: no bar.
         """
-        mappings = [] if checkpoint is None else [file.mapping() for file in checkpoint.files]
+        mappings = [] if checkpoint is None else checkpoint.mappings()
         count = len(mappings)
         self.state = Qwen3LoadState(
             nmappings=count,

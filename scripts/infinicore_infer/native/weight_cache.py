@@ -18,7 +18,7 @@ from pathlib import Path
 
 from libinfinicore_infer import DataType, Qwen3Error, Qwen3ModelOptions, WeightCache
 
-from infinicore_infer.checkpoint.safetensors import Checkpoint
+from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.native.cache_files import check_space, entries, evict
 from infinicore_infer.native.model import NativeModel
 
@@ -68,7 +68,7 @@ class CheckpointCache:
         """Name the file; nothing is read or written yet."""
         self._directory = default_directory() if directory is None else directory
         folder = checkpoint.folder.resolve()
-        self.key = json.dumps([file.identity() for file in checkpoint.files])
+        self.key = json.dumps(checkpoint.identity())
         # The folder's own name only helps a person who looks at the directory.
         name = re.sub(r"[^\w.-]", "_", folder.name, flags=re.ASCII)[:64]
         digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]

@@ -1,27 +1,19 @@
-"""Text to token ids and back: tokenizer.json, chat template, incremental decoding, stop strings."""
+"""Text to token ids and back: tokenizer.json, and the chat template beside it."""
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-Message = Mapping[str, Any]
+from infinicore_infer.text.chat_template import Message, TokenizerError, check_messages, render
 
 # Private-use characters that stand around control tokens in text that must not have any.
 _MARK, _MARK_END = "\ue0f0", "\ue0f1"
-
-_ROLES = ("system", "developer", "user", "assistant", "tool")
-
-
-class TokenizerError(ValueError):
-    """Tokenizer files are missing or damaged, or messages do not fit the chat template."""
 
 
 @lru_cache(maxsize=1)
@@ -196,21 +188,13 @@ class Qwen3Tokenizer:
         """
         if self.chat_template is None:
             raise TokenizerError("this checkpoint has no chat template")
-        from jinja2 import TemplateError
-
-        clean = check_messages(messages)
-        try:
-            template = _compile_template(self.chat_template)
-            rendered: str = template.render(
-                messages=clean,
-                tools=None if tools is None else list(tools),
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **{**self._special_texts(), **variables},
-            )
-            return rendered
-        except (TemplateError, TypeError) as error:
-            raise TokenizerError(f"the chat template failed: {error}") from error
+        return render(
+            self.chat_template,
+            check_messages(messages),
+            tools,
+            add_generation_prompt,
+            {**self._special_texts(), **variables},
+        )
 
     def encode_chat(
         self,
@@ -260,170 +244,3 @@ class Qwen3Tokenizer:
         if isinstance(value, list | tuple):
             return [self._mark(item) for item in value]
         return value
-
-
-def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Check a conversation and return it ready for a template.
-
-    Keys whose value is ``None`` are dropped, the role ``developer`` becomes ``system``,
-    ``reasoning`` becomes ``reasoning_content``, and content given as a list of text parts becomes
-    one string.
-
-    Raises:
-        TokenizerError: Something is missing or of a wrong type; the message names the index.
-    """
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
-        raise TokenizerError("messages must be a list of at least one message")
-    result = []
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if not isinstance(message, Mapping):
-            raise TokenizerError(f"{where} must be an object, got {type(message).__name__}")
-        clean = {key: value for key, value in message.items() if value is not None}
-        role = clean.get("role")
-        if role not in _ROLES:
-            raise TokenizerError(f"{where}: role is {role!r}; known roles: {', '.join(_ROLES)}")
-        if "content" in clean:
-            clean["content"] = _content_text(where, clean["content"])
-        elif role == "assistant" and clean.get("tool_calls"):
-            # What the API clients of tool calls send; templates expect a string.
-            clean["content"] = ""
-        else:
-            raise TokenizerError(f"{where}: has no content")
-        if role == "developer":
-            # Its newer name; Qwen3's template would drop the message without a word.
-            clean["role"] = "system"
-        if "reasoning" in clean:
-            clean.setdefault("reasoning_content", clean.pop("reasoning"))
-        if not isinstance(clean.get("reasoning_content", ""), str):
-            raise TokenizerError(f"{where}: reasoning_content must be a string")
-        calls = clean.get("tool_calls", [])
-        if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-            raise TokenizerError(f"{where}: tool_calls must be a list of objects")
-        for number, call in enumerate(calls):
-            # Templates take both forms. Without a name they would fail, or write nonsense.
-            function = call.get("function", call)
-            if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-                raise TokenizerError(f"{where}: tool_calls[{number}] has no function with a name")
-        result.append(clean)
-    return result
-
-
-def _content_text(where: str, content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise TokenizerError(f"{where}: content must be a string or a list of text parts")
-    texts = []
-    for number, part in enumerate(content):
-        if not isinstance(part, Mapping) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise TokenizerError(f"{where}: content part {number} is {kind!r}; only text is known")
-        if not isinstance(part.get("text"), str):
-            raise TokenizerError(f"{where}: content part {number} has no text")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def _raise_exception(message: str) -> None:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML characters, which models were not trained on.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-@lru_cache(maxsize=8)
-def _compile_template(source: str) -> Any:
-    """Compile a template; sandboxed, because templates come with downloaded checkpoints."""
-    # Imported where it is used: programs that send no chat need not wait for it.
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
-
-
-class IncrementalDetokenizer:
-    """Turns tokens into text one at a time; the pieces joined equal the whole decoded at once.
-
-    A token may end inside a UTF-8 character; its bytes wait for the rest.
-    """
-
-    def __init__(self, tokenizer: Qwen3Tokenizer, skip_special: bool = True) -> None:
-        """Start with no text."""
-        self._tokenizer = tokenizer
-        self._skip_special = skip_special
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        """Add a token and return the text that is complete now; may be empty."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token, self._skip_special))
-
-    def finish(self) -> str:
-        """Return what is left: replacement characters for bytes that never became a character."""
-        return self._decoder.decode(b"", final=True)
-
-
-class StopMatcher:
-    """Finds stop strings in streamed text, also where they lie across pieces.
-
-    Text that may be the beginning of a stop string is held back, so it never leaks.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        """Store the stop strings.
-
-        Raises:
-            ValueError: A stop string is empty.
-        """
-        if any(not isinstance(stop, str) or not stop for stop in stops):
-            raise ValueError("stop strings must be strings of at least one character")
-        self._stops = tuple(stops)
-        self._held = ""
-        self.matched: str | None = None
-
-    def push(self, text: str) -> str:
-        """Add text and return what may be shown; after a match always empty."""
-        if self.matched is not None:
-            return ""
-        self._held += text
-        found = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
-        if found:
-            position, self.matched = min(found)
-            shown, self._held = self._held[:position], ""
-            return shown
-        keep = max((self._overlap(stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
-        return shown
-
-    def _overlap(self, stop: str) -> int:
-        """Return how many characters at the end of the held text begin the stop string."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
-
-    def finish(self) -> str:
-        """Return text held back for a stop string that did not come."""
-        shown, self._held = self._held, ""
-        return shown

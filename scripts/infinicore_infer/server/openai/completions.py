@@ -20,7 +20,8 @@ from infinicore_infer.server.openai.chat import check_length
 from infinicore_infer.server.openai.fields import CompletionBody
 from infinicore_infer.server.openai.usage import LegacyLogprobs, stop_reason, timings, usage
 from infinicore_infer.server.service import EventStream, Service, read_body
-from infinicore_infer.text.tokenizer import IncrementalDetokenizer, Qwen3Tokenizer
+from infinicore_infer.text.streaming import IncrementalDetokenizer
+from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
 _MAX_PROMPTS = 256
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from infinicore_infer.checkpoint.safetensors import Checkpoint, SafetensorsError, SafetensorsFile
+from infinicore_infer.checkpoint.checkpoint import Checkpoint
+from infinicore_infer.checkpoint.errors import SafetensorsError
+from infinicore_infer.checkpoint.safetensors import SafetensorsFile
 from safetensors.torch import save_file
 
 Header = dict[str, Any]

@@ -1,0 +1,25 @@
+"""JSON files of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from infinicore_infer.checkpoint.errors import SafetensorsError
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        SafetensorsError: The file is not valid JSON, or not an object.
+        OSError: The file cannot be read.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise SafetensorsError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SafetensorsError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
