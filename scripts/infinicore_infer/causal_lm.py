@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.checkpoint.weights import Qwen3WeightsImpl, Qwen3WeightsNaming
+from infinicore_infer.generate.constraint import Constraint
+from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.generate.sampling import SamplingParams, check_whole
 from infinicore_infer.generate.score import PerplexityResult
 from infinicore_infer.generate.score import perplexity as score_perplexity
@@ -74,6 +76,7 @@ class Qwen3ForCausalLM:
     Attributes:
         meta: The model's configuration.
         device: The device it runs on.
+        backend: Name of the backend that computes it: ``"cpu"`` or ``"infinicore"``.
     """
 
     def __init__(
@@ -180,6 +183,7 @@ class Qwen3ForCausalLM:
         except BaseException:
             self._checkpoint.close()
             raise
+        self.backend = self.native.build_info()["backend"]
         if not options.borrow_weights:
             self._checkpoint.close()
         if self._weight_cache is not None:
@@ -275,23 +279,60 @@ class Qwen3ForCausalLM:
             raise ValueError("the prompt is empty")
         return list(token_list(tokens, self.meta.dvoc))
 
-    def _sequence(
-        self, prompt: Prompt, params: SamplingParams, cache: KVCache | None = None
-    ) -> GenerationSequence:
-        backend = self.build_info()["backend"]
-        if params.lookup and backend != "cpu":
+    def check_lookup(self, lookup: int) -> None:
+        """Check how many tokens may be guessed per step; see :class:`SamplingParams`.
+
+        Raises:
+            ValueError: It is not from 0 to 64.
+            NotImplementedError: It is not 0, and the backend cannot verify guesses.
+        """
+        check_whole("lookup", lookup, 0, 64)
+        if lookup and self.backend != "cpu":
             raise NotImplementedError(
                 "lookup needs the cpu backend, where a token does not depend on how many are "
-                f"computed together; this model runs on backend {backend}"
+                f"computed together; this model runs on backend {self.backend}"
             )
+
+    def new_sequence(
+        self,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        *,
+        context_length: int | None = None,
+        stop_tokens: Sequence[int] = (),
+        cache: KVCache | None = None,
+        constraint: Constraint | None = None,
+        repetition: RepetitionDetector | None = None,
+        prompt_logprobs: int | None = None,
+    ) -> GenerationSequence:
+        """Return a sequence of this model, for those who run steps themselves.
+
+        Args:
+            tokens: The prompt, as :meth:`encode` returns it.
+            params: Sampling settings.
+            context_length: A shorter context than the model's, in tokens; ``None``: the model's.
+            stop_tokens: Ids that end the answer besides the model's own.
+            cache: As :class:`GenerationSequence`, and so are the others.
+            constraint: Decides before each choice which tokens are allowed.
+            repetition: Ends the answer when it repeats itself.
+            prompt_logprobs: Score the prompt and report this many likeliest tokens with each.
+
+        Raises:
+            ValueError: The prompt does not fit the context, or a setting is out of range.
+            NotImplementedError: The settings ask for lookup, and the backend cannot verify guesses.
+        """
+        self.check_lookup(params.lookup)
         return GenerationSequence(
-            self.encode(prompt),
+            tokens,
             params,
-            dctx=self.meta.dctx,
+            dctx=self.context_length if context_length is None else context_length,
             dvoc=self.meta.dvoc,
-            end_tokens=self.meta.end_tokens,
+            end_tokens=[*self.meta.end_tokens, *stop_tokens],
             tokenizer=self._tokenizer,
             cache=cache,
+            constraint=constraint,
+            repetition=repetition,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def stream_generate(
@@ -320,7 +361,8 @@ class Qwen3ForCausalLM:
             ValueError: The prompt does not fit the context, or a setting is out of range.
         """
         params = self.sampling_params(max_steps=max_steps, **settings)
-        return GenerationStream(self.native, self._sequence(prompt, params, cache), cancel)
+        sequence = self.new_sequence(self.encode(prompt), params, cache=cache)
+        return GenerationStream(self.native, sequence, cancel)
 
     def generate(
         self,
@@ -443,7 +485,8 @@ class Qwen3ForCausalLM:
         for i, prompt in enumerate(prompts):
             seed = None if params.seed is None else (params.seed + i) % 2**64
             try:
-                sequences.append(self._sequence(prompt, replace(params, seed=seed)))
+                tokens = self.encode(prompt)
+                sequences.append(self.new_sequence(tokens, replace(params, seed=seed)))
             except ValueError as error:
                 raise ValueError(f"prompt {i}: {error}") from error
         pieces = run_sequences(self.native, sequences, max_batch=max_batch, cancel=cancel)

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
-from infinicore_infer.engine.jobs import EngineConfig
 from infinicore_infer.server.app import make_app
 from infinicore_infer.server.grammar import Grammars
 from infinicore_infer.server.service import Service, ServiceConfig

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from infinicore_infer.engine.llm import (
-    LLM,
-    AsyncEngine,
+from infinicore_infer.engine.async_engine import AsyncEngine
+from infinicore_infer.engine.config import (
     DeadlineError,
-    Engine,
     EngineClosedError,
     EngineConfig,
     QueueFullError,
     StepFailedError,
-    make_job,
 )
+from infinicore_infer.engine.engine import Engine
+from infinicore_infer.engine.jobs import Submission
+from infinicore_infer.engine.llm import LLM
 from infinicore_infer.engine.pace import Pace
 from infinicore_infer.engine.prefix_cache import PrefixCache
 from infinicore_infer.generate.sequence import plan_step
@@ -81,17 +81,12 @@ def test_prompt_goes_in_between(llm: LLM) -> None:
     llm.engine.config.step_tokens = 32
     order: list[str] = []
     model = llm.model
-    first = make_job(
-        llm.engine,
-        model.encode("Hi"),
-        model.sampling_params(**LONG),
-        lambda update: order.append("a"),
+    settings = [model.sampling_params(**LONG)]
+    first = llm.engine.make_job(
+        Submission(model.encode("Hi"), settings), lambda update: order.append("a")
     )
-    second = make_job(
-        llm.engine,
-        model.encode("word " * 600),
-        model.sampling_params(**LONG),
-        lambda update: order.append("b"),
+    second = llm.engine.make_job(
+        Submission(model.encode("word " * 600), settings), lambda update: order.append("b")
     )
     llm.engine.submit([first, second])
     assert llm.engine.wait_idle(20)
@@ -112,7 +107,7 @@ def test_failed_step_hurts_only_the_culprit(llm: LLM, monkeypatch: pytest.Monkey
     model = llm.model
     settings = model.sampling_params(max_steps=10, temperature=0)
     jobs = [
-        make_job(llm.engine, model.encode(text), settings, seen.append)
+        llm.engine.make_job(Submission(model.encode(text), [settings]), seen.append)
         for text in ("Hello", "poison", "What is")
     ]
     llm.engine.submit(jobs)
@@ -142,7 +137,8 @@ def test_a_failing_receiver_hurts_nobody(llm: LLM) -> None:
         raise RuntimeError("receiver")
 
     model = llm.model
-    llm.engine.submit([make_job(llm.engine, [1, 2], model.sampling_params(**LONG), broken)])
+    submission = Submission([1, 2], [model.sampling_params(**LONG)])
+    llm.engine.submit([llm.engine.make_job(submission, broken)])
     assert llm.engine.wait_idle(5)
     check_no_leak(llm)
 
@@ -153,7 +149,9 @@ def test_queue_and_drain(llm: LLM) -> None:
     done: list[Any] = []
 
     def jobs(count: int) -> list[Any]:
-        return [make_job(engine, [1, 2, 3], settings, done.append) for _ in range(count)]
+        return [
+            engine.make_job(Submission([1, 2, 3], [settings]), done.append) for _ in range(count)
+        ]
 
     with pytest.raises(QueueFullError):
         engine.submit(jobs(11))
@@ -172,7 +170,7 @@ def test_close_ends_what_runs() -> None:
         engine = Engine(model)
         seen: list[Any] = []
         settings = model.sampling_params(temperature=0, ignore_eos=True)
-        engine.submit([make_job(engine, [1, 2, 3], settings, seen.append)])
+        engine.submit([engine.make_job(Submission([1, 2, 3], [settings]), seen.append)])
         engine.close()
         assert isinstance(seen[-1].error, EngineClosedError)
         assert model.stats()["ncaches"] == 0
@@ -218,9 +216,11 @@ def test_asyncio(llm: LLM, expected: list[list[int]]) -> None:
 def test_siblings_reuse_the_prompt(llm: LLM) -> None:
     prompt = llm.model.encode("word " * 300)
     settings = llm.model.sampling_params(max_steps=5, temperature=1.0)
-    leader = make_job(llm.engine, prompt, settings, lambda update: None)
+    submission = Submission(prompt, [settings] * 4)
+    leader = llm.engine.make_job(submission, lambda update: None)
     others = [
-        make_job(llm.engine, prompt, settings, lambda update: None, leader=leader) for _ in range(3)
+        llm.engine.make_job(submission, lambda update: None, number=i, leader=leader)
+        for i in range(1, 4)
     ]
     llm.engine.submit([leader, *others])
     assert llm.engine.wait_idle(10)
@@ -236,7 +236,7 @@ def test_speed_limits_prompt_parts(llm: LLM) -> None:
 
     def sequence(tokens: int) -> Any:
         settings = llm.model.sampling_params()
-        return make_job(llm.engine, [1] * tokens, settings, lambda update: None).sequence
+        return llm.engine.make_job(Submission([1] * tokens, [settings]), print).sequence
 
     answer, prompt = sequence(1), sequence(9)
     assert pace.budget([prompt]) == 160
@@ -258,7 +258,7 @@ def test_short_prompts_do_not_wait_for_long_ones(llm: LLM) -> None:
     def plan(budget: int, *remaining: int) -> list[int]:
         settings = llm.model.sampling_params()
         active = [
-            make_job(llm.engine, [1] * count, settings, lambda update: None).sequence
+            llm.engine.make_job(Submission([1] * count, [settings]), print).sequence
             for count in remaining
         ]
         counts = {id(sequence): count for sequence, count in plan_step(active, budget)}
@@ -333,7 +333,7 @@ def test_first_come_first_served(llm: LLM) -> None:
 
         return receive
 
-    jobs = [make_job(llm.engine, [i + 1] * 100, settings, sink(i)) for i in range(10)]
+    jobs = [llm.engine.make_job(Submission([i + 1] * 100, [settings]), sink(i)) for i in range(10)]
     llm.engine.submit(jobs)
     assert llm.engine.wait_idle(20)
     assert began == ended == list(range(10))
@@ -349,7 +349,8 @@ def test_deadlines(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
         def receive(update: Any) -> None:
             seen.setdefault(name, []).append(update)
 
-        return make_job(llm.engine, model.encode(name), settings, receive, timeout=timeout)
+        submission = Submission(model.encode(name), [settings], timeout=timeout)
+        return llm.engine.make_job(submission, receive)
 
     jobs = [job(f"slow {i}", None) for i in range(5)]
     jobs += [job("late", 0.3), job("queued", 0.1)]
@@ -372,7 +373,7 @@ def test_single_updates_of_cancelled_jobs(llm: LLM) -> None:
     def sink(i: int) -> Any:
         return lambda update: ends.append(i) if update.done else None
 
-    jobs = [make_job(llm.engine, [1, 2, 3], settings, sink(i)) for i in range(8)]
+    jobs = [llm.engine.make_job(Submission([1, 2, 3], [settings]), sink(i)) for i in range(8)]
     llm.engine.submit(jobs)
     for _ in range(3):
         llm.engine.cancel(jobs)

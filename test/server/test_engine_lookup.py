@@ -8,8 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.drafting import MAX_DRAFTING, BatchDrafter
-from infinicore_infer.engine.llm import LLM, Engine, EngineConfig, make_job
+from infinicore_infer.engine.engine import Engine
+from infinicore_infer.engine.jobs import Submission
+from infinicore_infer.engine.llm import LLM
 from infinicore_infer.generate import drafts
 from infinicore_infer.generate.drafts import StepCosts
 from python.helpers import DEMO
@@ -71,7 +74,8 @@ def test_coming_and_going(llm: LLM, reference: Qwen3ForCausalLM, policy: str) ->
         params = reference.sampling_params(
             temperature=i % 3 * 0.5, seed=i, max_steps=4 + 5 * i, ignore_eos=True
         )
-        jobs.append(make_job(llm.engine, llm.model.encode(prompt), params, lambda update: None))
+        submission = Submission(llm.model.encode(prompt), [params])
+        jobs.append(llm.engine.make_job(submission, lambda update: None))
     llm.engine.submit(jobs)
     assert llm.engine.wait_idle(20)
     for i, job in enumerate(jobs):
@@ -96,7 +100,8 @@ def test_ends(llm: LLM, reference: Qwen3ForCausalLM) -> None:
     end = whole.tokens[17]
     model, pieces = llm.model, []
     settings = model.sampling_params(temperature=0, max_steps=50)
-    job = make_job(llm.engine, model.encode(SAID), settings, pieces.append, stop_tokens=[end])
+    submission = Submission(model.encode(SAID), [settings], stop_tokens=[end])
+    job = llm.engine.make_job(submission, pieces.append)
     llm.engine.submit([job])
     assert llm.engine.wait_idle(10)
     first = whole.tokens.index(end)
@@ -181,7 +186,7 @@ def test_not_for_full_batches(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None
     sequences = []
     for i in range(MAX_DRAFTING + 1):
         tokens = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
-        sequence = make_job(llm.engine, tokens, params, print).sequence
+        sequence = llm.engine.make_job(Submission(tokens, [params]), print).sequence
         sequence.position = len(tokens) - 1
         sequences.append(sequence)
         lengths = [len(guess) for guess in BatchDrafter().choose([(s, 1) for s in sequences])]

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.engine.jobs import Update
-from infinicore_infer.engine.llm import AsyncStream
 from libinfinicore_infer import Qwen3Error
 from qwen3 import Qwen3ForCausalLM
 from serving import CAPITAL, GREEDY, STORY, LiveServer

@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from infinicore_infer.engine.jobs import Update
-from infinicore_infer.engine.llm import (
-    LLM,
-    DeadlineError,
-    EngineClosedError,
-    EngineConfig,
-    Job,
-    make_job,
-)
+from infinicore_infer.engine.config import DeadlineError, EngineClosedError, EngineConfig
+from infinicore_infer.engine.jobs import Job, Submission, Update
+from infinicore_infer.engine.llm import LLM
 from infinicore_infer.native.model import KVCache, NativeModel
 from python.helpers import DEMO
 from test_prefix_store import PROMPTS, SETTINGS, cold, files, filled, folder, run
@@ -61,8 +55,8 @@ class Asked:
         self.error: Exception | None = None
         self.done = threading.Event()
         params = llm.model.sampling_params(**SETTINGS)
-        tokens = llm.model.encode(prompt)
-        self.job: Job = make_job(llm.engine, tokens, params, self._take, timeout=timeout)
+        submission = Submission(llm.model.encode(prompt), [params], timeout=timeout)
+        self.job: Job = llm.engine.make_job(submission, self._take)
         llm.engine.submit([self.job])
 
     def _take(self, update: Update) -> None:

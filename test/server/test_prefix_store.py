@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from infinicore_infer.engine.llm import LLM, EngineConfig
+from infinicore_infer.engine.config import EngineConfig
+from infinicore_infer.engine.llm import LLM
 from infinicore_infer.engine.prefix_store import PrefixStore
 from infinicore_infer.generate.sequence import GenerationResult
 from infinicore_infer.native import cache_files

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.engine.jobs import Update
-from infinicore_infer.engine.llm import AsyncStream
 from infinicore_infer.engine.wakeups import Wakeups
 from infinicore_infer.generate.sequence import GenerationPiece
 from infinicore_infer.server.service import EventStream

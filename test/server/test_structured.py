@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from infinicore_infer.engine.jobs import Constraint
+from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.server.grammar import Grammars, choose_grammar
 from infinicore_infer.server.openai.fields import ChatBody
 from infinicore_infer.text.output import OutputParser

@@ -18,17 +18,16 @@ from functools import partial
 from libinfinicore_infer import Qwen3OutOfKVError
 
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
-from infinicore_infer.engine.drafting import BatchDrafter
-from infinicore_infer.engine.job_queue import JobQueue
-from infinicore_infer.engine.jobs import (
+from infinicore_infer.engine.config import (
     DeadlineError,
     EngineClosedError,
     EngineConfig,
     EngineStats,
-    Job,
     StepFailedError,
-    Update,
 )
+from infinicore_infer.engine.drafting import BatchDrafter
+from infinicore_infer.engine.job_queue import JobQueue
+from infinicore_infer.engine.jobs import Job, Submission, Update
 from infinicore_infer.engine.pace import Pace
 from infinicore_infer.engine.prefix_cache import PrefixCache
 from infinicore_infer.engine.prefix_loads import PrefixLoads
@@ -63,7 +62,7 @@ class Engine:
         """
         self.model = model
         self.config = config or EngineConfig()
-        model.sampling_params(lookup=self.config.lookup)
+        model.check_lookup(self.config.lookup)
         stats = model.stats()
         blocks = stats["kv_limit_bytes"] // stats["kv_block_bytes"]
         self.context_length = min(model.context_length, blocks * stats["kv_block_tokens"])
@@ -98,6 +97,42 @@ class Engine:
         """Seconds after which a place in the queue is likely to be free."""
         rounds = len(self._queue) / self.config.max_batch
         return max(1, min(60, round(self._job_seconds * rounds)))
+
+    def make_job(
+        self,
+        submission: Submission,
+        sink: Callable[[Update], object],
+        *,
+        number: int = 0,
+        leader: Job | None = None,
+    ) -> Job:
+        """Return a job for :meth:`submit`.
+
+        Args:
+            submission: The prompt and its settings.
+            sink: Receives the updates, on the engine's thread; must not block.
+            number: Which of the submission's answers it makes.
+            leader: A job with the same prompt whose prefix to reuse.
+
+        Raises:
+            ValueError: The prompt does not fit, or a setting is out of range.
+            NotImplementedError: The settings ask for lookup, and the backend cannot verify guesses.
+        """
+        params = submission.params[number]
+        if params.logprobs is None and not params.lookup:
+            params = replace(params, lookup=self.config.lookup)
+        sequence = self.model.new_sequence(
+            submission.prompt,
+            params,
+            context_length=self.context_length,
+            stop_tokens=submission.stop_tokens,
+            constraint=submission.constraint() if submission.constraint else None,
+            repetition=submission.repetition() if submission.repetition else None,
+            prompt_logprobs=submission.prompt_logprobs,
+        )
+        timeout = submission.timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return Job(sequence, sink, submission.name, deadline, leader)
 
     def submit(self, jobs: Sequence[Job], *, wait: bool = False) -> None:
         """Queue jobs, all or none.
@@ -156,14 +191,10 @@ class Engine:
         self._reap()
         self._admit()
         for job in self._active:
-            if job.scoring and job.sequence.remaining > 1:
-                self._guard([job], partial(score_prompt, self._native, job))
+            if job.sequence.scoring:
+                self._guard([job], partial(score_prompt, self._native, job.sequence))
                 break
-        sequences = {
-            id(job.sequence): job
-            for job in self._active
-            if not (job.scoring and job.sequence.remaining > 1)
-        }
+        sequences = {id(job.sequence): job for job in self._active if not job.sequence.scoring}
         if sequences:
             active = [job.sequence for job in sequences.values()]
             plan = plan_step(active, self._pace.budget(active))
@@ -198,7 +229,7 @@ class Engine:
     def _start(self, job: Job) -> None:
         sequence = job.sequence
         first = job.started is None
-        if not job.scoring:
+        if sequence.prompt_logprobs is None:
             again = job.leader is not None or job.load is not None or not first
             sequence.cache, job.origin = self._prefix.match(sequence.all_tokens, again)
         cached = sequence.result.reused_tokens
@@ -307,7 +338,7 @@ class Engine:
 
     def _remember(self, job: Job, count: int) -> None:
         sequence = job.sequence
-        if sequence.cache is not None and not job.scoring:
+        if sequence.cache is not None and sequence.prompt_logprobs is None:
             tokens = sequence.all_tokens[:count]
             node = self._prefix.insert(tokens, sequence.cache, job.origin, job.shared)
             if node is not None:

@@ -6,7 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from infinicore_infer.engine.jobs import EngineClosedError, EngineConfig, Job, QueueFullError
+from infinicore_infer.engine.config import EngineClosedError, EngineConfig, QueueFullError
+from infinicore_infer.engine.jobs import Job
 
 # How often jobs that only wait for files are looked at, for those whose time is over.
 _LOOK_SECONDS = 0.05

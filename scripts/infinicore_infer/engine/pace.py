@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infinicore_infer.engine.jobs import EngineConfig
+from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.generate.sequence import GenerationSequence
 
 # Fewest tokens of a step besides one per answer: matrix products need some to be efficient.

@@ -37,7 +37,8 @@ class PrefixLoads:
 
     def begin(self, job: Job) -> bool:
         """Have a file read if it brings much of a job's prompt; return whether to wait for it."""
-        if job.scoring or job.leader is not None or job.looked_up or self._prefix.store is None:
+        scoring = job.sequence.prompt_logprobs is not None
+        if scoring or job.leader is not None or job.looked_up or self._prefix.store is None:
             return False
         job.looked_up = True
         tokens = job.sequence.all_tokens

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from infinicore_infer.engine.jobs import Job
-from infinicore_infer.generate.sequence import TokenLogprobs
+from infinicore_infer.generate.sequence import GenerationSequence, TokenLogprobs
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, StepResult
 
 # Tokens per step while scoring a prompt: each brings a row of logits as long as the vocabulary.
@@ -44,19 +43,18 @@ def score_chunk(
     return result
 
 
-def score_prompt(model: NativeModel, job: Job) -> list[StepResult]:
-    """Compute the log-probabilities of the next tokens of a job's prompt; return nothing.
+def score_prompt(model: NativeModel, sequence: GenerationSequence) -> list[StepResult]:
+    """Compute the log-probabilities of the next tokens of a prompt; return nothing.
 
     Raises:
         Qwen3Error: The library failed.
     """
-    sequence = job.sequence
     count = min(sequence.remaining - 1, _SCORE_TOKENS)
-    assert sequence.cache is not None and job.prompt_logprobs is not None
+    assert sequence.cache is not None and sequence.prompt_logprobs is not None
     begin = sequence.position
     tokens = sequence.all_tokens[begin : begin + count + 1]
-    scores = score_chunk(model, sequence.cache, tokens, begin, job.prompt_logprobs)
+    scores = score_chunk(model, sequence.cache, tokens, begin, sequence.prompt_logprobs)
     # After a preemption, the first ones are known already.
-    job.scores += scores[max(len(job.scores) - begin, 0) :]
+    sequence.prompt_scores += scores[max(len(sequence.prompt_scores) - begin, 0) :]
     sequence.position += count
     return []

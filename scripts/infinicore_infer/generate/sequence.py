@@ -10,11 +10,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from ctypes import POINTER, c_uint32
 from dataclasses import dataclass, field
 
+import numpy as np
 from libinfinicore_infer import Qwen3Cancelled, Qwen3OutOfKVError
+from numpy.typing import NDArray
 
+from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.generate.drafts import Drafter, PromptLookup
+from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.generate.sampling import SamplerState, SamplingParams, draw_seed
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, StepResult
 from infinicore_infer.text.streaming import IncrementalDetokenizer, StopMatcher
@@ -66,8 +71,8 @@ class GenerationResult:
         tokens: All generated ids, the end token included.
         prompt_tokens: Length of the prompt in tokens.
         reused_tokens: How many of them were in the cache already.
-        finish_reason: ``"stop"`` (end token or stop string), ``"length"`` (limit or full context)
-            or ``"cancelled"``.
+        finish_reason: ``"stop"`` (end token or stop string), ``"length"`` (limit or full context),
+            ``"repetition"`` (where a detector of repetitions was given) or ``"cancelled"``.
         stop_string: The stop string that ended it, if one did.
         seed: The seed of its random draws.
         ttft: Seconds from the start to the first token.
@@ -98,7 +103,19 @@ class GenerationResult:
 
 
 class GenerationSequence:
-    """One prompt on its way to an answer."""
+    """One prompt on its way to an answer.
+
+    Attributes:
+        all_tokens: The prompt and what has been generated.
+        cache: Its KV cache, once started.
+        owns_cache: Whether the cache is its own and not the caller's.
+        position: How many of the tokens are computed.
+        result: The answer so far.
+        finished: Whether the answer is complete.
+        prompt_logprobs: How many likeliest tokens to report with each of the prompt's; ``None``:
+            the prompt is not scored.
+        prompt_scores: Log-probabilities of the prompt's tokens but the first, once computed.
+    """
 
     def __init__(
         self,
@@ -110,6 +127,9 @@ class GenerationSequence:
         end_tokens: Sequence[int],
         tokenizer: Qwen3Tokenizer | None,
         cache: KVCache | None = None,
+        constraint: Constraint | None = None,
+        repetition: RepetitionDetector | None = None,
+        prompt_logprobs: int | None = None,
     ) -> None:
         """Check the prompt against the context.
 
@@ -122,6 +142,10 @@ class GenerationSequence:
             tokenizer: For the text; ``None``: the text stays empty.
             cache: A cache to use and leave behind; tokens it shares with the prompt's beginning are
                 not computed again. ``None``: one of its own.
+            constraint: Decides before each choice which tokens are allowed; ``None``: all are.
+            repetition: Ends the answer with finish_reason ``"repetition"`` when it repeats itself.
+            prompt_logprobs: Score the prompt's tokens and report this many likeliest ones with
+                each; ``None``: no scoring. The whole prompt is computed then.
 
         Raises:
             ValueError: The prompt is empty or longer than the context.
@@ -144,7 +168,11 @@ class GenerationSequence:
         if params.logprobs is not None:
             self.result.logprobs = []
         self.finished = False
-        self._params = params
+        self.prompt_logprobs = prompt_logprobs
+        self.prompt_scores: list[TokenLogprobs] = []
+        self._constraint = constraint
+        self._repetition = repetition
+        self._mask: NDArray[np.uint32] | None = None
         self._end_tokens = frozenset() if params.ignore_eos else frozenset(end_tokens)
         # The last token generated need not be fed, so it may lie just outside the context.
         room = dctx - len(prompt) + 1
@@ -159,6 +187,11 @@ class GenerationSequence:
     def remaining(self) -> int:
         """How many known tokens are not computed yet."""
         return len(self.all_tokens) - self.position
+
+    @property
+    def scoring(self) -> bool:
+        """Whether tokens of the prompt are to be scored next."""
+        return self.prompt_logprobs is not None and self.remaining > 1
 
     def start(self, model: NativeModel) -> None:
         """Get a cache, or find what the given one already holds."""
@@ -192,6 +225,12 @@ class GenerationSequence:
         sampling = self._sampler.struct() if count == self.remaining else None
         if sampling is not None:
             sampling.ndraft = len(drafts)
+            if self._constraint is not None:
+                # Kept, because the structure only points to it.
+                self._mask = self._constraint.mask()
+                sampling.allowed_mask = (
+                    None if self._mask is None else self._mask.ctypes.data_as(POINTER(c_uint32))
+                )
         return StepRequest(self.cache, [*tokens, *drafts], self.position, sampling)
 
     def advance(self, count: int, step: StepResult) -> GenerationPiece | None:
@@ -222,7 +261,8 @@ class GenerationSequence:
 
     def guess(self) -> tuple[float, list[int]]:
         """Return guesses of the next tokens and the chance of each; the list may be empty."""
-        if self._lookup is None:
+        # A constraint has one mask for a step, so it goes token by token.
+        if self._lookup is None or self._constraint is not None:
             return 0.0, []
         self._lookup.guess()
         # A step brings one token more than its guesses.
@@ -243,6 +283,9 @@ class GenerationSequence:
         if result.logprobs is not None:
             piece.logprobs = TokenLogprobs(token, step.logprob, step.top)
             result.logprobs.append(piece.logprobs)
+        if self._constraint is not None:
+            self._constraint.accept(token)
+        repeats = self._repetition is not None and self._repetition.push(token)
         if token in self._end_tokens:
             piece.finish_reason = "stop"
         elif self._detokenizer is not None:
@@ -251,6 +294,8 @@ class GenerationSequence:
                 piece.finish_reason = "stop"
         if piece.finish_reason is None and len(result.tokens) >= self._limit:
             piece.finish_reason = "length"
+        if piece.finish_reason is None and repeats:
+            piece.finish_reason = "repetition"
         result.text += piece.text
         if piece.finish_reason is not None:
             piece.text += self.finish(piece.finish_reason)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
-from infinicore_infer.engine.jobs import DeadlineError, EngineClosedError, QueueFullError
+from infinicore_infer.engine.config import DeadlineError, EngineClosedError, QueueFullError
 
 _TYPES = {
     401: "authentication_error",

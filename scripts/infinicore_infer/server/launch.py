@@ -28,8 +28,8 @@ from libinfinicore_infer import Qwen3Error, load_library
 
 from infinicore_infer.arguments import add_lookup_argument, add_model_arguments, model_options
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
+from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
-from infinicore_infer.engine.jobs import EngineConfig
 from infinicore_infer.paths import DEMO
 from infinicore_infer.server.app import make_app
 from infinicore_infer.server.grammar import Grammars

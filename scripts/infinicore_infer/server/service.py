@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel
@@ -15,8 +15,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
-from infinicore_infer.engine.jobs import Update
-from infinicore_infer.engine.llm import AsyncEngine, AsyncStream, Engine
+from infinicore_infer.engine.async_engine import AsyncEngine, AsyncStream
+from infinicore_infer.engine.engine import Engine
+from infinicore_infer.engine.jobs import Submission, Update
 from infinicore_infer.server.errors import ApiError, from_exception, to_json, unavailable
 from infinicore_infer.server.metrics import Metrics
 
@@ -92,22 +93,23 @@ class Service:
         """The loaded model."""
         return self.ready().engine.model
 
-    def submit(self, groups: Any, **options: Any) -> AsyncStream:
-        """Queue prompts; see :meth:`AsyncEngine.submit`.
+    def submit(self, submissions: Sequence[Submission]) -> AsyncStream:
+        """Queue prompts, with the server's time limit; see :meth:`AsyncEngine.submit`.
 
         Raises:
             ApiError: With the status that says what is wrong.
         """
         engine = self.ready()
         room = engine.engine.config.max_batch + engine.engine.config.max_queue
-        count = sum(len(settings) for _, settings in groups)
+        count = sum(len(submission.params) for submission in submissions)
         if count > room:
             # Not 429: it would be the same at any time.
-            name = "n" if count > len(groups) else "prompt"
+            name = "n" if count > len(submissions) else "prompt"
             message = f"{name}: {count} answers at once; this server takes {room}"
             raise ApiError(400, message, name)
+        timeout = self.config.request_timeout
         try:
-            return engine.submit(groups, timeout=self.config.request_timeout, **options)
+            return engine.submit([replace(item, timeout=timeout) for item in submissions])
         except Exception as error:
             raise from_exception(error, engine.engine.retry_after) from error
 

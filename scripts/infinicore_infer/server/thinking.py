@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
-from infinicore_infer.engine.jobs import Constraint
+from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.server.errors import ApiError
 
 

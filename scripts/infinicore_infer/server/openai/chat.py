@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
-from infinicore_infer.engine.jobs import Constraint, Job, Update
-from infinicore_infer.engine.llm import AsyncStream
+from infinicore_infer.engine.async_engine import AsyncStream
+from infinicore_infer.engine.jobs import Job, Submission, Update
+from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.generate.sampling import SamplingParams
 from infinicore_infer.server.errors import ApiError, from_exception, json_response, named
 from infinicore_infer.server.grammar import Grammar, Grammars, choose_grammar
@@ -265,13 +266,15 @@ async def begin_chat(service: Service, grammars: Grammars, body: ChatBody, name:
         )
     except Exception as error:
         raise from_exception(error) from error
-    stream = service.submit(
-        [(plan.tokens, params)],
+    submission = Submission(
+        plan.tokens,
+        params,
         name=name,
         stop_tokens=body.stop_token_ids or (),
         constraint=constraint,
         repetition=body.repetition,
     )
+    stream = service.submit([submission])
     max_calls = 1 if body.parallel_tool_calls is False else None
     choices = [
         Choice(

@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
-from infinicore_infer.engine.jobs import Job, Update
-from infinicore_infer.engine.llm import AsyncStream
+from infinicore_infer.engine.async_engine import AsyncStream
+from infinicore_infer.engine.jobs import Job, Submission, Update
 from infinicore_infer.generate.sequence import TokenLogprobs
 from infinicore_infer.server.errors import ApiError, from_exception, json_response, named
 from infinicore_infer.server.openai.chat import check_length
@@ -78,7 +78,7 @@ class _Answer:
         """Begin with the prompt; its log-probabilities are there when the answer is."""
         result = self._job.sequence.result
         prompt = self._job.sequence.all_tokens[: result.prompt_tokens]
-        scores: list[TokenLogprobs | None] = [None, *self._job.scores]
+        scores: list[TokenLogprobs | None] = [None, *self._job.sequence.prompt_scores]
         scores += [None] * (len(prompt) - len(scores))
         self._items = [*zip(prompt, scores, strict=True), *self._items]
         self._texts = [*_texts(self._tokenizer, prompt, False), *self._texts]
@@ -113,11 +113,17 @@ async def completions(service: Service, request: Request) -> Response:
     except Exception as error:
         raise from_exception(error) from error
     stream = service.submit(
-        [(prompt, params) for prompt in prompts],
-        name=request.state.request_id,
-        stop_tokens=body.stop_token_ids or (),
-        prompt_logprobs=body.logprobs if body.echo else None,
-        repetition=body.repetition,
+        [
+            Submission(
+                prompt,
+                params,
+                name=request.state.request_id,
+                stop_tokens=body.stop_token_ids or (),
+                prompt_logprobs=body.logprobs if body.echo else None,
+                repetition=body.repetition,
+            )
+            for prompt in prompts
+        ]
     )
     answers = [_Answer(index, job, body, model) for index, job in enumerate(stream.jobs)]
     head = {
