@@ -2,7 +2,7 @@
 
     python test/bench/peer_quality.py --peer VENV/bin/python [--model-path DIR] [--text FILE]
 
-The figures are those of scripts/quality.py: each runtime's logits against our own of the checkpoint
+The figures are those of qwen3-quality: each runtime's logits against our own of the checkpoint
 as it is. llama.cpp (llama-cpp-python and gguf in the environment of --peer) gets the same weights
 as Q8_0 and as Q4_0 with its embedding, which is the head too, in Q8_0: llama-quantize keeps it at 6
 to 8 bits as well.

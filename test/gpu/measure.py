@@ -123,7 +123,7 @@ class Runtime:
 
 
 class DeviceBench(Bench):
-    """scripts/bench.py's measurements on this device."""
+    """The measurements of qwen3-bench on this device."""
 
     def __init__(self, name: str, dtype: DataType, device: DeviceType, dev_ids: list[int]) -> None:
         self.name, self.dtype, self.source_dtype = name, dtype, dtype
@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = device_counts().get(device, 0)
     if count == 0:
         print(
-            f"InfiniCore sees no device {args.device}: `python scripts/doctor.py` says what it "
+            f"InfiniCore sees no device {args.device}: `qwen3-doctor` says what it "
             "sees, and which InfiniCore that is",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""scripts/quality.py: its figures against the definitions, and the gates of the weight formats."""
+"""infinicore_infer/tools/quality.py: its figures against the definitions, and the gates of the weight formats."""
 
 from __future__ import annotations
 

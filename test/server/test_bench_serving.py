@@ -1,4 +1,4 @@
-"""scripts/bench_serving.py: its figures against answers and servers whose timing is known."""
+"""infinicore_infer/tools/bench_serving.py: its figures against answers and servers whose timing is known."""
 
 from __future__ import annotations
 
