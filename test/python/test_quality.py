@@ -1,4 +1,4 @@
-"""infinicore_infer/tools/quality.py: its figures against the definitions, and the gates of the weight formats."""
+"""The quality tool: its figures against the definitions, and the gates of the weight formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""infinicore_infer/tools/bench_serving.py: its figures against answers and servers whose timing is known."""
+"""The serving benchmark: its figures against answers and servers whose timing is known."""
 
 from __future__ import annotations
 
