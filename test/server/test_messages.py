@@ -11,8 +11,7 @@ import httpx
 import pytest
 from anthropic.types import Message
 from infinicore_infer.server.openai import chat as openai_chat
-from infinicore_infer.text.output import OutputParser
-from infinicore_infer.text.tool_calls import Part
+from infinicore_infer.text.output import OutputParser, Part
 from serving import CAPITAL, NO_THINK, STORY, WEATHER, WEATHER_TOOL, LiveServer
 
 MODEL = "qwen3-tiny"

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from infinicore_infer.text.output import OutputParser
-from infinicore_infer.text.tool_calls import Part
+from infinicore_infer.text.output import Arguments, Call, Content, OutputParser, Part, Reasoning
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 Message = tuple[str, str, list[tuple[str, str]]]
@@ -27,16 +26,16 @@ def parts_of(text: str, cuts: list[int], **options: Any) -> list[Part]:
 
 def split(text: str, cuts: list[int], **options: Any) -> Message:
     """Returns reasoning, content, and the calls' names and arguments."""
-    kinds = {"reasoning": "", "content": ""}
+    kinds: dict[type, str] = {Reasoning: "", Content: ""}
     calls: list[tuple[str, str]] = []
     for part in parts_of(text, cuts, **options):
-        if part.call:
-            calls.append((part.call.name, ""))
-        elif part.kind == "arguments":
+        if isinstance(part, Call):
+            calls.append((part.name, ""))
+        elif isinstance(part, Arguments):
             calls[-1] = (calls[-1][0], calls[-1][1] + part.text)
         else:
-            kinds[part.kind] += part.text
-    return kinds["reasoning"], kinds["content"], calls
+            kinds[type(part)] += part.text
+    return kinds[Reasoning], kinds[Content], calls
 
 
 def call(body: str) -> str:
@@ -199,10 +198,11 @@ def test_pieces_come_early() -> None:
     parser = OutputParser(tools=True)
     assert parser.push('<tool_call>\n{"name": "get') == []
     begin = parser.push('_it"')
-    assert [part.call.name for part in begin if part.call] == ["get_it"]
+    assert [part.name for part in begin if isinstance(part, Call)] == ["get_it"]
     seen = []
     for text in (', "arguments": {"a', '": "\\u00', "e9<", "b>", '"}', "}\n</tool", "_call>"):
-        seen.append("".join(part.text for part in parser.push(text)))
+        parts = [part for part in parser.push(text) if isinstance(part, Arguments)]
+        seen.append("".join(part.text for part in parts))
     assert seen == ['{"a', '": "', "\\u00e9", "<b>", '"}', "", ""]
     assert parser.finish() == []
 

@@ -11,7 +11,7 @@ import pytest
 from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.server.grammar import Grammars, choose_grammar
 from infinicore_infer.server.openai.fields import ChatBody
-from infinicore_infer.text.output import OutputParser
+from infinicore_infer.text.output import Arguments, Call, Content, OutputParser
 from qwen3 import Qwen3ForCausalLM
 from serving import CAPITAL
 
@@ -78,11 +78,11 @@ def calls_of(text: str) -> tuple[str, list[tuple[str, Any]]]:
     parts = parser.push(text) + parser.finish()
     content, calls = "", []
     for part in parts:
-        if part.call:
-            calls.append([part.call.name, ""])
-        elif part.kind == "arguments":
+        if isinstance(part, Call):
+            calls.append([part.name, ""])
+        elif isinstance(part, Arguments):
             calls[-1][1] += part.text
-        elif part.kind == "content":
+        elif isinstance(part, Content):
             content += part.text
     return content, [(name, json.loads(arguments)) for name, arguments in calls]
 

@@ -8,7 +8,12 @@ Calls come in pieces, as they are written.
 
 from __future__ import annotations
 
-from infinicore_infer.text.tool_calls import CALL, CallReader, Part
+from typing import Literal
+
+from infinicore_infer.text.parts import Arguments, Call, Content, Part, Reasoning
+from infinicore_infer.text.tool_calls import CALL, CallReader
+
+__all__ = ["Arguments", "Call", "Content", "OutputParser", "Part", "Reasoning"]
 
 _THINK, _THINK_END = "<think>", "</think>"
 
@@ -24,20 +29,21 @@ class OutputParser:
     """Takes text as it is generated and returns what it means.
 
     Attributes:
-        state: ``"start"``, ``"reasoning"``, ``"content"`` or ``"call"``.
+        state: What the text is part of now; ``"start"`` is before the first character that tells.
         calls: How many tool calls there were.
     """
 
     def __init__(
         self, *, thinking: bool = False, tools: bool = False, max_calls: int | None = None
     ) -> None:
-        """Start.
+        """Begin before the first character.
 
         Args:
             thinking: Whether the prompt has opened ``<think>`` already.
             tools: Whether tool calls are recognised.
             max_calls: Calls beyond this many are dropped.
         """
+        self.state: Literal["start", "reasoning", "content", "call"]
         self.state = "reasoning" if thinking else "start"
         self.calls = 0
         self._tools = tools
@@ -63,46 +69,47 @@ class OutputParser:
             self._take(parts, self._reader.finish())
             while self.state != "call" and self._step(parts):
                 pass
-        if self.state == "reasoning":
-            self._emit(parts, "reasoning", self._text.rstrip())
-        else:
-            self._emit(parts, "content", self._text.rstrip() if self.calls else self._text)
+        after_all = self.state == "reasoning" or self.calls
+        self._emit(parts, self._text.rstrip() if after_all else self._text)
         self._text = ""
         return parts
 
-    def _emit(self, parts: list[Part], kind: str, text: str) -> None:
+    def _emit(self, parts: list[Part], text: str) -> None:
+        """Hand out text of the thinking or of the answer."""
         if self._trim:
             text = text.lstrip()
         if text:
             self._trim = False
-            parts.append(Part(kind, text))
+            parts.append(Reasoning(text) if self.state == "reasoning" else Content(text))
 
     def _step(self, parts: list[Part]) -> bool:
         """Deal with some text; return whether another step may get further."""
         if self.state == "start":
             return self._start()
         if self.state == "call":
-            return self._call(parts)
-        reasoning = self.state == "reasoning"
-        if not reasoning and not self._tools:
-            self._emit(parts, "content", self._text)
+            text, self._text = self._text, ""
+            self._take(parts, self._reader.push(text))
+            return self.state != "call"
+        if self.state == "content" and not self._tools:
+            self._emit(parts, self._text)
             self._text = ""
             return False
-        tag = _THINK_END if reasoning else CALL
+        tag = _THINK_END if self.state == "reasoning" else CALL
         at = self._text.find(tag)
-        if at >= 0:
-            self._emit(parts, self.state, self._text[:at].rstrip())
-            self._text = self._text[at + len(tag) :]
-            self.state = "content" if reasoning else "call"
-            self._trim = reasoning or self._trim
-            self._reader = CallReader()
-            return True
-        # Whitespace before a tag is not part of the text either.
-        keep = _overlap(self._text, tag)
-        cut = len(self._text[: len(self._text) - keep].rstrip())
-        self._emit(parts, self.state, self._text[:cut])
-        self._text = self._text[cut:]
-        return False
+        if at < 0:
+            # Whitespace before a tag is not part of the text either.
+            keep = _overlap(self._text, tag)
+            cut = len(self._text[: len(self._text) - keep].rstrip())
+            self._emit(parts, self._text[:cut])
+            self._text = self._text[cut:]
+            return False
+        self._emit(parts, self._text[:at].rstrip())
+        self._text = self._text[at + len(tag) :]
+        if self.state == "reasoning":
+            self.state, self._trim = "content", True
+        else:
+            self.state, self._reader = "call", CallReader()
+        return True
 
     def _start(self) -> bool:
         text = self._text.lstrip()
@@ -115,18 +122,13 @@ class OutputParser:
             self.state = "content"
         return True
 
-    def _call(self, parts: list[Part]) -> bool:
-        text, self._text = self._text, ""
-        self._take(parts, self._reader.push(text))
-        return self.state != "call"
-
     def _take(self, parts: list[Part], found: list[Part]) -> None:
         """Hand out what the reader found, and go on behind the call if it has ended."""
         for part in found:
-            if part.kind == "content":
-                self._emit(parts, "content", part.text)
+            if isinstance(part, Content):
+                self._emit(parts, part.text)
                 continue
-            if part.kind == "call":
+            if isinstance(part, Call):
                 self._dropping = self._max_calls is not None and self.calls >= self._max_calls
                 self.calls += not self._dropping
             if not self._dropping:

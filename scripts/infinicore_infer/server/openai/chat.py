@@ -23,8 +23,7 @@ from infinicore_infer.server.openai.fields import ChatBody
 from infinicore_infer.server.openai.usage import chat_logprobs, stop_reason, timings, usage
 from infinicore_infer.server.service import EventStream, Service, read_body
 from infinicore_infer.server.thinking import limit_thinking
-from infinicore_infer.text.output import OutputParser
-from infinicore_infer.text.tool_calls import Part
+from infinicore_infer.text.output import Arguments, Call, OutputParser, Part, Reasoning
 
 
 @dataclass(slots=True)
@@ -173,21 +172,21 @@ class Choice:
 
     def calls_in(self, parts: list[Part]) -> bool:
         """Return whether the answer calls a tool."""
-        return bool(self.calls) or any(part.call for part in parts)
+        return bool(self.calls) or any(isinstance(part, Call) for part in parts)
 
     def _delta(self, part: Part) -> dict[str, Any]:
-        if part.call is not None:
-            function = {"name": part.call.name, "arguments": ""}
-            call = {"id": part.call.id, "type": "function", "function": function}
+        if isinstance(part, Call):
+            function = {"name": part.name, "arguments": ""}
+            call = {"id": part.id, "type": "function", "function": function}
             self.calls.append(call)
             return {
                 "tool_calls": [{"index": len(self.calls) - 1, **call, "function": {**function}}]
             }
-        if part.kind == "arguments":
+        if isinstance(part, Arguments):
             self.calls[-1]["function"]["arguments"] += part.text
             more = {"index": len(self.calls) - 1, "function": {"arguments": part.text}}
             return {"tool_calls": [more]}
-        if part.kind == "reasoning":
+        if isinstance(part, Reasoning):
             self.reasoning += part.text
             # Clients disagree about the name.
             return {"reasoning_content": part.text, "reasoning": part.text}
