@@ -1,32 +1,163 @@
-"""Command-line options of models, the same for the command line and the server."""
+"""Command-line options that several programs share, and how their values are read."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import importlib.util
+import ipaddress
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 from libinfinicore_infer import DeviceType
 
+from infinicore_infer.paths import CHECKOUT, DEMO, PROJECT
+
+KEY_VARIABLE = "INFINICORE_INFER_API_KEY"
+
 # Guesses per step of --lookup: more pay only where nearly all of them are right.
 _LOOKUP = 8
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
-    """Add them to a parser; ``count`` reads a number of devices."""
+# ------------------------------------------------------------------ types of values
+
+
+def memory_size(text: str) -> int:
+    """Return bytes from a number with an optional K, M, G or T (powers of 1024).
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no such number.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512M or 4G")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def positive_count(text: str) -> int:
+    """Read a whole number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no such number.
+    """
+    if not re.fullmatch(r"0*[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """Read a whole number from 0 on.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no such number.
+    """
+    if not re.fullmatch(r"\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """Read a number of seconds above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no such number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def need_matplotlib(parser: argparse.ArgumentParser) -> None:
+    """End a program with a usage error if --plot cannot draw."""
+    if importlib.util.find_spec("matplotlib") is None:
+        where = "-r scripts/requirements/bench.txt" if CHECKOUT else f"'{PROJECT}[bench]'"
+        parser.error(f"--plot needs matplotlib: pip install {where}")
+
+
+# ------------------------------------------------------------------ the model
+
+
+def add_model_path(parser: argparse.ArgumentParser) -> None:
+    """Add --model-path to a parser; :func:`model_folder` reads it."""
+    default = "required" if DEMO is None else "default: the tiny demo model of the repository"
+    parser.add_argument("--model-path", metavar="DIR", help=f"folder of the checkpoint ({default})")
+
+
+def model_folder(path: str | os.PathLike[str] | None) -> Path:
+    """Return the folder that --model-path names, or that of the demo model.
+
+    Raises:
+        ValueError: No folder was named, and this package does not run from a checkout of the
+            repository, which alone has the demo model.
+    """
+    if path is not None:
+        return Path(path)
+    if DEMO is None:
+        raise ValueError(
+            "--model-path is required: only a checkout of the repository has the demo model"
+        )
+    return DEMO
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how a model is loaded to a parser; :func:`model_options` reads them."""
     add = parser.add_argument
-    add("--device", default="cpu", metavar="NAME", help=", ".join(d.label for d in DeviceType))
-    add("--ndev", type=count, default=1, metavar="N", help="devices to cut the model over")
-    add("--backend", default="auto", choices=("auto", "cpu", "infinicore"))
-    add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all usable)")
+    devices = ", ".join(device.label for device in DeviceType)
+    add(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help=f"kind of device that computes (default: %(default)s); one of {devices}",
+    )
+    add(
+        "--ndev",
+        type=positive_count,
+        default=1,
+        metavar="N",
+        help="number of devices that the model is cut over (default: %(default)s)",
+    )
+    add(
+        "--backend",
+        default="auto",
+        choices=("auto", "cpu", "infinicore"),
+        help="operators that compute: the engine's own on the CPU, or InfiniCore's "
+        "(default: auto, which is cpu for the CPU and infinicore for every other device)",
+    )
+    add(
+        "--threads",
+        type=count,
+        default=0,
+        metavar="N",
+        help="number of CPU threads that compute (default: 0, as many as there are usable CPUs)",
+    )
     add(
         "--dtype",
         metavar="TYPE",
-        help="weights: f32, f16, bf16, bf12, int8, int4, int4-mixed (default: the checkpoint's)",
+        help="format that the weights are kept in: f32, f16, bf16, bf12, int8, int4 or int4-mixed "
+        "(default: that of the checkpoint)",
     )
-    add("--kv-dtype", metavar="TYPE", help="KV cache: f16, bf16, f32, int8 (default: f16 or f32)")
-    add("--no-cache", action="store_true", help="keep no packed weights on disk")
-    add("--cache-dir", metavar="DIR", help="where to keep them (default: the user's cache folder)")
+    add(
+        "--kv-dtype",
+        metavar="TYPE",
+        help="format that keys and values are kept in: f16, bf16, f32 or int8 "
+        "(default: f32 for weights in f32, else f16)",
+    )
+    add(
+        "--no-cache",
+        action="store_true",
+        help="do not keep the packed weights on disk for the next start",
+    )
+    add(
+        "--cache-dir",
+        metavar="DIR",
+        help="folder that packed weights are kept in (default: the user's cache folder)",
+    )
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -52,6 +183,88 @@ def add_lookup_argument(parser: argparse.ArgumentParser) -> None:
         const=_LOOKUP,
         default=0,
         metavar="N",
-        help="guess up to N tokens per step from repetitions; the answer stays the same "
-        f"(0: off, the default; without N: {_LOOKUP})",
+        help="number of tokens a step may guess from repetitions in the text, which makes answers "
+        f"faster and does not change them (default: 0, none; without N: {_LOOKUP})",
     )
+
+
+# ------------------------------------------------------------------ servers
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every server has, on one machine or many, to a parser."""
+    add = parser.add_argument
+    add(
+        "--model-name",
+        metavar="NAME",
+        help="name that clients call the model by (default: that of its folder)",
+    )
+    add(
+        "--max-tokens",
+        type=positive_count,
+        metavar="N",
+        help="longest context of a request in tokens (default: the model's own)",
+    )
+    add(
+        "--kv-memory",
+        type=memory_size,
+        default=0,
+        metavar="SIZE",
+        help="memory that keys and values of all requests may take, such as 4G "
+        "(default: half of what is free at the start)",
+    )
+    add(
+        "--max-batch",
+        type=positive_count,
+        default=16,
+        metavar="N",
+        help="number of answers that are computed together (default: %(default)s)",
+    )
+    add(
+        "--max-queue",
+        type=count,
+        default=256,
+        metavar="N",
+        help="number of requests that may wait; those beyond it get status 429 "
+        "(default: %(default)s)",
+    )
+    add(
+        "--drain-timeout",
+        type=seconds,
+        default=30.0,
+        metavar="S",
+        help="seconds that answers in progress may take to end after SIGTERM "
+        "(default: %(default)g)",
+    )
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address that the server listens at (default: %(default)s)",
+    )
+    add(
+        "--port",
+        type=count,
+        default=8000,
+        metavar="N",
+        help="port that the server listens at; 0 takes any free one (default: %(default)s)",
+    )
+    add(
+        "--api-key",
+        metavar="KEY",
+        help="key that every client has to send (default: that in the environment variable "
+        f"{KEY_VARIABLE}, or none)",
+    )
+
+
+def api_key(args: argparse.Namespace) -> str | None:
+    """Return the key that clients have to send, from --api-key or the environment; None: none."""
+    return args.api_key or os.environ.get(KEY_VARIABLE) or None
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only programs of this machine reach an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,4 +1,4 @@
-"""The command line of ``python scripts/qwen3.py``: one answer, or a chat in the terminal."""
+"""The command line ``qwen3``: one answer, or a chat in the terminal."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from typing import Any, NoReturn
 
 from libinfinicore_infer import DataType, DeviceType, Qwen3Error
 
-from infinicore_infer.arguments import add_lookup_argument, add_model_arguments, model_options
+from infinicore_infer.arguments import (
+    add_lookup_argument,
+    add_model_arguments,
+    add_model_path,
+    model_folder,
+    model_options,
+    positive_count,
+)
 from infinicore_infer.causal_lm import GenerationResult, KVCache, Qwen3ForCausalLM, SamplingParams
 from infinicore_infer.native import weight_cache
-from infinicore_infer.paths import DEMO
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -43,34 +49,102 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = _Parser(
-        prog="qwen3.py",
-        description="Run a Qwen3 model. Without --prompt: standard input is the prompt if it is "
-        "piped, else a chat begins.",
+        prog="qwen3",
+        description="Run a Qwen3 model. With --prompt, or with text piped into standard input, one "
+        "answer is written; without either, a chat begins.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model-path", metavar="DIR", help="checkpoint folder (default: the tiny demo model)")
-    add_model_arguments(parser, int)
-    add("--clear-cache", action="store_true", help="delete all kept packed weights and end")
-    add("--context", type=int, metavar="TOKENS", help="context length (default: the model's)")
-    add("--prompt", metavar="TEXT", help="answer this and end")
-    add("--system", metavar="TEXT", help="system message")
-    add("--raw", action="store_true", help="continue the prompt as it is, without chat template")
-    add("--no-think", action="store_true", help="answer without thinking first")
-    add("--max-tokens", type=int, metavar="N", help="longest answer (default: the context's end)")
-    add("--temperature", type=float, metavar="X", help="0: greedy (default: the checkpoint's)")
-    add("--top-k", type=int, metavar="N")
-    add("--top-p", type=float, metavar="X")
-    add("--min-p", type=float, metavar="X")
-    add("--repetition-penalty", type=float, metavar="X")
-    add("--presence-penalty", type=float, metavar="X")
-    add("--frequency-penalty", type=float, metavar="X")
-    add("--seed", type=int, metavar="N", help="same seed, same answer (default: random)")
+    add_model_path(parser)
+    add_model_arguments(parser)
+    add(
+        "--clear-cache",
+        action="store_true",
+        help="delete all packed weights that are kept on disk, and end",
+    )
+    add(
+        "--context",
+        type=positive_count,
+        metavar="TOKENS",
+        help="longest conversation in tokens (default: the model's own limit)",
+    )
+    add("--prompt", metavar="TEXT", help="text that the model answers before the program ends")
+    add("--system", metavar="TEXT", help="system message that the conversation begins with")
+    add(
+        "--raw",
+        action="store_true",
+        help="let the model continue the prompt as it is, without the chat template",
+    )
+    add("--no-think", action="store_true", help="ask the model to answer without thinking first")
+    add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="longest answer in tokens (default: to the end of the context)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="factor that flattens the distribution a token is drawn from; 0 always takes the "
+        "likeliest token (this and the next three by default: the checkpoint's own)",
+    )
+    add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens; 0 draws from all")
+    add(
+        "--top-p",
+        type=float,
+        metavar="X",
+        help="draw from the likeliest tokens that together have probability X",
+    )
+    add(
+        "--min-p",
+        type=float,
+        metavar="X",
+        help="draw from tokens that are at least X times as likely as the likeliest",
+    )
+    add(
+        "--repetition-penalty",
+        type=float,
+        metavar="X",
+        help="factor above 1 that makes tokens of prompt and answer less likely (default: the "
+        "checkpoint's)",
+    )
+    add(
+        "--presence-penalty",
+        type=float,
+        metavar="X",
+        help="amount taken off the logit of every token that the answer has already",
+    )
+    add(
+        "--frequency-penalty",
+        type=float,
+        metavar="X",
+        help="amount taken off the logit of a token for each time that the answer has it",
+    )
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="seed of the random numbers; the same seed gives the same answer (default: random)",
+    )
     add_lookup_argument(parser)
-    add("--stop", action="append", metavar="TEXT", help="end the answer before TEXT; repeatable")
-    add("--stats", action="store_true", help="report token counts and speeds on stderr")
-    add("--json", action="store_true", help="print one JSON object instead of text")
-    add("--quiet", action="store_true", help="no notes and no progress bar on stderr")
+    add(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="text that the answer ends before; may be given several times",
+    )
+    add(
+        "--stats",
+        action="store_true",
+        help="write counts of tokens and speeds to standard error after each answer",
+    )
+    add("--json", action="store_true", help="write one JSON object instead of the answer's text")
+    add(
+        "--quiet",
+        action="store_true",
+        help="write no notes and no progress bar to standard error",
+    )
     return parser
 
 
@@ -100,12 +174,8 @@ def _check_usage(args: argparse.Namespace) -> None:
     DeviceType.parse(args.device)
     DataType.parse(args.dtype)
     SamplingParams.from_config({}, **_settings(args))
-    for name in ("ndev", "context"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be above zero, got {value}")
-    if args.threads < 0:
-        raise ValueError(f"--threads must not be negative, got {args.threads}")
+    if not args.clear_cache:
+        model_folder(args.model_path)
     if args.raw and (args.system is not None or args.no_think):
         raise ValueError("--system and --no-think need the chat template, which --raw leaves out")
     if args.prompt is not None and not args.prompt.strip():
@@ -329,11 +399,9 @@ def run_chat(model: Qwen3ForCausalLM, args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> Qwen3ForCausalLM:
-    folder = args.model_path
-    if folder is None:
-        folder = DEMO
-        if not args.quiet:
-            _note(f"no --model-path: using the tiny demo model in {DEMO}")
+    folder = model_folder(args.model_path)
+    if args.model_path is None and not args.quiet:
+        _note(f"no --model-path: using the tiny demo model in {folder}")
     return Qwen3ForCausalLM(
         folder, max_tokens=args.context, progress=not args.quiet, **model_options(args)
     )

@@ -192,7 +192,7 @@ def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_importing_opens_nothing() -> None:
     code = (
-        "import qwen3, cli, libinfinicore_infer as b\n"
+        "import qwen3, infinicore_infer.cli, libinfinicore_infer as b\n"
         "assert not b._libraries\n"
         "assert 'libinfinicore_infer.so' not in open('/proc/self/maps').read()\n"
         "import sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"

@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from infinicore_infer import arguments, cli
 from python.helpers import DEMO, SCRIPTS, edit_json, make_text_model
 from qwen3 import Qwen3ForCausalLM
 
@@ -193,6 +195,17 @@ def test_undecodable_input_and_closed_output(text_folder: Path) -> None:
     shell = f'"{COMMAND[0]}" "{COMMAND[1]}" --model-path "{text_folder}" --prompt hi --raw | true'
     closed = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=60)
     assert "Traceback" not in closed.stderr
+
+
+def test_without_a_checkout(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """There is no demo model then, and whoever names no other is told so."""
+    monkeypatch.setattr(arguments, "DEMO", None)
+    assert cli.main(["--prompt", "hi"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.endswith(
+        "error: --model-path is required: only a checkout of the repository has the demo model\n"
+    )
+    assert "(required)" in cli.build_parser().format_help()
 
 
 def test_help() -> None:

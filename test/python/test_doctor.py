@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from infinicore_infer import arguments
 from infinicore_infer.tools import doctor
 from infinicore_infer.tools.doctor import SelfTest
 from libinfinicore_infer import DeviceType, load_library
+from python.helpers import DEMO
 
 TOKENS = [5, 6, 7]
 
@@ -124,7 +126,7 @@ def test_devices_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_devices(monkeypatch: pytest.MonkeyPatch, answer: SelfTest, text: str, advice: str) -> None:
     """Each device is tested; one that fails is named and the others go on."""
 
-    def answers(device: str, index: int, backend: str) -> SelfTest:
+    def answers(folder: Path, device: str, index: int, backend: str) -> SelfTest:
         return answer if index == 1 else SelfTest(TOKENS)
 
     monkeypatch.setattr(doctor, "run_self_test", answers)
@@ -137,11 +139,26 @@ def test_devices(monkeypatch: pytest.MonkeyPatch, answer: SelfTest, text: str, a
     assert text in findings[2].text and advice in findings[2].advice
 
 
+def test_without_the_demo_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in an installed package; --model-path names another checkpoint."""
+    monkeypatch.setattr(arguments, "DEMO", None)
+    (finding,) = doctor.check_generation({})
+    assert finding.state == "note" and "--model-path" in finding.advice
+    (finding,) = doctor.check_generation({}, str(tmp_path / "none"))
+    assert finding.state == "problem" and "none is not here" in finding.text
+    (finding,) = doctor.check_generation({}, str(DEMO))
+    assert finding.state == "ok" and finding.text.endswith("tokens from qwen3-tiny")
+
+
 def test_self_test_that_crashes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "doctor.py"
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setattr(doctor, "_SELF", (sys.executable, str(script)))
-    assert doctor.run_self_test("nvidia", 0, "infinicore") == SelfTest([], "killed by signal 11")
+    assert doctor.run_self_test(DEMO, "nvidia", 0, "infinicore") == SelfTest(
+        [], "killed by signal 11"
+    )
     script.write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setattr(doctor, "SELF_TEST_SECONDS", 0.5)
-    assert doctor.run_self_test("nvidia", 0, "infinicore") == SelfTest([], "no answer within 0.5 s")
+    assert doctor.run_self_test(DEMO, "nvidia", 0, "infinicore") == SelfTest(
+        [], "no answer within 0.5 s"
+    )

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from infinicore_infer.server.launch import build_parser, memory_size
+from infinicore_infer.arguments import memory_size
+from infinicore_infer.server.launch import build_parser
 from python.helpers import SCRIPTS
 
 MESSAGES = [{"role": "user", "content": "Tell me a story."}]

@@ -1,7 +1,7 @@
 """Answers the prompts of many files on a Ray cluster, without a server.
 
     pip install -r scripts/requirements/ray.txt
-    python scripts/ray_batch.py --model-path /models/Qwen3-0.6B --output answers prompts/*.jsonl
+    python -m infinicore_infer.cluster.batch --model-path DIR --output answers prompts/*.jsonl
 
 The files hold one JSON object per line with a ``prompt``, or ``messages`` for a chat. The output
 folder gets answers.jsonl with the same objects, each with the ``text`` and ``finish_reason`` of its
@@ -20,8 +20,9 @@ from typing import Any
 
 import ray
 
+from infinicore_infer.arguments import add_model_path, count, model_folder, positive_count
 from infinicore_infer.engine.llm import LLM
-from infinicore_infer.paths import DEMO, PACKAGES
+from infinicore_infer.paths import PACKAGES
 
 
 class Answerer:
@@ -73,23 +74,67 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("files", nargs="+", help="JSON lines")
-    add("--output", type=Path, required=True, metavar="DIR")
-    add("--model-path", metavar="DIR", help="checkpoint folder (default: the tiny demo model)")
-    add("--workers", type=int, default=1, metavar="N", help="models loaded in the cluster")
-    add("--threads", type=int, default=0, metavar="N", help="CPUs of a worker (default: 1, all)")
-    add("--batch", type=int, default=256, metavar="N", help="prompts handed to a worker at once")
-    add("--max-tokens", type=int, default=256, metavar="N", help="of an answer")
-    add("--temperature", type=float, metavar="T", help="0: greedy (default: the model's)")
-    add("--seed", type=int, metavar="N", help="for answers that can be repeated")
-    add("--address", metavar="HOST:PORT", help="of the cluster (default: the one at hand, or own)")
+    add("files", nargs="+", help="files of prompts, one JSON object a line")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder that answers.jsonl is written to",
+    )
+    add_model_path(parser)
+    add(
+        "--workers",
+        type=positive_count,
+        default=1,
+        metavar="N",
+        help="number of models that the cluster loads (default: %(default)s)",
+    )
+    add(
+        "--threads",
+        type=count,
+        default=0,
+        metavar="N",
+        help="number of CPUs that a worker asks Ray for and computes with "
+        "(default: 0, which asks for 1 and computes with all)",
+    )
+    add(
+        "--batch",
+        type=positive_count,
+        default=256,
+        metavar="N",
+        help="number of prompts that a worker is handed at once (default: %(default)s)",
+    )
+    add(
+        "--max-tokens",
+        type=positive_count,
+        default=256,
+        metavar="N",
+        help="longest answer in tokens (default: %(default)s)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="temperature of sampling; 0 always takes the likeliest token "
+        "(default: the checkpoint's)",
+    )
+    add(
+        "--seed", type=int, metavar="N", help="seed that makes answers repeatable (default: random)"
+    )
+    add(
+        "--address",
+        metavar="HOST:PORT",
+        help="address of the cluster (default: the one that this machine belongs to, else one of "
+        "its own)",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer; return the exit status."""
     args = build_parser().parse_args(argv)
-    path = str(Path(args.model_path or DEMO).resolve())
+    path = str(model_folder(args.model_path).resolve())
     environment = {"env_vars": {"PYTHONPATH": str(PACKAGES)}}
     ray.init(address=args.address, logging_level=logging.WARNING, runtime_env=environment)
     files = [str(Path(file).resolve()) for file in args.files]

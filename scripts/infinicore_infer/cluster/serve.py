@@ -1,11 +1,11 @@
-"""Serves a model from many machines: the server of launch_server.py as replicas on Ray Serve.
+"""Serves a model from many machines: the server of qwen3-server as replicas on Ray Serve.
 
     pip install -r scripts/requirements/ray.txt        # besides server.txt, on every machine
     ray start --head                                   # and `ray start --address=...` on the others
-    python scripts/serve_ray.py --model-path /models/Qwen3-0.6B --replicas 2 --max-replicas 8
+    python -m infinicore_infer.cluster.serve --model-path /models/Qwen3-0.6B --replicas 2
 
 Every replica loads the model and answers by itself: the API is that of docs/server.md. The model's
-folder and this repository, built, must be at the same path on every machine. Requests with the same
+folder and this package must be at the same path on every machine. Requests with the same
 ``X-Session-Id`` header go to the same replica, which has the chat's beginning in its prefix cache;
 without the header, Ray spreads them. See "Beyond one machine" in docs/server.md.
 """
@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,14 +26,23 @@ from libinfinicore_infer import load_library
 from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation, RequestRouterConfig
 
-from infinicore_infer.arguments import add_lookup_argument, add_model_arguments, model_options
+from infinicore_infer.arguments import (
+    add_lookup_argument,
+    add_model_arguments,
+    add_model_path,
+    add_server_arguments,
+    api_key,
+    is_loopback,
+    model_folder,
+    model_options,
+    positive_count,
+)
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
-from infinicore_infer.paths import DEMO, PACKAGES
+from infinicore_infer.paths import PACKAGES
 from infinicore_infer.server.app import make_app
 from infinicore_infer.server.grammar import Grammars
-from infinicore_infer.server.launch import KEY_VARIABLE, is_loopback, memory_size, positive_count
 from infinicore_infer.server.service import Service, ServiceConfig
 
 _LOG = logging.getLogger("infinicore_infer.server")
@@ -80,9 +87,9 @@ class Qwen3Replica:
 
 def deployment(args: argparse.Namespace) -> serve.Application:
     """Return what Ray Serve runs."""
-    folder = Path(args.model_path or DEMO).resolve()
-    api_key = args.api_key or os.environ.get(KEY_VARIABLE) or None
-    if api_key is None and not is_loopback(args.host):
+    folder = model_folder(args.model_path).resolve()
+    key = api_key(args)
+    if key is None and not is_loopback(args.host):
         _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
     build = app_builder(
         {
@@ -92,7 +99,7 @@ def deployment(args: argparse.Namespace) -> serve.Application:
             **model_options(args),
         },
         {"max_batch": args.max_batch, "max_queue": args.max_queue, "lookup": args.lookup},
-        {"model_name": args.model_name or folder.name, "api_key": api_key},
+        {"model_name": args.model_name or folder.name, "api_key": key},
     )
     scaling: dict[str, Any] = {"num_replicas": args.replicas}
     if args.max_replicas > args.replicas:
@@ -121,24 +128,35 @@ def deployment(args: argparse.Namespace) -> serve.Application:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = argparse.ArgumentParser(
-        prog="serve_ray.py", description="Serve a Qwen3 model on a Ray cluster.", allow_abbrev=False
+        prog="python -m infinicore_infer.cluster.serve",
+        description="Serve a Qwen3 model on a Ray cluster.",
+        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model-path", metavar="DIR", help="checkpoint folder (default: the tiny demo model)")
-    add("--model-name", metavar="NAME", help="the name clients use (default: the folder's)")
-    add("--replicas", type=int, default=1, metavar="N", help="at least (default: %(default)s)")
-    add("--max-replicas", type=int, default=0, metavar="N", help="more under load, up to this many")
-    add_model_arguments(parser, positive_count)  # --threads: a replica's CPUs for Ray too, or 1
-    add("--max-tokens", type=positive_count, metavar="N", help="context (default: the model's)")
+    add_model_path(parser)
+    add(
+        "--replicas",
+        type=positive_count,
+        default=1,
+        metavar="N",
+        help="number of replicas that always run (default: %(default)s)",
+    )
+    add(
+        "--max-replicas",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of replicas that run under load (default: as many as always run)",
+    )
+    add_model_arguments(parser)  # --threads: a replica's CPUs for Ray too, or 1
+    add_server_arguments(parser)
     add_lookup_argument(parser)
-    add("--kv-memory", type=memory_size, default=0, metavar="SIZE", help="per replica, such as 4G")
-    add("--max-batch", type=int, default=16, metavar="N", help="answers computed together")
-    add("--max-queue", type=int, default=256, metavar="N", help="answers waiting, per replica")
-    add("--drain-timeout", type=float, default=30.0, metavar="S", help="for answers at the end")
-    add("--api-key", metavar="KEY", help=f"what clients must send (default: ${KEY_VARIABLE})")
-    add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    add("--port", type=int, default=8000)
-    add("--address", metavar="HOST:PORT", help="of the cluster (default: the one at hand, or own)")
+    add(
+        "--address",
+        metavar="HOST:PORT",
+        help="address of the cluster (default: the one that this machine belongs to, else one of "
+        "its own)",
+    )
     return parser
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import ipaddress
 import json
 import logging
 import os
-import re
 import socket
 import sys
 import threading
@@ -26,96 +24,125 @@ from typing import Any
 import uvicorn
 from libinfinicore_infer import Qwen3Error, load_library
 
-from infinicore_infer.arguments import add_lookup_argument, add_model_arguments, model_options
+from infinicore_infer.arguments import (
+    add_lookup_argument,
+    add_model_arguments,
+    add_model_path,
+    add_server_arguments,
+    api_key,
+    is_loopback,
+    memory_size,
+    model_folder,
+    model_options,
+    positive_count,
+    seconds,
+)
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
-from infinicore_infer.paths import DEMO
 from infinicore_infer.server.app import make_app
 from infinicore_infer.server.grammar import Grammars
 from infinicore_infer.server.service import Service, ServiceConfig
 
 _LOG = logging.getLogger("infinicore_infer.server")
-KEY_VARIABLE = "INFINICORE_INFER_API_KEY"
 # Connections accepted in one round of the event loop.
 _ACCEPTS = 16
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def memory_size(text: str) -> int:
-    """Return bytes from a number with an optional K, M, G or T (powers of 1024).
-
-    Raises:
-        argparse.ArgumentTypeError: It is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512M or 4G")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def positive_count(text: str) -> int:
-    """Read a whole number above 0."""
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = argparse.ArgumentParser(
-        prog="launch_server.py",
-        description="Serve a Qwen3 model through an OpenAI-compatible API.",
+        prog="qwen3-server",
+        description="Serve a Qwen3 model to clients of OpenAI's and Anthropic's APIs.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model-path", metavar="DIR", help="checkpoint folder (default: the tiny demo model)")
-    add("--model-name", metavar="NAME", help="the name clients use (default: the folder's)")
-    add_model_arguments(parser, positive_count)
+    add_model_path(parser)
+    add_model_arguments(parser)
+    add_server_arguments(parser)
     add(
-        "--max-tokens",
-        type=positive_count,
-        metavar="N",
-        help="context length (default: the model's)",
+        "--prefix-cache",
+        type=memory_size,
+        metavar="SIZE",
+        help="part of --kv-memory that beginnings of past requests may take; 0 turns the cache "
+        "off (default: half)",
     )
-    add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    add("--port", type=int, default=8000, help="0: any free one (default: %(default)s)")
-    add("--api-key", metavar="KEY", help=f"what clients must send (default: ${KEY_VARIABLE})")
     add(
-        "--max-batch",
-        type=positive_count,
-        default=16,
-        metavar="N",
-        help="answers computed together",
+        "--prefix-dir",
+        metavar="DIR",
+        help="folder that often used beginnings are kept in for the next start (default: none)",
     )
-    add("--max-queue", type=int, default=256, metavar="N", help="answers waiting; more get 429")
-    add("--kv-memory", type=memory_size, default=0, metavar="SIZE", help="such as 4G")
-    add("--prefix-cache", type=memory_size, metavar="SIZE", help="0: off (default: half the KV)")
-    add("--prefix-dir", metavar="DIR", help="keep often used prefixes there (default: nowhere)")
-    add("--prefix-disk", type=memory_size, default=4 << 30, metavar="SIZE", help="most of them: 4G")
+    add(
+        "--prefix-disk",
+        type=memory_size,
+        default=4 << 30,
+        metavar="SIZE",
+        help="disk space that they may take there (default: 4G)",
+    )
     add_lookup_argument(parser)
     add(
-        "--step-tokens", type=positive_count, default=512, metavar="N", help="most tokens of a step"
+        "--step-tokens",
+        type=positive_count,
+        default=512,
+        metavar="N",
+        help="most tokens that one step computes (default: %(default)s)",
     )
-    add("--step-seconds", type=_seconds, default=0.5, metavar="S", help="longest pause of answers")
-    add("--request-timeout", type=_seconds, metavar="S", help="give a request up (default: never)")
-    add("--drain-timeout", type=_seconds, default=30.0, metavar="S", help="after SIGTERM")
-    add("--max-body", type=memory_size, default=16 << 20, metavar="SIZE", help="longest request")
-    add("--ping", type=_seconds, default=15.0, metavar="S", help="of silence before a comment")
-    add("--cors-origin", action="append", default=[], metavar="URL", help="repeatable (default: -)")
-    add("--allowed-host", action="append", default=[], metavar="NAME", help="repeatable; see docs")
-    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    add("--log-format", default="text", choices=("text", "json"), help="json: an object a line")
+    add(
+        "--step-seconds",
+        type=seconds,
+        default=0.5,
+        metavar="S",
+        help="seconds that answers may pause while new prompts are read (default: %(default)g)",
+    )
+    add(
+        "--request-timeout",
+        type=seconds,
+        metavar="S",
+        help="seconds after which a request is given up (default: never)",
+    )
+    add(
+        "--max-body",
+        type=memory_size,
+        default=16 << 20,
+        metavar="SIZE",
+        help="longest body of a request (default: 16M)",
+    )
+    add(
+        "--ping",
+        type=seconds,
+        default=15.0,
+        metavar="S",
+        help="seconds of silence after which a stream sends a keep-alive comment "
+        "(default: %(default)g)",
+    )
+    add(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="origin whose pages may use the server from a browser; may be given several times "
+        "(default: none but the server's own)",
+    )
+    add(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name besides this machine's own that a request may call the server by, see "
+        "docs/server.md; may be given several times",
+    )
+    add(
+        "--log-level",
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        help="least important kind of message that is written (default: %(default)s)",
+    )
+    add(
+        "--log-format",
+        default="text",
+        choices=("text", "json"),
+        help="form of the log: lines of text, or one JSON object a line (default: %(default)s)",
+    )
     return parser
 
 
@@ -135,14 +162,6 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether only programs of this machine reach an address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 class DrainingServer(uvicorn.Server):
     """A server that lets answers in progress end before it goes.
 
@@ -151,7 +170,6 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(self, config: uvicorn.Config, service: Service, drain_timeout: float) -> None:
-        """Prepare."""
         super().__init__(config)
         self.failed = False
         self._service = service
@@ -210,21 +228,21 @@ class DrainingServer(uvicorn.Server):
 
 
 def _run(args: argparse.Namespace) -> int:
-    folder = Path(args.model_path or DEMO)
+    folder = model_folder(args.model_path)
     if not (folder / "config.json").is_file():
         print(f"error: {folder}: no model folder (config.json is missing)", file=sys.stderr)
         return 1
     name = args.model_name or folder.resolve().name
-    api_key = args.api_key or os.environ.get(KEY_VARIABLE) or None
+    key = api_key(args)
     local = is_loopback(args.host)
-    if api_key is None and not local:
+    if key is None and not local:
         _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
     hosts = frozenset(name.lower() for name in (*args.allowed_host, socket.gethostname()))
-    checked = args.allowed_host or (local and api_key is None)
+    checked = args.allowed_host or (local and key is None)
     service = Service(
         ServiceConfig(
             name,
-            api_key,
+            key,
             args.max_body,
             args.request_timeout,
             args.ping,

@@ -32,6 +32,8 @@ import numpy as np
 from libinfinicore_infer import DataType, DeviceType, Qwen3ModelOptions, Qwen3Weights
 from numpy.typing import NDArray
 
+import infinicore_infer
+from infinicore_infer.arguments import count, need_matplotlib, positive_count
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, sampling_struct
@@ -153,7 +155,7 @@ class Bench:
     ) -> None:
         """Load random weights of the shape `name`.
 
-        Without a machine shares are of 1 GB/s and 1 GFLOP/s, for callers who compare by themselves.
+        Without a machine, shares are of 1 GB/s and 1 GFLOP/s: callers then compare by themselves.
         """
         self.name, self.dtype, self.machine = name, dtype, machine
         self.meta = Qwen3MetaFromConfig(official_config(name))
@@ -265,7 +267,12 @@ class Bench:
 
 
 def commit_name() -> str:
-    """Return the short name of the commit that is checked out; empty outside of a repository."""
+    """Return the short name of the commit that is checked out, or an installed package's version.
+
+    Empty where the sources lie in no git repository.
+    """
+    if CHECKOUT is None:
+        return infinicore_infer.__version__
     return subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=CHECKOUT,
@@ -298,34 +305,103 @@ def write_rows(rows: list[dict[str, Any]], facts: dict[str, Any], form: str) -> 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="qwen3-bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--model", nargs="+", choices=SHAPES, default=["0.6b"], help="official shapes"
+    add = parser.add_argument
+    add(
+        "--model",
+        nargs="+",
+        choices=SHAPES,
+        default=["0.6b"],
+        help="official models whose shapes are measured (default: 0.6b)",
     )
-    parser.add_argument(
+    add(
         "--dtype",
         nargs="+",
         choices=["bf16", "f16", "f32", "int8", "int4", "int4-mixed", "bf12"],
         default=["bf16"],
-        help="weight formats",
+        help="formats that the weights are kept in (default: bf16)",
     )
-    add = parser.add_argument
-    add("-p", "--prompt", nargs="*", type=int, help="prefill lengths, tokens (default: 512)")
-    add("-n", "--generate", nargs="*", type=int, help="decode steps (default: 32)")
-    add("-b", "--batch", nargs="+", type=int, help="sequences at once (default: 1)")
-    add("-d", "--depth", nargs="+", type=int, help="context before the test, tokens (default: 0)")
-    add("-r", "--repeat", type=int, default=3, help="repetitions, after one warm-up")
-    add("--threads", nargs="+", type=int, help="default: all CPUs of this process")
-    add("--kv-limit", type=int, default=4096, help="MiB of KV cache")
-    add("--device", default="cpu")
-    add("--format", choices=["md", "csv", "json"], default="md")
+    add(
+        "-p",
+        "--prompt",
+        nargs="*",
+        type=positive_count,
+        metavar="N",
+        help="lengths in tokens of the prompts that are read (default: 512)",
+    )
+    add(
+        "-n",
+        "--generate",
+        nargs="*",
+        type=positive_count,
+        metavar="N",
+        help="numbers of steps that are decoded (default: 32)",
+    )
+    add(
+        "-b",
+        "--batch",
+        nargs="+",
+        type=positive_count,
+        metavar="N",
+        help="numbers of sequences that are computed together (default: 1)",
+    )
+    add(
+        "-d",
+        "--depth",
+        nargs="+",
+        type=count,
+        metavar="N",
+        help="lengths in tokens of the context before the test (default: 0)",
+    )
+    add(
+        "-r",
+        "--repeat",
+        type=positive_count,
+        default=3,
+        metavar="N",
+        help="number of measurements, after one to warm up, of which the median is reported "
+        "(default: %(default)s)",
+    )
+    add(
+        "--threads",
+        nargs="+",
+        type=positive_count,
+        metavar="N",
+        help="numbers of CPU threads that compute (default: all CPUs of this process)",
+    )
+    add(
+        "--kv-limit",
+        type=positive_count,
+        default=4096,
+        metavar="MIB",
+        help="memory in MiB that keys and values may take (default: %(default)s)",
+    )
+    add(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="kind of device that computes (default: %(default)s)",
+    )
+    add(
+        "--format",
+        choices=["md", "csv", "json"],
+        default="md",
+        help="form of the table that is written (default: %(default)s)",
+    )
     add(
         "--scaling",
         action="store_true",
         help="vary threads, batch, context and prompt one at a time instead of in all combinations",
     )
-    add("--plot", type=Path, metavar="PNG", help="also draw the results (needs matplotlib)")
+    add(
+        "--plot",
+        type=Path,
+        metavar="PNG",
+        help="picture that the results are also drawn into, with matplotlib",
+    )
     args = parser.parse_args(argv)
     cpus = len(os.sched_getaffinity(0))
     for name, value in {
@@ -339,17 +415,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     }.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for name in ("prompt", "generate", "batch", "repeat", "threads"):
-        values = getattr(args, name)
-        if any(value < 1 for value in (values if isinstance(values, list) else [values])):
-            parser.error(f"--{name} takes numbers from 1 on")
-    if min(args.depth) < 0:
-        parser.error("--depth takes numbers from 0 on")
     if args.plot:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            parser.error("--plot needs matplotlib: pip install -r scripts/requirements/bench.txt")
+        need_matplotlib(parser)
     return args
 
 
@@ -369,10 +436,14 @@ def planned(args: argparse.Namespace, threads: int) -> list[tuple[int, int, int,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
+    """Run the benchmark; return the exit status."""
     args = parse_arguments(argv)
     rows: list[dict[str, Any]] = []
-    machines = {threads: Machine(threads) for threads in args.threads}
+    try:
+        machines = {threads: Machine(threads) for threads in args.threads}
+    except (OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     for name in args.model:
         for dtype in args.dtype:
             for threads in args.threads:

@@ -3,11 +3,11 @@
     qwen3-bench ... --format json > run.json
     python -m infinicore_infer.tools.bench_plot run.json [more.json] -o docs/img/bench.png
 
-Or, for one run: ``bench.py --plot``.
+For one run, ``qwen3-bench --plot`` does the same.
 
-What test/bench/peers.py measured (its ``--json``) becomes bars side by side. Of bench.py's runs:
-first decode against the bandwidth limit and prefill against the multiply-add limit, then tokens per
-second over batch, context, threads and prompt, those that the runs vary.
+Figures of test/bench/peers.py (its ``--json``) become bars side by side. Runs of qwen3-bench become
+several panels: decode against the bandwidth limit, prefill against the multiply-add limit, then
+tokens per second over batch, context, threads and prompt, as far as the runs vary them.
 """
 
 from __future__ import annotations
@@ -149,9 +149,18 @@ def _write(figure: Any, output: Path) -> None:
 
 def main() -> int:
     """Draw the picture."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser = argparse.ArgumentParser(
+        prog="python -m infinicore_infer.tools.bench_plot", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="files of figures that are drawn")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="PNG",
+        help="picture that is written; its name's ending says in which format",
+    )
     args = parser.parse_args()
     facts, rows = load(args.runs)
     (draw_peers if "runtime" in rows[0] else draw)(facts, rows, args.output)

@@ -1,8 +1,8 @@
 """Measures an OpenAI-compatible server: throughput and latencies under load, chats' second turns.
 
-    python scripts/bench_serving.py --url http://127.0.0.1:8000 --users 1 4 16 64
-    python scripts/bench_serving.py --url ... --rate 0.5 1 2 --json run.json --plot run.png
-    python scripts/bench_serving.py --plot both.png --compare ours.json theirs.json
+    python -m infinicore_infer.tools.bench_serving --url http://127.0.0.1:8000 --users 1 4 16 64
+    python -m infinicore_infer.tools.bench_serving --url ... --rate 0.5 1 --json run.json
+    python -m infinicore_infer.tools.bench_serving --plot both.png --compare ours.json theirs.json
 
 ``--users``: so many users, each asking again as soon as it has its answer. ``--rate``: requests
 come at random times, so many a second on average (Poisson), whether or not earlier ones are
@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from infinicore_infer.arguments import need_matplotlib, positive_count
 from infinicore_infer.tools.serving_client import Answer, ServingClient
 
 _WORDS = (
@@ -104,7 +105,6 @@ class Load:
     """Requests of one shape to one server."""
 
     def __init__(self, client: ServingClient, args: argparse.Namespace) -> None:
-        """Prepare."""
         self._client = client
         self._model = args.model or client.model()
         self._words, self._generate = args.prompt, args.generate
@@ -257,13 +257,6 @@ def plot(path: Path, runs: Sequence[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
 def _rate(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e6:
@@ -274,27 +267,103 @@ def _rate(text: str) -> float:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m infinicore_infer.tools.bench_serving",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--url", help="the server, with or without /v1")
-    add("--model", metavar="NAME", help="default: the first of /v1/models")
-    add("--api-key", metavar="KEY")
-    add("--label", metavar="TEXT", help="the run's name in tables and plots (default: the URL)")
-    add("--users", nargs="*", type=_whole, default=[1, 4, 16, 64], metavar="N")
-    add("--rate", nargs="*", type=_rate, default=[], metavar="R", help="requests per second")
-    add("--rounds", type=_whole, default=2, metavar="N", help="requests per user, at least")
-    add("--requests", type=_whole, default=8, metavar="N", help="requests per load, at least")
-    add("--prompt", type=_whole, default=128, metavar="N", help="words of a prompt")
-    add("--generate", type=_whole, default=64, metavar="N", help="tokens of an answer")
-    add("--second-turn", nargs="*", type=_whole, default=[], metavar="N", help="words of a chat")
-    add("--seed", type=int, default=0, help="of the words; the same for servers compared")
-    add("--json", type=Path, metavar="FILE", help="also write the figures")
-    add("--plot", type=Path, metavar="PNG", help="also draw them")
-    add("--compare", nargs="*", type=Path, default=[], metavar="FILE", help="draw these runs too")
+    add("--url", metavar="URL", help="address of the server, with or without /v1")
+    add(
+        "--model",
+        metavar="NAME",
+        help="model that is asked for (default: the first of /v1/models)",
+    )
+    add("--api-key", metavar="KEY", help="key that the server wants (default: none is sent)")
+    add(
+        "--label",
+        metavar="TEXT",
+        help="name of the run in tables and pictures (default: the address)",
+    )
+    add(
+        "--users",
+        nargs="*",
+        type=positive_count,
+        default=[1, 4, 16, 64],
+        metavar="N",
+        help="numbers of users who ask at once, each again after its answer (default: 1 4 16 64)",
+    )
+    add(
+        "--rate",
+        nargs="*",
+        type=_rate,
+        default=[],
+        metavar="R",
+        help="rates, in requests a second, at which requests come at random (default: none)",
+    )
+    add(
+        "--rounds",
+        type=positive_count,
+        default=2,
+        metavar="N",
+        help="least number of requests of each user (default: %(default)s)",
+    )
+    add(
+        "--requests",
+        type=positive_count,
+        default=8,
+        metavar="N",
+        help="least number of requests of each load (default: %(default)s)",
+    )
+    add(
+        "--prompt",
+        type=positive_count,
+        default=128,
+        metavar="N",
+        help="length of a prompt in words (default: %(default)s)",
+    )
+    add(
+        "--generate",
+        type=positive_count,
+        default=64,
+        metavar="N",
+        help="longest answer in tokens (default: %(default)s)",
+    )
+    add(
+        "--second-turn",
+        nargs="*",
+        type=positive_count,
+        default=[],
+        metavar="N",
+        help="lengths in words of first questions whose chats go on for a second (default: none)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the random words, the same for servers that are compared "
+        "(default: %(default)s)",
+    )
+    add("--json", type=Path, metavar="FILE", help="file that the figures are also written to")
+    add(
+        "--plot",
+        type=Path,
+        metavar="PNG",
+        help="picture that the figures are also drawn into, with matplotlib",
+    )
+    add(
+        "--compare",
+        nargs="*",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="files of earlier runs, written by --json, that are drawn too",
+    )
     args = parser.parse_args(argv)
     if not args.url and not (args.plot and args.compare):
         parser.error("give --url, or --plot with --compare")
+    if args.plot:
+        need_matplotlib(parser)
     return args
 
 

@@ -2,10 +2,13 @@
 """Says what is installed, which devices there are, and whether each gives the right tokens.
 
 Every problem comes with one line of advice. The exit status is 0 when all is well, 1 when not.
+Without a checkout of the repository, which has the demo model, the devices are tried with the
+checkpoint that --model-path names.
 
 Example::
 
     qwen3-doctor
+    qwen3-doctor --model-path Qwen3-0.6B
     qwen3-doctor --json --no-self-test
 """
 
@@ -25,17 +28,23 @@ from pathlib import Path
 
 from libinfinicore_infer import DeviceType, Qwen3LibraryError, load_library
 
-from infinicore_infer.paths import DEMO
+from infinicore_infer.arguments import add_model_path, model_folder
+from infinicore_infer.paths import CHECKOUT
 
-PACKAGES = ("numpy", "safetensors", "tokenizers", "jinja2")
+PACKAGES = ("numpy", "tokenizers", "jinja2")
 MAX_DEVICE_TYPES = 32  # more than any InfiniCore knows; it writes one count for each of its own
 PROMPT_TOKENS = (1, 2, 3, 4, 5, 6, 7)
 NEW_TOKENS = 8
 SELF_TEST_SECONDS = 180
 NEWER_OPERATORS = ("add_rms_norm", "embedding", "paged_attention")  # 0.1.0 has none of them
 _SELF = (sys.executable, "-m", "infinicore_infer.tools.doctor")
-SETUP = "run scripts/setup.sh"
-INSTALL = "python scripts/install_infinicore.py"
+# What repairs this installation, and what installs InfiniCore.
+if CHECKOUT:
+    SETUP = "run scripts/setup.sh"
+    INSTALL = "python scripts/install_infinicore.py"
+else:
+    SETUP = "reinstall the package infinicore-infer-qwen3"
+    INSTALL = "qwen3-install-infinicore"
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,8 @@ def check_python() -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             missing.append(package)
     if missing:
-        advice = f"{SETUP} and use .venv/bin/python, or pip install {' '.join(missing)}"
+        venv = " and use .venv/bin/python" if CHECKOUT else ""
+        advice = f"{SETUP}{venv}, or pip install {' '.join(missing)}"
         yield Finding("packages", "problem", f"missing: {', '.join(missing)}", advice)
     if found:
         yield Finding("packages", "ok", ", ".join(found))
@@ -134,7 +144,8 @@ def library_advice(message: str) -> str:
         return "install GCC's OpenMP run time (Debian, Ubuntu: apt-get install libgomp1)"
     if "INFINICORE_INFER_LIB" in message:
         return "set INFINICORE_INFER_LIB to the library's file, or unset it"
-    return f"{SETUP}, or rebuild with .venv/bin/xmake build infinicore_infer"
+    rebuild = ", or rebuild with .venv/bin/xmake build infinicore_infer" if CHECKOUT else ""
+    return SETUP + rebuild
 
 
 def check_library() -> tuple[list[Finding], ctypes.CDLL | None]:
@@ -198,7 +209,7 @@ def check_infinicore(lib: ctypes.CDLL) -> tuple[list[Finding], dict[DeviceType, 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What a device made of the demo model.
+    """What a device made of the model.
 
     Attributes:
         tokens: Its greedy tokens; empty when it failed.
@@ -211,11 +222,11 @@ class SelfTest:
     avoids: str = ""
 
 
-def generate(device: str, index: int, backend: str) -> SelfTest:
-    """Generate greedily with the demo model on a device."""
+def generate(folder: Path, device: str, index: int, backend: str) -> SelfTest:
+    """Generate greedily with a model on a device."""
     from infinicore_infer.causal_lm import Qwen3ForCausalLM
 
-    with Qwen3ForCausalLM(DEMO, device=device, dev_ids=[index], backend=backend) as model:
+    with Qwen3ForCausalLM(folder, device=device, dev_ids=[index], backend=backend) as model:
         result = model.generate(
             list(PROMPT_TOKENS), max_steps=NEW_TOKENS, temperature=0.0, ignore_eos=True
         )
@@ -237,10 +248,9 @@ def self_test_advice(device: str, text: str) -> str:
     return f"check the driver of {device}; docs/devices.md says what is known of it"
 
 
-def run_self_test(device: str, index: int, backend: str) -> SelfTest:
+def run_self_test(folder: Path, device: str, index: int, backend: str) -> SelfTest:
     """Generate in a process of its own."""
-    command = [*_SELF, "--generate", device]
-    command += [str(index), backend]
+    command = [*_SELF, "--model-path", str(folder), "--generate", device, str(index), backend]
     try:
         result = subprocess.run(
             command, capture_output=True, text=True, timeout=SELF_TEST_SECONDS, check=False
@@ -261,21 +271,29 @@ def replaced_operators(avoids: str) -> str:
     return f"; replaced: {', '.join(names)}" if names else ""
 
 
-def check_generation(counts: dict[DeviceType, int]) -> Iterator[Finding]:
+def check_generation(
+    counts: dict[DeviceType, int], model_path: str | None = None
+) -> Iterator[Finding]:
     """Generate on the CPU and on each device of InfiniCore, and compare."""
-    if not DEMO.is_dir():
-        yield Finding("self-test", "note", f"{DEMO} is not here", "run it in a full checkout")
+    try:
+        folder = model_folder(model_path)
+    except ValueError:
+        text = "not done: only a checkout of the repository has the demo model"
+        yield Finding("self-test", "note", text, "name a checkpoint with --model-path")
         return
-    expected = run_self_test("cpu", 0, "cpu")
+    if not folder.is_dir():
+        yield Finding("self-test", "problem", f"{folder} is not here", "check --model-path")
+        return
+    expected = run_self_test(folder, "cpu", 0, "cpu")
     if expected.problem:
         advice = f"{SETUP}; if it stays, report this"
         yield Finding("self-test cpu", "problem", expected.problem, advice)
         return
-    yield Finding("self-test cpu", "ok", f"{len(expected.tokens)} tokens from the demo model")
+    yield Finding("self-test cpu", "ok", f"{len(expected.tokens)} tokens from {folder.name}")
     for device, count in counts.items():
         for index in range(count):
             name = f"{device.label}:{index}"
-            found = run_self_test(device.label, index, "infinicore")
+            found = run_self_test(folder, device.label, index, "infinicore")
             problem = found.problem
             if not problem and found.tokens != expected.tokens:
                 difference = f"{found.tokens} instead of {expected.tokens}"
@@ -289,8 +307,13 @@ def check_generation(counts: dict[DeviceType, int]) -> Iterator[Finding]:
                 yield Finding(f"self-test {name}", "ok", text)
 
 
-def examine(self_test: bool) -> Iterator[Finding]:
-    """Yield all findings, in the order of the report."""
+def examine(self_test: bool, model_path: str | None = None) -> Iterator[Finding]:
+    """Yield all findings, in the order of the report.
+
+    Args:
+        self_test: Whether to generate on every device.
+        model_path: The checkpoint to do that with; ``None``: the demo model.
+    """
     python = list(check_python())
     yield from python
     yield from check_machine()
@@ -301,24 +324,33 @@ def examine(self_test: bool) -> Iterator[Finding]:
     findings, counts = check_infinicore(lib)
     yield from findings
     if self_test and all(finding.state != "problem" for finding in python):
-        yield from check_generation(counts)
+        yield from check_generation(counts, model_path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
-        description="Check the installation and the devices; every problem comes with advice."
+        prog="qwen3-doctor",
+        description="Check the installation and the devices; every problem comes with advice.",
     )
-    parser.add_argument("--json", action="store_true", help="print the findings as a JSON list")
-    parser.add_argument("--no-self-test", action="store_true", help="do not generate anything")
+    add_model_path(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="write the findings as one JSON list instead of text"
+    )
+    parser.add_argument(
+        "--no-self-test",
+        action="store_true",
+        help="do not try the devices by generating with the model on each",
+    )
     parser.add_argument("--generate", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.generate:
         device, index, backend = args.generate
-        print(json.dumps(asdict(generate(device, int(index), backend))))
+        folder = model_folder(args.model_path)
+        print(json.dumps(asdict(generate(folder, device, int(index), backend))))
         return 0
     findings = []
-    for finding in examine(not args.no_self_test):
+    for finding in examine(not args.no_self_test, args.model_path):
         findings.append(finding)
         if not args.json:
             print(f"{finding.state:<8} {finding.topic}: {finding.text}")

@@ -88,47 +88,85 @@ class InstallError(Exception):
     """Something the user has to know about; the text says what to do."""
 
 
+def default_prefix() -> Path:
+    """Return where InfiniCore goes unless --prefix says otherwise.
+
+    ``~/.infini`` is the folder that InfiniCore's own tools take.
+    """
+    if os.environ.get("INFINI_ROOT"):
+        return Path(os.environ["INFINI_ROOT"])
+    return (CHECKOUT or Path.home()) / ".infini"
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
+        prog="install_infinicore.py" if CHECKOUT else "qwen3-install-infinicore",
         description=f"Build InfiniCore {VERSION} and install it into a prefix.",
         epilog="Every switch takes an optional =y or =n, as InfiniCore's own do.",
     )
     parser.add_argument(
         "--prefix",
         type=Path,
-        default=Path(os.environ.get("INFINI_ROOT") or CHECKOUT / ".infini"),
-        help="where to install (default: $INFINI_ROOT, else .infini in this repository)",
+        default=default_prefix(),
+        metavar="DIR",
+        help="folder that InfiniCore is installed into (default: $INFINI_ROOT, else "
+        f"{'.infini in this repository' if CHECKOUT else '~/.infini'})",
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel compilers")
-    parser.add_argument("--sdist", type=Path, help="use this archive instead of downloading it")
-    parser.add_argument("--cuda", type=Path, help="folder of the CUDA toolkit to use")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="number of compilers that run at once (default: one for each CPU)",
+    )
+    parser.add_argument(
+        "--sdist",
+        type=Path,
+        metavar="FILE",
+        help="source archive that is used instead of one from the package index",
+    )
+    parser.add_argument(
+        "--cuda",
+        type=Path,
+        metavar="DIR",
+        help="folder of the CUDA toolkit that compiles (default: $CUDA_HOME, $CUDA_PATH, that of "
+        "the nvcc on PATH, or /usr/local/cuda)",
+    )
     parser.add_argument(
         "--cuda-arch",
         "--cuda_arch",
         type=cuda_architectures,
         metavar="sm_NN[,...]",
-        help="GPUs to compile for, such as sm_80,sm_90 (default: the GPU of this machine)",
+        help="GPUs that it is compiled for, such as sm_80,sm_90 (default: the GPU of this machine)",
     )
     parser.add_argument(
         "--if-missing",
         action="store_true",
-        help="be content with an installation made by this script with other switches",
+        help="keep an installation that this program made with other switches",
     )
     parser.add_argument(
-        "--check", action="store_true", help="only say whether it is installed (exit status 0 or 1)"
+        "--check",
+        action="store_true",
+        help="only say whether it is installed, with exit status 0 or 1",
     )
     parser.add_argument(
         "--requirements",
         action="store_true",
-        help="only check that the compilers and toolkits that the build needs are here",
+        help="only check that the compilers and toolkits that the build needs are there",
     )
     parser.add_argument(
-        "--force", action="store_true", help="rebuild, and replace an InfiniCore of other origin"
+        "--force",
+        action="store_true",
+        help="build again what is there, and replace an InfiniCore of other origin",
     )
-    parser.add_argument("--verbose", action="store_true", help="show the output of the tools")
-    switches = {name: text for name, (text, _, _) in DEVICES.items()}
-    switches |= {name: f"{text} (default: {value})" for name, (text, value) in OPTIONS.items()}
+    parser.add_argument(
+        "--verbose", action="store_true", help="show what compilers and other tools write"
+    )
+    switches = {name: f"build for {text}" for name, (text, _, _) in DEVICES.items()}
+    switches |= {
+        name: f"build with {text} (default: {value})" for name, (text, value) in OPTIONS.items()
+    }
     for name, text in switches.items():
         names = [f"--{name}"] + (["--hygon-dcu"] if name == "sugon-dcu" else [])
         default = OPTIONS[name][1] if name in OPTIONS else "n"
@@ -187,10 +225,10 @@ def find_xmake() -> str:
     beside = Path(sys.executable).parent / "xmake"
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("xmake")
     if not found:
-        raise InstallError(
-            "xmake is missing: pip install -r scripts/requirements/build.txt "
-            "(scripts/setup.sh does that in .venv)"
-        )
+        advice = "pip install xmake-wheel"
+        if CHECKOUT:
+            advice = "run scripts/setup.sh, or pip install -r scripts/requirements/build.txt"
+        raise InstallError(f"xmake is missing: {advice}")
     return found
 
 
@@ -301,7 +339,7 @@ class Runner:
     """Runs commands, quietly unless asked; a failure carries the end of their output."""
 
     def __init__(self, verbose: bool) -> None:
-        """Makes a runner; ``verbose`` lets the output through."""
+        """Store whether the output is let through."""
         self.verbose = verbose
 
     def step(self, text: str) -> None:

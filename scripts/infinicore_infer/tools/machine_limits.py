@@ -1,6 +1,7 @@
 """What this machine can do, for benchmarks to compare with: read bandwidth and multiply-add peak.
 
-Measured by the native program `bench_machine` (`.venv/bin/xmake build bench_machine`).
+Measured by the native program `bench_machine`, which an installed package has beside its library
+and a checkout in its build folder (`.venv/bin/xmake build bench_machine`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from infinicore_infer.paths import CHECKOUT
+from infinicore_infer.paths import CHECKOUT, PACKAGES
+
+PROGRAM = "bench_machine"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,26 +41,40 @@ class Limits:
         return Limits((self.bandwidth + other.bandwidth) / 2, (self.peak + other.peak) / 2)
 
 
+def _program() -> Path:
+    """Return the native program: a checkout's own build, else the package's copy.
+
+    Raises:
+        FileNotFoundError: Neither is there.
+    """
+    found = [PACKAGES / "infinicore_infer" / "lib" / PROGRAM]
+    if CHECKOUT:
+        found = sorted((CHECKOUT / "build" / "linux").glob(f"*/release/{PROGRAM}"))
+    for path in found:
+        if path.is_file():
+            return path
+    advice = (
+        "run `.venv/bin/xmake build bench_machine`" if CHECKOUT else "it exists for x86-64 only"
+    )
+    raise FileNotFoundError(f"{PROGRAM}, which measures the machine, is not built: {advice}")
+
+
 class Machine:
-    """The native program, kept running: a shared machine's limits change within seconds."""
+    """The native program, kept running: a shared machine's limits change within seconds.
+
+    Attributes:
+        facts: bandwidth_gbps (B, the best of all), fma_gflops (P) and every pattern's reads.
+    """
 
     def __init__(self, threads: int) -> None:
-        """Measure all access patterns, which takes some seconds.
-
-        Attributes:
-            facts: bandwidth_gbps (B, the best of all), fma_gflops (P) and every pattern's reads.
+        """Start the program and measure all access patterns, which takes some seconds.
 
         Raises:
             FileNotFoundError: The program has not been built.
             RuntimeError: It cannot run here, for example for want of AVX2.
         """
-        programs = sorted((CHECKOUT / "build" / "linux").glob("*/release/bench_machine"))
-        if not programs:
-            raise FileNotFoundError(
-                "bench_machine is not built: run `.venv/bin/xmake build bench_machine`"
-            )
         self._process = subprocess.Popen(
-            [programs[0], "--repeat", str(threads)],
+            [_program(), "--repeat", str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -84,7 +101,6 @@ class Machine:
         self._process.communicate()
 
     def __enter__(self) -> Machine:
-        """Return the machine."""
         return self
 
     def __exit__(
@@ -93,7 +109,6 @@ class Machine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close it."""
         self.close()
 
 

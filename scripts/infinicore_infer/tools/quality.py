@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infinicore_infer.arguments import add_model_path, count, model_folder, positive_count
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
-from infinicore_infer.paths import DEMO
 
 Logits = NDArray[np.float32]
 
@@ -62,7 +62,6 @@ class Accumulator:
     """Sums over chunks."""
 
     def __init__(self) -> None:
-        """Start at zero."""
         self.tokens = 0
         self.nll = self.kld = self.same = self.error = self.norm = 0.0
 
@@ -120,27 +119,64 @@ def compare(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the comparison; returns the exit status."""
+    """Run the comparison; return the exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="qwen3-quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model-path", type=Path, default=DEMO)
-    parser.add_argument("--text", type=Path, required=True, help="UTF-8 text file")
-    parser.add_argument("--dtype", nargs="+", default=["int8", "int4"], help="formats to measure")
-    parser.add_argument("--context", type=int, default=512, help="tokens per chunk")
-    parser.add_argument("--limit", type=int, default=20000, help="most tokens of the text")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
+    add = parser.add_argument
+    add_model_path(parser)
+    add(
+        "--text",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="file of UTF-8 text that the formats are measured on",
+    )
+    add(
+        "--dtype",
+        nargs="+",
+        default=["int8", "int4"],
+        metavar="TYPE",
+        help="weight formats that are measured (default: int8 int4)",
+    )
+    add(
+        "--context",
+        type=positive_count,
+        default=512,
+        metavar="N",
+        help="number of tokens in a chunk, at least 4 (default: %(default)s)",
+    )
+    add(
+        "--limit",
+        type=positive_count,
+        default=20000,
+        metavar="N",
+        help="number of tokens after which the rest of the text is left out (default: %(default)s)",
+    )
+    add(
+        "--threads",
+        type=count,
+        default=0,
+        metavar="N",
+        help="number of CPU threads that compute (default: 0, as many as there are usable CPUs)",
+    )
+    add("--json", action="store_true", help="write the figures as JSON instead of a table")
     args = parser.parse_args(argv)
     if args.context < 4:
-        parser.error("--context must be at least 4")
+        parser.error(f"--context is {args.context}, must be at least 4")
+    try:
+        folder = model_folder(args.model_path)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         text = args.text.read_text(encoding="utf-8")
-        with Qwen3ForCausalLM(args.model_path) as model:
+        with Qwen3ForCausalLM(folder) as model:
             tokens = model.encode(text)[: args.limit]
         if len(tokens) < 4:
             raise ValueError(f"{args.text} has {len(tokens)} tokens; at least 4 are needed")
-        rows = compare(args.model_path, tokens, args.dtype, args.context, args.threads)
+        rows = compare(folder, tokens, args.dtype, args.context, args.threads)
     except (OSError, ValueError, NotImplementedError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

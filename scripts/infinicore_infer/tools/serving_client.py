@@ -52,7 +52,7 @@ class ServingClient:
     """Sends requests to one server. May be shared by threads: each request has its connection."""
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 600.0) -> None:
-        """Store the address.
+        """Store where requests go.
 
         Args:
             url: With or without "/v1" at the end.
