@@ -21,7 +21,7 @@ namespace {
 constexpr uint32_t kRows = kMaxTileRows;
 
 // Rows to time: as in decode, in small batches, and full tiles.
-std::vector<uint32_t> someRows(const Kernels &kernels) {
+std::vector<uint32_t> someRows(const KernelTable &kernels) {
     std::vector<uint32_t> rows{1, 2, 4, 6};
     for (const uint32_t tile : {kernels.tile_rows, kernels.quant_tile_rows}) {
         if (tile > rows.back()) {
@@ -31,7 +31,7 @@ std::vector<uint32_t> someRows(const Kernels &kernels) {
     return rows;
 }
 
-void printRows(const Kernels &kernels, int width) {
+void printRows(const KernelTable &kernels, int width) {
     for (const uint32_t rows : someRows(kernels)) {
         std::printf(" %*u %s", width - 5, rows, rows == 1 ? "row " : "rows");
     }
@@ -73,7 +73,7 @@ std::unique_ptr<CpuLinear> randomLayer(uint32_t rows, uint32_t k, int32_t dtype,
 }
 
 // The register tile of attention, from L1.
-void benchTile(const Kernels &kernels) {
+void benchTile(const KernelTable &kernels) {
     constexpr uint32_t kDepth = 256;
     constexpr int kRepeats = 2000;
     const uint32_t rows = kernels.tile_rows;
@@ -93,13 +93,13 @@ void benchTile(const Kernels &kernels) {
 }
 
 // Attention of few rows: the f16 keys and values of one head, in tiles of 16 tokens.
-void benchFewRows(const Kernels &kernels) {
+void benchFewRows(const KernelTable &kernels) {
     constexpr uint32_t kHead = 128;
     constexpr size_t kTileBytes = kHead * kPanelRows * sizeof(uint16_t);
     std::printf("attention of few rows, f16: GB/s of");
     printRows(kernels, 8);
     for (const uint32_t ntiles : {4U, 16384U}) {
-        const Buffer tiles(ntiles * kTileBytes);  // in huge pages, like the cache
+        const HostBuffer tiles(ntiles * kTileBytes);  // in huge pages, like the cache
         std::fill_n(tiles.as<uint16_t>(), tiles.bytes() / sizeof(uint16_t), uint16_t{0x2c00});  // 1/16
         std::vector<const char *> at;
         for (uint32_t t = 0; t < ntiles + kTilesTogether; ++t) {
@@ -162,7 +162,7 @@ int main(int argc, char **argv) {
         std::fprintf(stderr, "usage: bench_kernels [k]\n");
         return 2;
     }
-    const Kernels &kernels = selectKernels();
+    const KernelTable &kernels = selectKernels();
     ThreadPool pool(1);
     std::printf("table %s, one thread, k = %u: G weights/s (GB/s)\n", kernels.name, k);
     std::printf("%-6s %-8s", "format", "from");
@@ -173,33 +173,33 @@ int main(int argc, char **argv) {
             const std::vector<float> x(size_t{kRows} * (k + 16), 0.01F);
             std::vector<float> y(size_t{kRows} * npanels * kPanelRows);
             const size_t groups = layer->groups();
-            const Buffer codes(kRows * groups * kGroup * sizeof(int16_t));  // aligned
+            const HostBuffer codes(kRows * groups * kGroup * sizeof(int16_t));  // aligned
             std::vector<float> scales(kRows * groups);
             std::vector<int32_t> offsets(kRows * groups);
             QuantRows quant{codes.as<char>(), scales.data(), offsets.data(), groups, 1};
             const int repeats = npanels == 4 ? 200 : 1;
             std::printf("%-6s %-8s", dtypeName(dtype), npanels == 4 ? "cache" : "memory");
             for (const uint32_t rows : someRows(kernels)) {
-                if (rows > kernels.tileRows(layer->type)) {
+                if (rows > kernels.tileRows(layer->format)) {
                     continue;
                 }
                 if (kernels.split_codes) {
                     quant.row_step = 1;
                     quant.group_step = rows;
                 }
-                for (uint32_t r = 0; r < rows && isQuantised(layer->type); ++r) {
-                    kernels.quantize[layer->type - kExactTypes](x.data() + size_t{r} * k, k, quant, r);
+                for (uint32_t r = 0; r < rows && takesCodes(layer->format); ++r) {
+                    kernels.quantize[layer->format](x.data() + size_t{r} * k, k, quant, r);
                 }
                 const double time = shortest([&] {
                     for (int i = 0; i < repeats; ++i) {
                         const size_t ldy = size_t{npanels} * kPanelRows;
-                        if (isQuantised(layer->type)) {
-                            kernels.gemv_quant[layer->type - kExactTypes](layer->panel(0), layer->panel_bytes, npanels,
-                                                                          layer->groups(), quant, rows, y.data(), ldy,
-                                                                          false);
+                        if (takesCodes(layer->format)) {
+                            kernels.multiplyQuantPanels[layer->format](layer->panel(0), layer->panel_bytes, npanels,
+                                                                       layer->groups(), quant, rows, y.data(), ldy,
+                                                                       false);
                         } else {
-                            kernels.gemv[layer->type](layer->panel(0), layer->panel_bytes, npanels, k, x.data(), k + 16,
-                                                      rows, y.data(), ldy, false);
+                            kernels.multiplyPanels[layer->format](layer->panel(0), layer->panel_bytes, npanels, k,
+                                                                  x.data(), k + 16, rows, y.data(), ldy, false);
                         }
                     }
                 });

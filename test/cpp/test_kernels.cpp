@@ -12,8 +12,8 @@
 #include "check.h"
 #include "ops/cpu/kernels/dispatch.h"
 #include "ops/cpu/kernels/kernels.h"
-#include "ops/cpu/kernels/panel_element.h"
 #include "ops/cpu/pack/quant.h"
+#include "ops/cpu/panel_element.h"
 #include "ops/half.h"
 #include "runtime/error.h"
 
@@ -37,17 +37,13 @@ std::vector<float> randomFloats(size_t n, float scale = 1.0F) {
 struct AlignedWeights {
     std::vector<float> storage;
     void *data = nullptr;
-    AlignedWeights(WeightType type, size_t n) : storage(n + 32) {
+    AlignedWeights(WeightFormat type, size_t n) : storage(n + 32) {
         auto address = reinterpret_cast<uintptr_t>(storage.data());
         data = reinterpret_cast<void *>((address + 63) / 64 * 64);
         const std::vector<float> values = randomFloats(n);
         kScalarKernels.store[type](data, values.data(), static_cast<uint32_t>(n));
     }
 };
-
-size_t typeSize(WeightType type) {
-    return type == kF32 ? 4 : 2;
-}
 
 bool same(const std::vector<float> &a, const std::vector<float> &b) {
     return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
@@ -62,25 +58,26 @@ template <typename Product> void inTwoCuts(uint32_t k, const Product &product) {
     product(cut, k - cut);
 }
 
-void testGemv(const Kernels &kernels, WeightType type) {
+void testPanels(const KernelTable &kernels, WeightFormat type) {
     for (const uint32_t k : {1U, 2U, 7U, 64U, 257U}) {
         for (const uint32_t npanels : {1U, 3U, 4U, 9U}) {
-            const size_t padded = type == kBf16 ? (k + 1) / 2 * 2 : k;
-            const size_t panel_bytes = padded * kPanelRows * typeSize(type);
+            const size_t padded = roundUp(k, infoOf(type).group);
+            const size_t panel_bytes = panelBytes(type, k);
             const AlignedWeights weights(type, padded * kPanelRows * npanels);
             for (uint32_t rows = 1; rows <= kernels.tile_rows; ++rows) {
                 const std::vector<float> x = randomFloats(size_t{rows} * k);
                 std::vector<float> expected(size_t{rows} * npanels * kPanelRows, 1.0F);
                 std::vector<float> actual(expected.size(), 2.0F);
                 const size_t width = size_t{npanels} * kPanelRows;
-                kScalarKernels.gemv[type](weights.data, panel_bytes, npanels, k, x.data(), k, rows, expected.data(),
-                                          width, false);
-                kernels.gemv[type](weights.data, panel_bytes, npanels, k, x.data(), k, rows, actual.data(), width,
-                                   false);
+                kScalarKernels.multiplyPanels[type](weights.data, panel_bytes, npanels, k, x.data(), k, rows,
+                                                    expected.data(), width, false);
+                kernels.multiplyPanels[type](weights.data, panel_bytes, npanels, k, x.data(), k, rows, actual.data(),
+                                             width, false);
                 CHECK(same(expected, actual));
                 inTwoCuts(k, [&](uint32_t from, uint32_t count) {
-                    kernels.gemv[type](static_cast<const char *>(weights.data) + panelOffset(type, from), panel_bytes,
-                                       npanels, count, x.data() + from, k, rows, actual.data(), width, from > 0);
+                    kernels.multiplyPanels[type](static_cast<const char *>(weights.data) + panelOffset(type, from),
+                                                 panel_bytes, npanels, count, x.data() + from, k, rows, actual.data(),
+                                                 width, from > 0);
                 });
                 CHECK(same(expected, actual));
             }
@@ -90,20 +87,20 @@ void testGemv(const Kernels &kernels, WeightType type) {
 
 // Quantised activations of `rows` rows of k in front of a layer of `type`, in buffers of their own.
 struct Codes {
-    WeightType type;
+    WeightFormat type;
     bool split;
     std::vector<char> codes;
     std::vector<float> scales;
     std::vector<int32_t> offsets;
     QuantRows rows;
-    Codes(const Kernels &kernels, WeightType layer, const std::vector<float> &x, uint32_t k, uint32_t nrows)
+    Codes(const KernelTable &kernels, WeightFormat layer, const std::vector<float> &x, uint32_t k, uint32_t nrows)
         : type(layer), split(kernels.split_codes && layer == kQ8),
-          codes(size_t{nrows} * groupsOf(k) * kGroup * codeBytes(layer), 7), scales(size_t{nrows} * groupsOf(k)),
-          offsets(scales.size()) {
+          codes(size_t{nrows} * groupsOf(k) * kGroup * infoOf(layer).code_bytes, 7),
+          scales(size_t{nrows} * groupsOf(k)), offsets(scales.size()) {
         rows = {codes.data(), scales.data(), offsets.data(), kernels.split_codes ? 1 : groupsOf(k),
                 kernels.split_codes ? nrows : 1};
         for (uint32_t r = 0; r < nrows; ++r) {
-            kernels.quantize[type - kExactTypes](x.data() + size_t{r} * k, k, rows, r);
+            kernels.quantize[type](x.data() + size_t{r} * k, k, rows, r);
         }
     }
     static size_t groupsOf(uint32_t k) { return (size_t{k} + kGroup - 1) / kGroup; }
@@ -120,7 +117,7 @@ struct Codes {
 
 // Activations as codes: the same in every table, within half a step of the value; NaN and infinity poison their group
 // and no other.
-void testQuantize(const Kernels &kernels, WeightType type) {
+void testQuantize(const KernelTable &kernels, WeightFormat type) {
     const int limit = type == kQ8 ? 32512 : 127;
     for (const uint32_t k : {1U, 31U, 32U, 200U}) {
         std::vector<float> x = randomFloats(size_t{3} * k, 5.0F);
@@ -159,9 +156,8 @@ void testQuantize(const Kernels &kernels, WeightType type) {
 
 // Quantised panels: quantisation within half a step of the scale, the scalar product close to the exact one of the
 // dequantised weights, and every table's bit-equal to the scalar one.
-void testQuant(const Kernels &kernels, WeightType type) {
-    const int t = type - kExactTypes;
-    const size_t group_bytes = type == kQ8 ? kQ8GroupBytes : kQ4GroupBytes;
+void testQuant(const KernelTable &kernels, WeightFormat type) {
+    const size_t group_bytes = infoOf(type).group_bytes;
     for (const uint32_t k : {1U, 31U, 32U, 64U, 200U}) {
         for (const uint32_t npanels : {1U, 2U, 5U, 11U}) {
             const auto groups = static_cast<uint32_t>(Codes::groupsOf(k));
@@ -209,15 +205,15 @@ void testQuant(const Kernels &kernels, WeightType type) {
                 const Codes input(kernels, type, x, k, rows);
                 std::vector<float> expected(rows * width, 1.0F);
                 std::vector<float> actual(rows * width, 2.0F);
-                kScalarKernels.gemv_quant[t](panels.data(), panel_bytes, npanels, groups, plain.rows, rows,
-                                             expected.data(), width, false);
-                kernels.gemv_quant[t](panels.data(), panel_bytes, npanels, groups, input.rows, rows, actual.data(),
-                                      width, false);
+                kScalarKernels.multiplyQuantPanels[type](panels.data(), panel_bytes, npanels, groups, plain.rows, rows,
+                                                         expected.data(), width, false);
+                kernels.multiplyQuantPanels[type](panels.data(), panel_bytes, npanels, groups, input.rows, rows,
+                                                  actual.data(), width, false);
                 CHECK(same(expected, actual));
                 inTwoCuts(groups * kGroup, [&](uint32_t from, uint32_t count) {
-                    kernels.gemv_quant[t](panels.data() + panelOffset(type, from), panel_bytes, npanels, count / kGroup,
-                                          input.rows.from(0, from / kGroup, type), rows, actual.data(), width,
-                                          from > 0);
+                    kernels.multiplyQuantPanels[type](panels.data() + panelOffset(type, from), panel_bytes, npanels,
+                                                      count / kGroup, input.rows.from(0, from / kGroup, type), rows,
+                                                      actual.data(), width, from > 0);
                 });
                 CHECK(same(expected, actual));
                 for (uint32_t r = 0; r < rows; ++r) {
@@ -242,7 +238,7 @@ void testQuant(const Kernels &kernels, WeightType type) {
 
 // bf12: products and unpacked weights bit-equal to those of the bf16 panel, with pairs that need the raw form, zeros,
 // subnormals and k beyond whole groups.
-void testBf12(const Kernels &kernels) {
+void testBf12(const KernelTable &kernels) {
     for (const uint32_t k : {1U, 31U, 32U, 96U, 201U}) {
         for (const uint32_t npanels : {1U, 2U, 5U, 11U}) {
             const size_t groups = (k + kGroup - 1) / kGroup;
@@ -297,21 +293,21 @@ void testBf12(const Kernels &kernels) {
                 const size_t width = size_t{npanels} * kPanelRows;
                 std::vector<float> expected(rows * width, 1.0F);
                 std::vector<float> actual(rows * width, 2.0F);
-                kScalarKernels.gemv[kBf16](bf16, bf16_bytes, npanels, k, x.data(), k, rows, expected.data(), width,
-                                           false);
-                kernels.gemv[kBf12](panels, groups * kBf12GroupBytes, npanels, k, x.data(), k, rows, actual.data(),
-                                    width, false);
+                kScalarKernels.multiplyPanels[kBf16](bf16, bf16_bytes, npanels, k, x.data(), k, rows, expected.data(),
+                                                     width, false);
+                kernels.multiplyPanels[kBf12](panels, groups * kBf12GroupBytes, npanels, k, x.data(), k, rows,
+                                              actual.data(), width, false);
                 CHECK(same(expected, actual));
                 inTwoCuts(k, [&](uint32_t from, uint32_t count) {
-                    kernels.gemv[kBf12](panels + panelOffset(kBf12, from), groups * kBf12GroupBytes, npanels, count,
-                                        x.data() + from, k, rows, actual.data(), width, from > 0);
+                    kernels.multiplyPanels[kBf12](panels + panelOffset(kBf12, from), groups * kBf12GroupBytes, npanels,
+                                                  count, x.data() + from, k, rows, actual.data(), width, from > 0);
                 });
                 CHECK(same(expected, actual));
             }
             for (uint32_t p = 0; p < npanels; ++p) {
                 std::vector<uint16_t> expanded(groups * kGroup * kPanelRows);
-                kernels.expand_bf12(panels + p * groups * kBf12GroupBytes, static_cast<uint32_t>(groups),
-                                    expanded.data());
+                kernels.expandBf12(panels + p * groups * kBf12GroupBytes, static_cast<uint32_t>(groups),
+                                   expanded.data());
                 for (uint32_t i = 0; i < k; ++i) {
                     for (uint32_t j = 0; j < kPanelRows; ++j) {
                         const size_t at = (size_t{i} / 2 * kPanelRows + j) * 2 + i % 2;
@@ -324,7 +320,7 @@ void testBf12(const Kernels &kernels) {
     }
 }
 
-void testTile(const Kernels &kernels) {
+void testTile(const KernelTable &kernels) {
     const uint32_t tile = kernels.tile_rows;
     for (const uint32_t k : {1U, 5U, 16U, 131U}) {
         for (uint32_t rows = 1; rows <= tile; ++rows) {
@@ -356,7 +352,7 @@ void testTile(const Kernels &kernels) {
 
 // Tiles of the KV cache that lie apart, the last one with fewer keys than it has room for, with and without tiles to
 // fetch.
-void testKvTiles(const Kernels &kernels, WeightType type) {
+void testKvTiles(const KernelTable &kernels, WeightFormat type) {
     for (const uint32_t dh : {1U, 16U, 19U, 128U}) {
         const uint32_t npanels = (dh + kValueWidth - 1) / kValueWidth * 2;
         std::vector<std::unique_ptr<AlignedWeights>> tiles;
@@ -398,7 +394,7 @@ bool near(const std::vector<float> &a, const std::vector<float> &b, float tolera
     return true;
 }
 
-void testRows(const Kernels &kernels) {
+void testRows(const KernelTable &kernels) {
     const float eps = std::numeric_limits<float>::epsilon();
     for (const uint32_t n : {1U, 2U, 8U, 13U, 64U, 515U}) {
         const std::vector<float> x = randomFloats(n, 3.0F);
@@ -447,11 +443,11 @@ void testRows(const Kernels &kernels) {
     CHECK(std::fabs(gates[0]) < 1e-30F && gates[1] == 1000.0F && gates[2] == 0.0F);
 }
 
-void testStore(const Kernels &kernels) {
+void testStore(const KernelTable &kernels) {
     std::vector<float> values = randomFloats(29, 100.0F);
     const float special[] = {0.0F, -0.0F, 65504.0F, 65519.9F, 65520.0F, -1e9F, 1e-8F, 6e-8F, 6.1e-5F, 1.0F + 0x1p-11F};
     values.insert(values.end(), special, special + 10);
-    for (const WeightType type : {kF32, kF16, kBf16}) {
+    for (const WeightFormat type : {kF32, kF16, kBf16}) {
         std::vector<char> expected(values.size() * 4, 0);
         std::vector<char> actual(values.size() * 4, 0);
         kScalarKernels.store[type](expected.data(), values.data(), static_cast<uint32_t>(values.size()));
@@ -466,7 +462,7 @@ void testStore(const Kernels &kernels) {
 }
 
 // int8 KV tiles: the scalar table against the formula, the others bit-equal to it.
-void testLoadCodes(const Kernels &kernels) {
+void testLoadCodes(const KernelTable &kernels) {
     std::vector<int8_t> codes(size_t{32} * kPanelRows);
     for (int8_t &code : codes) {
         code = static_cast<int8_t>(rng());
@@ -483,7 +479,7 @@ void testLoadCodes(const Kernels &kernels) {
                 const float scale = bf16ToFloat(scales[per_column ? i % kPanelRows : i / kPanelRows]);
                 expected[i] = static_cast<float>(codes[i]) * scale;
             }
-            kernels.load_codes(actual.data(), codes.data(), scales.data(), rows, per_column);
+            kernels.loadCodes(actual.data(), codes.data(), scales.data(), rows, per_column);
             CHECK(same(expected, actual));
         }
     }
@@ -510,10 +506,10 @@ void testHalf() {
     CHECK(std::isnan(bf16ToFloat(floatToBf16(std::nanf("")))));
 }
 
-void testTable(const Kernels &kernels) {
+void testTable(const KernelTable &kernels) {
     std::printf("table %s\n", kernels.name);
-    for (const WeightType type : {kF32, kF16, kBf16}) {
-        testGemv(kernels, type);
+    for (const WeightFormat type : {kF32, kF16, kBf16}) {
+        testPanels(kernels, type);
         testKvTiles(kernels, type);
     }
     testTile(kernels);
@@ -530,14 +526,14 @@ void testTable(const Kernels &kernels) {
 // The best table by default, the named one when the CPU has it, an error when not.
 void testSelect() {
     unsetenv("QWEN3_CPU_ISA");
-    const Kernels *best = nullptr;
+    const KernelTable *best = nullptr;
     for (const KernelEntry &entry : kernelEntries()) {
         best = best == nullptr && entry.supported ? entry.kernels : best;
     }
     CHECK(&selectKernels() == best);
     for (const KernelEntry &entry : kernelEntries()) {
         setenv("QWEN3_CPU_ISA", entry.kernels->name, 1);
-        const Kernels *selected = nullptr;
+        const KernelTable *selected = nullptr;
         try {
             selected = &selectKernels();
         } catch (const Error &error) {

@@ -345,12 +345,12 @@ void testUniform() {
 // Buffers of an arena are zeroed, aligned and apart, keep their memory when the arena and other buffers go, and can be
 // moved; large ones and empty ones are as without it.
 void testArena() {
-    std::vector<q3::cpu::Buffer> buffers;
+    std::vector<q3::cpu::HostBuffer> buffers;
     {
         q3::cpu::Arena arena;
         for (size_t i = 0; i < 200; ++i) {
             const size_t bytes = i % 50 == 0 ? (size_t{40} << 20) : i % 7 == 0 ? 0 : i * 9973 % (size_t{5} << 20) + 1;
-            q3::cpu::Buffer buffer = arena.allocate(bytes);
+            q3::cpu::HostBuffer buffer = arena.allocate(bytes);
             CHECK(buffer.bytes() >= bytes && (buffer.data() != nullptr) == (bytes > 0));
             CHECK(reinterpret_cast<uintptr_t>(buffer.data()) % 64 == 0);
             if (i % 3 == 0) {

@@ -52,7 +52,7 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
       dt_kv_(options.dt_kv != QWEN3_DTYPE_DEFAULT
                  ? options.dt_kv
                  : (dt_weight_ == QWEN3_DTYPE_F32 ? QWEN3_DTYPE_F32 : QWEN3_DTYPE_F16)),
-      kv_type_(weightType(dt_kv_)), kv_codes_(dt_kv_ == QWEN3_DTYPE_INT8),
+      kv_type_(formatOf(dt_kv_)), kv_codes_(dt_kv_ == QWEN3_DTYPE_INT8),
       query_rows_(std::max(kQueryRows, config.group())),
       value_width_(static_cast<uint32_t>(AttentionPart::valueWidth(config.dh))), kernels_(selectKernels()),
       max_rows_(roundUp(config.max_step_tokens, kMaxTileRows)), rank_(options.rank), reduce_(options.reduce),
@@ -63,22 +63,22 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
              config.group(), kMaxQueryRows);
     }
     const uint32_t widest = std::max({config.d, config.nh * config.dh, config.di});
-    if (isQuantised(weightType(dt_weight_))) {
+    if (takesCodes(formatOf(dt_weight_))) {
         const size_t groups = roundUp(widest, kGroup) / kGroup;
         const size_t rows = paddedQuantRows(max_rows_);
-        quant_codes_ = Buffer(rows * groups * kGroup * sizeof(int16_t));
-        quant_scales_ = Buffer(rows * groups * sizeof(float));
-        quant_offsets_ = Buffer(rows * groups * sizeof(int32_t));
+        quant_codes_ = HostBuffer(rows * groups * kGroup * sizeof(int16_t));
+        quant_scales_ = HostBuffer(rows * groups * sizeof(float));
+        quant_offsets_ = HostBuffer(rows * groups * sizeof(int32_t));
         quant_rows_ = {quant_codes_.as<char>(), quant_scales_.as<float>(), quant_offsets_.as<int32_t>(), 1, rows};
     }
     for (uint32_t i = 0; i < pool_.size(); ++i) {
         product_scratch_.emplace_back(linearScratchFloats() * sizeof(float));
         attention_scratch_.emplace_back(AttentionScratch::floats(query_rows_, config.dh) * sizeof(float));
     }
-    attention_parts_ = Buffer(AttentionPart::floats(attention_plan_.maxPartRows(), config.dh) * sizeof(float));
+    attention_parts_ = HostBuffer(AttentionPart::floats(attention_plan_.maxPartRows(), config.dh) * sizeof(float));
 }
 
-int32_t CpuOps::formatOf(const LinearSource &source) const {
+int32_t CpuOps::dtypeOf(const LinearSource &source) const {
     const bool mixed = dt_weight_ == QWEN3_DTYPE_INT4_MIXED;
     if (!mixed && dt_weight_ != QWEN3_DTYPE_INT4) {
         return dt_weight_;
@@ -88,11 +88,11 @@ int32_t CpuOps::formatOf(const LinearSource &source) const {
 }
 
 std::unique_ptr<Linear> CpuOps::packLinear(const LinearSource &source) {
-    return packPanels(source, formatOf(source), false, pool_, &arena_);
+    return packPanels(source, dtypeOf(source), false, pool_, &arena_);
 }
 
 std::unique_ptr<Linear> CpuOps::packGateUp(const LinearSource &gate_up) {
-    return packPanels(gate_up, formatOf(gate_up), true, pool_, &arena_);
+    return packPanels(gate_up, dtypeOf(gate_up), true, pool_, &arena_);
 }
 
 std::unique_ptr<Vector> CpuOps::packVector(const VectorSource &source) {
@@ -120,7 +120,7 @@ std::string CpuOps::packedLayout() {
         const HostMatrix matrix{values.data(), kRows, kColumns, kColumns, 1, values.data()};
         const LinearSource source{"fingerprint", 0, QWEN3_DTYPE_F32, {matrix}, 0, precision};
         for (const bool interleave : {false, true}) {
-            save(*packPanels(source, formatOf(source), interleave, pool_), hash);
+            save(*packPanels(source, dtypeOf(source), interleave, pool_), hash);
         }
     }
     char text[64];
@@ -138,11 +138,11 @@ void CpuOps::save(const Vector &vector, PackedWriter &out) const {
 }
 
 std::unique_ptr<Linear> CpuOps::loadLinear(const LinearSource &shape, PackedReader &in) {
-    return loadPanels(shape, formatOf(shape), false, in, pool_, &arena_);
+    return loadPanels(shape, dtypeOf(shape), false, in, pool_, &arena_);
 }
 
 std::unique_ptr<Linear> CpuOps::loadGateUp(const LinearSource &shape, PackedReader &in) {
-    return loadPanels(shape, formatOf(shape), true, in, pool_, &arena_);
+    return loadPanels(shape, dtypeOf(shape), true, in, pool_, &arena_);
 }
 
 std::unique_ptr<Vector> CpuOps::loadVector(const VectorSource &shape, PackedReader &in) {
@@ -246,7 +246,7 @@ void CpuOps::allReduceSum(Activation x) {
 size_t CpuOps::scratchBytes() const {
     size_t total = quant_codes_.bytes() + quant_scales_.bytes() + quant_offsets_.bytes() + attention_parts_.bytes();
     for (const auto *group : {&activations_, &product_scratch_, &attention_scratch_}) {
-        for (const Buffer &buffer : *group) {
+        for (const HostBuffer &buffer : *group) {
             total += buffer.bytes();
         }
     }

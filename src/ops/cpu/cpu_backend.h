@@ -93,7 +93,7 @@ private:
     void loadValues(const KvTile &tile, uint32_t panel, float *out) const;
     uint32_t valuePanel() const { return kv_codes_ ? kPanelRows : kValueWidth; }
 
-    int32_t formatOf(const LinearSource &source) const;
+    int32_t dtypeOf(const LinearSource &source) const;
 
     // attention.cpp
     void prepareHeads(const AttentionItem &item, Activation qkv, uint32_t layer) const;
@@ -129,8 +129,8 @@ private:
     // linear.cpp
     size_t linearScratchFloats() const;
     template <typename Epilogue>
-    void forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
-                   const Epilogue &epilogue);
+    void multiplyRows(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
+                      const Epilogue &epilogue);
     template <typename Epilogue>
     void streamPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
                       const Epilogue &epilogue);
@@ -138,9 +138,9 @@ private:
     void reusePanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
                      const Epilogue &epilogue);
     // out[rows][npanels * 16] = products of k [k0, k0 + k) of rows from `row` on; added to what is there if k0 > 0
-    void multiply(const char *panels, size_t panel_bytes, uint32_t npanels, WeightType type, const float *in, size_t ld,
-                  uint32_t row, uint32_t rows, uint32_t k0, uint32_t k, float *out, size_t ldo) const;
-    void quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k, WeightType type);
+    void multiply(const char *panels, size_t panel_bytes, uint32_t npanels, WeightFormat type, const float *in,
+                  size_t ld, uint32_t row, uint32_t rows, uint32_t k0, uint32_t k, float *out, size_t ldo) const;
+    void quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k, WeightFormat type);
     void plainLinear(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
 
     class KvMemory final : public BlockMemory {
@@ -153,18 +153,18 @@ private:
         // Blocks are cut from slabs in huge pages: attention walks from block to block, and with 4 KiB pages nearly
         // every tile would miss the TLB. Slabs live as long as the backend; released blocks are kept for the next
         // allocate.
-        std::vector<Buffer> slabs_;
+        std::vector<HostBuffer> slabs_;
         std::vector<void *> free_;
     };
 
     ModelConfig config_;
     int32_t dt_weight_;
     int32_t dt_kv_;
-    WeightType kv_type_;    // unless kv_codes_
+    WeightFormat kv_type_;  // unless kv_codes_
     bool kv_codes_;         // int8
     uint32_t query_rows_;   // query rows per work item: kQueryRows, or a wider group
     uint32_t value_width_;  // dh rounded up to whole panels
-    const Kernels &kernels_;
+    const KernelTable &kernels_;
     uint32_t max_rows_;  // max_step_tokens rounded up to whole tiles
     uint32_t rank_;
     HostAllReduce *reduce_;  // null: the only rank
@@ -173,13 +173,13 @@ private:
     Arena arena_;  // of weights
     const StepPlan *plan_ = nullptr;
 
-    std::vector<Buffer> activations_;
-    Buffer quant_codes_, quant_scales_, quant_offsets_;
-    QuantRows quant_rows_{};               // over those three
-    std::vector<Buffer> product_scratch_;  // per thread, see linearScratchFloats
+    std::vector<HostBuffer> activations_;
+    HostBuffer quant_codes_, quant_scales_, quant_offsets_;
+    QuantRows quant_rows_{};                   // over those three
+    std::vector<HostBuffer> product_scratch_;  // per thread, see linearScratchFloats
     AttentionPlan attention_plan_;
-    std::vector<Buffer> attention_scratch_;  // per thread
-    Buffer attention_parts_;                 // of cut items
+    std::vector<HostBuffer> attention_scratch_;  // per thread
+    HostBuffer attention_parts_;                 // of cut items
     struct {
         const float *q = nullptr;  // null: qkNormRopeStore has done all of it itself
         const float *k = nullptr;

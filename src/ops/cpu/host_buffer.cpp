@@ -16,7 +16,7 @@ constexpr size_t kPage = 4096;
 
 // mmap gives zeroed pages that cost nothing until touched. Large buffers ask for huge pages: a decode step streams the
 // weights once, and with 4 KiB pages it also streams their page tables.
-Buffer::Buffer(size_t bytes) {
+HostBuffer::HostBuffer(size_t bytes) {
     if (bytes == 0) {
         return;
     }
@@ -44,22 +44,22 @@ Buffer::Buffer(size_t bytes) {
     bytes_ = size;
 }
 
-Buffer::~Buffer() {
+HostBuffer::~HostBuffer() {
     if (data_ != nullptr && slab_ == nullptr) {
         munmap(data_, bytes_);
     }
 }
 
-Buffer Arena::allocate(size_t bytes) {
+HostBuffer Arena::allocate(size_t bytes) {
     constexpr size_t kSlab = 32 * kHugePage;  // what is not touched of it takes no memory
     if (bytes == 0 || bytes > kSlab / 4) {
-        return Buffer(bytes);
+        return HostBuffer(bytes);
     }
     if (slab_ == nullptr || bytes > slab_->bytes() - used_) {
-        slab_ = std::make_shared<Buffer>(kSlab);
+        slab_ = std::make_shared<HostBuffer>(kSlab);
         used_ = 0;
     }
-    Buffer result;
+    HostBuffer result;
     result.data_ = slab_->as<char>() + used_;
     result.bytes_ = bytes;
     result.slab_ = slab_;

@@ -7,22 +7,22 @@
 
 namespace q3::cpu {
 
-class Buffer {
+class HostBuffer {
 public:
-    Buffer() = default;
-    explicit Buffer(size_t bytes);
-    ~Buffer();
-    Buffer(Buffer &&other) noexcept
+    HostBuffer() = default;
+    explicit HostBuffer(size_t bytes);
+    ~HostBuffer();
+    HostBuffer(HostBuffer &&other) noexcept
         : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)),
           slab_(std::move(other.slab_)) {}
-    Buffer &operator=(Buffer &&other) noexcept {
+    HostBuffer &operator=(HostBuffer &&other) noexcept {
         std::swap(data_, other.data_);
         std::swap(bytes_, other.bytes_);
         std::swap(slab_, other.slab_);
         return *this;
     }
-    Buffer(const Buffer &) = delete;
-    Buffer &operator=(const Buffer &) = delete;
+    HostBuffer(const HostBuffer &) = delete;
+    HostBuffer &operator=(const HostBuffer &) = delete;
 
     void *data() const { return data_; }
     template <typename T> T *as() const { return static_cast<T *>(data_); }
@@ -32,17 +32,17 @@ private:
     friend class Arena;
     void *data_ = nullptr;
     size_t bytes_ = 0;
-    std::shared_ptr<Buffer> slab_;  // what data_ lies in, if it is not a mapping of its own
+    std::shared_ptr<HostBuffer> slab_;  // what data_ lies in, if it is not a mapping of its own
 };
 
 // Cuts buffers from slabs, one after the other, so that small ones lie in huge pages too. A slab lives as long as its
 // buffers. Not thread-safe.
 class Arena {
 public:
-    Buffer allocate(size_t bytes);
+    HostBuffer allocate(size_t bytes);
 
 private:
-    std::shared_ptr<Buffer> slab_;
+    std::shared_ptr<HostBuffer> slab_;
     size_t used_ = 0;
 };
 

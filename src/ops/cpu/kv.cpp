@@ -87,8 +87,8 @@ void CpuOps::loadKeys(const KvTile &tile, float *out) const {
         return;
     }
     for (uint32_t e = 0; e < config_.dh; e += kKeyGroup) {
-        kernels_.load_codes(out + size_t{e} * kBlockTokens, tile.keys + size_t{e} * kBlockTokens,
-                            tile.key_scales + e / kKeyGroup * kBlockTokens, std::min(kKeyGroup, config_.dh - e), true);
+        kernels_.loadCodes(out + size_t{e} * kBlockTokens, tile.keys + size_t{e} * kBlockTokens,
+                           tile.key_scales + e / kKeyGroup * kBlockTokens, std::min(kKeyGroup, config_.dh - e), true);
     }
 }
 
@@ -97,7 +97,7 @@ void CpuOps::loadValues(const KvTile &tile, uint32_t panel, float *out) const {
     const uint32_t elements = kBlockTokens * valuePanel();
     const char *values = tile.values + size_t{panel} * elements * elementSize();
     if (kv_codes_) {
-        kernels_.load_codes(out, values, tile.value_scales + panel * kBlockTokens, kBlockTokens, false);
+        kernels_.loadCodes(out, values, tile.value_scales + panel * kBlockTokens, kBlockTokens, false);
     } else {
         kernels_.load[kv_type_](out, values, elements);
     }

@@ -38,7 +38,7 @@ uint32_t panelsIn(size_t bytes, const CpuLinear &w) {
 }
 
 // k per block so that kTogether panels fit kBlockBytes, in nearly equal blocks of whole groups.
-uint32_t blockDepth(WeightType type, uint32_t k) {
+uint32_t blockDepth(WeightFormat type, uint32_t k) {
     const size_t bytes = kTogether * panelOffset(type, roundUp(k, kGroup));
     const auto blocks = static_cast<uint32_t>((bytes + kBlockBytes - 1) / kBlockBytes);
     return roundUp((k + blocks - 1) / std::max(1U, blocks), kGroup);
@@ -57,13 +57,13 @@ void addBias(float *row, const float *bias) {
 size_t CpuOps::linearScratchFloats() const {
     // Sums of all rows with kTogether panels; then bf12 panels as bf16 ones, where a block may exceed its size by a
     // group. Or sums of a tile of rows with kStreamPanels.
-    const size_t expanded = weightType(dt_weight_) == kBf12 ? kBlockBytes + kTogether * panelOffset(kBf16, kGroup) : 0;
+    const size_t expanded = formatOf(dt_weight_) == kBf12 ? kBlockBytes + kTogether * panelOffset(kBf16, kGroup) : 0;
     const size_t blocks = size_t{max_rows_} * kTogether * kPanelRows + expanded / sizeof(float);
     return std::max(blocks, size_t{kMaxTileRows} * kStreamPanels * kPanelRows);
 }
 
 // Fills quant_rows_ with rows of `in`, in the codes that `type` takes.
-void CpuOps::quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k, WeightType type) {
+void CpuOps::quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k, WeightFormat type) {
     if (kernels_.split_codes) {
         quant_rows_.row_step = 1;
         quant_rows_.group_step = rows <= kMaxTileRows ? rows : paddedQuantRows(rows);
@@ -73,30 +73,30 @@ void CpuOps::quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k,
     }
     pool_.parallelFor(rows, kQuantGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t r = begin; r < end; ++r) {
-            kernels_.quantize[type - kExactTypes](in + r * ld, k, quant_rows_, r);
+            kernels_.quantize[type](in + r * ld, k, quant_rows_, r);
         }
     });
 }
 
-void CpuOps::multiply(const char *panels, size_t panel_bytes, uint32_t npanels, WeightType type, const float *in,
+void CpuOps::multiply(const char *panels, size_t panel_bytes, uint32_t npanels, WeightFormat type, const float *in,
                       size_t ld, uint32_t row, uint32_t rows, uint32_t k0, uint32_t k, float *out, size_t ldo) const {
-    if (isQuantised(type)) {
-        kernels_.gemv_quant[type - kExactTypes](panels, panel_bytes, npanels, (k + kGroup - 1) / kGroup,
-                                                quant_rows_.from(row, k0 / kGroup, type), rows, out, ldo, k0 > 0);
+    if (takesCodes(type)) {
+        kernels_.multiplyQuantPanels[type](panels, panel_bytes, npanels, (k + kGroup - 1) / kGroup,
+                                           quant_rows_.from(row, k0 / kGroup, type), rows, out, ldo, k0 > 0);
     } else {
-        kernels_.gemv[type](panels, panel_bytes, npanels, k, in + row * ld + k0, ld, rows, out, ldo, k0 > 0);
+        kernels_.multiplyPanels[type](panels, panel_bytes, npanels, k, in + row * ld + k0, ld, rows, out, ldo, k0 > 0);
     }
 }
 
 // Calls epilogue(panel, row, count, product, ld) for all panels and parts of rows, `step` panels (side by side) a call:
 // the sums of rows [row, row + count) with the panel are at product + r * ld.
 template <typename Epilogue>
-void CpuOps::forPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
-                       const Epilogue &epilogue) {
-    if (isQuantised(w.type)) {
-        quantizeRows(in, rows, ld, w.in, w.type);
+void CpuOps::multiplyRows(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
+                          const Epilogue &epilogue) {
+    if (takesCodes(w.format)) {
+        quantizeRows(in, rows, ld, w.in, w.format);
     }
-    if (rows <= kernels_.tileRows(w.type)) {
+    if (rows <= kernels_.tileRows(w.format)) {
         streamPanels(in, rows, ld, w, step, epilogue);
     } else {
         reusePanels(in, rows, ld, w, step, epilogue);
@@ -114,7 +114,7 @@ void CpuOps::streamPanels(const float *in, uint32_t rows, size_t ld, const CpuLi
         for (uint32_t p = begin; p < end; p += most) {  // one thread claims all at once
             const uint32_t count = std::min(most, end - p);
             const size_t width = size_t{count} * kPanelRows;
-            multiply(w.panel(p), w.panel_bytes, count, w.type, in, ld, 0, rows, 0, w.in, products, width);
+            multiply(w.panel(p), w.panel_bytes, count, w.format, in, ld, 0, rows, 0, w.in, products, width);
             for (uint32_t q = 0; q < count; q += step) {
                 epilogue(p + q, 0, rows, products + size_t{q} * kPanelRows, width);
             }
@@ -126,12 +126,12 @@ void CpuOps::streamPanels(const float *in, uint32_t rows, size_t ld, const CpuLi
 template <typename Epilogue>
 void CpuOps::reusePanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
                          const Epilogue &epilogue) {
-    const uint32_t tile = kernels_.tileRows(w.type);
+    const uint32_t tile = kernels_.tileRows(w.format);
     const uint32_t parts = (rows + tile - 1) / tile;
     // bf12 is decoded once for all, unless two tiles leave their kernel the registers to do it twice: what is expanded
     // goes through L2, which costs more than a second decoding.
-    const bool expand = w.type == kBf12 && rows > 2 * (tile - 1);
-    const WeightType type = expand ? kBf16 : w.type;
+    const bool expand = w.format == kBf12 && rows > 2 * (tile - 1);
+    const WeightFormat type = expand ? kBf16 : w.format;
     const uint32_t depth = blockDepth(type, w.in);
     pool_.parallelFor(w.npanels, panelsIn(kClaimBytes, w), [&](uint32_t begin, uint32_t end, uint32_t thread) {
         constexpr size_t width = kTogether * kPanelRows;
@@ -142,14 +142,14 @@ void CpuOps::reusePanels(const float *in, uint32_t rows, size_t ld, const CpuLin
             for (uint32_t k0 = 0; k0 < w.in; k0 += depth) {
                 const uint32_t k = std::min(depth, w.in - k0);
                 const bool last = k0 + k == w.in;
-                const char *panels = w.panel(p) + panelOffset(w.type, k0);
+                const char *panels = w.panel(p) + panelOffset(w.format, k0);
                 size_t stride = w.panel_bytes;
                 if (expand) {
                     const uint32_t groups = (k + kGroup - 1) / kGroup;
                     const size_t bytes = panelOffset(kBf16, size_t{groups} * kGroup);
                     for (uint32_t q = 0; q < count; ++q) {
-                        kernels_.expand_bf12(panels + q * stride, groups,
-                                             reinterpret_cast<uint16_t *>(expanded + q * bytes));
+                        kernels_.expandBf12(panels + q * stride, groups,
+                                            reinterpret_cast<uint16_t *>(expanded + q * bytes));
                     }
                     panels = expanded;
                     stride = bytes;
@@ -171,7 +171,7 @@ void CpuOps::reusePanels(const float *in, uint32_t rows, size_t ld, const CpuLin
 }
 
 void CpuOps::plainLinear(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w) {
-    forPanels(in, rows, w.in, w, 1, [&](uint32_t panel, uint32_t row, uint32_t count, float *product, size_t ld) {
+    multiplyRows(in, rows, w.in, w, 1, [&](uint32_t panel, uint32_t row, uint32_t count, float *product, size_t ld) {
         const uint32_t first = panel * kPanelRows;
         const uint32_t columns = std::min(kPanelRows, w.out - first);
         for (uint32_t r = 0; r < count; ++r) {
@@ -189,15 +189,15 @@ void CpuOps::linear(Activation out, Activation in, const Linear &weight) {
 void CpuOps::linearSwiglu(Activation act, Activation h, const Linear &gate_up) {
     const auto &w = static_cast<const CpuLinear &>(gate_up);
     auto *out = static_cast<float *>(act.data);
-    forPanels(static_cast<const float *>(h.data), plan_->ntok, w.in, w, 2,
-              [&](uint32_t panel, uint32_t row, uint32_t count, float *product, size_t ld) {
-                  const uint32_t first = panel / 2 * kPanelRows;
-                  const uint32_t columns = std::min(kPanelRows, w.out - first);
-                  for (uint32_t r = 0; r < count; ++r) {
-                      const float *gate = product + r * ld;
-                      kernels_.siluMul(out + size_t{row + r} * act.width + first, gate, gate + kPanelRows, columns);
-                  }
-              });
+    multiplyRows(static_cast<const float *>(h.data), plan_->ntok, w.in, w, 2,
+                 [&](uint32_t panel, uint32_t row, uint32_t count, float *product, size_t ld) {
+                     const uint32_t first = panel / 2 * kPanelRows;
+                     const uint32_t columns = std::min(kPanelRows, w.out - first);
+                     for (uint32_t r = 0; r < count; ++r) {
+                         const float *gate = product + r * ld;
+                         kernels_.siluMul(out + size_t{row + r} * act.width + first, gate, gate + kPanelRows, columns);
+                     }
+                 });
 }
 
 void CpuOps::readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const Linear &head) {

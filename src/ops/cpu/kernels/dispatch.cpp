@@ -79,7 +79,7 @@ const std::vector<KernelEntry> &kernelEntries() {
     return entries;
 }
 
-const Kernels &selectKernels() {
+const KernelTable &selectKernels() {
     const char *forced = forcedName();
     std::string names;
     for (const KernelEntry &entry : kernelEntries()) {

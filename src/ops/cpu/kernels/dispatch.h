@@ -8,7 +8,7 @@
 namespace q3::cpu {
 
 struct KernelEntry {
-    const Kernels *kernels;
+    const KernelTable *kernels;
     bool supported;  // by this CPU and its operating system
 };
 
@@ -17,6 +17,6 @@ const std::vector<KernelEntry> &kernelEntries();
 
 // The best table this CPU can run, or the one named by the environment variable QWEN3_CPU_ISA. Throws
 // DEVICE_ARCHITECTURE_NOT_SUPPORTED when the named one is unknown or not supported here.
-const Kernels &selectKernels();
+const KernelTable &selectKernels();
 
 }  // namespace q3::cpu

@@ -142,6 +142,6 @@ struct Avx2 {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = simdTable<Avx2>("avx2");
+const KernelTable kAvx2Kernels = simdTable<Avx2>("avx2");
 
 }  // namespace q3::cpu

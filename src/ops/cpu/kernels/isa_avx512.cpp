@@ -3,6 +3,6 @@
 
 namespace q3::cpu {
 
-const Kernels kAvx512Kernels = simdTable<Avx512>("avx512");
+const KernelTable kAvx512Kernels = simdTable<Avx512>("avx512");
 
 }  // namespace q3::cpu

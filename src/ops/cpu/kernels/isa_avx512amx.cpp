@@ -82,8 +82,8 @@ void quantizeSplit(const float *x, uint32_t k, const QuantRows &out, uint32_t r)
 }
 
 // Weights of a group in steps of four k: [8][16][4], signed.
-template <WeightType T> inline void unpackGroup(const char *group, char *out) {
-    const char *codes = group + 2 * kPanelRows;
+template <WeightFormat T> inline void unpackGroup(const char *group, char *out) {
+    const char *codes = group + kScaleBytes;
     if constexpr (T == kQ8) {
         const __m512i places = load(kQuadsOfPairs);
         Q3_UNROLL
@@ -120,8 +120,8 @@ struct alignas(64) TileConfig {
 
 using Dots = int32_t[kRows][kPanelRows];
 // The products of a group with a panel: of the codes, or of their high bytes and then of their low ones.
-template <WeightType T> struct Products16 {
-    alignas(64) Dots part[codeBytes(T)];
+template <WeightFormat T> struct Products16 {
+    alignas(64) Dots part[infoOf(T).code_bytes];
 };
 
 // Compilers do not know that LDTILECFG reads all of its operand, nor that a tile is loaded from memory: what was stored
@@ -148,9 +148,9 @@ inline void storeOdd(Dots &to, int part) {
 
 // Multiplies group g, and stores the products of the group before. A tile cannot be stored, or loaded, while its last
 // instruction runs: groups take turns with the tiles.
-template <WeightType T>
+template <WeightFormat T>
 inline void multiply(uint32_t g, const char *codes, const char *weights, Products16<T> &before) {
-    constexpr size_t kStride = kGroup * codeBytes(T);
+    constexpr size_t kStride = kGroup * infoOf(T).code_bytes;
     if (g % 2 == 0) {
         _tile_loadd(4, codes, kStride);
         _tile_loadd(6, weights, kPanelRows * 4);
@@ -183,12 +183,12 @@ inline void multiply(uint32_t g, const char *codes, const char *weights, Product
 }
 
 // sum[R] += the products of a group * scales
-template <WeightType T, int R>
+template <WeightFormat T, int R>
 inline void addScaled(const Products16<T> &products, const QuantRows &x, const char *group, __m512 (&sum)[R]) {
     const __m512 w_scale = Amx::loadBf16(reinterpret_cast<const uint16_t *>(group));
     Q3_UNROLL
     for (int r = 0; r < R; ++r) {
-        __m512i dot = _mm512_load_si512(products.part[codeBytes(T) - 1][r]);
+        __m512i dot = _mm512_load_si512(products.part[infoOf(T).code_bytes - 1][r]);
         if constexpr (T == kQ8) {
             dot = Amx::addInt(dot, Amx::shiftLeft<8>(_mm512_load_si512(products.part[0][r])));
         }
@@ -201,7 +201,7 @@ using Unpacked = char[kBlock][kGroup * kPanelRows];
 
 // y[R][16] += `count` groups of a panel, whose weights are unpacked. Unpacks `next` meanwhile: tiles cannot be loaded
 // from what was stored just before, until it is in L1.
-template <WeightType T, int R>
+template <WeightFormat T, int R>
 void addGroups(const char *panel, const Unpacked &weights, const char *next, Unpacked &next_weights, const QuantRows &x,
                uint32_t count, float *y, size_t ldy) {
     __m512 sum[R];
@@ -230,8 +230,8 @@ void addGroups(const char *panel, const Unpacked &weights, const char *next, Unp
     }
 }
 
-template <WeightType T> struct TilesCall {
-    const GemvQuantCall<Amx, T> few;
+template <WeightFormat T> struct TilesCall {
+    const QuantPanelCall<Amx, T> few;
 
     template <int R> void call() const {
         if constexpr (R < kLeastRows) {
@@ -270,25 +270,25 @@ template <WeightType T> struct TilesCall {
     }
 };
 
-template <WeightType T>
-void gemvTiles(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
-               uint32_t rows, float *y, size_t ldy, bool accumulate) {
+template <WeightFormat T>
+void multiplyTiles(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
+                   uint32_t rows, float *y, size_t ldy, bool accumulate) {
     withRows<kRows>(
         rows, TilesCall<T>{{static_cast<const char *>(panels), panel_bytes, npanels, groups, x, y, ldy, accumulate}});
 }
 
-constexpr Kernels amxTable() {
-    Kernels table = simdTable<Amx>("amx");
-    table.gemv_quant[kQ8 - kExactTypes] = gemvTiles<kQ8>;
-    table.gemv_quant[kQ4 - kExactTypes] = gemvTiles<kQ4>;
+constexpr KernelTable amxTable() {
+    KernelTable table = simdTable<Amx>("amx");
+    table.multiplyQuantPanels[kQ8] = multiplyTiles<kQ8>;
+    table.multiplyQuantPanels[kQ4] = multiplyTiles<kQ4>;
     table.quant_tile_rows = kRows;
     table.split_codes = true;
-    table.quantize[kQ8 - kExactTypes] = quantizeSplit;
+    table.quantize[kQ8] = quantizeSplit;
     return table;
 }
 
 }  // namespace
 
-const Kernels kAmxKernels = amxTable();
+const KernelTable kAmxKernels = amxTable();
 
 }  // namespace q3::cpu

@@ -3,6 +3,6 @@
 
 namespace q3::cpu {
 
-const Kernels kAvx512VnniKernels = simdTable<Avx512Vnni>("avx512vnni");
+const KernelTable kAvx512VnniKernels = simdTable<Avx512Vnni>("avx512vnni");
 
 }  // namespace q3::cpu

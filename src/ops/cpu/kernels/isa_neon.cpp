@@ -3,6 +3,6 @@
 
 namespace q3::cpu {
 
-const Kernels kNeonKernels = simdTable<Neon>("neon");
+const KernelTable kNeonKernels = simdTable<Neon>("neon");
 
 }  // namespace q3::cpu

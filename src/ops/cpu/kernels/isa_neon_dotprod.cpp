@@ -3,6 +3,6 @@
 
 namespace q3::cpu {
 
-const Kernels kNeonDotprodKernels = simdTable<NeonDotprod>("neon-dotprod");
+const KernelTable kNeonDotprodKernels = simdTable<NeonDotprod>("neon-dotprod");
 
 }  // namespace q3::cpu

@@ -11,12 +11,12 @@ static_assert(kRows == 6, "three pairs");
 
 // 4 steps of eight k. A vector has two rows of weights, 8 bytes of codes one row of activations; 16-bit codes come as
 // the high bytes of the group, then the low bytes.
-template <WeightType T> struct Octets {
+template <WeightFormat T> struct Octets {
     using Quads = Steps<S, T>;
     static constexpr uint32_t kSteps = kGroup / 8;
     static constexpr int kAtOnce = 2 * Quads::kAtOnce;
     static constexpr size_t kCodeBytes = 8;
-    static constexpr int kPlanes = codeBytes(T);
+    static constexpr int kPlanes = infoOf(T).code_bytes;
     using Weights = S::B;
     // Codes of a group of rows as [planes][steps][kRows][kCodeBytes]. An odd last row stands in for its missing
     // partner.
@@ -71,7 +71,7 @@ inline int8x16_t loadTwoRows(const char *p) {
 }
 
 // Products of two rows with two rows of weights: lanes (0, 0), (0, 1), (1, 0), (1, 1).
-template <WeightType T> struct PairDots {
+template <WeightFormat T> struct PairDots {
     int32x4_t plane[Octets<T>::kPlanes];
     int64x2_t total() const {
         return vreinterpretq_s64_s32(T == kQ8 ? vaddq_s32(vshlq_n_s32(plane[0], 8), plane[Octets<T>::kPlanes - 1])
@@ -80,7 +80,7 @@ template <WeightType T> struct PairDots {
 };
 
 // Row r of y += dots of four columns * scales.
-template <WeightType T>
+template <WeightFormat T>
 inline void addScaled(const QuantRows &x, uint32_t r, int64x2_t dots, float32x4_t w_scale, float *y) {
     int32x4_t dot = vreinterpretq_s32_s64(dots);
     if constexpr (T == kQ4) {
@@ -90,7 +90,7 @@ inline void addScaled(const QuantRows &x, uint32_t r, int64x2_t dots, float32x4_
 }
 
 // y[rows][16] += one group, rows = 2 * Pairs or one less. codes: x's, arranged.
-template <WeightType T, int Pairs>
+template <WeightFormat T, int Pairs>
 void addGroup(const char *group, const QuantRows &x, const char *codes, uint32_t rows, float *y, size_t ldy) {
     using Step = Octets<T>;
     constexpr int N = Step::kAtOnce;
@@ -138,11 +138,11 @@ void addGroup(const char *group, const QuantRows &x, const char *codes, uint32_t
     }
 }
 
-template <WeightType T>
-void gemvPairs(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
-               uint32_t rows, float *y, size_t ldy, bool accumulate) {
+template <WeightFormat T>
+void multiplyPairs(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
+                   uint32_t rows, float *y, size_t ldy, bool accumulate) {
     if (rows == 1) {
-        gemvQuant<S, T>(panels, panel_bytes, npanels, groups, x, rows, y, ldy, accumulate);
+        multiplyQuantPanels<S, T>(panels, panel_bytes, npanels, groups, x, rows, y, ldy, accumulate);
         return;
     }
     for (uint32_t r = 0; r < rows && !accumulate; ++r) {
@@ -153,7 +153,7 @@ void gemvPairs(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_
     const auto add = rows > 4 ? addGroup<T, 3> : (rows > 2 ? addGroup<T, 2> : addGroup<T, 1>);
     for (size_t g = 0; g < groups; ++g) {
         const QuantRows at = x.from(0, g, T);
-        char codes[kGroup * kRows * codeBytes(T)];
+        char codes[kGroup * kRows * infoOf(T).code_bytes];
         Octets<T>::arrange(at, rows, codes);
         for (uint32_t p = 0; p < npanels; ++p) {
             const char *group = static_cast<const char *>(panels) + p * panel_bytes + panelOffset(T, g * kGroup);
@@ -162,15 +162,15 @@ void gemvPairs(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_
     }
 }
 
-constexpr Kernels i8mmTable() {
-    Kernels table = simdTable<S>("neon-i8mm");
-    table.gemv_quant[kQ8 - kExactTypes] = gemvPairs<kQ8>;
-    table.gemv_quant[kQ4 - kExactTypes] = gemvPairs<kQ4>;
+constexpr KernelTable i8mmTable() {
+    KernelTable table = simdTable<S>("neon-i8mm");
+    table.multiplyQuantPanels[kQ8] = multiplyPairs<kQ8>;
+    table.multiplyQuantPanels[kQ4] = multiplyPairs<kQ4>;
     return table;
 }
 
 }  // namespace
 
-const Kernels kNeonI8mmKernels = i8mmTable();
+const KernelTable kNeonI8mmKernels = i8mmTable();
 
 }  // namespace q3::cpu

@@ -4,24 +4,24 @@
 #include <cstring>
 
 #include "ops/cpu/kernels/kernels.h"
-#include "ops/cpu/kernels/panel_element.h"
+#include "ops/cpu/panel_element.h"
 #include "ops/half.h"
 
 namespace q3::cpu {
 namespace {
 
 // Number i of codes in `bytes`.
-template <WeightType T> int activationAt(const char *bytes, size_t i) {
-    if constexpr (T == kQ8) {
+template <WeightFormat T> int activationAt(const char *bytes, size_t i) {
+    if constexpr (infoOf(T).code_bytes == sizeof(int16_t)) {
         return reinterpret_cast<const int16_t *>(bytes)[i];
     } else {
         return reinterpret_cast<const int8_t *>(bytes)[i];
     }
 }
 
-template <WeightType T>
-void gemv(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
-          uint32_t rows, float *y, size_t ldy, bool accumulate) {
+template <WeightFormat T>
+void multiplyPanels(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
+                    uint32_t rows, float *y, size_t ldy, bool accumulate) {
     for (uint32_t p = 0; p < npanels; ++p) {
         const void *panel = static_cast<const char *>(panels) + p * panel_bytes;
         for (uint32_t r = 0; r < rows; ++r) {
@@ -51,7 +51,7 @@ void tile(const float *a, size_t a_row, size_t a_col, const float *const *b, siz
     }
 }
 
-template <WeightType T>
+template <WeightFormat T>
 void score(const float *q, size_t ldq, uint32_t rows, const KvTiles &keys, uint32_t dh, float *scores, size_t lds) {
     for (uint32_t t = 0; t < keys.count; ++t) {
         for (uint32_t r = 0; r < rows; ++r) {
@@ -66,7 +66,7 @@ void score(const float *q, size_t ldq, uint32_t rows, const KvTiles &keys, uint3
     }
 }
 
-template <WeightType T>
+template <WeightFormat T>
 void weigh(const float *weights, size_t ldw, uint32_t rows, const KvTiles &values, uint32_t nkeys, uint32_t npanels,
            float *out, size_t ldo, bool accumulate) {
     for (uint32_t r = 0; r < rows; ++r) {
@@ -83,9 +83,9 @@ void weigh(const float *weights, size_t ldw, uint32_t rows, const KvTiles &value
 
 constexpr uint32_t kTileRows = 6;
 
-template <WeightType T>
-void gemvQuant(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
-               uint32_t rows, float *y, size_t ldy, bool accumulate) {
+template <WeightFormat T>
+void multiplyQuantPanels(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
+                         uint32_t rows, float *y, size_t ldy, bool accumulate) {
     for (uint32_t p = 0; p < npanels; ++p) {
         const char *panel = static_cast<const char *>(panels) + p * panel_bytes;
         for (uint32_t r = 0; r < rows; ++r) {
@@ -93,7 +93,7 @@ void gemvQuant(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_
                 float sum = accumulate ? y[r * ldy + p * kPanelRows + j] : 0.0F;
                 for (uint32_t g = 0; g < groups; ++g) {
                     const QuantRows at = x.from(r, g, T);
-                    int32_t dot = T == kQ4 ? -at.offsets[0] : 0;
+                    int32_t dot = infoOf(T).zero_code == 0 ? 0 : -at.offsets[0];
                     for (uint32_t i = 0; i < kGroup; ++i) {
                         dot += codeAt<T>(panel, j, g * kGroup + i) * activationAt<T>(at.codes, i);
                     }
@@ -113,7 +113,7 @@ void expandBf12(const void *panel, uint32_t groups, uint16_t *out) {
     }
 }
 
-template <WeightType T> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
+template <WeightFormat T> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
     for (uint32_t g = 0; g * kGroup < k; ++g) {
         const uint32_t count = k - g * kGroup < kGroup ? k - g * kGroup : kGroup;
         const float *in = x + size_t{g} * kGroup;
@@ -124,14 +124,14 @@ template <WeightType T> void quantize(const float *x, uint32_t k, const QuantRow
             finite = finite && std::isfinite(in[i]);
             largest = std::fmax(largest, std::fabs(in[i]));
         }
-        const float inverse = largest < kLeastScale ? 0.0F : largestCode(T) / largest;
+        const float inverse = largest < kLeastScale ? 0.0F : infoOf(T).largest_code / largest;
         int32_t sum = 0;
         for (uint32_t i = 0; i < kGroup; ++i) {
             const int32_t code = finite && i < count ? static_cast<int32_t>(std::nearbyint(in[i] * inverse)) : 0;
-            std::memcpy(to.codes + i * codeBytes(T), &code, codeBytes(T));
+            std::memcpy(to.codes + i * infoOf(T).code_bytes, &code, infoOf(T).code_bytes);
             sum += code;
         }
-        to.scales[0] = !finite ? std::nanf("") : (largest < kLeastScale ? 0.0F : largest / largestCode(T));
+        to.scales[0] = !finite ? std::nanf("") : (largest < kLeastScale ? 0.0F : largest / infoOf(T).largest_code);
         to.offsets[0] = 8 * sum;
     }
 }
@@ -185,7 +185,7 @@ void siluMul(float *out, const float *gate, const float *up, uint32_t n) {
     }
 }
 
-template <WeightType T> void loadFloats(float *out, const void *in, uint32_t n) {
+template <WeightFormat T> void loadFloats(float *out, const void *in, uint32_t n) {
     for (uint32_t i = 0; i < n; ++i) {
         out[i] = loadFloat<T>(in, i);
     }
@@ -217,29 +217,41 @@ void storeBf16(void *out, const float *in, uint32_t n) {
     }
 }
 
+constexpr KernelTable scalarTable() {
+    KernelTable table{};
+    table.name = "scalar";
+    table.tile_rows = table.quant_tile_rows = kTileRows;
+    forEachFormat([&](auto format) {
+        constexpr WeightFormat T = decltype(format)::value;
+        if constexpr (takesCodes(T)) {
+            table.multiplyQuantPanels[T] = multiplyQuantPanels<T>;
+            table.quantize[T] = quantize<T>;
+        } else {
+            table.multiplyPanels[T] = multiplyPanels<T>;
+        }
+        if constexpr (infoOf(T).plain) {
+            table.score[T] = score<T>;
+            table.weigh[T] = weigh<T>;
+            table.load[T] = loadFloats<T>;
+        }
+    });
+    table.store[kF32] = storeF32;
+    table.store[kF16] = storeF16;
+    table.store[kBf16] = storeBf16;
+    table.expandBf12 = expandBf12;
+    table.tile = tile;
+    table.rmsnorm = rmsnorm;
+    table.add = add;
+    table.rope = rope;
+    table.max = max;
+    table.expSum = expSum;
+    table.siluMul = siluMul;
+    table.loadCodes = loadCodes;
+    return table;
+}
+
 }  // namespace
 
-const Kernels kScalarKernels = {
-    "scalar",
-    kTileRows,
-    kTileRows,
-    {gemv<kF32>, gemv<kF16>, gemv<kBf16>, gemv<kBf12>},
-    expandBf12,
-    tile,
-    {score<kF32>, score<kF16>, score<kBf16>},
-    {weigh<kF32>, weigh<kF16>, weigh<kBf16>},
-    {gemvQuant<kQ8>, gemvQuant<kQ4>},
-    false,
-    {quantize<kQ8>, quantize<kQ4>},
-    rmsnorm,
-    add,
-    rope,
-    max,
-    expSum,
-    siluMul,
-    {storeF32, storeF16, storeBf16},
-    {loadFloats<kF32>, loadFloats<kF16>, loadFloats<kBf16>},
-    loadCodes,
-};
+const KernelTable kScalarKernels = scalarTable();
 
 }  // namespace q3::cpu

@@ -53,15 +53,12 @@ template <int P> struct TilesAt {
     }
 };
 
-constexpr size_t elementBytes(WeightType type) {
-    return type == kF32 ? 4 : 2;
-}
 // Rows of 16 elements that share a cache line.
-constexpr uint32_t rowsPerLine(WeightType type) {
-    return static_cast<uint32_t>(64 / (kPanelRows * elementBytes(type)));
+constexpr uint32_t rowsPerLine(WeightFormat format) {
+    return static_cast<uint32_t>(64 / (kPanelRows * elementBytes(format)));
 }
 
-template <typename S, WeightType T> struct ScoreCall {
+template <typename S, WeightFormat T> struct ScoreCall {
     const float *q;
     size_t ldq;
     const KvTiles &keys;
@@ -95,12 +92,12 @@ template <typename S, WeightType T> struct ScoreCall {
     }
 };
 
-template <typename S, WeightType T>
+template <typename S, WeightFormat T>
 void score(const float *q, size_t ldq, uint32_t rows, const KvTiles &keys, uint32_t dh, float *scores, size_t lds) {
     withRows<S::kTileRows>(rows, ScoreCall<S, T>{q, ldq, keys, dh, scores, lds});
 }
 
-template <typename S, WeightType T> struct WeighCall {
+template <typename S, WeightFormat T> struct WeighCall {
     const float *weights;
     size_t ldw;
     const KvTiles &values;
@@ -155,7 +152,7 @@ template <typename S, WeightType T> struct WeighCall {
     }
 };
 
-template <typename S, WeightType T>
+template <typename S, WeightFormat T>
 void weigh(const float *weights, size_t ldw, uint32_t rows, const KvTiles &values, uint32_t nkeys, uint32_t npanels,
            float *out, size_t ldo, bool accumulate) {
     withRows<S::kTileRows>(rows, WeighCall<S, T>{weights, ldw, values, nkeys, npanels, out, ldo, accumulate});

@@ -71,7 +71,7 @@ template <> struct Steps<NeonDotprod, kQ8> {
     }
     static S::I total(Sums sums, int32_t /*offset*/) { return vaddq_s32(vshlq_n_s32(sums.high, 8), sums.low); }
     template <typename Use> static void forSteps(const char *group, int first, const Use &use) {
-        const char *codes = group + 2 * kPanelRows;
+        const char *codes = group + kScaleBytes;
         for (uint32_t step = 0; step < kGroup / 4; ++step) {
             // Two pairs of k of eight rows become the quads of each row.
             const char *pairs = codes + (step * 2 * kPanelRows + first * S::kLanes) * 2;

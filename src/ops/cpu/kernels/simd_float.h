@@ -16,17 +16,18 @@ template <typename S> struct Column {
 };
 
 // kLanes columns starting at element `index` of plain row-major data.
-template <typename S, WeightType T> inline typename S::F loadPlain(const void *data, size_t index) {
+template <typename S, WeightFormat T> inline typename S::F loadPlain(const void *data, size_t index) {
     if constexpr (T == kF32) {
         return S::load(static_cast<const float *>(data) + index);
     } else if constexpr (T == kF16) {
         return S::loadF16(static_cast<const uint16_t *>(data) + index);
     } else {
+        static_assert(T == kBf16, "no element of this format");
         return S::loadBf16(static_cast<const uint16_t *>(data) + index);
     }
 }
 
-template <typename S, WeightType T> inline Column<S> loadColumn(const void *data, size_t index) {
+template <typename S, WeightFormat T> inline Column<S> loadColumn(const void *data, size_t index) {
     Column<S> column;
     Q3_UNROLL
     for (int h = 0; h < S::kParts; ++h) {
@@ -171,8 +172,8 @@ private:
 // Asks for the weights that R rows meet a little later. From two rows on the arithmetic in between keeps the core from
 // running ahead, and hardware stops at the end of every 4 KiB. One row does little but load, four streams at a time,
 // which the hardware follows: far requests hinder, near ones help a little where there is something to do per byte.
-template <WeightType T, int R> inline void fetchAhead(const char *weights, size_t bytes) {
-    constexpr size_t kDistance = R > 1 ? 4096 : (T >= kBf12 ? 256 : 0);
+template <WeightFormat T, int R> inline void fetchAhead(const char *weights, size_t bytes) {
+    constexpr size_t kDistance = R > 1 ? 4096 : (infoOf(T).plain ? 0 : 256);
     if constexpr (kDistance > 0) {
         Q3_UNROLL
         for (size_t line = 0; line < bytes; line += 64) {
@@ -181,7 +182,7 @@ template <WeightType T, int R> inline void fetchAhead(const char *weights, size_
     }
 }
 
-template <typename S, WeightType T, int R, int P>
+template <typename S, WeightFormat T, int R, int P>
 inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, const float *x, size_t ldx,
                            Products<S, R, P> &products) {
     if constexpr (T == kBf16) {
@@ -333,9 +334,9 @@ inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t 
     }
 }
 
-template <typename S, WeightType T, int R, int P>
-void gemvTile(const char *panels, size_t panel_bytes, size_t apart, uint32_t k, const float *x, size_t ldx, float *y,
-              size_t ldy, bool accumulate) {
+template <typename S, WeightFormat T, int R, int P>
+void multiplyTile(const char *panels, size_t panel_bytes, size_t apart, uint32_t k, const float *x, size_t ldx,
+                  float *y, size_t ldy, bool accumulate) {
     Products<S, R, P> products;
     if (accumulate) {
         products.load(y, ldy, apart);
@@ -378,7 +379,7 @@ template <int R, int P, typename Call> inline void forPanelGroups(uint32_t npane
     }
 }
 
-template <typename S, WeightType T> struct GemvCall {
+template <typename S, WeightFormat T> struct PanelCall {
     const char *panels;
     size_t panel_bytes;
     uint32_t npanels, k;
@@ -389,16 +390,16 @@ template <typename S, WeightType T> struct GemvCall {
     bool accumulate;
     template <int R> void call() const { forPanelGroups<R, panelsAtOnce<S, R>(0)>(npanels, *this); }
     template <int R, int P> void tiles(uint32_t first, uint32_t apart) const {
-        gemvTile<S, T, R, P>(panels + first * panel_bytes, panel_bytes, apart, k, x, ldx, y + first * kPanelRows, ldy,
-                             accumulate);
+        multiplyTile<S, T, R, P>(panels + first * panel_bytes, panel_bytes, apart, k, x, ldx, y + first * kPanelRows,
+                                 ldy, accumulate);
     }
 };
 
-template <typename S, WeightType T>
-void gemv(const void *data, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx, uint32_t rows,
-          float *y, size_t ldy, bool accumulate) {
+template <typename S, WeightFormat T>
+void multiplyPanels(const void *data, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
+                    uint32_t rows, float *y, size_t ldy, bool accumulate) {
     withRows<S::kTileRows>(
-        rows, GemvCall<S, T>{static_cast<const char *>(data), panel_bytes, npanels, k, x, ldx, y, ldy, accumulate});
+        rows, PanelCall<S, T>{static_cast<const char *>(data), panel_bytes, npanels, k, x, ldx, y, ldy, accumulate});
 }
 
 }  // namespace

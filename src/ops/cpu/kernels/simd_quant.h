@@ -21,7 +21,7 @@ struct StepCodes {
 
 // The products of one format: a step of weights (16 rows x 4 bytes as it is multiplied) and of activation codes. A set
 // with products of another shape specialises it (simd_dotprod.h).
-template <typename S, WeightType T> struct Steps;
+template <typename S, WeightFormat T> struct Steps;
 
 template <typename S> struct Steps<S, kQ8> {
     static constexpr int kAtOnce = S::kParts;         // vectors whose sums stay in registers
@@ -36,7 +36,7 @@ template <typename S> struct Steps<S, kQ8> {
     static typename S::I total(Sums sums, int32_t /*offset*/) { return sums; }
     // Calls use(step, weights) for the steps of a group, with the vectors [first, first + kAtOnce).
     template <typename Use> static void forSteps(const char *group, int /*first*/, const Use &use) {
-        const char *codes = group + 2 * kPanelRows;
+        const char *codes = group + kScaleBytes;
         for (uint32_t step = 0; step < stepsPerGroup(kQ8); ++step) {
             StepWeights<Steps> w;
             Q3_UNROLL
@@ -61,7 +61,7 @@ template <typename S> struct Steps<S, kQ4> {
     static Sums dot(Sums sums, Weights w, Values x) { return S::dotQuads(sums, w, x); }
     static typename S::I total(Sums sums, int32_t offset) { return S::addInt(S::totalQuads(sums), S::setInt(-offset)); }
     template <typename Use> static void forSteps(const char *group, int /*first*/, const Use &use) {
-        const char *codes = group + 2 * kPanelRows;
+        const char *codes = group + kScaleBytes;
         for (uint32_t step = 0; step < stepsPerGroup(kQ4); step += 2) {
             typename S::B bytes[S::kParts];
             StepWeights<Steps> w;
@@ -81,7 +81,7 @@ template <typename S> struct Steps<S, kQ4> {
 };
 
 // The integer products of R rows with kAtOnce vectors of one group of a panel.
-template <typename S, WeightType T, int R> struct GroupDots {
+template <typename S, WeightFormat T, int R> struct GroupDots {
     using Step = Steps<S, T>;
     typename Step::Sums sum[R][Step::kAtOnce];
 
@@ -106,12 +106,12 @@ template <typename S, WeightType T, int R> struct GroupDots {
         }
     }
     inline typename S::F total(int r, int h, const int32_t *offset) const {
-        return S::toFloat(Step::total(sum[r][h], T == kQ4 ? *offset : 0));
+        return S::toFloat(Step::total(sum[r][h], infoOf(T).zero_code == 0 ? 0 : *offset));
     }
 };
 
 // Adds one group of panel p to the sums of R rows. x: that group of the rows; `rows` its codes in steps.
-template <typename S, WeightType T, int R, int P>
+template <typename S, WeightFormat T, int R, int P>
 inline void multiplyGroup(const char *group, const QuantRows &x, const typename Steps<S, T>::template Rows<R> &rows,
                           int p, Products<S, R, P> &products) {
     using Step = Steps<S, T>;
@@ -136,7 +136,7 @@ inline void multiplyGroup(const char *group, const QuantRows &x, const typename 
     }
 }
 
-template <typename S, WeightType T> struct GemvQuantCall {
+template <typename S, WeightFormat T> struct QuantPanelCall {
     const char *panels;
     size_t panel_bytes;
     uint32_t npanels, groups;
@@ -166,14 +166,14 @@ template <typename S, WeightType T> struct GemvQuantCall {
     }
 };
 
-template <typename S, WeightType T>
-void gemvQuant(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
-               uint32_t rows, float *y, size_t ldy, bool accumulate) {
-    withRows<S::kTileRows>(rows, GemvQuantCall<S, T>{static_cast<const char *>(panels), panel_bytes, npanels, groups, x,
-                                                     y, ldy, accumulate});
+template <typename S, WeightFormat T>
+void multiplyQuantPanels(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
+                         uint32_t rows, float *y, size_t ldy, bool accumulate) {
+    withRows<S::kTileRows>(rows, QuantPanelCall<S, T>{static_cast<const char *>(panels), panel_bytes, npanels, groups,
+                                                      x, y, ldy, accumulate});
 }
 
-template <typename S, WeightType T> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
+template <typename S, WeightFormat T> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
     for (uint32_t g = 0; g * kGroup < k; ++g) {
         const float *in = x + size_t{g} * kGroup;
         float padded[kGroup];
@@ -194,20 +194,20 @@ template <typename S, WeightType T> void quantize(const float *x, uint32_t k, co
         const float largest = S::maxLanes(top);
         const float bad = S::sumLanes(poison);
         const bool tiny = largest < kLeastScale;
-        const typename S::F inverse = S::set(tiny ? 0.0F : largestCode(T) / largest);
+        const typename S::F inverse = S::set(tiny ? 0.0F : infoOf(T).largest_code / largest);
         const QuantRows to = out.from(r, g, T);
         typename S::I sum = S::setInt(0);
         Q3_UNROLL
         for (uint32_t i = 0; i < kGroup; i += S::kLanes) {
             const typename S::I code = bad != bad ? S::setInt(0) : S::toInt(S::mul(S::load(in + i), inverse));
-            if constexpr (T == kQ8) {
+            if constexpr (infoOf(T).code_bytes == sizeof(int16_t)) {
                 S::narrow(reinterpret_cast<int16_t *>(to.codes) + i, code);
             } else {
                 S::narrowBytes(reinterpret_cast<int8_t *>(to.codes) + i, code);
             }
             sum = S::addInt(sum, code);
         }
-        to.scales[0] = bad != bad ? bad : (tiny ? 0.0F : largest / largestCode(T));
+        to.scales[0] = bad != bad ? bad : (tiny ? 0.0F : largest / infoOf(T).largest_code);
         to.offsets[0] = 8 * S::sumLanesInt(sum);
     }
 }

@@ -134,13 +134,13 @@ inline void storeHalves(void *out, const float *in, uint32_t n, const Convert &c
     });
 }
 
-template <typename S, WeightType T> void loadFloats(float *out, const void *in, uint32_t n) {
+template <typename S, WeightFormat T> void loadFloats(float *out, const void *in, uint32_t n) {
     uint32_t i = 0;
     for (; i + S::kLanes <= n; i += S::kLanes) {
         S::store(out + i, loadPlain<S, T>(in, i));
     }
     if (i < n) {
-        constexpr size_t size = T == kF32 ? 4 : 2;
+        constexpr size_t size = elementBytes(T);
         char padded[S::kLanes * size] = {};
         __builtin_memcpy(padded, static_cast<const char *>(in) + i * size, (n - i) * size);
         S::storeFirst(out + i, loadPlain<S, T>(padded, 0), n - i);

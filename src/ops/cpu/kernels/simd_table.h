@@ -1,4 +1,4 @@
-// The kernels, written once for all vector instruction sets and instantiated by each kernels_*.cpp with its traits S:
+// The kernels, written once for all vector instruction sets and instantiated by each isa_*.cpp with its traits S:
 //   F, I, H, B                kLanes floats, kLanes int32, kLanes pairs of int16, kLanes quads of int8
 //   Q                         sums of the products of quads, kLanes of them in any form
 //   kLanes, kParts            lanes of a vector; vectors of a panel's 16 rows
@@ -11,8 +11,9 @@
 //   dotQuads(sum, w, x) (w 0 to 15, x signed), totalQuads -> I                                 on B, sums in Q
 //   tableBf12(base), wordsBf12(codes, second, low, table, words)        a pair of bf12 as words of a bf16 panel
 // A set with better products specialises Steps (simd_quant.h) or replaces slots of its table.
-// Files compiled with an instruction set's flags include only intrinsics, C headers and these simd_*.h, in which
-// everything is in an unnamed namespace: an inline function compiled with them must never replace its portable copy.
+// Files compiled with an instruction set's flags include only intrinsics, C headers, kernels.h, formats.h and these
+// simd_*.h, in which everything is in an unnamed namespace: an inline function compiled with them must never replace
+// its portable copy.
 #pragma once
 
 #include "ops/cpu/kernels/simd_attention.h"
@@ -23,30 +24,38 @@
 namespace q3::cpu {
 namespace {
 
-template <typename S> constexpr Kernels simdTable(const char *name) {
+template <typename S> constexpr KernelTable simdTable(const char *name) {
     static_assert(S::kLanes * S::kParts == kPanelRows && S::kTileRows <= kMaxTileRows, "traits");
-    return {
-        name,
-        S::kTileRows,
-        S::kTileRows,
-        {gemv<S, kF32>, gemv<S, kF16>, gemv<S, kBf16>, gemv<S, kBf12>},
-        expandBf12<S>,
-        tile<S>,
-        {score<S, kF32>, score<S, kF16>, score<S, kBf16>},
-        {weigh<S, kF32>, weigh<S, kF16>, weigh<S, kBf16>},
-        {gemvQuant<S, kQ8>, gemvQuant<S, kQ4>},
-        false,
-        {quantize<S, kQ8>, quantize<S, kQ4>},
-        rmsnorm<S>,
-        add<S>,
-        rope<S>,
-        max<S>,
-        expSum<S>,
-        siluMul<S>,
-        {storeF32, storeF16<S>, storeBf16<S>},
-        {loadFloats<S, kF32>, loadFloats<S, kF16>, loadFloats<S, kBf16>},
-        loadCodes<S>,
-    };
+    KernelTable table{};
+    table.name = name;
+    table.tile_rows = table.quant_tile_rows = S::kTileRows;
+    forEachFormat([&](auto format) {
+        constexpr WeightFormat T = decltype(format)::value;
+        if constexpr (takesCodes(T)) {
+            table.multiplyQuantPanels[T] = multiplyQuantPanels<S, T>;
+            table.quantize[T] = quantize<S, T>;
+        } else {
+            table.multiplyPanels[T] = multiplyPanels<S, T>;
+        }
+        if constexpr (infoOf(T).plain) {
+            table.score[T] = score<S, T>;
+            table.weigh[T] = weigh<S, T>;
+            table.load[T] = loadFloats<S, T>;
+        }
+    });
+    table.store[kF32] = storeF32;
+    table.store[kF16] = storeF16<S>;
+    table.store[kBf16] = storeBf16<S>;
+    table.expandBf12 = expandBf12<S>;
+    table.tile = tile<S>;
+    table.rmsnorm = rmsnorm<S>;
+    table.add = add<S>;
+    table.rope = rope<S>;
+    table.max = max<S>;
+    table.expSum = expSum<S>;
+    table.siluMul = siluMul<S>;
+    table.loadCodes = loadCodes<S>;
+    return table;
 }
 
 }  // namespace

@@ -5,9 +5,9 @@
 #include <cstring>
 #include <vector>
 
-#include "ops/cpu/kernels/panel_element.h"
 #include "ops/cpu/pack/panel_reader.h"
 #include "ops/cpu/pack/quant.h"
+#include "ops/cpu/panel_element.h"
 #include "ops/half.h"
 #include "runtime/error.h"
 #include "runtime/readable.h"
@@ -34,7 +34,7 @@ uint32_t packGrain(const CpuLinear &linear) {
 }
 
 // Calls body(index, its rows, its memory) for every panel, in parallel.
-template <typename Body> void forPanels(const PanelReader &reader, CpuLinear &linear, ThreadPool &pool, Body body) {
+template <typename Body> void forEachPanel(const PanelReader &reader, CpuLinear &linear, ThreadPool &pool, Body body) {
     pool.parallelFor(linear.npanels, packGrain(linear), [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t p = begin; p < end; ++p) {
             body(p, reader.rows(p), linear.panels.as<char>() + p * linear.panel_bytes);
@@ -42,12 +42,12 @@ template <typename Body> void forPanels(const PanelReader &reader, CpuLinear &li
     });
 }
 
-void packFloatPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightType type, uint32_t k, char *panel) {
+void packFloatPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightFormat format, uint32_t k, char *panel) {
     for (uint32_t k0 = 0; k0 < k; k0 += PanelReader::kMaxBlock) {
         const uint32_t count = std::min(PanelReader::kMaxBlock, k - k0);
-        if (type == kF32) {
+        if (format == kF32) {
             reader.readFloats(rows, k0, count, reinterpret_cast<float *>(panel) + size_t{k0} * kPanelRows);
-        } else if (type == kBf16) {
+        } else if (format == kBf16) {
             reader.readPairs(rows, k0, count, reinterpret_cast<uint32_t *>(panel) + size_t{k0} / 2 * kPanelRows);
         } else {
             uint32_t pairs[PanelReader::kMaxBlock / 2 * kPanelRows];
@@ -63,12 +63,11 @@ void packFloatPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightTy
     }
 }
 
-void packQuantPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightType type, uint32_t k, char *panel) {
-    const size_t group_bytes = panelOffset(type, kGroup);
+void packQuantPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightFormat format, uint32_t k, char *panel) {
     for (uint32_t k0 = 0; k0 < k; k0 += kGroup) {
         float tile[kGroup * kPanelRows] = {};
         reader.readFloats(rows, k0, std::min(kGroup, k - k0), tile);
-        (type == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel + k0 / kGroup * group_bytes);
+        (format == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel + panelOffset(format, k0));
     }
 }
 
@@ -85,7 +84,7 @@ template <typename Body> void forPairGroups(PanelReader &reader, const PanelRead
 // Two passes: how much stays raw must be known before the raw pairs get their memory.
 void packBf12(PanelReader &reader, CpuLinear &linear, ThreadPool &pool) {
     std::vector<size_t> raw_pairs(size_t{linear.npanels} + 1, 0);
-    forPanels(reader, linear, pool, [&](uint32_t p, const PanelReader::Rows &rows, char *) {
+    forEachPanel(reader, linear, pool, [&](uint32_t p, const PanelReader::Rows &rows, char *) {
         size_t total = 0;
         forPairGroups(reader, rows, linear.in,
                       [&](const uint32_t *tile, uint32_t count, uint32_t) { total += countRawBf12(tile, count); });
@@ -95,8 +94,8 @@ void packBf12(PanelReader &reader, CpuLinear &linear, ThreadPool &pool) {
         raw_pairs[p + 1] += raw_pairs[p];
     }
     constexpr size_t kRawPair = size_t{2} * kPanelRows;
-    linear.raw = Buffer(raw_pairs.back() * kRawPair * sizeof(uint16_t));
-    forPanels(reader, linear, pool, [&](uint32_t p, const PanelReader::Rows &rows, char *panel) {
+    linear.raw = HostBuffer(raw_pairs.back() * kRawPair * sizeof(uint16_t));
+    forEachPanel(reader, linear, pool, [&](uint32_t p, const PanelReader::Rows &rows, char *panel) {
         uint16_t *raw = linear.raw.as<uint16_t>() + raw_pairs[p] * kRawPair;
         forPairGroups(reader, rows, linear.in, [&](const uint32_t *tile, uint32_t count, uint32_t g) {
             raw += packGroupBf12(tile, count, panel + g * kBf12GroupBytes, raw) * kRawPair;
@@ -104,9 +103,20 @@ void packBf12(PanelReader &reader, CpuLinear &linear, ThreadPool &pool) {
     });
 }
 
-size_t panelBytes(WeightType type, uint32_t k) {
-    const uint32_t whole = type == kBf16 ? 2 : (type >= kBf12 ? kGroup : 1);
-    return panelOffset(type, roundUp(k, whole));
+// The dtype that the reader turns elements into before they are packed.
+int32_t readsAs(WeightFormat format) {
+    switch (format) {
+    case kF16:
+        return QWEN3_DTYPE_F16;
+    case kBf16:
+    case kBf12:
+        return QWEN3_DTYPE_BF16;
+    case kF32:
+    case kQ8:
+    case kQ4:
+        break;
+    }
+    return QWEN3_DTYPE_F32;
 }
 
 void packBias(const LinearSource &source, CpuLinear &linear) {
@@ -127,7 +137,7 @@ void packBias(const LinearSource &source, CpuLinear &linear) {
 
 }  // namespace
 
-WeightType weightType(int32_t dtype) {
+WeightFormat formatOf(int32_t dtype) {
     switch (dtype) {
     case QWEN3_DTYPE_F32:
         return kF32;
@@ -156,16 +166,16 @@ std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype
     for (const HostMatrix &part : source.parts) {
         rows += part.rows;
     }
-    linear->type = weightType(dtype);
+    linear->format = formatOf(dtype);
     linear->in = source.parts[0].cols;
     linear->interleaved = interleave;
     linear->out = interleave ? rows / 2 : rows;
     linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (interleave ? 2 : 1);
-    linear->panel_bytes = panelBytes(linear->type, linear->in);
+    linear->panel_bytes = panelBytes(linear->format, linear->in);
     const size_t bytes = linear->panel_bytes * linear->npanels;
-    linear->panels = arena != nullptr ? arena->allocate(bytes) : Buffer(bytes);
+    linear->panels = arena != nullptr ? arena->allocate(bytes) : HostBuffer(bytes);
     if (hasBias(source)) {
-        linear->bias = Buffer(size_t{linear->npanels} * kPanelRows * sizeof(float));
+        linear->bias = HostBuffer(size_t{linear->npanels} * kPanelRows * sizeof(float));
     }
     return linear;
 }
@@ -173,16 +183,26 @@ std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype
 std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool,
                                       Arena *arena) {
     std::unique_ptr<CpuLinear> linear = emptyPanels(source, dtype, interleave, arena);
-    const bool quantised = isQuantised(linear->type);
-    const int32_t read_as = quantised ? QWEN3_DTYPE_F32 : linear->type == kBf12 ? QWEN3_DTYPE_BF16 : dtype;
-    PanelReader reader(source, read_as, {linear->out, linear->interleaved});
+    PanelReader reader(source, readsAs(linear->format), {linear->out, linear->interleaved});
     reader.checkReadable();
-    if (linear->type == kBf12) {
-        packBf12(reader, *linear, pool);
-    } else {
-        forPanels(reader, *linear, pool, [&](uint32_t, const PanelReader::Rows &rows, char *panel) {
-            (quantised ? packQuantPanel : packFloatPanel)(reader, rows, linear->type, linear->in, panel);
+    const auto packEach = [&](auto pack) {
+        forEachPanel(reader, *linear, pool, [&](uint32_t, const PanelReader::Rows &rows, char *panel) {
+            pack(reader, rows, linear->format, linear->in, panel);
         });
+    };
+    switch (linear->format) {
+    case kF32:
+    case kF16:
+    case kBf16:
+        packEach(packFloatPanel);
+        break;
+    case kBf12:
+        packBf12(reader, *linear, pool);
+        break;
+    case kQ8:
+    case kQ4:
+        packEach(packQuantPanel);
+        break;
     }
     reader.check();
     packBias(source, *linear);
@@ -195,7 +215,7 @@ std::unique_ptr<CpuVector> packFloats(const VectorSource &source) {
     }
     auto vector = std::make_unique<CpuVector>();
     vector->size = source.size;
-    vector->buffer = Buffer(source.size * sizeof(float));
+    vector->buffer = HostBuffer(source.size * sizeof(float));
     for (uint32_t i = 0; i < source.size; ++i) {
         const char *p = static_cast<const char *>(source.data) + i * dtypeSize(source.dtype);
         const float value = elementAsFloat(p, source.dtype);
@@ -217,7 +237,7 @@ std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, Thr
     table->data = matrix.data;
     if (!borrow) {
         const size_t row_bytes = matrix.cols * dtypeSize(source.dtype);
-        table->owned = Buffer(matrix.rows * row_bytes);
+        table->owned = HostBuffer(matrix.rows * row_bytes);
         pool.parallelFor(matrix.rows, 256, [&](uint32_t begin, uint32_t end, uint32_t) {
             std::memcpy(table->owned.as<char>() + begin * row_bytes,
                         static_cast<const char *>(matrix.data) + begin * row_bytes, (end - begin) * row_bytes);
@@ -229,14 +249,13 @@ std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, Thr
 
 namespace {
 
-template <WeightType... Types>
-void readPanelRow(WeightType type, const char *panel, uint32_t row, uint32_t k, float *out) {
-    const auto read = [&](auto constant) {
-        for (uint32_t i = 0; i < k && constant == type; ++i) {
-            out[i] = weightAt<constant>(panel, row, i);
+void readPanelRow(WeightFormat format, const char *panel, uint32_t row, uint32_t k, float *out) {
+    forEachFormat([&](auto constant) {
+        constexpr WeightFormat T = decltype(constant)::value;
+        for (uint32_t i = 0; i < k && T == format; ++i) {
+            out[i] = weightAt<T>(panel, row, i);
         }
-    };
-    (read(std::integral_constant<WeightType, Types>()), ...);
+    });
 }
 
 }  // namespace
@@ -248,8 +267,7 @@ void readRow(const Linear &table, uint32_t row, float *out) {
             row -= tied->heads[part++]->out;
         }
         const CpuLinear &head = *tied->heads[part];
-        readPanelRow<kF32, kF16, kBf16, kBf12, kQ8, kQ4>(head.type, head.panel(row / kPanelRows), row % kPanelRows,
-                                                         head.in, out);
+        readPanelRow(head.format, head.panel(row / kPanelRows), row % kPanelRows, head.in, out);
         return;
     }
     const auto &plain = static_cast<const CpuTable &>(table);

@@ -1,20 +1,20 @@
-// Packs linear layers from the caller's layout into panels (kernels.h), in parallel, checking for NaN and infinity.
+// Packs linear layers from the caller's layout into panels (formats.h), in parallel, checking for NaN and infinity.
 #pragma once
 
 #include <memory>
 
+#include "ops/cpu/formats.h"
 #include "ops/cpu/host_buffer.h"
-#include "ops/cpu/kernels/kernels.h"
 #include "ops/ops.h"
 #include "runtime/thread_pool.h"
 
 namespace q3::cpu {
 
-WeightType weightType(int32_t dtype);
+WeightFormat formatOf(int32_t dtype);
 
 class CpuVector final : public Vector {
 public:
-    Buffer buffer;  // float [size]
+    HostBuffer buffer;  // float [size]
     uint32_t size = 0;
     const float *data() const { return buffer.as<float>(); }
     size_t bytes() const override { return size * sizeof(float); }
@@ -22,15 +22,15 @@ public:
 
 class CpuLinear final : public Linear {
 public:
-    WeightType type = kF32;
+    WeightFormat format = kF32;
     uint32_t out = 0;  // output features
     uint32_t in = 0;
     uint32_t npanels = 0;
     size_t panel_bytes = 0;
     bool interleaved = false;  // gate panels at even, up panels at odd indices; `out` counts gate rows only
-    Buffer panels;
-    Buffer raw;   // bf12: the pairs of k kept as bf16
-    Buffer bias;  // float [16 * npanels] in panel order, or empty
+    HostBuffer panels;
+    HostBuffer raw;   // bf12: the pairs of k kept as bf16
+    HostBuffer bias;  // float [16 * npanels] in panel order, or empty
     size_t bytes() const override { return panels.bytes() + raw.bytes() + bias.bytes(); }
 
     uint32_t groups() const { return (in + kGroup - 1) / kGroup; }
@@ -45,7 +45,7 @@ class CpuTable final : public Linear {
 public:
     int32_t dtype = 0;
     uint32_t rows = 0, cols = 0;
-    Buffer owned;                // or
+    HostBuffer owned;            // or
     const void *data = nullptr;  // the caller's memory
     size_t bytes() const override { return owned.bytes(); }
 };

@@ -41,7 +41,7 @@ void saveBf12(const CpuLinear &linear, PackedWriter &out) {
 }
 
 void loadBf12(CpuLinear &linear, PackedReader &in, ThreadPool &pool) {
-    linear.raw = Buffer(in.nextBytes());
+    linear.raw = HostBuffer(in.nextBytes());
     in.read(linear.raw.data(), linear.raw.bytes(), pool);
     in.read(linear.panels.data(), linear.panel_bytes * linear.npanels, pool);
     const char *base = linear.raw.as<char>();
@@ -88,7 +88,7 @@ void saveLinear(const Linear &linear, PackedWriter &out) {
             out.blob(table->owned.data(), size_t{table->rows} * table->cols * dtypeSize(table->dtype));
         }
     } else if (const auto *panels = dynamic_cast<const CpuLinear *>(&linear)) {
-        if (panels->type == kBf12) {
+        if (panels->format == kBf12) {
             saveBf12(*panels, out);
         } else {
             out.blob(panels->panels.data(), panels->panel_bytes * panels->npanels);
@@ -106,7 +106,7 @@ void saveVector(const CpuVector &vector, PackedWriter &out) {
 std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, int32_t dtype, bool interleave, PackedReader &in,
                                       ThreadPool &pool, Arena *arena) {
     std::unique_ptr<CpuLinear> linear = emptyPanels(shape, dtype, interleave, arena);
-    if (linear->type == kBf12) {
+    if (linear->format == kBf12) {
         loadBf12(*linear, in, pool);
     } else {
         in.read(linear->panels.data(), linear->panel_bytes * linear->npanels, pool);
@@ -120,7 +120,7 @@ std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, int32_t dtype, 
 std::unique_ptr<CpuVector> loadFloats(const VectorSource &shape, PackedReader &in, ThreadPool &pool) {
     auto vector = std::make_unique<CpuVector>();
     vector->size = shape.size;
-    vector->buffer = Buffer(vector->bytes());
+    vector->buffer = HostBuffer(vector->bytes());
     in.read(vector->buffer.data(), vector->bytes(), pool);
     return vector;
 }
@@ -129,7 +129,7 @@ std::unique_ptr<CpuTable> loadTable(const LinearSource &shape, bool borrow, Pack
     std::unique_ptr<CpuTable> table = emptyTable(shape);
     if (!borrow) {
         const size_t bytes = size_t{table->rows} * table->cols * dtypeSize(table->dtype);
-        table->owned = Buffer(bytes);
+        table->owned = HostBuffer(bytes);
         in.read(table->owned.data(), bytes, pool);
         table->data = table->owned.data();
     }

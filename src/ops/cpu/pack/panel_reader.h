@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/cpu/kernels/kernels.h"
+#include "ops/cpu/formats.h"
 #include "ops/types.h"
 
 namespace q3::cpu {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "ops/cpu/kernels/kernels.h"
+#include "ops/cpu/formats.h"
 #include "ops/half.h"
 
 namespace q3::cpu {

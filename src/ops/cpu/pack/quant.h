@@ -1,4 +1,4 @@
-// Packing of one group (32 k of 16 rows) into the q8, q4 and bf12 panel formats of kernels.h.
+// Packing of one group (32 k of 16 rows) into the q8, q4 and bf12 panel formats (formats.h).
 #pragma once
 
 #include <cstddef>

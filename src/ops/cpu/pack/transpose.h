@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "ops/cpu/kernels/kernels.h"
+#include "ops/cpu/formats.h"
 
 namespace q3::cpu {
 

@@ -1,0 +1,140 @@
+// Formats of packed weights. All code that asks what a format is like asks its row in kFormats.
+//
+// Every format stores panels ("panel16"): 16 output rows side by side, k-major, one sequential stream per panel. A
+// panel is a sequence of groups, each with a fixed number of k; the last group is padded with zeros.
+//   f32, f16  [K][16]
+//   bf16      [ceil(K / 2)][16][2], even k low and odd k high in each 32-bit word: converting 8 rows to float is one
+//             shift for even k and one mask for odd k.
+//   q8    {bf16 scale[16]; int8 q[16][16][2]}
+//         w = q * scale. Pairs of k lie side by side, because integer products of 16 bits add two of them per 32-bit
+//         lane.
+//   q4    {bf16 scale[16]; uint8 q[4][16][4]}
+//         w = (nibble - 8) * scale. q[o][row][i] holds k = 8 o + i low and k = 8 o + 4 + i high: quads of k lie side by
+//         side, as products of 8 bits want them.
+//   bf12  {Bf12Header; {uint8 code[16][2]; uint8 low[2][16][2]} quad[8]}
+//         Lossless bf16. low[pair][place][odd] is the lower byte of k = 4 quad + 2 pair + odd. The upper byte (the sign
+//         and all of the exponent but its last bit) is header.base - kBf12Below[nibble], which kernels look up with one
+//         shuffle of 16 bytes; code[place][odd] holds the nibble of the first pair low and of the second high. Rows are
+//         stored in the order kBf12Order, so that interleaving the two bytes gives the words of a bf16 panel. A pair of
+//         k with a weight whose upper byte no nibble stands for (less than one pair in a hundred) has its bit in
+//         header.pairs and is stored at header.raw, as in a bf16 panel.
+//
+// A new format needs an enumerator and a row here, packing (pack/), reading of single weights (panel_element.h) and
+// kernels (kernels/); the compiler names what is missing.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace q3::cpu {
+
+constexpr uint32_t kPanelRows = 16;
+constexpr uint32_t kGroup = 32;  // k per group of bf12, q8 and q4, and per scale of activation codes
+
+struct Bf12Header {
+    const uint16_t *raw;  // [set bits of pairs][16][2], aligned to 64 bytes
+    uint16_t base;        // largest upper byte of the group, without sign
+    uint16_t pairs;       // bit i: k = 2i and 2i + 1 are raw
+    uint16_t unused[2];
+};
+constexpr size_t kBf12PairBytes = 2 * kPanelRows;  // of the lower bytes, or of the codes of two pairs
+constexpr size_t kBf12QuadBytes = 3 * kBf12PairBytes;
+constexpr size_t kBf12GroupBytes = sizeof(Bf12Header) + kGroup / 4 * kBf12QuadBytes;
+// The upper byte that a nibble stands for is header.base minus this, modulo 256: its top bit is the sign, the others
+// count down.
+constexpr uint8_t kBf12Below[16] = {0, 1, 2, 3, 4, 5, 6, 7, 128, 129, 130, 131, 132, 133, 134, 135};
+// Stored place of each row, and row of each stored place: interleaved bytes of 128-bit lanes are then the words of rows
+// 0-3 and 4-7, 8-11 and 12-15.
+constexpr uint32_t kBf12Order[kPanelRows] = {0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15};
+
+// Indices of kFormats. Their order means nothing.
+enum WeightFormat : uint8_t { kF32, kF16, kBf16, kBf12, kQ8, kQ4 };
+
+struct FormatInfo {
+    WeightFormat format;
+    const char *name;
+    uint32_t group;      // k per group
+    size_t group_bytes;  // of a panel's group, all 16 rows
+    bool plain;          // every element is a float or half by itself, so a KV tile can have this format too
+    // Activation codes that such weights are multiplied with (QuantRows), or 0 where activations stay floats.
+    size_t code_bytes;
+    float largest_code;
+    int zero_code;  // the weight code that stands for 0
+};
+
+constexpr size_t kScaleBytes = kPanelRows * sizeof(uint16_t);  // of a group: one bf16 per row
+
+constexpr FormatInfo kFormats[] = {
+    {kF32, "f32", 1, kPanelRows * sizeof(float), true, 0, 0.0F, 0},
+    {kF16, "f16", 1, kPanelRows * sizeof(uint16_t), true, 0, 0.0F, 0},
+    {kBf16, "bf16", 2, 2 * kPanelRows * sizeof(uint16_t), true, 0, 0.0F, 0},
+    {kBf12, "bf12", kGroup, kBf12GroupBytes, false, 0, 0.0F, 0},
+    // 127 * 256, so that an activation code is 256 * high + low with two signed bytes.
+    {kQ8, "q8", kGroup, kScaleBytes + kGroup * kPanelRows, false, sizeof(int16_t), 32512.0F, 0},
+    // The rounding of q4 is far coarser than that of 8-bit activations.
+    {kQ4, "q4", kGroup, kScaleBytes + kGroup * kPanelRows / 2, false, sizeof(int8_t), 127.0F, 8},
+};
+constexpr size_t kFormatCount = sizeof kFormats / sizeof kFormats[0];
+
+constexpr const FormatInfo &infoOf(WeightFormat format) {
+    return kFormats[format];
+}
+
+constexpr bool rowsMatchFormats() {
+    for (size_t i = 0; i < kFormatCount; ++i) {
+        if (kFormats[i].format != i) {
+            return false;
+        }
+    }
+    return true;
+}
+static_assert(rowsMatchFormats(), "a format is the index of its row");
+
+// Whether such weights are multiplied with activation codes, or else with floats.
+constexpr bool takesCodes(WeightFormat format) {
+    return infoOf(format).code_bytes > 0;
+}
+
+constexpr uint32_t roundUp(uint32_t value, uint32_t unit) {
+    return (value + unit - 1) / unit * unit;
+}
+
+// Bytes of a panel in front of k, which begins a group.
+constexpr size_t panelOffset(WeightFormat format, size_t k) {
+    return k / infoOf(format).group * infoOf(format).group_bytes;
+}
+
+// Bytes of a panel of k.
+constexpr size_t panelBytes(WeightFormat format, uint32_t k) {
+    return panelOffset(format, roundUp(k, infoOf(format).group));
+}
+
+// Bytes of an element of a plain format.
+constexpr size_t elementBytes(WeightFormat format) {
+    return infoOf(format).group_bytes / infoOf(format).group / kPanelRows;
+}
+
+// One value per format, such as a kernel, which is null for formats that it does not apply to.
+template <typename T> struct PerFormat {
+    T values[kFormatCount];
+    constexpr T &operator[](WeightFormat format) { return values[format]; }
+    constexpr const T &operator[](WeightFormat format) const { return values[format]; }
+};
+
+// A format as a type, for generic lambdas: the parameter's `value` is a constant.
+template <WeightFormat T> struct FormatConstant {
+    static constexpr WeightFormat value = T;
+};
+
+// Calls use(FormatConstant<T>()) for every format T.
+template <size_t First = 0, typename Use> constexpr void forEachFormat(const Use &use) {
+    if constexpr (First < kFormatCount) {
+        use(FormatConstant<static_cast<WeightFormat>(First)>());
+        forEachFormat<First + 1>(use);
+    }
+}
+
+// Groups whose largest magnitude is below this are taken as zeros: the inverse of their scale would overflow.
+constexpr float kLeastScale = 1e-30F;
+
+}  // namespace q3::cpu
