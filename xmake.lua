@@ -5,7 +5,6 @@
 --   xmake build -g fake                      build the fake accelerator that tests put in InfiniCore's place
 --   xmake install -o PREFIX infinicore_infer install library, headers and pkg-config file
 set_project("infinicore_infer")
-set_version("0.1.0")
 set_languages("cxx17", "c99")
 set_warnings("all", "extra", "error")
 add_rules("mode.release", "mode.debug")
@@ -110,46 +109,61 @@ target("infinicore_infer")
     end
     add_cxflags("-fvisibility=hidden", "-fvisibility-inlines-hidden", {force = true})
     add_rules("infinicore_backend")
-    add_shflags("-Wl,-soname,libinfinicore_infer.so.0", "-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic",
+    add_shflags("-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic",
                 "-Wl,--version-script=" .. path.join(os.projectdir(), "src", "api", "exports.map"), {force = true})
     add_headerfiles("include/(infinicore_infer.h)", "include/(infinicore_infer/models/*.h)")
+    on_load(function(target)
+        -- The header states the version; names of files and what is installed beside them follow it.
+        local header = io.readfile(path.join(os.projectdir(), "include", "infinicore_infer", "models", "qwen3.h"))
+        local version = header:match('#define QWEN3_VERSION_STRING "(%d+%.%d+%.%d+)"')
+        local soname = "libinfinicore_infer.so." .. version:match("%d+")
+        target:set("version", version)
+        target:data_set("soname", soname)
+        target:add("shflags", "-Wl,-soname," .. soname, {force = true})
+    end)
     after_build(function(target)
-        local link = path.join(target:targetdir(), "libinfinicore_infer.so.0")
+        local link = path.join(target:targetdir(), target:data("soname"))
         os.tryrm(link)
         os.ln("libinfinicore_infer.so", link)
     end)
     after_install(function(target)
         local prefix = target:installdir()
         local lib = path.join(prefix, "lib")
-        os.mv(path.join(lib, "libinfinicore_infer.so"), path.join(lib, "libinfinicore_infer.so.0.1.0"))
-        os.tryrm(path.join(lib, "libinfinicore_infer.so.0"))
-        os.ln("libinfinicore_infer.so.0.1.0", path.join(lib, "libinfinicore_infer.so.0"))
-        os.ln("libinfinicore_infer.so.0", path.join(lib, "libinfinicore_infer.so"))
-        io.writefile(path.join(lib, "pkgconfig", "infinicore_infer.pc"), string.format([[
-prefix=%s
+        local version, soname = target:version(), target:data("soname")
+        local file = "libinfinicore_infer.so." .. version
+        os.mv(path.join(lib, "libinfinicore_infer.so"), path.join(lib, file))
+        os.tryrm(path.join(lib, soname))
+        os.ln(file, path.join(lib, soname))
+        os.ln(soname, path.join(lib, "libinfinicore_infer.so"))
+        local function write(name, text)
+            local values = {PREFIX = path.absolute(prefix), VERSION = version, MAJOR = version:match("%d+"),
+                            FILE = file, SONAME = soname}
+            io.writefile(path.join(lib, name), (text:gsub("@(%u+)@", values)))
+        end
+        write("pkgconfig/infinicore_infer.pc", [[
+prefix=@PREFIX@
 libdir=${prefix}/lib
 includedir=${prefix}/include
 
 Name: infinicore_infer
 Description: Run Qwen3 dense models from C
-Version: 0.1.0
+Version: @VERSION@
 Libs: -L${libdir} -linfinicore_infer
 Cflags: -I${includedir}
-]], path.absolute(prefix)))
-        local cmake = path.join(lib, "cmake", "infinicore_infer")
-        io.writefile(path.join(cmake, "infinicore_infer-config.cmake"), [[
+]])
+        write("cmake/infinicore_infer/infinicore_infer-config.cmake", [[
 get_filename_component(_prefix "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
 if(NOT TARGET infinicore_infer::infinicore_infer)
   add_library(infinicore_infer::infinicore_infer SHARED IMPORTED)
   set_target_properties(infinicore_infer::infinicore_infer PROPERTIES
-    IMPORTED_LOCATION "${_prefix}/lib/libinfinicore_infer.so.0.1.0"
-    IMPORTED_SONAME "libinfinicore_infer.so.0"
+    IMPORTED_LOCATION "${_prefix}/lib/@FILE@"
+    IMPORTED_SONAME "@SONAME@"
     INTERFACE_INCLUDE_DIRECTORIES "${_prefix}/include")
 endif()
 ]])
-        io.writefile(path.join(cmake, "infinicore_infer-config-version.cmake"), [[
-set(PACKAGE_VERSION "0.1.0")
-if(PACKAGE_FIND_VERSION VERSION_LESS_EQUAL PACKAGE_VERSION AND PACKAGE_FIND_VERSION_MAJOR EQUAL 0)
+        write("cmake/infinicore_infer/infinicore_infer-config-version.cmake", [[
+set(PACKAGE_VERSION "@VERSION@")
+if(PACKAGE_FIND_VERSION VERSION_LESS_EQUAL PACKAGE_VERSION AND PACKAGE_FIND_VERSION_MAJOR EQUAL @MAJOR@)
   set(PACKAGE_VERSION_COMPATIBLE TRUE)
 endif()
 if(PACKAGE_FIND_VERSION VERSION_EQUAL PACKAGE_VERSION)

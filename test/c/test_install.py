@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+HEADER = ROOT / "include" / "infinicore_infer" / "models" / "qwen3.h"
+(VERSION,) = re.findall(r'QWEN3_VERSION_STRING "(\d+\.\d+\.\d+)"', HEADER.read_text("utf-8"))
+MAJOR, MINOR, _ = VERSION.split(".")
 PROGRAM = """
 #include <infinicore_infer.h>
 #include <stdio.h>
@@ -18,10 +22,10 @@ int main(void) {
     return createKVCache(NULL) == NULL && qwen3LastStatus() == QWEN3_STATUS_NULL_POINTER ? 0 : 1;
 }
 """
-CMAKE = """
+CMAKE = f"""
 cmake_minimum_required(VERSION 3.16)
 project(consumer C)
-find_package(infinicore_infer 0.1 REQUIRED)
+find_package(infinicore_infer {MAJOR}.{MINOR} REQUIRED)
 add_executable(consumer consumer.c)
 target_link_libraries(consumer PRIVATE infinicore_infer::infinicore_infer)
 """
@@ -54,8 +58,8 @@ def test_installed_files(prefix: Path) -> None:
         "include/infinicore_infer.h",
         "include/infinicore_infer/models/qwen3.h",
         "lib/libinfinicore_infer.so",
-        "lib/libinfinicore_infer.so.0",
-        "lib/libinfinicore_infer.so.0.1.0",
+        f"lib/libinfinicore_infer.so.{MAJOR}",
+        f"lib/libinfinicore_infer.so.{VERSION}",
         "lib/pkgconfig/infinicore_infer.pc",
         "lib/cmake/infinicore_infer/infinicore_infer-config.cmake",
         "lib/cmake/infinicore_infer/infinicore_infer-config-version.cmake",
@@ -90,7 +94,7 @@ def test_pkg_config_consumer(prefix: Path, tmp_path: Path) -> None:
         ],
         tmp_path,
     )
-    assert run(["./consumer"], tmp_path).startswith("0.1.0 version=0.1.0 isa=")
+    assert run(["./consumer"], tmp_path).startswith(f"{VERSION} version={VERSION} isa=")
 
 
 def test_cmake_consumer(prefix: Path, tmp_path: Path) -> None:
@@ -101,4 +105,4 @@ def test_cmake_consumer(prefix: Path, tmp_path: Path) -> None:
     (tmp_path / "CMakeLists.txt").write_text(CMAKE)
     run([cmake, "-S", ".", "-B", "build", f"-DCMAKE_PREFIX_PATH={prefix}"], tmp_path)
     run([cmake, "--build", "build"], tmp_path)
-    assert "version=0.1.0" in run(["build/consumer"], tmp_path)
+    assert f"version={VERSION}" in run(["build/consumer"], tmp_path)
