@@ -7,8 +7,7 @@
 #include "api/boundary.h"
 #include "api/validate.h"
 #include "engine/engine.h"
-#include "ops/cpu/cpu_backend.h"
-#include "ops/infinicore/infinicore.h"
+#include "ops/factory.h"
 #include "runtime/packed_file.h"
 
 using namespace q3;
@@ -25,11 +24,6 @@ struct LastError {
     char text[640];
 };
 thread_local LastError last_error = {QWEN3_STATUS_SUCCESS, ""};
-
-std::string libraryInfo() {
-    return std::string("version=") + QWEN3_VERSION_STRING + " isa=" + cpu::isaName() +
-           " infinicore=" + infinicore::version();
-}
 
 // Handles are const in the signatures inherited from InfiniCore-Infer, although a cache changes the model's pool.
 Engine &engineOf(const Qwen3Model *model) {
@@ -61,10 +55,10 @@ Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwen3Weights *weight
         const ModelConfig config = readMeta(*meta, checked);
         checkWeights(*meta, *weights);
         const std::vector<int32_t> devices = checkDevices(device, ndev, dev_ids);
-        const OpsOptions ops{
+        const BackendOptions backend{
             checked.backend,       device, 0, checked.nthreads, checked.dt_weight, checked.dt_kv, weights->dt_mat,
             checked.kv_limit_bytes};
-        model.reset(new Qwen3Model{{config, meta->theta, *weights, ops, devices, checked}, ""});
+        model.reset(new Qwen3Model{{config, meta->theta, *weights, backend, devices, checked}, ""});
         model->build_info = libraryInfo() + " " + model->engine.description();
     });
     return model.release();

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "engine/engine.h"
+#include "engine/batch.h"
 #include "ops/types.h"
 
 namespace q3 {

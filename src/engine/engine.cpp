@@ -36,11 +36,11 @@ std::vector<ModelConfig> configsOf(const std::vector<RankSlice> &slices) {
 }
 
 // Whether the ranks' threads have CPUs of their own, so that polling for each other takes nobody's time.
-bool ranksMaySpin(const OpsOptions &options, size_t nranks) {
+bool ranksMaySpin(const BackendOptions &options, size_t nranks) {
     return std::max<size_t>(nranks, static_cast<uint32_t>(options.nthreads)) <= availableCpus();
 }
 
-std::vector<std::vector<uint32_t>> ranksPlaces(const OpsOptions &options, size_t nranks) {
+std::vector<std::vector<uint32_t>> ranksPlaces(const BackendOptions &options, size_t nranks) {
     return options.device == QWEN3_DEVICE_CPU ? placeRanks(numaNodes(), static_cast<uint32_t>(nranks))
                                               : std::vector<std::vector<uint32_t>>{};
 }
@@ -59,32 +59,34 @@ private:
 
 }  // namespace
 
-Engine::Engine(const ModelConfig &config, float theta, const Qwen3Weights &weights, const OpsOptions &ops_options,
-               const std::vector<int32_t> &dev_ids, const Qwen3ModelOptions &options)
+Engine::Engine(const ModelConfig &config, float theta, const Qwen3Weights &weights,
+               const BackendOptions &backend_options, const std::vector<int32_t> &dev_ids,
+               const Qwen3ModelOptions &options)
     : config_(config), rope_(config.dh, theta, options),
       slices_(splitModel(config, static_cast<uint32_t>(dev_ids.size()))),
-      group_(static_cast<uint32_t>(slices_.size()), ranksMaySpin(ops_options, slices_.size()),
-             ranksPlaces(ops_options, slices_.size())),
+      group_(static_cast<uint32_t>(slices_.size()), ranksMaySpin(backend_options, slices_.size()),
+             ranksPlaces(backend_options, slices_.size())),
       reduce_(group_.barrier(), group_.size()),
-      ops_(makeOps(configsOf(slices_), ops_options, dev_ids, group_, reduce_)), forward_(slices_.size()),
+      backends_(makeBackends(configsOf(slices_), backend_options, dev_ids, group_, reduce_)), forward_(slices_.size()),
       sampler_(config.dvoc), seed_(options.has_seed != 0 ? options.seed : randomSeed()) {
-    std::vector<ModelWeights> packed = packWeights(config, slices_, weights, options, ops_, group_);
+    std::vector<ModelWeights> packed = packWeights(config, slices_, weights, options, backends_, group_);
     group_.run([&](uint32_t rank) {
-        forward_[rank] = std::make_unique<Qwen3Forward>(slices_[rank].config, std::move(packed[rank]), *ops_[rank]);
+        forward_[rank] =
+            std::make_unique<Qwen3Forward>(slices_[rank].config, std::move(packed[rank]), *backends_[rank]);
     });
     std::vector<BlockMemory *> memories;
-    memories.reserve(ops_.size());
-    for (const auto &ops : ops_) {
-        memories.push_back(&ops->kvMemory());
+    memories.reserve(backends_.size());
+    for (const auto &backend : backends_) {
+        memories.push_back(&backend->kvMemory());
     }
-    pool_ = std::make_unique<BlockPool>(std::move(memories), ops_[0]->kvBlockBytes(), ops_[0]->kvBlockTokens(),
-                                        kvLimit(options));
+    pool_ = std::make_unique<BlockPool>(std::move(memories), backends_[0]->kvBlockBytes(),
+                                        backends_[0]->kvBlockTokens(), kvLimit(options));
     rope_cos_.resize(size_t{config.max_step_tokens} * (config.dh / 2));
     rope_sin_.resize(rope_cos_.size());
 }
 
 std::string Engine::description() const {
-    const std::string first = ops_[0]->description();
+    const std::string first = backends_[0]->description();
     return group_.size() == 1 ? first : first + " ndev=" + std::to_string(group_.size());
 }
 
@@ -373,14 +375,14 @@ void Engine::cancel() noexcept {
 Qwen3Stats Engine::stats() {
     const std::lock_guard<std::mutex> lock(mutex_);
     Qwen3Stats stats{};
-    const Linear *counted = nullptr;  // an embedding that ranks share is counted once
+    const PackedLinear *counted = nullptr;  // an embedding that ranks share is counted once
     for (uint32_t rank = 0; rank < group_.size(); ++rank) {
         const ModelWeights &weights = forward_[rank]->weights();
         stats.weight_bytes += weights.bytes();
         stats.weight_bytes += weights.embedding.get() == counted ? 0 : weights.embedding->bytes();
         counted = weights.embedding.get();
-        stats.scratch_bytes += ops_[rank]->scratchBytes();
-        stats.nthreads += ops_[rank]->threads();
+        stats.scratch_bytes += backends_[rank]->scratchBytes();
+        stats.nthreads += backends_[rank]->threads();
     }
     stats.kv_used_bytes = pool_->usedBytes();
     stats.kv_limit_bytes = pool_->limitBytes();

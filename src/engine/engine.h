@@ -10,28 +10,19 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/batch.h"
 #include "engine/kv_cache.h"
 #include "engine/sampler.h"
 #include "model/qwen3.h"
 #include "model/rope.h"
-#include "ops/ops.h"
+#include "ops/factory.h"
 
 namespace q3 {
-
-// The arguments shared by inferBatch, inferBatchEx and forwardBatch.
-struct BatchArgs {
-    const uint32_t *tokens;
-    uint32_t ntok;
-    const uint32_t *req_lens;
-    uint32_t nreq;
-    const uint32_t *req_pos;
-    KVCache *const *kv_caches;
-};
 
 class Engine {
 public:
     // dev_ids: one device, and so one rank, per entry.
-    Engine(const ModelConfig &config, float theta, const Qwen3Weights &weights, const OpsOptions &ops_options,
+    Engine(const ModelConfig &config, float theta, const Qwen3Weights &weights, const BackendOptions &backend_options,
            const std::vector<int32_t> &dev_ids, const Qwen3ModelOptions &options);
 
     KVCache *createCache();
@@ -96,10 +87,10 @@ private:
 
     ModelConfig config_;
     Rope rope_;
-    std::vector<RankSlice> slices_;  // like ops_ and forward_: [ranks]
+    std::vector<RankSlice> slices_;  // like backends_ and forward_: [ranks]
     RankGroup group_;
     HostAllReduce reduce_;
-    std::vector<std::unique_ptr<Ops>> ops_;
+    std::vector<std::unique_ptr<Backend>> backends_;
     std::vector<std::unique_ptr<Qwen3Forward>> forward_;
     std::unique_ptr<BlockPool> pool_;
     Sampler sampler_;

@@ -17,12 +17,12 @@ std::vector<const ModelWeights *> Engine::weightsOfRanks() const {
 }
 
 void Engine::saveWeights(const char *path, const char *key) const {
-    q3::saveWeights(weightsOfRanks(), path, key, *ops_[0]);
+    q3::saveWeights(weightsOfRanks(), path, key, *backends_[0]);
 }
 
 const std::string &Engine::kvIdentity() {
     std::call_once(kv_identified_, [&] {  // stays unset when it throws
-        kv_identity_ = q3::kvIdentity(config_, rope_, weightsOfRanks(), ops_);
+        kv_identity_ = q3::kvIdentity(config_, rope_, weightsOfRanks(), backends_);
     });
     return kv_identity_;
 }

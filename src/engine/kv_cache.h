@@ -2,14 +2,14 @@
 //
 // A block holds `block_tokens` tokens of all layers, in one piece of memory on each rank of the model; where is what
 // inside is the backend's business. Growing appends blocks, duplicating shares them, and a block that is shared is
-// copied before it is written. Nothing here knows the device: memory comes through ops' BlockMemory.
+// copied before it is written. Nothing here knows the device: memory comes through BlockMemory.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <vector>
 
-#include "ops/ops.h"
+#include "ops/block_memory.h"
 
 namespace q3 {
 

@@ -67,14 +67,14 @@ template <typename Body> auto reading(const char *path, const Body &body) {
 }  // namespace
 
 std::string kvIdentity(const ModelConfig &config, const Rope &rope, const std::vector<const ModelWeights *> &weights,
-                       const std::vector<std::unique_ptr<Ops>> &ops) {
-    const std::string layout = ops[0]->kvLayout();
+                       const std::vector<std::unique_ptr<Backend>> &backends) {
+    const std::string layout = backends[0]->kvLayout();
     if (layout.empty()) {
         fail(QWEN3_STATUS_NOT_IMPLEMENTED, "this backend cannot save or load KV caches: only the CPU backend can");
     }
     HashWriter hash;
     for (size_t rank = 0; rank < weights.size(); ++rank) {
-        writeWeights(*weights[rank], hash, *ops[rank]);
+        writeWeights(*weights[rank], hash, *backends[rank]);
     }
     char text[512];
     std::snprintf(text, sizeof text,
@@ -82,8 +82,9 @@ std::string kvIdentity(const ModelConfig &config, const Rope &rope, const std::v
                   "rope=%016llx\nndev=%zu\nkv=%s, %u tokens in %zu bytes\nweights=%016llx\n",
                   kFormat, QWEN3_VERSION_STRING, config.nlayer, config.d, config.nh, config.nkvh, config.dh, config.di,
                   config.dvoc, static_cast<double>(config.epsilon),
-                  static_cast<unsigned long long>(ropeHash(rope, config.dh)), ops.size(), layout.c_str(),
-                  ops[0]->kvBlockTokens(), ops[0]->kvBlockBytes(), static_cast<unsigned long long>(hash.hash()));
+                  static_cast<unsigned long long>(ropeHash(rope, config.dh)), backends.size(), layout.c_str(),
+                  backends[0]->kvBlockTokens(), backends[0]->kvBlockBytes(),
+                  static_cast<unsigned long long>(hash.hash()));
     return text;
 }
 

@@ -10,7 +10,7 @@
 #include "engine/kv_cache.h"
 #include "model/rope.h"
 #include "model/weights.h"
-#include "ops/ops.h"
+#include "ops/backend.h"
 #include "runtime/packed_file.h"
 
 namespace q3 {
@@ -18,7 +18,7 @@ namespace q3 {
 // A line "name=value" for everything that the keys and values of given tokens depend on. Reads all weights, and takes
 // a second for some 10 GB. Throws NOT_IMPLEMENTED when the backend cannot save blocks.
 std::string kvIdentity(const ModelConfig &config, const Rope &rope, const std::vector<const ModelWeights *> &weights,
-                       const std::vector<std::unique_ptr<Ops>> &ops);
+                       const std::vector<std::unique_ptr<Backend>> &backends);
 
 // Writes all of a cache whose blocks nobody changes meanwhile; tokens [cache.length()]. Throws IO_ERROR.
 void writeKvFile(const char *path, const std::string &identity, const uint32_t *tokens, const KVCache &cache,

@@ -4,15 +4,15 @@
 
 namespace q3 {
 
-Qwen3Forward::Qwen3Forward(const ModelConfig &config, ModelWeights weights, Ops &ops)
-    : c_(config), weights_(std::move(weights)), op_(ops) {
+Qwen3Forward::Qwen3Forward(const ModelConfig &config, ModelWeights weights, Backend &backend)
+    : c_(config), weights_(std::move(weights)), op_(backend.ops()) {
     const uint32_t rows = c_.max_step_tokens;
-    x_ = op_.allocate(rows, c_.d);
-    h_ = op_.allocate(rows, c_.d);
-    qkv_ = op_.allocate(rows, c_.qkvWidth());
-    attn_ = op_.allocate(rows, c_.nh * c_.dh);
-    act_ = op_.allocate(rows, c_.di);
-    delta_ = op_.allocate(rows, c_.d);
+    x_ = backend.allocate(rows, c_.d);
+    h_ = backend.allocate(rows, c_.d);
+    qkv_ = backend.allocate(rows, c_.qkvWidth());
+    attn_ = backend.allocate(rows, c_.nh * c_.dh);
+    act_ = backend.allocate(rows, c_.di);
+    delta_ = backend.allocate(rows, c_.d);
 }
 
 void Qwen3Forward::run(const StepPlan &plan, const std::atomic<bool> &cancel) {

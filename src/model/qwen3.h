@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "model/weights.h"
+#include "ops/backend.h"
 #include "ops/ops.h"
 
 namespace q3 {
@@ -13,7 +14,7 @@ namespace q3 {
 class Qwen3Forward {
 public:
     // config: the rank's part. Allocates all activations for config.max_step_tokens rows.
-    Qwen3Forward(const ModelConfig &config, ModelWeights weights, Ops &ops);
+    Qwen3Forward(const ModelConfig &config, ModelWeights weights, Backend &backend);
 
     // Runs all layers over the plan's tokens and appends their keys and values. Throws CANCELLED between layers once
     // `cancel` is set. Ranks may see it in different layers of one step, but no rank gets past the sum that follows.

@@ -38,9 +38,9 @@ class Packer {
 public:
     // in: where each rank loads its packed weights from instead of packing; or none.
     Packer(const ModelConfig &config, const std::vector<RankSlice> &slices, const Qwen3Weights &weights,
-           const Qwen3ModelOptions &options, const std::vector<std::unique_ptr<Ops>> &ops, RankGroup &group,
+           const Qwen3ModelOptions &options, const std::vector<std::unique_ptr<Backend>> &backends, RankGroup &group,
            const std::vector<std::unique_ptr<PackedReader>> &in)
-        : c_(config), slices_(slices), w_(weights), options_(options), ops_(ops), group_(group), in_(in) {
+        : c_(config), slices_(slices), w_(weights), options_(options), backends_(backends), group_(group), in_(in) {
         const uint64_t layer = uint64_t{c_.d} * (c_.qkvWidth() + c_.nh * c_.dh + 3 * uint64_t{c_.di});
         const uint64_t tables = uint64_t{c_.dvoc} * c_.d * (w_.output_embd == nullptr ? 1 : 2);
         total_ = (layer * c_.nlayer + tables) * dtypeSize(w_.dt_mat);
@@ -57,7 +57,7 @@ public:
         const void *head_data = tied ? w_.input_embd : w_.output_embd;
         group_.run([&](uint32_t rank) {
             const RankSlice &s = slices_[rank];
-            result[rank].output_norm = vector(rank, "output_norm", -1, w_.output_norm, c_.d);
+            result[rank].output_norm = norm(rank, "output_norm", -1, w_.output_norm, c_.d);
             result[rank].head = linear(rank, table(head_name, head_data, s.first_vocab, s.config.dvoc));
         });
         const uint64_t head_bytes = uint64_t{c_.dvoc} * c_.d * dtypeSize(w_.dt_mat);
@@ -73,29 +73,25 @@ public:
     }
 
 private:
-    std::unique_ptr<Linear> linear(uint32_t rank, const LinearSource &source) {
-        return !in_.empty() ? ops_[rank]->loadLinear(source, *in_[rank]) : ops_[rank]->packLinear(source);
-    }
+    // The file that the rank's weights are read from, or null when they are to be packed.
+    PackedReader *saved(uint32_t rank) const { return in_.empty() ? nullptr : in_[rank].get(); }
 
-    std::unique_ptr<Linear> gateUp(uint32_t rank, const LinearSource &source) {
-        return !in_.empty() ? ops_[rank]->loadGateUp(source, *in_[rank]) : ops_[rank]->packGateUp(source);
+    std::unique_ptr<PackedLinear> linear(uint32_t rank, const LinearSource &source) {
+        return backends_[rank]->makeLinear(source, saved(rank));
     }
 
     void packEmbeddings(std::vector<ModelWeights> &result) {
-        std::vector<const Linear *> heads;  // stays empty when the embedding is not tied to them
+        EmbeddingSource source{table("input_embd", w_.input_embd, 0, c_.dvoc), {}, options_.borrow_weights != 0};
         for (size_t rank = 0; w_.output_embd == nullptr && rank < result.size(); ++rank) {
-            heads.push_back(result[rank].head.get());
+            source.heads.push_back(result[rank].head.get());
         }
-        if (heads.empty() && in_.empty()) {
+        if (source.heads.empty() && in_.empty()) {
             checkTable("input_embd", w_.input_embd);
         }
-        const LinearSource source = table("input_embd", w_.input_embd, 0, c_.dvoc);
-        const bool borrow = options_.borrow_weights != 0;
-        const bool shared = ops_[0]->sharesEmbedding();
+        const bool shared = backends_[0]->sharesEmbedding();
         group_.run([&](uint32_t rank) {
             if (rank == 0 || !shared) {
-                result[rank].embedding = !in_.empty() ? ops_[rank]->loadEmbedding(source, heads, borrow, *in_[rank])
-                                                      : ops_[rank]->packEmbedding(source, heads, borrow);
+                result[rank].embedding = backends_[rank]->makeEmbedding(source, saved(rank));
             }
         });
         for (size_t rank = 1; shared && rank < result.size(); ++rank) {
@@ -110,10 +106,10 @@ private:
         const Span inner{c_.di, s.first_inner, s.config.di};
         const Span d = whole(c_.d);
         LayerWeights l;
-        l.attn_norm = vector(rank, "attn_norm", static_cast<int32_t>(i), w_.attn_norm[i], c_.d);
-        l.q_norm = vector(rank, "attn_q_norm", static_cast<int32_t>(i), w_.attn_q_norm[i], c_.dh, true);
-        l.k_norm = vector(rank, "attn_k_norm", static_cast<int32_t>(i), w_.attn_k_norm[i], c_.dh, true);
-        l.ffn_norm = vector(rank, "ffn_norm", static_cast<int32_t>(i), w_.ffn_norm[i], c_.d);
+        l.attn_norm = norm(rank, "attn_norm", static_cast<int32_t>(i), w_.attn_norm[i], c_.d);
+        l.q_norm = norm(rank, "attn_q_norm", static_cast<int32_t>(i), w_.attn_q_norm[i], c_.dh, true);
+        l.k_norm = norm(rank, "attn_k_norm", static_cast<int32_t>(i), w_.attn_k_norm[i], c_.dh, true);
+        l.ffn_norm = norm(rank, "ffn_norm", static_cast<int32_t>(i), w_.ffn_norm[i], c_.d);
 
         LinearSource qkv = source("attn_qkv", i, Matrix::kQkv);
         if (w_.attn_qkv != nullptr) {
@@ -132,13 +128,14 @@ private:
         l.attn_o = linear(rank, o);
 
         LinearSource gate_up = source("ffn_gate_up", i, Matrix::kGateUp);
+        gate_up.gate_up = true;
         if (w_.ffn_gate_up != nullptr) {
             addStacked(gate_up, w_.ffn_gate_up[i], nullptr, {inner, inner}, d);
         } else {
             addStacked(gate_up, w_.ffn_gate[i], nullptr, {inner}, d);
             addStacked(gate_up, w_.ffn_up[i], nullptr, {inner}, d);
         }
-        l.ffn_gate_up = gateUp(rank, gate_up);
+        l.ffn_gate_up = linear(rank, gate_up);
 
         LinearSource down = source("ffn_down", i, Matrix::kDown);
         addStacked(down, w_.ffn_down[i], nullptr, {d}, inner);
@@ -196,10 +193,10 @@ private:
         }
     }
 
-    std::unique_ptr<Vector> vector(uint32_t rank, const char *name, int32_t layer, const void *data, uint32_t size,
-                                   bool rope = false) {
-        const VectorSource source{name, layer, w_.dt_norm, data, size, rope};
-        return !in_.empty() ? ops_[rank]->loadVector(source, *in_[rank]) : ops_[rank]->packVector(source);
+    std::unique_ptr<PackedNorm> norm(uint32_t rank, const char *name, int32_t layer, const void *data, uint32_t size,
+                                     bool rope = false) {
+        const NormSource source{name, layer, w_.dt_norm, data, size, rope};
+        return backends_[rank]->makeNorm(source, saved(rank));
     }
 
     void report(uint64_t done) const {
@@ -213,7 +210,7 @@ private:
     const std::vector<RankSlice> &slices_;
     const Qwen3Weights &w_;
     const Qwen3ModelOptions &options_;
-    const std::vector<std::unique_ptr<Ops>> &ops_;
+    const std::vector<std::unique_ptr<Backend>> &backends_;
     RankGroup &group_;
     const std::vector<std::unique_ptr<PackedReader>> &in_;
     uint64_t total_ = 0;
@@ -222,8 +219,8 @@ private:
 
 // Everything but the caller's key that the bytes of saved weights depend on; empty if the backend cannot save.
 std::string identityOf(const ModelConfig &c, const std::vector<RankSlice> &slices, const Qwen3Weights &w,
-                       const Qwen3ModelOptions &options, Ops &ops) {
-    const std::string layout = ops.packedLayout();
+                       const Qwen3ModelOptions &options, Backend &backend) {
+    const std::string layout = backend.packedLayout();
     if (layout.empty()) {
         return {};
     }
@@ -266,8 +263,8 @@ uint64_t ModelWeights::bytes() const {
 
 std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vector<RankSlice> &slices,
                                       const Qwen3Weights &weights, const Qwen3ModelOptions &options,
-                                      const std::vector<std::unique_ptr<Ops>> &ops, RankGroup &group) {
-    const std::string identity = identityOf(config, slices, weights, options, *ops[0]);
+                                      const std::vector<std::unique_ptr<Backend>> &backends, RankGroup &group) {
+    const std::string identity = identityOf(config, slices, weights, options, *backends[0]);
     int32_t cache = QWEN3_CACHE_UNUSED;
     if (options.cache_path != nullptr && !identity.empty()) {
         try {
@@ -277,7 +274,8 @@ std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vect
                 readers.push_back(
                     std::make_unique<PackedReader>(options.cache_path, withKey(identity, options.cache_key), rank));
             }
-            std::vector<ModelWeights> loaded = Packer(config, slices, weights, options, ops, group, readers).pack();
+            std::vector<ModelWeights> loaded =
+                Packer(config, slices, weights, options, backends, group, readers).pack();
             for (const auto &reader : readers) {
                 reader->finish();
             }
@@ -290,30 +288,31 @@ std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vect
                                                                 : QWEN3_CACHE_CORRUPT;
         }
     }
-    std::vector<ModelWeights> packed = Packer(config, slices, weights, options, ops, group, {}).pack();
+    std::vector<ModelWeights> packed = Packer(config, slices, weights, options, backends, group, {}).pack();
     packed[0].identity = identity;
     packed[0].cache = cache;
     return packed;
 }
 
 // In the order in which Packer makes them.
-void writeWeights(const ModelWeights &weights, PackedWriter &out, const Ops &ops, bool embedding) {
-    ops.save(*weights.output_norm, out);
-    ops.save(*weights.head, out);
+void writeWeights(const ModelWeights &weights, PackedWriter &out, const Backend &backend, bool embedding) {
+    backend.save(*weights.output_norm, out);
+    backend.save(*weights.head, out);
     if (embedding) {
-        ops.save(*weights.embedding, out);
+        backend.save(*weights.embedding, out);
     }
     for (const LayerWeights &l : weights.layers) {
-        for (const auto *vector : {&l.attn_norm, &l.q_norm, &l.k_norm, &l.ffn_norm}) {
-            ops.save(**vector, out);
+        for (const auto *norm : {&l.attn_norm, &l.q_norm, &l.k_norm, &l.ffn_norm}) {
+            backend.save(**norm, out);
         }
         for (const auto *matrix : {&l.attn_qkv, &l.attn_o, &l.ffn_gate_up, &l.ffn_down}) {
-            ops.save(**matrix, out);
+            backend.save(**matrix, out);
         }
     }
 }
 
-void saveWeights(const std::vector<const ModelWeights *> &ranks, const char *path, const char *key, const Ops &ops) {
+void saveWeights(const std::vector<const ModelWeights *> &ranks, const char *path, const char *key,
+                 const Backend &backend) {
     if (ranks[0]->identity.empty()) {
         fail(QWEN3_STATUS_NOT_IMPLEMENTED, "this backend cannot save its packed weights");
     }
@@ -323,7 +322,7 @@ void saveWeights(const std::vector<const ModelWeights *> &ranks, const char *pat
         if (!first) {
             out.nextSection();
         }
-        writeWeights(*weights, out, ops, first || weights->embedding != ranks[0]->embedding);
+        writeWeights(*weights, out, backend, first || weights->embedding != ranks[0]->embedding);
     }
     out.commit();
 }

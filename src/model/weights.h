@@ -6,21 +6,22 @@
 #include <vector>
 
 #include "model/split.h"
-#include "ops/ops.h"
+#include "ops/backend.h"
+#include "runtime/packed_file.h"
 #include "runtime/ranks.h"
 
 namespace q3 {
 
 struct LayerWeights {
-    std::unique_ptr<Vector> attn_norm, q_norm, k_norm, ffn_norm;
-    std::unique_ptr<Linear> attn_qkv, attn_o, ffn_gate_up, ffn_down;
+    std::unique_ptr<PackedNorm> attn_norm, q_norm, k_norm, ffn_norm;
+    std::unique_ptr<PackedLinear> attn_qkv, attn_o, ffn_gate_up, ffn_down;
 };
 
 // What one rank holds.
 struct ModelWeights {
-    std::unique_ptr<Linear> head;       // the rank's rows of lm_head
-    std::shared_ptr<Linear> embedding;  // whole; may read from the heads of all ranks
-    std::unique_ptr<Vector> output_norm;
+    std::unique_ptr<PackedLinear> head;       // the rank's rows of lm_head
+    std::shared_ptr<PackedLinear> embedding;  // whole; may read from the heads of all ranks
+    std::unique_ptr<PackedNorm> output_norm;
     std::vector<LayerWeights> layers;
     std::string identity;  // what saved weights depend on, but for the caller's key; empty: cannot be saved
     int32_t cache = QWEN3_CACHE_UNUSED;  // Qwen3WeightCache
@@ -32,12 +33,13 @@ struct ModelWeights {
 // its own part; weights and options must have passed validation. Throws BAD_WEIGHTS, CANCELLED, OUT_OF_MEMORY.
 std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vector<RankSlice> &slices,
                                       const Qwen3Weights &weights, const Qwen3ModelOptions &options,
-                                      const std::vector<std::unique_ptr<Ops>> &ops, RankGroup &group);
+                                      const std::vector<std::unique_ptr<Backend>> &backends, RankGroup &group);
 
 // Hands out all packed weights of a rank in a fixed order, but for an embedding that is borrowed or shared.
-void writeWeights(const ModelWeights &weights, PackedWriter &out, const Ops &ops, bool embedding = true);
+void writeWeights(const ModelWeights &weights, PackedWriter &out, const Backend &backend, bool embedding = true);
 
 // Writes a file for options.cache_path, with the weights of all ranks. Throws NOT_IMPLEMENTED, IO_ERROR.
-void saveWeights(const std::vector<const ModelWeights *> &ranks, const char *path, const char *key, const Ops &ops);
+void saveWeights(const std::vector<const ModelWeights *> &ranks, const char *path, const char *key,
+                 const Backend &backend);
 
 }  // namespace q3

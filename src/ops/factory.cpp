@@ -1,3 +1,5 @@
+#include "ops/factory.h"
+
 #include <algorithm>
 
 #include "ops/cpu/cpu_backend.h"
@@ -9,9 +11,9 @@
 
 namespace q3 {
 
-std::vector<std::unique_ptr<Ops>> makeOps(const std::vector<ModelConfig> &configs, const OpsOptions &wanted,
-                                          const std::vector<int32_t> &dev_ids, RankGroup &group,
-                                          HostAllReduce &reduce) {
+std::vector<std::unique_ptr<Backend>> makeBackends(const std::vector<ModelConfig> &configs,
+                                                   const BackendOptions &wanted, const std::vector<int32_t> &dev_ids,
+                                                   RankGroup &group, HostAllReduce &reduce) {
     const bool on_cpu = wanted.device == QWEN3_DEVICE_CPU;
     const bool with_infinicore =
         wanted.backend == QWEN3_BACKEND_INFINICORE || (wanted.backend == QWEN3_BACKEND_AUTO && !on_cpu);
@@ -20,7 +22,7 @@ std::vector<std::unique_ptr<Ops>> makeOps(const std::vector<ModelConfig> &config
     }
     const uint32_t total =
         wanted.nthreads != 0 ? static_cast<uint32_t>(wanted.nthreads) : std::min(availableCpus(), kMaxThreads);
-    std::vector<OpsOptions> options(configs.size(), wanted);
+    std::vector<BackendOptions> options(configs.size(), wanted);
     for (uint32_t rank = 0; rank < configs.size(); ++rank) {
         options[rank].device_id = on_cpu ? 0 : dev_ids[rank];
         options[rank].nthreads = static_cast<int32_t>(threadsOfRank(total, rank, group.size()));
@@ -31,11 +33,16 @@ std::vector<std::unique_ptr<Ops>> makeOps(const std::vector<ModelConfig> &config
         options[rank].reduce = on_cpu && group.size() > 1 ? &reduce : nullptr;
     }
     if (with_infinicore) {
-        return infinicore::makeInfinicoreOps(configs, options, group);
+        return infinicore::makeInfinicoreBackends(configs, options, group);
     }
-    std::vector<std::unique_ptr<Ops>> ops(configs.size());
-    group.run([&](uint32_t rank) { ops[rank] = cpu::makeCpuOps(configs[rank], options[rank]); });
-    return ops;
+    std::vector<std::unique_ptr<Backend>> backends(configs.size());
+    group.run([&](uint32_t rank) { backends[rank] = cpu::makeCpuBackend(configs[rank], options[rank]); });
+    return backends;
+}
+
+std::string libraryInfo() {
+    return std::string("version=") + QWEN3_VERSION_STRING + " isa=" + cpu::isaName() +
+           " infinicore=" + infinicore::version();
 }
 
 }  // namespace q3

@@ -33,41 +33,6 @@ struct ModelConfig {
     uint32_t group() const { return nh / nkvh; }  // query heads per KV head
 };
 
-// A rectangle of weights in the caller's memory: element (row, col) at data[row * row_stride + col * col_stride],
-// strides in elements. Rows are output features.
-struct HostMatrix {
-    const void *data;
-    uint32_t rows, cols;
-    size_t row_stride, col_stride;
-    const void *bias;  // [rows] of the same dtype, or null
-};
-
-// How much a matrix's rounding matters to the model, for formats that give some matrices more bits than others.
-enum class Precision : uint8_t {
-    kPlain,
-    kRaised,  // more bits where the format can afford it
-    kHigh,    // more bits in any case
-};
-
-// A linear layer as the checkpoint gives it: parts stacked by rows (q, k, v; gate, up).
-struct LinearSource {
-    const char *name;  // for messages: "attn_qkv"
-    int32_t layer;     // -1 outside layers
-    int32_t dtype;
-    std::vector<HostMatrix> parts;
-    uint32_t rope_rows = 0;  // the first rows of all parts together that qkNormRopeStore rotates, heads of dh rows
-    Precision precision = Precision::kPlain;
-};
-
-struct VectorSource {
-    const char *name;
-    int32_t layer;
-    int32_t dtype;
-    const void *data;
-    uint32_t size;
-    bool rope = false;  // the weight of a norm over heads that are then rotated
-};
-
 // Activations of one step in the backend's memory: row-major [max rows, width]. The element type is the backend's
 // (float on CPU, dt_logits on InfiniCore).
 struct Activation {

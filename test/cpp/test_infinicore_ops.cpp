@@ -100,7 +100,7 @@ static ModelConfig smallConfig(int32_t dtype) {
     return config;
 }
 
-static OpsOptions cpuOptions(int32_t dtype) {
+static BackendOptions cpuOptions(int32_t dtype) {
     return {QWEN3_BACKEND_INFINICORE, QWEN3_DEVICE_CPU, 0, 2, QWEN3_DTYPE_DEFAULT, QWEN3_DTYPE_DEFAULT, dtype};
 }
 
@@ -231,13 +231,13 @@ static void referenceLinear(const Matrix &w, const float *x, uint32_t row, int32
 
 static void testLinear(int32_t dtype) {
     const ModelConfig config = smallConfig(dtype);
-    InfinicoreOps ops(config, cpuOptions(dtype), smallTuning());
+    InfinicoreBackend ops(config, cpuOptions(dtype), smallTuning());
     const Step step(config, dtype, {{0, 13, 0, nullptr}});
     const uint32_t ntok = step.plan.ntok;
     for (int32_t source_dtype : {QWEN3_DTYPE_F16, QWEN3_DTYPE_BF16, QWEN3_DTYPE_F32}) {
         for (int variant = 0; variant < 4; ++variant) {
             const Matrix w(source_dtype, dtype, {17, 5, 9}, config.d, variant & 1, variant & 2);
-            const auto packed = ops.packLinear(w.source);
+            const auto packed = ops.makeLinear(w.source, nullptr);
             CHECK(packed->bytes() == (w.rows * w.cols + (variant & 2 ? w.rows : 0)) * dtypeSize(dtype), "bytes");
             const Floats x = rounded(dtype, randoms(ntok * w.cols));
             const Activation in = ops.allocate(ntok, w.cols), out = ops.allocate(ntok, w.rows);
@@ -261,11 +261,13 @@ static void testLinear(int32_t dtype) {
 
 static void testSwiglu(int32_t dtype) {
     const ModelConfig config = smallConfig(dtype);
-    InfinicoreOps ops(config, cpuOptions(dtype), smallTuning());
+    InfinicoreBackend ops(config, cpuOptions(dtype), smallTuning());
     const Step step(config, dtype, {{0, 11, 0, nullptr}});
     const uint32_t ntok = step.plan.ntok;
     const Matrix w(dtype, dtype, {config.di, config.di}, config.d, false, false);
-    const auto packed = ops.packGateUp(w.source);
+    LinearSource gate_up = w.source;
+    gate_up.gate_up = true;
+    const auto packed = ops.makeLinear(gate_up, nullptr);
     const Floats x = rounded(dtype, randoms(ntok * config.d));
     const Activation h = ops.allocate(ntok, config.d), act = ops.allocate(ntok, config.di);
     ops.upload(h.data, x.data(), x.size());
@@ -301,12 +303,12 @@ static void referenceNorm(const double *x, const Floats &w, float epsilon, int32
 
 static void testNorms(int32_t dtype, int32_t norm_dtype) {
     const ModelConfig config = smallConfig(dtype);
-    InfinicoreOps ops(config, cpuOptions(dtype), smallTuning());
+    InfinicoreBackend ops(config, cpuOptions(dtype), smallTuning());
     const Step step(config, dtype, {{0, 9, 0, nullptr}});
     const uint32_t ntok = step.plan.ntok, d = config.d, n = ntok * d;
     const Floats w = rounded(norm_dtype, randoms(d));
     const std::vector<char> raw = encoded(norm_dtype, w);
-    const auto weight = ops.packVector({"norm", 0, norm_dtype, raw.data() + 1, d});
+    const auto weight = ops.makeNorm({"norm", 0, norm_dtype, raw.data() + 1, d}, nullptr);
     const Activation x = ops.allocate(ntok, d), h = ops.allocate(ntok, d), delta = ops.allocate(ntok, d);
     const Floats x0 = rounded(dtype, randoms(n)), delta0 = rounded(dtype, randoms(n));
 
@@ -343,17 +345,17 @@ static void testNorms(int32_t dtype, int32_t norm_dtype) {
 
 static void testEmbedding(int32_t dtype) {
     const ModelConfig config = smallConfig(dtype);
-    InfinicoreOps ops(config, cpuOptions(dtype), smallTuning());
+    InfinicoreBackend ops(config, cpuOptions(dtype), smallTuning());
     const Step step(config, dtype, {{0, 20, 0, nullptr}});
     const uint32_t ntok = step.plan.ntok;
     const Activation x = ops.allocate(ntok, config.d);
     for (int32_t source_dtype : {QWEN3_DTYPE_F16, QWEN3_DTYPE_BF16, QWEN3_DTYPE_F32}) {
         Matrix table(source_dtype, dtype, {config.dvoc}, config.d, false, false);
-        const auto head = ops.packLinear(table.source);
-        const auto borrowed = ops.packEmbedding(table.source, {}, true);
-        const auto owned = ops.packEmbedding(table.source, {}, false);
-        const auto tied = ops.packEmbedding(table.source, {head.get()}, false);
-        const auto test = [&](const char *what, const Linear &embedding) {
+        const auto head = ops.makeLinear(table.source, nullptr);
+        const auto borrowed = ops.makeEmbedding({table.source, {}, true}, nullptr);
+        const auto owned = ops.makeEmbedding({table.source, {}, false}, nullptr);
+        const auto tied = ops.makeEmbedding({table.source, {head.get()}, false}, nullptr);
+        const auto test = [&](const char *what, const PackedLinear &embedding) {
             ops.beginStep(step.plan);
             ops.embed(x, embedding);
             const Floats rows = ops.download(x.data, ntok * config.d);
@@ -387,8 +389,8 @@ public:
         q_weight_.assign(w.begin(), w.begin() + config_.dh);
         k_weight_.assign(w.begin() + config_.dh, w.end());
         const auto raw_q = encoded(dtype, q_weight_), raw_k = encoded(dtype, k_weight_);
-        q_norm_ = ops_.packVector({"attn_q_norm", 0, dtype, raw_q.data() + 1, config_.dh});
-        k_norm_ = ops_.packVector({"attn_k_norm", 0, dtype, raw_k.data() + 1, config_.dh});
+        q_norm_ = ops_.makeNorm({"attn_q_norm", 0, dtype, raw_q.data() + 1, config_.dh}, nullptr);
+        k_norm_ = ops_.makeNorm({"attn_k_norm", 0, dtype, raw_k.data() + 1, config_.dh}, nullptr);
         qkv_ = ops_.allocate(config_.max_step_tokens, config_.qkvWidth());
         out_ = ops_.allocate(config_.max_step_tokens, config_.nh * config_.dh);
         for (const auto &step : steps) {
@@ -554,9 +556,9 @@ private:
 
     const int32_t dtype_;
     const ModelConfig config_;
-    InfinicoreOps ops_;
+    InfinicoreBackend ops_;
     Floats q_weight_, k_weight_;
-    std::unique_ptr<Vector> q_norm_, k_norm_;
+    std::unique_ptr<PackedNorm> q_norm_, k_norm_;
     Activation qkv_, out_;
     std::vector<History> sequences_;
 };
@@ -610,27 +612,28 @@ static void testAttention(int32_t dtype) {
 
 static void testErrors() {
     const ModelConfig config = smallConfig(QWEN3_DTYPE_F16);
-    OpsOptions options = cpuOptions(QWEN3_DTYPE_F16);
+    BackendOptions options = cpuOptions(QWEN3_DTYPE_F16);
     options.device_id = 5;
-    expectError(QWEN3_STATUS_DEVICE_NOT_FOUND, "InfiniCore sees 1 cpu device", [&] { InfinicoreOps(config, options); });
+    expectError(QWEN3_STATUS_DEVICE_NOT_FOUND, "InfiniCore sees 1 cpu device",
+                [&] { InfinicoreBackend(config, options); });
     options.device_id = -1;
-    expectError(QWEN3_STATUS_DEVICE_NOT_FOUND, "cpu:-1", [&] { InfinicoreOps(config, options); });
+    expectError(QWEN3_STATUS_DEVICE_NOT_FOUND, "cpu:-1", [&] { InfinicoreBackend(config, options); });
     options = cpuOptions(QWEN3_DTYPE_F16);
     options.device = QWEN3_DEVICE_HYGON;  // 0.1.0 cannot reach it whatever it was built for
-    expectError(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED, "--sugon-dcu", [&] { InfinicoreOps(config, options); });
+    expectError(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED, "--sugon-dcu", [&] { InfinicoreBackend(config, options); });
     options = cpuOptions(QWEN3_DTYPE_F16);
     options.dt_kv = QWEN3_DTYPE_BF16;
-    expectError(QWEN3_STATUS_BAD_PARAM, "dt_kv is bf16", [&] { InfinicoreOps(config, options); });
+    expectError(QWEN3_STATUS_BAD_PARAM, "dt_kv is bf16", [&] { InfinicoreBackend(config, options); });
     options = cpuOptions(QWEN3_DTYPE_F16);
     options.dt_weight = QWEN3_DTYPE_F32;
-    expectError(QWEN3_STATUS_BAD_PARAM, "dt_weight is f32", [&] { InfinicoreOps(config, options); });
+    expectError(QWEN3_STATUS_BAD_PARAM, "dt_weight is f32", [&] { InfinicoreBackend(config, options); });
     ModelConfig huge = config;
     huge.max_step_tokens = 65536;
     huge.d = 2000000000;
     expectError(QWEN3_STATUS_OUT_OF_MEMORY, "cannot allocate",
-                [&] { InfinicoreOps(huge, cpuOptions(QWEN3_DTYPE_F16)); });
+                [&] { InfinicoreBackend(huge, cpuOptions(QWEN3_DTYPE_F16)); });
 
-    InfinicoreOps ops(config, cpuOptions(QWEN3_DTYPE_F16), smallTuning());
+    InfinicoreBackend ops(config, cpuOptions(QWEN3_DTYPE_F16), smallTuning());
     CHECK(ops.description() == "backend=infinicore device=cpu:0 threads=2 avoids=add_rms_norm,embedding,paged_attention"
                                " self_test=passed",
           "%s", ops.description().c_str());
@@ -650,36 +653,37 @@ static void testErrors() {
             const float values[] = {NAN, -INFINITY};
             floatsTo(dtype, bad, &values[0], 1);
             expectError(QWEN3_STATUS_BAD_WEIGHTS, "test_weight of layer 3: row 6, column 7 (nan) is NaN",
-                        [&] { ops.packLinear(w.source); });
+                        [&] { ops.makeLinear(w.source, nullptr); });
             floatsTo(dtype, bad, &values[1], 1);
             expectError(QWEN3_STATUS_BAD_WEIGHTS, "row 6, column 7 (-inf) is infinite",
-                        [&] { ops.packLinear(w.source); });
+                        [&] { ops.makeLinear(w.source, nullptr); });
             for (bool borrow : {false, true}) {
                 expectError(QWEN3_STATUS_BAD_WEIGHTS, "row 6, column 7",
-                            [&] { ops.packEmbedding(w.source, {}, borrow); });
+                            [&] { ops.makeEmbedding({w.source, {}, borrow}, nullptr); });
             }
             if (dtype == QWEN3_DTYPE_F16) {
                 continue;
             }
             const float large = 1e5f;
             floatsTo(dtype, bad, &large, 1);
-            expectError(QWEN3_STATUS_BAD_WEIGHTS, "overflows f16", [&] { ops.packLinear(w.source); });
+            expectError(QWEN3_STATUS_BAD_WEIGHTS, "overflows f16", [&] { ops.makeLinear(w.source, nullptr); });
         }
         Matrix w(dtype, QWEN3_DTYPE_F16, {4}, config.d, false, true);
         const float nan = NAN;
         floatsTo(dtype, const_cast<char *>(static_cast<const char *>(w.source.parts[0].bias)) + 3 * dtypeSize(dtype),
                  &nan, 1);
-        expectError(QWEN3_STATUS_BAD_WEIGHTS, "test_weight bias of layer 3: row 3", [&] { ops.packLinear(w.source); });
+        expectError(QWEN3_STATUS_BAD_WEIGHTS, "test_weight bias of layer 3: row 3",
+                    [&] { ops.makeLinear(w.source, nullptr); });
         Floats norm(config.d, 1.0f);
         norm[8] = INFINITY;
         const auto raw = encoded(dtype, norm);
         expectError(QWEN3_STATUS_BAD_WEIGHTS, "weight norm: row 0, column 8 (inf)",
-                    [&] { ops.packVector({"norm", -1, dtype, raw.data() + 1, config.d}); });
+                    [&] { ops.makeNorm({"norm", -1, dtype, raw.data() + 1, config.d}, nullptr); });
     }
 
     // After errors the backend goes on.
     const Matrix table(QWEN3_DTYPE_F16, QWEN3_DTYPE_F16, {20}, config.d, false, false);
-    const auto embedding = ops.packEmbedding(table.source, {}, false);
+    const auto embedding = ops.makeEmbedding({table.source, {}, false}, nullptr);
     const Activation x = ops.allocate(config.max_step_tokens, config.d);
     Step step(config, QWEN3_DTYPE_F16, {{0, 4, 0, nullptr}});  // tokens 0, 7, 14, 21
     ops.beginStep(step.plan);
@@ -713,12 +717,12 @@ static void testUnknownSignatures() {
 
 static void testBlockMemory() {
     const ModelConfig config = smallConfig(QWEN3_DTYPE_BF16);
-    InfinicoreOps ops(config, cpuOptions(QWEN3_DTYPE_BF16), {});
+    InfinicoreBackend ops(config, cpuOptions(QWEN3_DTYPE_BF16), {});
     CHECK(ops.kvBlockTokens() == 160, "%u", ops.kvBlockTokens());  // dctx 150
     CHECK(ops.kvBlockBytes() == size_t(2) * 2 * 2 * 160 * 18 * 2, "%zu", ops.kvBlockBytes());
     ModelConfig long_config = config;
     long_config.dctx = 40960;
-    CHECK(InfinicoreOps(long_config, cpuOptions(QWEN3_DTYPE_BF16), {}).kvBlockTokens() == 256, "block tokens");
+    CHECK(InfinicoreBackend(long_config, cpuOptions(QWEN3_DTYPE_BF16), {}).kvBlockTokens() == 256, "block tokens");
     const size_t n = ops.kvBlockBytes() / 2;
     void *a = ops.kvMemory().allocate(ops.kvBlockBytes()), *b = ops.kvMemory().allocate(ops.kvBlockBytes());
     CHECK(ops.download(a, n) == Floats(n, 0.0f), "zeroed");
@@ -735,13 +739,13 @@ static void testBlockMemory() {
 // Descriptors are found by value (epsilon included), stay bounded, and may be destroyed on any thread.
 static void testDescriptors() {
     const ModelConfig config = smallConfig(QWEN3_DTYPE_F32);
-    std::unique_ptr<InfinicoreOps> ops;
-    std::unique_ptr<Vector> weight;
+    std::unique_ptr<InfinicoreBackend> ops;
+    std::unique_ptr<PackedNorm> weight;
     std::thread([&] {
         omp_set_num_threads(1);  // of this thread; the backend uses 2
-        ops = std::make_unique<InfinicoreOps>(config, cpuOptions(QWEN3_DTYPE_F32), smallTuning());
+        ops = std::make_unique<InfinicoreBackend>(config, cpuOptions(QWEN3_DTYPE_F32), smallTuning());
         const Floats ones(config.d, 1.0f);
-        weight = ops->packVector({"norm", 0, QWEN3_DTYPE_F32, ones.data(), config.d});
+        weight = ops->makeNorm({"norm", 0, QWEN3_DTYPE_F32, ones.data(), config.d}, nullptr);
         const Activation x = ops->allocate(1, config.d), h = ops->allocate(1, config.d);
         const Floats values(config.d, 2.0f);
         ops->upload(x.data, values.data(), config.d);

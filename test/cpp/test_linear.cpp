@@ -46,8 +46,8 @@ q3::ModelConfig config(Shape shape) {
 }
 
 // out[nrows][shape.out] of rows [first, first + nrows).
-std::vector<float> multiply(q3::cpu::CpuOps &ops, const q3::Linear &layer, Shape shape, const std::vector<float> &x,
-                            uint32_t first, uint32_t nrows) {
+std::vector<float> multiply(q3::cpu::CpuBackend &ops, const q3::PackedLinear &layer, Shape shape,
+                            const std::vector<float> &x, uint32_t first, uint32_t nrows) {
     const q3::Activation in = ops.allocate(kRows, shape.in);
     const q3::Activation out = ops.allocate(kRows, shape.out);
     std::memcpy(in.data, x.data() + size_t{first} * shape.in, size_t{nrows} * shape.in * sizeof(float));
@@ -63,11 +63,11 @@ std::vector<float> multiply(q3::cpu::CpuOps &ops, const q3::Linear &layer, Shape
 // All rows together are bit for bit what each is alone and what two are, and near the exact products: within
 // `tolerance` of what the sum of random products is expected to be.
 void testFormat(Shape shape, int32_t dt_weight, uint32_t nthreads, double tolerance) {
-    q3::OpsOptions options{};
+    q3::BackendOptions options{};
     options.nthreads = static_cast<int32_t>(nthreads);
     options.dt_weight = dt_weight;
     options.dt_mat = QWEN3_DTYPE_BF16;
-    q3::cpu::CpuOps ops(config(shape), options);
+    q3::cpu::CpuBackend ops(config(shape), options);
     std::vector<uint16_t> weights;
     for (const float value : normals(size_t{shape.out} * shape.in, 0.02F)) {
         weights.push_back(q3::floatToBf16(value));
@@ -75,7 +75,7 @@ void testFormat(Shape shape, int32_t dt_weight, uint32_t nthreads, double tolera
     weights[5] = q3::floatToBf16(1e-30F);  // a pair that bf12 keeps raw
     const q3::LinearSource source{
         "w", 1, QWEN3_DTYPE_BF16, {{weights.data(), shape.out, shape.in, shape.in, 1, nullptr}}};
-    const auto layer = ops.packLinear(source);
+    const auto layer = ops.makeLinear(source, nullptr);
     const std::vector<float> x = normals(size_t{kRows} * shape.in, 1.0F);
 
     const std::vector<float> together = multiply(ops, *layer, shape, x, 0, kRows);

@@ -30,8 +30,8 @@ inline void prefetch(const char *next, size_t bytes) {
 // In decode an item reads no keys of other items, so it begins with its own heads: a fork less. If it is cut, and in
 // longer chunks, keys must be there before any unit starts. There a thread takes all heads of a few tokens, which lie
 // side by side.
-void CpuOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
-                             uint32_t layer) {
+void CpuBackend::qkNormRopeStore(Activation qkv, const PackedNorm &q_norm, const PackedNorm &k_norm, float epsilon,
+                                 uint32_t layer) {
     head_norms_ = {static_cast<const CpuVector &>(q_norm).data(), static_cast<const CpuVector &>(k_norm).data(),
                    epsilon};
     if (!attention_plan_.oneItemEach()) {
@@ -56,7 +56,7 @@ void CpuOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector 
 }
 
 // Norm and rope for the item's query heads and its key head, whose keys and values go into the cache.
-void CpuOps::prepareHeads(const AttentionItem &item, Activation qkv, uint32_t layer) const {
+void CpuBackend::prepareHeads(const AttentionItem &item, Activation qkv, uint32_t layer) const {
     const ModelConfig &c = config_;
     const uint32_t group = c.group();
     for (uint32_t i = item.first; i < item.first + item.ntok; ++i) {
@@ -80,7 +80,7 @@ void CpuOps::prepareHeads(const AttentionItem &item, Activation qkv, uint32_t la
     }
 }
 
-void CpuOps::attention(Activation out, Activation qkv, uint32_t layer) {
+void CpuBackend::attention(Activation out, Activation qkv, uint32_t layer) {
     const auto &items = attention_plan_.items();
     const auto &units = attention_plan_.units();
     const auto scratch = [&](uint32_t thread) {
@@ -120,8 +120,8 @@ void CpuOps::attention(Activation out, Activation qkv, uint32_t layer) {
     });
 }
 
-void CpuOps::attendItem(const AttentionItem &item, Activation out, Activation qkv, uint32_t layer,
-                        const AttentionScratch &s) const {
+void CpuBackend::attendItem(const AttentionItem &item, Activation out, Activation qkv, uint32_t layer,
+                            const AttentionScratch &s) const {
     if (head_norms_.q != nullptr) {
         prepareHeads(item, qkv, layer);
     }
@@ -142,13 +142,13 @@ void CpuOps::attendItem(const AttentionItem &item, Activation out, Activation qk
 }
 
 // Where row r of the item is in an activation.
-float *CpuOps::rowOf(const AttentionItem &item, uint32_t r, Activation x) const {
+float *CpuBackend::rowOf(const AttentionItem &item, uint32_t r, Activation x) const {
     const uint32_t group = config_.group();
     return static_cast<float *>(x.data) + size_t{item.sequence->row + item.first + r / group} * x.width +
            size_t{item.kv_head * group + r % group} * config_.dh;
 }
 
-void CpuOps::loadQueries(const AttentionItem &item, Activation qkv, const AttentionScratch &s) const {
+void CpuBackend::loadQueries(const AttentionItem &item, Activation qkv, const AttentionScratch &s) const {
     const uint32_t dh = config_.dh;
     const float scale = 1.0F / std::sqrt(static_cast<float>(dh));
     for (uint32_t r = 0; r < item.ntok * config_.group(); ++r) {
@@ -164,7 +164,7 @@ void CpuOps::loadQueries(const AttentionItem &item, Activation qkv, const Attent
 // multiplies, and with the last group the first `later` tiles of what comes then, which tile() gives from ntiles * 16
 // on.
 template <typename Tile, typename Use>
-void CpuOps::forTiles(uint32_t nkeys, uint32_t later, const Tile &tile, const Use &use) {
+void CpuBackend::forTiles(uint32_t nkeys, uint32_t later, const Tile &tile, const Use &use) {
     const uint32_t ntiles = tilesOf(nkeys);
     const uint32_t all = ntiles + std::min(later, kTilesTogether);
     const char *at[kSplit / kBlockTokens + kTilesTogether];
@@ -178,7 +178,7 @@ void CpuOps::forTiles(uint32_t nkeys, uint32_t later, const Tile &tile, const Us
 }
 
 // Scores of the split's keys for every row; its values come then.
-void CpuOps::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+void CpuBackend::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
     const uint32_t dh = config_.dh;
     const uint32_t ntiles = tilesOf(nkeys);
     const auto tile = [&](uint32_t key) {
@@ -194,8 +194,8 @@ void CpuOps::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const 
 }
 
 // out[rows][value_width_] = scores times V; the keys of the next split come then.
-void CpuOps::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
-                         float *out) const {
+void CpuBackend::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
+                             float *out) const {
     const auto tile = [&](uint32_t key) { return key < nkeys ? tiles.at(key).values : tiles.at(key).keys; };
     forTiles(nkeys, tiles.ntiles - tilesOf(nkeys), tile, [&](const KvTiles &values, uint32_t key) {
         for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
@@ -208,7 +208,7 @@ void CpuOps::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, cons
 }
 
 // The same two for many rows: tiles are converted to float once for all of them, and chains are longer.
-void CpuOps::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+void CpuBackend::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
     for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
         if (key + kPair < nkeys) {
             prefetch(tiles.at(key + kPair).keys, size_t{config_.dh} * kBlockTokens * elementSize());
@@ -223,8 +223,8 @@ void CpuOps::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, co
     }
 }
 
-void CpuOps::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
-                             float *out) const {
+void CpuBackend::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
+                                 float *out) const {
     constexpr uint32_t kKeys = AttentionScratch::kWideKeys;
     const uint32_t width = valuePanel();
     const size_t panel_bytes = kBlockTokens * width * elementSize();
@@ -249,15 +249,15 @@ void CpuOps::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, 
 }
 
 // The split that begins at first_key; the thread goes on to keys up to `end` then.
-void CpuOps::attendSplit(const AttentionItem &item, uint32_t layer, uint32_t first_key, uint32_t end,
-                         const AttentionScratch &s, const AttentionPart &part) const {
+void CpuBackend::attendSplit(const AttentionItem &item, uint32_t layer, uint32_t first_key, uint32_t end,
+                             const AttentionScratch &s, const AttentionPart &part) const {
     const uint32_t rows = item.ntok * config_.group();
     const uint32_t nkeys = std::min(kSplit, end - first_key);
     const Tiles tiles{*this, item.sequence->kv_blocks + first_key / kBlockTokens, tilesOf(end - first_key), layer,
                       item.kv_head};
     // Many rows use a conversion three times or more; int8 is converted in any case.
     const bool wide = rows > 2 * kernels_.tile_rows || kv_codes_;
-    (this->*(wide ? &CpuOps::scoreKeysWide : &CpuOps::scoreKeys))(tiles, nkeys, rows, s);
+    (this->*(wide ? &CpuBackend::scoreKeysWide : &CpuBackend::scoreKeys))(tiles, nkeys, rows, s);
 
     for (uint32_t r = 0; r < rows; ++r) {
         float *scores = s.scores + size_t{r} * kSplit;
@@ -269,24 +269,24 @@ void CpuOps::attendSplit(const AttentionItem &item, uint32_t layer, uint32_t fir
         std::fill(scores + count, scores + nkeys, 0.0F);  // masked keys weigh nothing below
     }
 
-    (this->*(wide ? &CpuOps::weighValuesWide : &CpuOps::weighValues))(tiles, nkeys, rows, s, part.values);
+    (this->*(wide ? &CpuBackend::weighValuesWide : &CpuBackend::weighValues))(tiles, nkeys, rows, s, part.values);
 }
 
 // Keys from `first_key` on that row r may see.
-uint32_t CpuOps::keysFrom(const AttentionItem &item, uint32_t r, uint32_t first_key) const {
+uint32_t CpuBackend::keysFrom(const AttentionItem &item, uint32_t r, uint32_t first_key) const {
     const uint32_t seen = item.sequence->pos + item.first + r / config_.group() + 1;
     return seen <= first_key ? 0 : seen - first_key;
 }
 
-void CpuOps::clearTotal(const AttentionScratch &s, uint32_t r) const {
+void CpuBackend::clearTotal(const AttentionScratch &s, uint32_t r) const {
     s.total.maximum[r] = -std::numeric_limits<float>::infinity();
     s.total.sum[r] = 0.0F;
     std::fill_n(s.total.values + size_t{r} * value_width_, value_width_, 0.0F);
 }
 
 // Adds what the split that begins at first_key gave to row r's total.
-void CpuOps::mergeSplit(const AttentionItem &item, uint32_t first_key, uint32_t r, const AttentionPart &part,
-                        const AttentionScratch &s) const {
+void CpuBackend::mergeSplit(const AttentionItem &item, uint32_t first_key, uint32_t r, const AttentionPart &part,
+                            const AttentionScratch &s) const {
     if (keysFrom(item, r, first_key) == 0) {
         return;
     }
@@ -303,7 +303,7 @@ void CpuOps::mergeSplit(const AttentionItem &item, uint32_t first_key, uint32_t 
     }
 }
 
-void CpuOps::finishRow(const AttentionItem &item, uint32_t r, Activation out, const AttentionScratch &s) const {
+void CpuBackend::finishRow(const AttentionItem &item, uint32_t r, Activation out, const AttentionScratch &s) const {
     float *o = rowOf(item, r, out);
     const float inverse = 1.0F / s.total.sum[r];
     for (uint32_t i = 0; i < config_.dh; ++i) {

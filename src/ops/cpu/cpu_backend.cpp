@@ -12,19 +12,19 @@
 namespace q3::cpu {
 namespace {
 
-const CpuLinear &asLinear(const Linear &linear) {
+const CpuLinear &asLinear(const PackedLinear &linear) {
     return static_cast<const CpuLinear &>(linear);
 }
-const CpuVector &asVector(const Vector &vector) {
+const CpuVector &asVector(const PackedNorm &vector) {
     return static_cast<const CpuVector &>(vector);
 }
 float *floats(Activation a) {
     return static_cast<float *>(a.data);
 }
 
-std::shared_ptr<Linear> tiedTo(const std::vector<const Linear *> &heads) {
+std::shared_ptr<PackedLinear> tiedTo(const std::vector<const PackedLinear *> &heads) {
     auto tied = std::make_shared<CpuTiedTable>();
-    for (const Linear *head : heads) {
+    for (const PackedLinear *head : heads) {
         tied->heads.push_back(&asLinear(*head));
     }
     return tied;
@@ -43,11 +43,11 @@ const char *isaName() noexcept {
     }
 }
 
-std::unique_ptr<Ops> makeCpuOps(const ModelConfig &config, const OpsOptions &options) {
-    return std::make_unique<CpuOps>(config, options);
+std::unique_ptr<Backend> makeCpuBackend(const ModelConfig &config, const BackendOptions &options) {
+    return std::make_unique<CpuBackend>(config, options);
 }
 
-CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
+CpuBackend::CpuBackend(const ModelConfig &config, const BackendOptions &options)
     : config_(config), dt_weight_(options.dt_weight == QWEN3_DTYPE_DEFAULT ? options.dt_mat : options.dt_weight),
       dt_kv_(options.dt_kv != QWEN3_DTYPE_DEFAULT
                  ? options.dt_kv
@@ -78,7 +78,7 @@ CpuOps::CpuOps(const ModelConfig &config, const OpsOptions &options)
     attention_parts_ = HostBuffer(AttentionPart::floats(attention_plan_.maxPartRows(), config.dh) * sizeof(float));
 }
 
-int32_t CpuOps::dtypeOf(const LinearSource &source) const {
+int32_t CpuBackend::dtypeOf(const LinearSource &source) const {
     const bool mixed = dt_weight_ == QWEN3_DTYPE_INT4_MIXED;
     if (!mixed && dt_weight_ != QWEN3_DTYPE_INT4) {
         return dt_weight_;
@@ -87,26 +87,29 @@ int32_t CpuOps::dtypeOf(const LinearSource &source) const {
     return more ? QWEN3_DTYPE_INT8 : QWEN3_DTYPE_INT4;
 }
 
-std::unique_ptr<Linear> CpuOps::packLinear(const LinearSource &source) {
-    return packPanels(source, dtypeOf(source), false, pool_, &arena_);
+std::unique_ptr<PackedLinear> CpuBackend::makeLinear(const LinearSource &source, PackedReader *saved) {
+    const int32_t dtype = dtypeOf(source);
+    if (saved != nullptr) {
+        return loadPanels(source, dtype, source.gate_up, *saved, pool_, &arena_);
+    }
+    return packPanels(source, dtype, source.gate_up, pool_, &arena_);
 }
 
-std::unique_ptr<Linear> CpuOps::packGateUp(const LinearSource &gate_up) {
-    return packPanels(gate_up, dtypeOf(gate_up), true, pool_, &arena_);
+std::unique_ptr<PackedNorm> CpuBackend::makeNorm(const NormSource &source, PackedReader *saved) {
+    return saved != nullptr ? loadFloats(source, *saved, pool_) : packFloats(source);
 }
 
-std::unique_ptr<Vector> CpuOps::packVector(const VectorSource &source) {
-    return packFloats(source);
-}
-
-std::shared_ptr<Linear> CpuOps::packEmbedding(const LinearSource &source, const std::vector<const Linear *> &heads,
-                                              bool borrow) {
-    return heads.empty() ? packTable(source, borrow, pool_) : tiedTo(heads);
+std::shared_ptr<PackedLinear> CpuBackend::makeEmbedding(const EmbeddingSource &source, PackedReader *saved) {
+    if (!source.heads.empty()) {
+        return tiedTo(source.heads);
+    }
+    return saved != nullptr ? loadTable(source.table, source.borrow, *saved, pool_)
+                            : packTable(source.table, source.borrow, pool_);
 }
 
 // The layout's fingerprint is the hash of small layers of every kind, packed and saved: a change of a format or of the
 // rounding cannot forget to change it.
-std::string CpuOps::packedLayout() {
+std::string CpuBackend::packedLayout() {
     constexpr uint32_t kRows = 40;
     constexpr uint32_t kColumns = 70;
     std::vector<float> values(size_t{kRows} * kColumns);
@@ -129,37 +132,20 @@ std::string CpuOps::packedLayout() {
     return text;
 }
 
-void CpuOps::save(const Linear &linear, PackedWriter &out) const {
+void CpuBackend::save(const PackedLinear &linear, PackedWriter &out) const {
     saveLinear(linear, out);
 }
 
-void CpuOps::save(const Vector &vector, PackedWriter &out) const {
-    saveVector(asVector(vector), out);
+void CpuBackend::save(const PackedNorm &norm, PackedWriter &out) const {
+    saveVector(asVector(norm), out);
 }
 
-std::unique_ptr<Linear> CpuOps::loadLinear(const LinearSource &shape, PackedReader &in) {
-    return loadPanels(shape, dtypeOf(shape), false, in, pool_, &arena_);
-}
-
-std::unique_ptr<Linear> CpuOps::loadGateUp(const LinearSource &shape, PackedReader &in) {
-    return loadPanels(shape, dtypeOf(shape), true, in, pool_, &arena_);
-}
-
-std::unique_ptr<Vector> CpuOps::loadVector(const VectorSource &shape, PackedReader &in) {
-    return loadFloats(shape, in, pool_);
-}
-
-std::shared_ptr<Linear> CpuOps::loadEmbedding(const LinearSource &shape, const std::vector<const Linear *> &heads,
-                                              bool borrow, PackedReader &in) {
-    return heads.empty() ? loadTable(shape, borrow, in, pool_) : tiedTo(heads);
-}
-
-Activation CpuOps::allocate(uint32_t rows, uint32_t width) {
+Activation CpuBackend::allocate(uint32_t rows, uint32_t width) {
     activations_.emplace_back(size_t{rows} * width * sizeof(float));
     return {activations_.back().data(), width};
 }
 
-void *CpuOps::KvMemory::allocate(size_t bytes) {
+void *CpuBackend::KvMemory::allocate(size_t bytes) {
     if (free_.empty()) {
         constexpr size_t kSlab = size_t{8} << 20;
         const size_t size = (bytes + 63) / 64 * 64;
@@ -175,15 +161,15 @@ void *CpuOps::KvMemory::allocate(size_t bytes) {
     return block;
 }
 
-void CpuOps::KvMemory::release(void *block) noexcept {
+void CpuBackend::KvMemory::release(void *block) noexcept {
     free_.push_back(block);
 }
 
-void CpuOps::KvMemory::copy(void *dst, const void *src, size_t bytes) {
+void CpuBackend::KvMemory::copy(void *dst, const void *src, size_t bytes) {
     std::memcpy(dst, src, bytes);
 }
 
-void CpuOps::embed(Activation x, const Linear &table) {
+void CpuBackend::embed(Activation x, const PackedLinear &table) {
     pool_.parallelFor(plan_->ntok, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t i = begin; i < end; ++i) {
             readRow(table, plan_->tokens[i], floats(x) + size_t{i} * x.width);
@@ -191,7 +177,7 @@ void CpuOps::embed(Activation x, const Linear &table) {
     });
 }
 
-void CpuOps::addRmsnorm(Activation h, Activation x, Activation delta, const Vector &weight, float epsilon) {
+void CpuBackend::addRmsnorm(Activation h, Activation x, Activation delta, const PackedNorm &weight, float epsilon) {
     const uint32_t d = x.width;
     pool_.parallelFor(plan_->ntok, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t i = begin; i < end; ++i) {
@@ -204,8 +190,8 @@ void CpuOps::addRmsnorm(Activation h, Activation x, Activation delta, const Vect
     });
 }
 
-void CpuOps::gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
-                           const Vector &weight, float epsilon) {
+void CpuBackend::gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
+                               const PackedNorm &weight, float epsilon) {
     const uint32_t d = x.width;
     pool_.parallelFor(nrows, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t i = begin; i < end; ++i) {
@@ -219,7 +205,7 @@ void CpuOps::gatherRmsnorm(Activation out, Activation x, Activation delta, const
     });
 }
 
-void CpuOps::allReduceSum(Activation x) {
+void CpuBackend::allReduceSum(Activation x) {
     if (reduce_ == nullptr) {
         return;
     }
@@ -243,7 +229,7 @@ void CpuOps::allReduceSum(Activation x) {
     });
 }
 
-size_t CpuOps::scratchBytes() const {
+size_t CpuBackend::scratchBytes() const {
     size_t total = quant_codes_.bytes() + quant_scales_.bytes() + quant_offsets_.bytes() + attention_parts_.bytes();
     for (const auto *group : {&activations_, &product_scratch_, &attention_scratch_}) {
         for (const HostBuffer &buffer : *group) {
@@ -253,7 +239,7 @@ size_t CpuOps::scratchBytes() const {
     return total;
 }
 
-std::string CpuOps::description() const {
+std::string CpuBackend::description() const {
     return std::string("backend=cpu device=cpu:0 threads=") + std::to_string(pool_.size()) +
            " weights=" + dtypeName(dt_weight_) + " kv=" + dtypeName(dt_kv_);
 }

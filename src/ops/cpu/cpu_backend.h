@@ -5,41 +5,38 @@
 #include <string>
 #include <vector>
 
+#include "ops/backend.h"
 #include "ops/cpu/attention.h"
 #include "ops/cpu/attention_plan.h"
 #include "ops/cpu/host_buffer.h"
 #include "ops/cpu/kernels/kernels.h"
 #include "ops/cpu/pack/pack.h"
 #include "ops/ops.h"
+#include "runtime/ranks.h"
 #include "runtime/thread_pool.h"
 
 namespace q3::cpu {
 
-std::unique_ptr<Ops> makeCpuOps(const ModelConfig &config, const OpsOptions &options);
+std::unique_ptr<Backend> makeCpuBackend(const ModelConfig &config, const BackendOptions &options);
 
-// Name of the kernel table that makeCpuOps would use, or "unsupported".
+// Name of the kernel table that makeCpuBackend would use, or "unsupported".
 const char *isaName() noexcept;
 
-class CpuOps final : public Ops {
+class CpuBackend final : public Backend, public Ops {
 public:
-    CpuOps(const ModelConfig &config, const OpsOptions &options);
+    CpuBackend(const ModelConfig &config, const BackendOptions &options);
 
-    std::unique_ptr<Linear> packLinear(const LinearSource &source) override;
-    std::unique_ptr<Linear> packGateUp(const LinearSource &gate_up) override;
-    std::unique_ptr<Vector> packVector(const VectorSource &source) override;
-    std::shared_ptr<Linear> packEmbedding(const LinearSource &source, const std::vector<const Linear *> &heads,
-                                          bool borrow) override;
-    bool sharesEmbedding() const override { return true; }
+    Ops &ops() override { return *this; }
+
     Activation allocate(uint32_t rows, uint32_t width) override;
+    std::unique_ptr<PackedLinear> makeLinear(const LinearSource &source, PackedReader *saved) override;
+    std::unique_ptr<PackedNorm> makeNorm(const NormSource &source, PackedReader *saved) override;
+    std::shared_ptr<PackedLinear> makeEmbedding(const EmbeddingSource &source, PackedReader *saved) override;
+    bool sharesEmbedding() const override { return true; }
 
     std::string packedLayout() override;
-    void save(const Linear &linear, PackedWriter &out) const override;
-    void save(const Vector &vector, PackedWriter &out) const override;
-    std::unique_ptr<Linear> loadLinear(const LinearSource &shape, PackedReader &in) override;
-    std::unique_ptr<Linear> loadGateUp(const LinearSource &shape, PackedReader &in) override;
-    std::unique_ptr<Vector> loadVector(const VectorSource &shape, PackedReader &in) override;
-    std::shared_ptr<Linear> loadEmbedding(const LinearSource &shape, const std::vector<const Linear *> &heads,
-                                          bool borrow, PackedReader &in) override;
+    void save(const PackedLinear &linear, PackedWriter &out) const override;
+    void save(const PackedNorm &norm, PackedWriter &out) const override;
 
     uint32_t kvBlockTokens() const override { return kBlockTokens; }
     size_t kvBlockBytes() const override { return config_.nlayer * kvLayerBytes(); }
@@ -53,16 +50,16 @@ public:
         plan_ = &plan;
         attention_plan_.build(plan.sequences);
     }
-    void embed(Activation x, const Linear &table) override;
-    void addRmsnorm(Activation h, Activation x, Activation delta, const Vector &weight, float epsilon) override;
-    void linear(Activation out, Activation in, const Linear &weight) override;
-    void qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
+    void embed(Activation x, const PackedLinear &table) override;
+    void addRmsnorm(Activation h, Activation x, Activation delta, const PackedNorm &weight, float epsilon) override;
+    void linear(Activation out, Activation in, const PackedLinear &weight) override;
+    void qkNormRopeStore(Activation qkv, const PackedNorm &q_norm, const PackedNorm &k_norm, float epsilon,
                          uint32_t layer) override;
     void attention(Activation out, Activation qkv, uint32_t layer) override;
-    void linearSwiglu(Activation act, Activation h, const Linear &gate_up) override;
+    void linearSwiglu(Activation act, Activation h, const PackedLinear &gate_up) override;
     void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
-                       const Vector &weight, float epsilon) override;
-    void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const Linear &head) override;
+                       const PackedNorm &weight, float epsilon) override;
+    void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) override;
     void allReduceSum(Activation x) override;
 
     size_t scratchBytes() const override;
@@ -99,7 +96,7 @@ private:
     void prepareHeads(const AttentionItem &item, Activation qkv, uint32_t layer) const;
     // The tiles of one layer and KV head, by key counted from the first block.
     struct Tiles {
-        const CpuOps &ops;
+        const CpuBackend &ops;
         void *const *blocks;
         uint32_t ntiles;
         uint32_t layer;

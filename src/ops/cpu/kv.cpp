@@ -33,7 +33,7 @@ uint16_t storeCodes(const float *in, uint32_t n, int8_t *codes, size_t stride) {
 
 }  // namespace
 
-size_t CpuOps::kvHeadBytes() const {
+size_t CpuBackend::kvHeadBytes() const {
     const size_t elements = size_t{kBlockTokens} * (config_.dh + value_width_);
     if (!kv_codes_) {
         return elements * elementSize();
@@ -42,7 +42,7 @@ size_t CpuOps::kvHeadBytes() const {
     return (elements + scales * sizeof(uint16_t) + 63) / 64 * 64;
 }
 
-CpuOps::KvTile CpuOps::kvTile(void *block, uint32_t layer, uint32_t head) const {
+CpuBackend::KvTile CpuBackend::kvTile(void *block, uint32_t layer, uint32_t head) const {
     char *keys = static_cast<char *>(block) + (size_t{layer} * config_.nkvh + head) * kvHeadBytes();
     if (!kv_codes_) {
         return {keys, keys + size_t{config_.dh} * kBlockTokens * elementSize(), nullptr, nullptr};
@@ -52,7 +52,7 @@ CpuOps::KvTile CpuOps::kvTile(void *block, uint32_t layer, uint32_t head) const 
     return {keys, values, scales, scales + size_t{kBlockTokens} * ((config_.dh + kKeyGroup - 1) / kKeyGroup)};
 }
 
-void CpuOps::storeToken(const KvTile &tile, uint32_t slot, const float *k, const float *v) const {
+void CpuBackend::storeToken(const KvTile &tile, uint32_t slot, const float *k, const float *v) const {
     const size_t size = elementSize();
     if (kv_codes_) {
         for (uint32_t e = 0; e < config_.dh; e += kKeyGroup) {
@@ -81,7 +81,7 @@ void CpuOps::storeToken(const KvTile &tile, uint32_t slot, const float *k, const
 }
 
 // out [dh][16 tokens]
-void CpuOps::loadKeys(const KvTile &tile, float *out) const {
+void CpuBackend::loadKeys(const KvTile &tile, float *out) const {
     if (!kv_codes_) {
         kernels_.load[kv_type_](out, tile.keys, config_.dh * kBlockTokens);
         return;
@@ -93,7 +93,7 @@ void CpuOps::loadKeys(const KvTile &tile, float *out) const {
 }
 
 // out [16 tokens][valuePanel()]
-void CpuOps::loadValues(const KvTile &tile, uint32_t panel, float *out) const {
+void CpuBackend::loadValues(const KvTile &tile, uint32_t panel, float *out) const {
     const uint32_t elements = kBlockTokens * valuePanel();
     const char *values = tile.values + size_t{panel} * elements * elementSize();
     if (kv_codes_) {

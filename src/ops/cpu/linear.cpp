@@ -54,7 +54,7 @@ void addBias(float *row, const float *bias) {
 
 }  // namespace
 
-size_t CpuOps::linearScratchFloats() const {
+size_t CpuBackend::linearScratchFloats() const {
     // Sums of all rows with kTogether panels; then bf12 panels as bf16 ones, where a block may exceed its size by a
     // group. Or sums of a tile of rows with kStreamPanels.
     const size_t expanded = formatOf(dt_weight_) == kBf12 ? kBlockBytes + kTogether * panelOffset(kBf16, kGroup) : 0;
@@ -63,7 +63,7 @@ size_t CpuOps::linearScratchFloats() const {
 }
 
 // Fills quant_rows_ with rows of `in`, in the codes that `type` takes.
-void CpuOps::quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k, WeightFormat type) {
+void CpuBackend::quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k, WeightFormat type) {
     if (kernels_.split_codes) {
         quant_rows_.row_step = 1;
         quant_rows_.group_step = rows <= kMaxTileRows ? rows : paddedQuantRows(rows);
@@ -78,8 +78,9 @@ void CpuOps::quantizeRows(const float *in, uint32_t rows, size_t ld, uint32_t k,
     });
 }
 
-void CpuOps::multiply(const char *panels, size_t panel_bytes, uint32_t npanels, WeightFormat type, const float *in,
-                      size_t ld, uint32_t row, uint32_t rows, uint32_t k0, uint32_t k, float *out, size_t ldo) const {
+void CpuBackend::multiply(const char *panels, size_t panel_bytes, uint32_t npanels, WeightFormat type, const float *in,
+                          size_t ld, uint32_t row, uint32_t rows, uint32_t k0, uint32_t k, float *out,
+                          size_t ldo) const {
     if (takesCodes(type)) {
         kernels_.multiplyQuantPanels[type](panels, panel_bytes, npanels, (k + kGroup - 1) / kGroup,
                                            quant_rows_.from(row, k0 / kGroup, type), rows, out, ldo, k0 > 0);
@@ -91,8 +92,8 @@ void CpuOps::multiply(const char *panels, size_t panel_bytes, uint32_t npanels, 
 // Calls epilogue(panel, row, count, product, ld) for all panels and parts of rows, `step` panels (side by side) a call:
 // the sums of rows [row, row + count) with the panel are at product + r * ld.
 template <typename Epilogue>
-void CpuOps::multiplyRows(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
-                          const Epilogue &epilogue) {
+void CpuBackend::multiplyRows(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
+                              const Epilogue &epilogue) {
     if (takesCodes(w.format)) {
         quantizeRows(in, rows, ld, w.in, w.format);
     }
@@ -105,8 +106,8 @@ void CpuOps::multiplyRows(const float *in, uint32_t rows, size_t ld, const CpuLi
 
 // A tile of rows meets every weight once: claims are as long as the kernel's streams through memory like them.
 template <typename Epilogue>
-void CpuOps::streamPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
-                          const Epilogue &epilogue) {
+void CpuBackend::streamPanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
+                              const Epilogue &epilogue) {
     const uint32_t most = std::min(kStreamPanels, panelsIn(kStreamBytes, w));
     const uint32_t least = std::min(most, panelsIn(kClaimBytes, w));
     pool_.parallelFor(w.npanels, least, most, [&](uint32_t begin, uint32_t end, uint32_t thread) {
@@ -124,8 +125,8 @@ void CpuOps::streamPanels(const float *in, uint32_t rows, size_t ld, const CpuLi
 
 // Many rows: all of them go through kTogether panels, or a block of their k, that stay in L2 meanwhile.
 template <typename Epilogue>
-void CpuOps::reusePanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
-                         const Epilogue &epilogue) {
+void CpuBackend::reusePanels(const float *in, uint32_t rows, size_t ld, const CpuLinear &w, uint32_t step,
+                             const Epilogue &epilogue) {
     const uint32_t tile = kernels_.tileRows(w.format);
     const uint32_t parts = (rows + tile - 1) / tile;
     // bf12 is decoded once for all, unless two tiles leave their kernel the registers to do it twice: what is expanded
@@ -170,7 +171,7 @@ void CpuOps::reusePanels(const float *in, uint32_t rows, size_t ld, const CpuLin
     });
 }
 
-void CpuOps::plainLinear(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w) {
+void CpuBackend::plainLinear(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w) {
     multiplyRows(in, rows, w.in, w, 1, [&](uint32_t panel, uint32_t row, uint32_t count, float *product, size_t ld) {
         const uint32_t first = panel * kPanelRows;
         const uint32_t columns = std::min(kPanelRows, w.out - first);
@@ -181,12 +182,12 @@ void CpuOps::plainLinear(float *out, size_t ldo, const float *in, uint32_t rows,
     });
 }
 
-void CpuOps::linear(Activation out, Activation in, const Linear &weight) {
+void CpuBackend::linear(Activation out, Activation in, const PackedLinear &weight) {
     plainLinear(static_cast<float *>(out.data), out.width, static_cast<const float *>(in.data), plan_->ntok,
                 static_cast<const CpuLinear &>(weight));
 }
 
-void CpuOps::linearSwiglu(Activation act, Activation h, const Linear &gate_up) {
+void CpuBackend::linearSwiglu(Activation act, Activation h, const PackedLinear &gate_up) {
     const auto &w = static_cast<const CpuLinear &>(gate_up);
     auto *out = static_cast<float *>(act.data);
     multiplyRows(static_cast<const float *>(h.data), plan_->ntok, w.in, w, 2,
@@ -200,7 +201,7 @@ void CpuOps::linearSwiglu(Activation act, Activation h, const Linear &gate_up) {
                  });
 }
 
-void CpuOps::readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const Linear &head) {
+void CpuBackend::readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) {
     const auto &w = static_cast<const CpuLinear &>(head);
     plainLinear(logits, ld, static_cast<const float *>(in.data), nrows, w);
 }

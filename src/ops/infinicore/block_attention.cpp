@@ -11,24 +11,24 @@
 namespace q3::infinicore {
 
 // Whole blocks, so that the gemm descriptors of full blocks change once per block and not with every token.
-size_t InfinicoreOps::scoreStride(uint32_t total) const {
+size_t InfinicoreBackend::scoreStride(uint32_t total) const {
     return (size_t(total) + block_tokens_ - 1) / block_tokens_ * block_tokens_;
 }
 
 // How many of the next `remaining` query rows, from position pos on, to handle at a time.
-uint32_t InfinicoreOps::fitRows(uint32_t pos, uint32_t remaining) const {
+uint32_t InfinicoreBackend::fitRows(uint32_t pos, uint32_t remaining) const {
     const uint32_t rows = std::min(remaining, query_rows_);
     const size_t fit = score_elements_ / (config_.nh * scoreStride(pos + rows));
     return uint32_t(std::clamp<size_t>(fit, 1, rows));
 }
 
 // Keys of a layer in a block of the sequence; the values follow.
-char *InfinicoreOps::keys(const Sequence &sequence, uint32_t block, uint32_t layer) const {
+char *InfinicoreBackend::keys(const Sequence &sequence, uint32_t block, uint32_t layer) const {
     return static_cast<char *>(sequence.kv_blocks[block]) + layer * layerBlockBytes();
 }
 
-void InfinicoreOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
-                                    uint32_t layer) {
+void InfinicoreBackend::qkNormRopeStore(Activation qkv, const PackedNorm &q_norm, const PackedNorm &k_norm,
+                                        float epsilon, uint32_t layer) {
     DeviceScope scope(*device_);
     const uint32_t ntok = plan().ntok, dh = config_.dh, half = dh / 2;
     const Tensor positions = vector1d(positions_.data(), INFINI_DTYPE_I32, ntok);  // row i of the step's own tables
@@ -45,7 +45,7 @@ void InfinicoreOps::qkNormRopeStore(Activation qkv, const Vector &q_norm, const 
 }
 
 // One rearrange per sequence and block: in a block the values follow the keys, and in qkv they do too.
-void InfinicoreOps::storeKv(char *qkv, uint32_t layer) {
+void InfinicoreBackend::storeKv(char *qkv, uint32_t layer) {
     const size_t width = config_.qkvWidth(), dh = config_.dh, heads = 2 * size_t(config_.nkvh);
     for (const Sequence &sequence : plan().sequences) {
         for (uint32_t i = 0, n; i < sequence.ntok; i += n) {
@@ -59,7 +59,7 @@ void InfinicoreOps::storeKv(char *qkv, uint32_t layer) {
     }
 }
 
-void InfinicoreOps::attention(Activation out, Activation qkv, uint32_t layer) {
+void InfinicoreBackend::attention(Activation out, Activation qkv, uint32_t layer) {
     DeviceScope scope(*device_);
     if (step_.paged) {
         attendPaged(at(out), at(qkv), layer);
@@ -80,7 +80,7 @@ void InfinicoreOps::attention(Activation out, Activation qkv, uint32_t layer) {
 }
 
 // Sequences of one row each: those of equal length share a softmax, as far as their scores fit.
-void InfinicoreOps::attendSingles(Activation out, Activation qkv, uint32_t layer) {
+void InfinicoreBackend::attendSingles(Activation out, Activation qkv, uint32_t layer) {
     const size_t nh = config_.nh, nkvh = config_.nkvh, dh = config_.dh, group = config_.group();
     const auto heads = [&](char *data) { return batch(data, dtype_, nkvh, group, dh, group * dh, dh); };
     for (size_t first = 0, n; first < singles_.size(); first += n) {
@@ -101,7 +101,7 @@ void InfinicoreOps::attendSingles(Activation out, Activation qkv, uint32_t layer
 }
 
 // out and qkv point at the first row of the range.
-void InfinicoreOps::attendRows(char *out, char *qkv, const QueryRange &range, uint32_t layer) {
+void InfinicoreBackend::attendRows(char *out, char *qkv, const QueryRange &range, uint32_t layer) {
     const size_t rows = range.rows, nh = config_.nh, nkvh = config_.nkvh, dh = config_.dh;
     // Heads one after the other, [nkvh, group * rows, dh], so that one product per KV head serves its whole group.
     const Tensor q_heads = batch(q_.data(), dtype_, nh, rows, dh, rows * dh, dh);
@@ -118,7 +118,7 @@ void InfinicoreOps::attendRows(char *out, char *qkv, const QueryRange &range, ui
 // future through when the width exceeds the thread block (its issue #746). Keys that already score -infinity get
 // probability 0 whatever the operator does, so on such devices the blocks that the causal edge crosses start from
 // -infinity there. The first key of these blocks; total: none.
-uint32_t InfinicoreOps::maskedFrom(const QueryRange &range) const {
+uint32_t InfinicoreBackend::maskedFrom(const QueryRange &range) const {
     if (!mask_ || range.rows == 1 || (range.total <= tuning_.mask_width && !tuning_.mask_on_cpu)) {
         return range.total;
     }
@@ -126,7 +126,7 @@ uint32_t InfinicoreOps::maskedFrom(const QueryRange &range) const {
 }
 
 // scores[nkvh, group * rows, total] = q K^T / sqrt(dh), a block's columns at a time.
-void InfinicoreOps::scoreKeys(const Tensor &q, const QueryRange &range, uint32_t layer) {
+void InfinicoreBackend::scoreKeys(const Tensor &q, const QueryRange &range, uint32_t layer) {
     const size_t dh = config_.dh, height = size_t(config_.group()) * range.rows;
     const float scale = 1.0f / std::sqrt(float(dh));
     const uint32_t masked = maskedFrom(range);
@@ -149,7 +149,7 @@ void InfinicoreOps::scoreKeys(const Tensor &q, const QueryRange &range, uint32_t
 
 // out[nkvh, group * rows, dh] = scores V. Adding up block by block would round to type A after every block; 16-bit
 // types therefore gather the values of many blocks first and round once per gather_blocks_.
-void InfinicoreOps::sumValues(const Tensor &out, const QueryRange &range, uint32_t layer) {
+void InfinicoreBackend::sumValues(const Tensor &out, const QueryRange &range, uint32_t layer) {
     const size_t dh = config_.dh, height = size_t(config_.group()) * range.rows;
     const size_t values_offset = layerBlockBytes() / 2, block_stride = block_tokens_ * dh;
     const bool gather = values_ && range.total > block_tokens_;

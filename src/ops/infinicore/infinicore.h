@@ -5,13 +5,15 @@
 #include <memory>
 #include <vector>
 
-#include "ops/ops.h"
+#include "ops/backend.h"
+#include "runtime/ranks.h"
 
 namespace q3::infinicore {
 
 const char *version();  // "0.1.0" or "none"
 // The backends of all ranks, made on the ranks' threads and connected.
-std::vector<std::unique_ptr<Ops>> makeInfinicoreOps(const std::vector<ModelConfig> &configs,
-                                                    const std::vector<OpsOptions> &options, RankGroup &group);
+std::vector<std::unique_ptr<Backend>> makeInfinicoreBackends(const std::vector<ModelConfig> &configs,
+                                                             const std::vector<BackendOptions> &options,
+                                                             RankGroup &group);
 
 }  // namespace q3::infinicore

@@ -8,14 +8,14 @@
 
 namespace q3::infinicore {
 
-const StepPlan &InfinicoreOps::plan() const {
+const StepPlan &InfinicoreBackend::plan() const {
     if (plan_ == nullptr) {
         fail(QWEN3_STATUS_INTERNAL_ERROR, "InfiniCore backend: no step was begun");
     }
     return *plan_;
 }
 
-void InfinicoreOps::beginStep(const StepPlan &plan) {
+void InfinicoreBackend::beginStep(const StepPlan &plan) {
     DeviceScope scope(*device_);
     plan_ = nullptr;
     if (staging_busy_) {  // the previous step gave no logits, or failed
@@ -42,14 +42,14 @@ void InfinicoreOps::beginStep(const StepPlan &plan) {
     plan_ = &plan;
 }
 
-void InfinicoreOps::checkToken(uint32_t index, uint32_t rows) const {
+void InfinicoreBackend::checkToken(uint32_t index, uint32_t rows) const {
     if (plan().tokens[index] >= rows) {
         fail(QWEN3_STATUS_BAD_PARAM, "token %u at %u is not below the vocabulary size %u", plan().tokens[index], index,
              rows);
     }
 }
 
-void InfinicoreOps::embed(Activation x, const Linear &table) {
+void InfinicoreBackend::embed(Activation x, const PackedLinear &table) {
     DeviceScope scope(*device_);
     const uint32_t ntok = plan().ntok;
     if (routes_.embedding) {
@@ -70,11 +70,12 @@ void InfinicoreOps::embed(Activation x, const Linear &table) {
     device_->uploadAsync(x.data, embed_host_.data(), ntok * row_bytes);
 }
 
-Tensor InfinicoreOps::norm(const DeviceVector &weight) const {
+Tensor InfinicoreBackend::norm(const DeviceVector &weight) const {
     return vector1d(weight.data.data(), static_cast<infiniDtype_t>(weight.dtype), weight.size);
 }
 
-void InfinicoreOps::addRmsnorm(Activation h, Activation x, Activation delta, const Vector &weight, float epsilon) {
+void InfinicoreBackend::addRmsnorm(Activation h, Activation x, Activation delta, const PackedNorm &weight,
+                                   float epsilon) {
     DeviceScope scope(*device_);
     const uint32_t ntok = plan().ntok;
     const Tensor stream = rowsOf(x, ntok), scale = norm(static_cast<const DeviceVector &>(weight));
@@ -90,7 +91,7 @@ void InfinicoreOps::addRmsnorm(Activation h, Activation x, Activation delta, con
 
 // x += delta, both contiguous [rows, d]. Without add: products of short pieces of the rows with an identity, exact but
 // for the rounding of the sum, which gemm does once, as add would.
-void InfinicoreOps::addInto(const Tensor &x, const Tensor &delta) {
+void InfinicoreBackend::addInto(const Tensor &x, const Tensor &delta) {
     if (routes_.add) {
         kernels_->add(x, x, delta);
         return;
@@ -101,7 +102,7 @@ void InfinicoreOps::addInto(const Tensor &x, const Tensor &delta) {
 }
 
 // out[rows, weight.rows] = in[rows, weight.cols] W^T + bias, both contiguous.
-void InfinicoreOps::gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight) {
+void InfinicoreBackend::gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight) {
     const size_t nout = weight.rows, nin = weight.cols;
     const Tensor c = matrix(out, dtype_, rows, nout, nout);
     if (weight.bias) {
@@ -111,12 +112,12 @@ void InfinicoreOps::gemmRows(void *out, void *in, uint32_t rows, const DeviceLin
                    weight.bias ? 1.0f : 0.0f);
 }
 
-void InfinicoreOps::linear(Activation out, Activation in, const Linear &weight) {
+void InfinicoreBackend::linear(Activation out, Activation in, const PackedLinear &weight) {
     DeviceScope scope(*device_);
     gemmRows(out.data, in.data, plan().ntok, static_cast<const DeviceLinear &>(weight));
 }
 
-void InfinicoreOps::linearSwiglu(Activation act, Activation h, const Linear &gate_up) {
+void InfinicoreBackend::linearSwiglu(Activation act, Activation h, const PackedLinear &gate_up) {
     DeviceScope scope(*device_);
     const uint32_t ntok = plan().ntok;
     const Activation both{wide_.data(), 2 * act.width};
@@ -126,8 +127,8 @@ void InfinicoreOps::linearSwiglu(Activation act, Activation h, const Linear &gat
     kernels_->swiglu(rowsOf(act, ntok), up, gate);
 }
 
-void InfinicoreOps::gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
-                                  const Vector &weight, float epsilon) {
+void InfinicoreBackend::gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows,
+                                      uint32_t nrows, const PackedNorm &weight, float epsilon) {
     DeviceScope scope(*device_);
     if (nrows == 0) {
         return;
@@ -155,7 +156,7 @@ void InfinicoreOps::gatherRmsnorm(Activation out, Activation x, Activation delta
     kernels_->rmsNorm(result, result, scale, epsilon);
 }
 
-void InfinicoreOps::readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const Linear &head) {
+void InfinicoreBackend::readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) {
     DeviceScope scope(*device_);
     const auto &weight = static_cast<const DeviceLinear &>(head);
     if (weight.rows > config_.dvoc) {
@@ -178,7 +179,7 @@ void InfinicoreOps::readLogits(float *logits, size_t ld, Activation in, uint32_t
     }
 }
 
-void InfinicoreOps::allReduceSum(Activation x) {
+void InfinicoreBackend::allReduceSum(Activation x) {
     const size_t count = size_t(plan().ntok) * x.width;
     if (comm_) {
         DeviceScope scope(*device_);
@@ -189,7 +190,7 @@ void InfinicoreOps::allReduceSum(Activation x) {
 }
 
 // On InfiniCore's CPU device, whose memory is the host's. Added up in float32 and rounded once.
-void InfinicoreOps::reduceOnHost(void *data, size_t count) {
+void InfinicoreBackend::reduceOnHost(void *data, size_t count) {
     {
         DeviceScope scope(*device_);
         device_->synchronize();

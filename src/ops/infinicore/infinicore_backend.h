@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "ops/backend.h"
 #include "ops/infinicore/comm.h"
 #include "ops/infinicore/device/operators.h"
 #include "ops/infinicore/routes.h"
@@ -23,33 +24,33 @@ struct Tuning {
     bool mask_on_cpu = false;                // on the CPU, mask always
 };
 
-class InfinicoreOps final : public Ops {
+class InfinicoreBackend final : public Backend, public Ops {
 public:
-    InfinicoreOps(const ModelConfig &config, const OpsOptions &options, const Tuning &tuning = {});
+    InfinicoreBackend(const ModelConfig &config, const BackendOptions &options, const Tuning &tuning = {});
 
-    std::unique_ptr<Linear> packLinear(const LinearSource &source) override;
-    std::unique_ptr<Linear> packGateUp(const LinearSource &gate_up) override;
-    std::unique_ptr<Vector> packVector(const VectorSource &source) override;
-    std::shared_ptr<Linear> packEmbedding(const LinearSource &source, const std::vector<const Linear *> &heads,
-                                          bool borrow) override;
-    bool sharesEmbedding() const override { return !routes_.embedding; }  // then it is in host memory
+    Ops &ops() override { return *this; }
+
     Activation allocate(uint32_t rows, uint32_t width) override;
+    std::unique_ptr<PackedLinear> makeLinear(const LinearSource &source, PackedReader *saved) override;
+    std::unique_ptr<PackedNorm> makeNorm(const NormSource &source, PackedReader *saved) override;
+    std::shared_ptr<PackedLinear> makeEmbedding(const EmbeddingSource &source, PackedReader *saved) override;
+    bool sharesEmbedding() const override { return !routes_.embedding; }  // then it is in host memory
 
     uint32_t kvBlockTokens() const override { return block_tokens_; }
     size_t kvBlockBytes() const override { return config_.nlayer * layerBlockBytes(); }
     BlockMemory &kvMemory() override { return kv_memory_; }
 
     void beginStep(const StepPlan &plan) override;
-    void embed(Activation x, const Linear &table) override;
-    void addRmsnorm(Activation h, Activation x, Activation delta, const Vector &weight, float epsilon) override;
-    void linear(Activation out, Activation in, const Linear &weight) override;
-    void qkNormRopeStore(Activation qkv, const Vector &q_norm, const Vector &k_norm, float epsilon,
+    void embed(Activation x, const PackedLinear &table) override;
+    void addRmsnorm(Activation h, Activation x, Activation delta, const PackedNorm &weight, float epsilon) override;
+    void linear(Activation out, Activation in, const PackedLinear &weight) override;
+    void qkNormRopeStore(Activation qkv, const PackedNorm &q_norm, const PackedNorm &k_norm, float epsilon,
                          uint32_t layer) override;
     void attention(Activation out, Activation qkv, uint32_t layer) override;
-    void linearSwiglu(Activation act, Activation h, const Linear &gate_up) override;
+    void linearSwiglu(Activation act, Activation h, const PackedLinear &gate_up) override;
     void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
-                       const Vector &weight, float epsilon) override;
-    void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const Linear &head) override;
+                       const PackedNorm &weight, float epsilon) override;
+    void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) override;
     void allReduceSum(Activation x) override;
 
     size_t scratchBytes() const override;

@@ -34,7 +34,7 @@ private:
 }  // namespace
 
 // Widest table of a step: the blocks of the longest sequence, rounded up so that descriptors serve many steps.
-uint32_t InfinicoreOps::tableWidth(uint32_t blocks) const {
+uint32_t InfinicoreBackend::tableWidth(uint32_t blocks) const {
     uint32_t width = 1;
     while (width < blocks) {
         width *= 2;
@@ -42,7 +42,7 @@ uint32_t InfinicoreOps::tableWidth(uint32_t blocks) const {
     return width;
 }
 
-void InfinicoreOps::makeIndices(uint64_t kv_limit_bytes) {
+void InfinicoreBackend::makeIndices(uint64_t kv_limit_bytes) {
     if (!routes_.paged_attention && !routes_.embedding) {
         return;
     }
@@ -57,7 +57,7 @@ void InfinicoreOps::makeIndices(uint64_t kv_limit_bytes) {
 }
 
 // The step's token ids, and where its sequences' blocks are, in one copy.
-void InfinicoreOps::uploadIndices(const StepPlan &plan) {
+void InfinicoreBackend::uploadIndices(const StepPlan &plan) {
     step_ = {};
     if (!indices_) {
         return;
@@ -101,14 +101,14 @@ void InfinicoreOps::uploadIndices(const StepPlan &plan) {
 }
 
 // All keys of a layer, or all values.
-Tensor InfinicoreOps::arenaOf(uint32_t layer, bool values) const {
+Tensor InfinicoreBackend::arenaOf(uint32_t layer, bool values) const {
     const size_t dh = config_.dh, nkvh = config_.nkvh, offset = values ? layerBlockBytes() / 2 : 0;
     return tensor4d(kv_memory_.arena() + layer * layerBlockBytes() + offset, dtype_,
                     {kv_memory_.arenaBlocks(), nkvh, block_tokens_, dh},
                     {kvBlockBytes() / size_, block_tokens_ * dh, dh});
 }
 
-void InfinicoreOps::storePaged(char *qkv, uint32_t layer) {
+void InfinicoreBackend::storePaged(char *qkv, uint32_t layer) {
     const size_t width = config_.qkvWidth(), dh = config_.dh, nkvh = config_.nkvh, ntok = plan().ntok;
     char *const k = qkv + config_.nh * dh * size_;
     kernels_->pagedCaching(arenaOf(layer, false), arenaOf(layer, true), batch(k, dtype_, ntok, nkvh, dh, width, dh),
@@ -116,7 +116,7 @@ void InfinicoreOps::storePaged(char *qkv, uint32_t layer) {
                            vector1d(step_.slots, INFINI_DTYPE_I64, ntok));
 }
 
-void InfinicoreOps::attendPaged(char *out, char *qkv, uint32_t layer) {
+void InfinicoreBackend::attendPaged(char *out, char *qkv, uint32_t layer) {
     const size_t ntok = plan().ntok, nseq = plan().sequences.size(), nh = config_.nh, dh = config_.dh;
     const Tensor o = batch(out, dtype_, ntok, nh, dh, nh * dh, dh);
     const Tensor q = batch(qkv, dtype_, ntok, nh, dh, config_.qkvWidth(), dh);

@@ -18,10 +18,11 @@ const char *version() {
     return Q3_HAS_ADD_RMS_NORM != 0 ? "newer-than-0.1.0" : "0.1.0";
 }
 
-std::vector<std::unique_ptr<Ops>> makeInfinicoreOps(const std::vector<ModelConfig> &configs,
-                                                    const std::vector<OpsOptions> &options, RankGroup &group) {
-    std::vector<std::unique_ptr<InfinicoreOps>> ranks(configs.size());
-    group.run([&](uint32_t rank) { ranks[rank] = std::make_unique<InfinicoreOps>(configs[rank], options[rank]); });
+std::vector<std::unique_ptr<Backend>> makeInfinicoreBackends(const std::vector<ModelConfig> &configs,
+                                                             const std::vector<BackendOptions> &options,
+                                                             RankGroup &group) {
+    std::vector<std::unique_ptr<InfinicoreBackend>> ranks(configs.size());
+    group.run([&](uint32_t rank) { ranks[rank] = std::make_unique<InfinicoreBackend>(configs[rank], options[rank]); });
     if (ranks.size() > 1 && !ranks[0]->device()->isCpu()) {
         std::vector<std::shared_ptr<Device>> devices;
         devices.reserve(ranks.size());
@@ -37,7 +38,7 @@ std::vector<std::unique_ptr<Ops>> makeInfinicoreOps(const std::vector<ModelConfi
 }
 
 // Every other dtype option must agree with dt_logits.
-static infiniDtype_t activationType(const ModelConfig &config, const OpsOptions &options) {
+static infiniDtype_t activationType(const ModelConfig &config, const BackendOptions &options) {
     if (!isFloatDType(config.dt_logits)) {
         fail(QWEN3_STATUS_BAD_PARAM, "dt_logits is %d: the InfiniCore backend needs f16, bf16 or f32",
              int(config.dt_logits));
@@ -53,7 +54,7 @@ static infiniDtype_t activationType(const ModelConfig &config, const OpsOptions 
     return static_cast<infiniDtype_t>(config.dt_logits);
 }
 
-InfinicoreOps::InfinicoreOps(const ModelConfig &config, const OpsOptions &options, const Tuning &tuning)
+InfinicoreBackend::InfinicoreBackend(const ModelConfig &config, const BackendOptions &options, const Tuning &tuning)
     : config_(config), tuning_(tuning), dtype_(activationType(config, options)), size_(dtypeSize(config.dt_logits)),
       device_(Device::open(options.device, options.device_id, options.nthreads)), kv_memory_(device_),
       rank_(options.rank), reduce_(options.reduce) {
@@ -99,7 +100,7 @@ InfinicoreOps::InfinicoreOps(const ModelConfig &config, const OpsOptions &option
 
 // Column by column, so that rearrange moves single values: 0.1.0's kernel for CUDA moves up to 32 bytes of a row at a
 // time without looking whether the address allows it.
-void InfinicoreOps::makeMask() {
+void InfinicoreBackend::makeMask() {
     const size_t rows = query_rows_;
     std::vector<float> values((block_tokens_ + rows) * rows, 0.0f);
     for (size_t key = 1; key < rows; ++key) {
@@ -110,7 +111,7 @@ void InfinicoreOps::makeMask() {
 }
 
 // Decides which operators to use: those that the device has and computes rightly.
-void InfinicoreOps::settleRoutes() {
+void InfinicoreBackend::settleRoutes() {
     constexpr uint32_t kIdentityRows = 64;
     for (identity_rows_ = std::min(kIdentityRows, config_.d); config_.d % identity_rows_ != 0; --identity_rows_) {
     }
@@ -134,41 +135,37 @@ void InfinicoreOps::settleRoutes() {
 
 // ------------------------------------------------------------------ weights
 
-std::unique_ptr<Linear> InfinicoreOps::packLinear(const LinearSource &source) {
-    return infinicore::packLinear(device_, source, config_.dt_logits, routes_.rope_neox ? 0 : config_.dh);
+// Nothing was saved by this backend, so `saved` is always null.
+std::unique_ptr<PackedLinear> InfinicoreBackend::makeLinear(const LinearSource &source, PackedReader *) {
+    return packLinear(device_, source, config_.dt_logits, routes_.rope_neox ? 0 : config_.dh);
 }
 
-std::unique_ptr<Linear> InfinicoreOps::packGateUp(const LinearSource &gate_up) {
-    return packLinear(gate_up);
+std::unique_ptr<PackedNorm> InfinicoreBackend::makeNorm(const NormSource &source, PackedReader *) {
+    return packVector(device_, source, config_.dt_logits, routes_.rope_neox ? 0 : config_.dh);
 }
 
-std::unique_ptr<Vector> InfinicoreOps::packVector(const VectorSource &source) {
-    return infinicore::packVector(device_, source, config_.dt_logits, routes_.rope_neox ? 0 : config_.dh);
-}
-
-std::shared_ptr<Linear> InfinicoreOps::packEmbedding(const LinearSource &source,
-                                                     const std::vector<const Linear *> &heads, bool borrow) {
+std::shared_ptr<PackedLinear> InfinicoreBackend::makeEmbedding(const EmbeddingSource &source, PackedReader *) {
     // One of several heads holds a part of the rows only, and on a device that this one need not reach.
-    const auto *head = heads.size() == 1 ? static_cast<const DeviceLinear *>(heads[0]) : nullptr;
+    const auto *head = source.heads.size() == 1 ? static_cast<const DeviceLinear *>(source.heads[0]) : nullptr;
     if (routes_.embedding) {
         auto embedding = std::make_unique<DeviceEmbedding>();
         embedding->head = head;
-        if (head == nullptr || head->rows != source.parts[0].rows) {
-            embedding->own = infinicore::packLinear(device_, source, config_.dt_logits, 0);
+        if (head == nullptr || head->rows != source.table.parts[0].rows) {
+            embedding->own = packLinear(device_, source.table, config_.dt_logits, 0);
         }
         return embedding;
     }
-    return infinicore::packEmbedding(*device_, source, config_.dt_logits, head, borrow);
+    return packEmbedding(*device_, source.table, config_.dt_logits, head, source.borrow);
 }
 
-Activation InfinicoreOps::allocate(uint32_t rows, uint32_t width) {
+Activation InfinicoreBackend::allocate(uint32_t rows, uint32_t width) {
     activations_.emplace_back(device_, size_t(rows) * width * size_);
     return {activations_.back().data(), width};
 }
 
 // ------------------------------------------------------------------ information
 
-size_t InfinicoreOps::scratchBytes() const {
+size_t InfinicoreBackend::scratchBytes() const {
     size_t bytes = kernels_->workspaceBytes();
     for (const Buffer &buffer : activations_) {
         bytes += buffer.bytes();
@@ -180,12 +177,12 @@ size_t InfinicoreOps::scratchBytes() const {
     return bytes;
 }
 
-std::string InfinicoreOps::description() const {
+std::string InfinicoreBackend::description() const {
     return std::string("backend=infinicore device=") + device_->name() + " threads=" + std::to_string(threads()) +
            " avoids=" + routesText(routes_) + " self_test=" + (self_tested_ ? "passed" : "skipped");
 }
 
-std::vector<float> InfinicoreOps::download(const void *data, size_t n) {
+std::vector<float> InfinicoreBackend::download(const void *data, size_t n) {
     DeviceScope scope(*device_);
     std::vector<char> raw(n * size_);
     device_->downloadAsync(raw.data(), data, raw.size());
@@ -195,7 +192,7 @@ std::vector<float> InfinicoreOps::download(const void *data, size_t n) {
     return values;
 }
 
-void InfinicoreOps::upload(void *data, const float *values, size_t n) {
+void InfinicoreBackend::upload(void *data, const float *values, size_t n) {
     DeviceScope scope(*device_);
     std::vector<char> raw(n * size_);
     floatsTo(config_.dt_logits, raw.data(), values, n);

@@ -9,8 +9,8 @@ const char *version() {
     return "none";
 }
 
-std::vector<std::unique_ptr<Ops>> makeInfinicoreOps(const std::vector<ModelConfig> &,
-                                                    const std::vector<OpsOptions> &options, RankGroup &) {
+std::vector<std::unique_ptr<Backend>> makeInfinicoreBackends(const std::vector<ModelConfig> &,
+                                                             const std::vector<BackendOptions> &options, RankGroup &) {
     fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED,
          "device %s needs InfiniCore, and this library was built without it: run `%s`, then rebuild with "
          "`xmake f --infinicore=y` and `xmake`",

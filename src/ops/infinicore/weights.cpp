@@ -168,8 +168,8 @@ std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, 
     return linear;
 }
 
-std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const VectorSource &source,
-                                         int32_t dtype, uint32_t interleave) {
+std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const NormSource &source, int32_t dtype,
+                                         uint32_t interleave) {
     if (!isFloatDType(source.dtype)) {
         fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, int(source.dtype));
     }

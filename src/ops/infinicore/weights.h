@@ -2,11 +2,13 @@
 #pragma once
 
 #include "ops/infinicore/device/memory.h"
+#include "ops/types.h"
+#include "ops/weights.h"
 
 namespace q3::infinicore {
 
 // [rows, cols] row-major on the device, all parts of the source stacked.
-class DeviceLinear final : public Linear {
+class DeviceLinear final : public PackedLinear {
 public:
     size_t bytes() const override { return weight.bytes() + bias.bytes(); }
     uint32_t rows = 0, cols = 0;
@@ -14,7 +16,7 @@ public:
     Buffer bias;  // [rows], or empty
 };
 
-class DeviceVector final : public Vector {
+class DeviceVector final : public PackedNorm {
 public:
     size_t bytes() const override { return data.bytes(); }
     uint32_t size = 0;
@@ -24,7 +26,7 @@ public:
 
 // The token embedding stays in host memory: InfiniCore 0.1.0 has no embedding operator, so rows are gathered there
 // and go to the device in one copy per step.
-class HostEmbedding final : public Linear {
+class HostEmbedding final : public PackedLinear {
 public:
     size_t bytes() const override { return owned_bytes; }
     void readRow(void *dst, uint32_t row) const;  // [cols] in dst_dtype
@@ -37,7 +39,7 @@ public:
 };
 
 // The token embedding on the device, for the embedding operator: the head's rows when it is tied.
-class DeviceEmbedding final : public Linear {
+class DeviceEmbedding final : public PackedLinear {
 public:
     size_t bytes() const override { return own == nullptr ? 0 : own->bytes(); }
     const DeviceLinear &table() const { return own == nullptr ? *head : *own; }
@@ -47,13 +49,13 @@ public:
 };
 
 // All throw BAD_WEIGHTS for NaN, infinities, and values that become infinite in `dtype`.
-// interleave: 0, or dh: what is rotated (LinearSource::rope_rows, VectorSource::rope) is packed so that the halves
+// interleave: 0, or dh: what is rotated (LinearSource::rope_rows, NormSource::rope) is packed so that the halves
 // of each head alternate, and the interleaved rope does what the NeoX rope does to heads in the given order. Scores
 // are sums over a head, in which the order does not matter.
 std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, const LinearSource &source,
                                          int32_t dtype, uint32_t interleave);
-std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const VectorSource &source,
-                                         int32_t dtype, uint32_t interleave);
+std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const NormSource &source, int32_t dtype,
+                                         uint32_t interleave);
 std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearSource &source, int32_t dtype,
                                              const DeviceLinear *head, bool borrow);
 

@@ -209,7 +209,7 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype,
     return linear;
 }
 
-std::unique_ptr<CpuVector> packFloats(const VectorSource &source) {
+std::unique_ptr<CpuVector> packFloats(const NormSource &source) {
     if (!isReadable(source.data, source.size * dtypeSize(source.dtype))) {
         failUnreadable(describe(source.name, source.layer).c_str());
     }
@@ -260,7 +260,7 @@ void readPanelRow(WeightFormat format, const char *panel, uint32_t row, uint32_t
 
 }  // namespace
 
-void readRow(const Linear &table, uint32_t row, float *out) {
+void readRow(const PackedLinear &table, uint32_t row, float *out) {
     if (const auto *tied = dynamic_cast<const CpuTiedTable *>(&table)) {
         size_t part = 0;
         while (row >= tied->heads[part]->out) {

@@ -5,14 +5,15 @@
 
 #include "ops/cpu/formats.h"
 #include "ops/cpu/host_buffer.h"
-#include "ops/ops.h"
+#include "ops/types.h"
+#include "ops/weights.h"
 #include "runtime/thread_pool.h"
 
 namespace q3::cpu {
 
 WeightFormat formatOf(int32_t dtype);
 
-class CpuVector final : public Vector {
+class CpuVector final : public PackedNorm {
 public:
     HostBuffer buffer;  // float [size]
     uint32_t size = 0;
@@ -20,7 +21,7 @@ public:
     size_t bytes() const override { return size * sizeof(float); }
 };
 
-class CpuLinear final : public Linear {
+class CpuLinear final : public PackedLinear {
 public:
     WeightFormat format = kF32;
     uint32_t out = 0;  // output features
@@ -41,7 +42,7 @@ public:
 };
 
 // A row-major table, for token embeddings that are not shared with the head.
-class CpuTable final : public Linear {
+class CpuTable final : public PackedLinear {
 public:
     int32_t dtype = 0;
     uint32_t rows = 0, cols = 0;
@@ -51,7 +52,7 @@ public:
 };
 
 // Rows of an embedding that live in the tied head's panels.
-class CpuTiedTable final : public Linear {
+class CpuTiedTable final : public PackedLinear {
 public:
     std::vector<const CpuLinear *> heads;  // of all ranks, rows in order
     size_t bytes() const override { return 0; }
@@ -64,10 +65,10 @@ bool hasBias(const LinearSource &source);
 // arena: where to take memory from; null: mappings of its own.
 std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool,
                                       Arena *arena = nullptr);
-std::unique_ptr<CpuVector> packFloats(const VectorSource &source);
+std::unique_ptr<CpuVector> packFloats(const NormSource &source);
 std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool);
 
 // out[n] = row of a table as floats
-void readRow(const Linear &table, uint32_t row, float *out);
+void readRow(const PackedLinear &table, uint32_t row, float *out);
 
 }  // namespace q3::cpu

@@ -82,7 +82,7 @@ std::unique_ptr<CpuTable> emptyTable(const LinearSource &shape) {
 
 }  // namespace
 
-void saveLinear(const Linear &linear, PackedWriter &out) {
+void saveLinear(const PackedLinear &linear, PackedWriter &out) {
     if (const auto *table = dynamic_cast<const CpuTable *>(&linear)) {
         if (table->owned.data() != nullptr) {
             out.blob(table->owned.data(), size_t{table->rows} * table->cols * dtypeSize(table->dtype));
@@ -117,7 +117,7 @@ std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, int32_t dtype, 
     return linear;
 }
 
-std::unique_ptr<CpuVector> loadFloats(const VectorSource &shape, PackedReader &in, ThreadPool &pool) {
+std::unique_ptr<CpuVector> loadFloats(const NormSource &shape, PackedReader &in, ThreadPool &pool) {
     auto vector = std::make_unique<CpuVector>();
     vector->size = shape.size;
     vector->buffer = HostBuffer(vector->bytes());

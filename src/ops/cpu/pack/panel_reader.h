@@ -7,6 +7,7 @@
 
 #include "ops/cpu/formats.h"
 #include "ops/types.h"
+#include "ops/weights.h"
 
 namespace q3::cpu {
 

@@ -7,7 +7,8 @@
 #include <vector>
 
 #include "infinirt.h"
-#include "ops/ops.h"
+#include "ops/block_memory.h"
+#include "ops/types.h"
 
 namespace q3::infinicore {
 

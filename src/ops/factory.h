@@ -1,0 +1,23 @@
+// The only place that knows which backends there are.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ops/backend.h"
+#include "runtime/ranks.h"
+
+namespace q3 {
+
+// The backends of all ranks, made on the ranks' threads: configs[rank] is the rank's part of the model, dev_ids[rank]
+// its device; options.nthreads and kv_limit_bytes are divided. `group` and `reduce` must outlive them. Throws
+// DEVICE_TYPE_NOT_SUPPORTED and how to install InfiniCore when this build has none.
+std::vector<std::unique_ptr<Backend>> makeBackends(const std::vector<ModelConfig> &configs,
+                                                   const BackendOptions &options, const std::vector<int32_t> &dev_ids,
+                                                   RankGroup &group, HostAllReduce &reduce);
+
+// "version=0.1.0 isa=avx2 infinicore=0.1.0", as qwen3BuildInfo begins.
+std::string libraryInfo();
+
+}  // namespace q3

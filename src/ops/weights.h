@@ -1,0 +1,73 @@
+// Weights on both sides of packing: where they are in the caller's memory, and what a backend makes of them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace q3 {
+
+// ---------------------------------------------------------------- as the checkpoint gives them
+
+// A rectangle of weights in the caller's memory: element (row, col) at data[row * row_stride + col * col_stride],
+// strides in elements. Rows are output features.
+struct HostMatrix {
+    const void *data;
+    uint32_t rows, cols;
+    size_t row_stride, col_stride;
+    const void *bias;  // [rows] of the same dtype, or null
+};
+
+// How much a matrix's rounding matters to the model, for formats that give some matrices more bits than others.
+enum class Precision : uint8_t {
+    kPlain,
+    kRaised,  // more bits where the format can afford it
+    kHigh,    // more bits in any case
+};
+
+// A linear layer, whose parts are stacked by rows (q, k, v; gate, up).
+struct LinearSource {
+    const char *name;  // for messages: "attn_qkv"
+    int32_t layer;     // -1 outside layers
+    int32_t dtype;
+    std::vector<HostMatrix> parts;
+    uint32_t rope_rows = 0;  // the first rows of all parts together that qkNormRopeStore rotates, heads of dh rows
+    Precision precision = Precision::kPlain;
+    bool gate_up = false;  // for linearSwiglu: the parts' rows are those of gate, then as many of up
+};
+
+struct NormSource {
+    const char *name;
+    int32_t layer;
+    int32_t dtype;
+    const void *data;
+    uint32_t size;
+    bool rope = false;  // the weight of a norm over heads that are then rotated
+};
+
+// ---------------------------------------------------------------- as a backend holds them
+
+// A packed linear layer [out, in]; its layout is the backend's secret.
+class PackedLinear {
+public:
+    virtual ~PackedLinear() = default;
+    virtual size_t bytes() const = 0;
+};
+
+// The packed weight of a norm.
+class PackedNorm {
+public:
+    virtual ~PackedNorm() = default;
+    virtual size_t bytes() const = 0;
+};
+
+// The token embedding [dvoc, d].
+struct EmbeddingSource {
+    LinearSource table;
+    // When it is tied to lm_head: the packed lm_head of every rank, whose rows follow each other. Rows may be read from
+    // there, so they outlive the packed embedding. Empty when it is not tied.
+    std::vector<const PackedLinear *> heads;
+    bool borrow;  // the table's data stays valid for the life of the packed embedding
+};
+
+}  // namespace q3
