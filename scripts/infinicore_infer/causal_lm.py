@@ -423,7 +423,9 @@ class Qwen3ForCausalLM:
         Raises:
             TokenizerError: There is no template, or it or this program refuses the messages.
         """
-        return self.tokenizer.apply_chat_template(messages, tools, enable_thinking=enable_thinking)
+        return self.tokenizer.apply_chat_template(
+            messages, tools, variables={"enable_thinking": enable_thinking}
+        )
 
     def chat(
         self,

@@ -311,7 +311,9 @@ def test_context_limits(text_folder: Path) -> None:
 def test_chat(model: Qwen3ForCausalLM) -> None:
     messages = [{"role": "user", "content": "hello"}]
     for thinking in (True, False):
-        prompt = model.tokenizer.apply_chat_template(messages, enable_thinking=thinking)
+        prompt = model.tokenizer.apply_chat_template(
+            messages, variables={"enable_thinking": thinking}
+        )
         expected = model.generate(prompt, 8)
         assert model.chat(messages, None, thinking, max_steps=8).tokens == expected.tokens
     with pytest.raises(ValueError, match="role"):

@@ -119,7 +119,7 @@ def test_template_renders_as_in_transformers(
         expected = theirs.apply_chat_template(
             CHATS[chat], tools=tools, add_generation_prompt=prompt, tokenize=False, **extra
         )
-        rendered = ours.apply_chat_template(CHATS[chat], tools, prompt, **extra)
+        rendered = ours.apply_chat_template(CHATS[chat], tools, prompt, variables=extra)
         assert rendered == expected
         assert ours.encode(rendered) == theirs(rendered, add_special_tokens=False)["input_ids"]
 
@@ -133,11 +133,11 @@ def test_chats_without_control_tokens_in_their_text(
     rendered = official.apply_chat_template(messages, TOOLS)
     assert official.encode_chat(messages, TOOLS) == official.encode(rendered)
     ids = official.encode_chat(messages, TOOLS, allow_special=False)
-    if chat != "user wraps a response":
-        # There the text pretends to be a tool's answer, which changes what the template does.
-        assert official.decode(ids, skip_special=False) == rendered
+    assert official.decode(ids, skip_special=False) == rendered
     assistants = "".join(m["content"] for m in messages if m["role"] == "assistant")
-    if "<think>" not in assistants:
+    # A text that pretends to be a tool's answer changes what the template does; transformers'
+    # marks, which the template sees, change it back.
+    if "<think>" not in assistants and chat != "user wraps a response":
         expected = official_reference.apply_chat_template(
             messages,
             tools=TOOLS,

@@ -229,7 +229,7 @@ class _Endpoints:
                     told_tools(body.tools),
                     body.add_generation_prompt,
                     allow_special=False,
-                    **(body.chat_template_kwargs or {}),
+                    variables=body.chat_template_kwargs,
                 )
             else:
                 tokens = await asyncio.to_thread(tokenizer.encode, text or "")

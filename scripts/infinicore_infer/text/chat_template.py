@@ -1,11 +1,10 @@
-"""Chat templates: a conversation becomes the text of a prompt, as transformers renders it."""
+"""Conversations and a checkpoint's chat templates: which there are, and which serves a request."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 Message = Mapping[str, Any]
@@ -21,8 +20,8 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Check a conversation and return it ready for a template.
 
     Keys whose value is ``None`` are dropped, the role ``developer`` becomes ``system``,
-    ``reasoning`` becomes ``reasoning_content``, and content given as a list of text parts becomes
-    one string.
+    ``reasoning`` becomes ``reasoning_content``, content given as a list of text parts becomes
+    one string, and arguments of calls given as JSON become an object.
 
     Raises:
         TokenizerError: Something is missing or of a wrong type; the message names the index.
@@ -60,8 +59,25 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
             function = call.get("function", call)
             if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
                 raise TokenizerError(f"{where}: tool_calls[{number}] has no function with a name")
+        if calls:
+            clean["tool_calls"] = [_with_object(call) for call in calls]
         result.append(clean)
     return result
+
+
+def _with_object(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call whose arguments are an object, as templates expect; APIs send them as JSON."""
+    if "function" in call:
+        return {**call, "function": _with_object(call["function"])}
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            value = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return dict(call)
+        if isinstance(value, dict):
+            return {**call, "arguments": value}
+    return dict(call)
 
 
 def _content_text(where: str, content: Any) -> str:
@@ -80,74 +96,114 @@ def _content_text(where: str, content: Any) -> str:
     return "".join(texts)
 
 
-def _raise_exception(message: str) -> None:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
+# transformers' own: it stands behind the last message until the prompt is cut there.
+_CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML characters, which models were not trained on.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
+class ChatTemplates:
+    """The chat templates of a checkpoint, by name.
+
+    Attributes:
+        sources: Jinja sources; the ordinary one is ``"default"``. Empty if the checkpoint has none.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Read the templates as transformers does: files win over tokenizer_config.json.
+
+        Raises:
+            TokenizerError: An entry has the wrong type.
+        """
+        self.sources: dict[str, str] = {}
+        entry = config.get("chat_template")
+        if isinstance(entry, list):
+            pairs = [(e.get("name"), e.get("template")) for e in entry if isinstance(e, dict)]
+        else:
+            pairs = [] if entry is None else [("default", entry)]
+        for name, source in pairs:
+            if not isinstance(name, str) or not isinstance(source, str):
+                raise TokenizerError("tokenizer_config.json: 'chat_template' must be a string")
+            self.sources[name] = source
+        files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        main = folder / "chat_template.jinja"
+        if main.is_file() or files:
+            self.sources = {path.stem: path.read_text("utf-8") for path in files}
+        if main.is_file():
+            self.sources["default"] = main.read_text("utf-8")
+
+    def choose(self, tools: object) -> str:
+        """Return the source for a request.
+
+        Raises:
+            TokenizerError: The checkpoint has none.
+        """
+        if tools is not None and "tool_use" in self.sources:
+            return self.sources["tool_use"]
+        if not self.sources:
+            raise TokenizerError("this checkpoint has no chat template")
+        if "default" not in self.sources:
+            names = ", ".join(sorted(self.sources))
+            raise TokenizerError(f"this checkpoint has no default chat template, only {names}")
+        return self.sources["default"]
+
+    def literals(self) -> str:
+        """Return all sources: what is in none of them no template writes by itself."""
+        return "\n".join(self.sources.values())
+
+    def check(self) -> None:
+        """Compile all templates.
+
+        Raises:
+            TokenizerError: Naming the template that is wrong.
+        """
+        from infinicore_infer.text.template_engine import TemplateError, compile_template
+
+        for name, source in self.sources.items():
+            try:
+                compile_template(source)
+            except TemplateError as error:
+                raise TokenizerError(f"the chat template {name!r} is wrong: {error}") from error
 
 
-@lru_cache(maxsize=8)
-def _compile_template(source: str) -> Any:
-    """Compile a template; sandboxed, because templates come with downloaded checkpoints."""
-    # Imported where it is used: programs that send no chat need not wait for it.
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
-
-
-def render(
-    source: str,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
-    add_generation_prompt: bool,
-    variables: Mapping[str, Any],
-) -> str:
+def render(source: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
     """Render a conversation.
 
     Args:
         source: The template.
         messages: As :func:`check_messages` returns them.
-        tools: JSON schemas of functions the model may call.
-        add_generation_prompt: Whether the text ends where the answer begins.
-        variables: What else the template can see.
+        variables: What else the template can see: ``tools``, ``add_generation_prompt``, ...
+
+    Returns:
+        The prompt; a :class:`TracedStr` if something in the messages or variables is.
 
     Raises:
         TokenizerError: The template is wrong, or it refuses the messages.
     """
-    from jinja2 import TemplateError
+    # Imported where it is used: programs that send no chat need not wait for it.
+    from infinicore_infer.text.template_engine import TemplateError, compile_template
 
     try:
-        rendered: str = _compile_template(source).render(
-            messages=messages,
-            tools=None if tools is None else list(tools),
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **variables,
-        )
-        return rendered
-    except (TemplateError, TypeError) as error:
+        return compile_template(source)({**variables, "messages": messages})
+    except (TemplateError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         raise TokenizerError(f"the chat template failed: {error}") from error
+
+
+def render_open(source: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+    """Render a conversation whose last message goes on: the prompt ends where its content does.
+
+    Args:
+        source: As :func:`render`.
+        messages: As :func:`render`.
+        variables: As :func:`render`.
+
+    Raises:
+        TokenizerError: As :func:`render`, or the template does not show the last message.
+    """
+    *before, last = messages
+    content = last["content"]
+    # The template sees the mark, so it must be no part of what a client wrote.
+    text = render(source, [*before, {**last, "content": content + _CONTINUE}], variables)
+    at = text.rfind(_CONTINUE.strip())
+    if at < 0 or content.strip() not in text:
+        raise TokenizerError("the chat template does not show the last message, so it cannot go on")
+    kept = text[:at]
+    return kept if text[at : at + len(_CONTINUE)] == _CONTINUE else kept.rstrip()

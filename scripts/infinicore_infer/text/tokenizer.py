@@ -6,17 +6,25 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from infinicore_infer.text.chat_template import Message, TokenizerError, check_messages, render
+from infinicore_infer.text.chat_template import (
+    ChatTemplates,
+    Message,
+    TokenizerError,
+    check_messages,
+    render,
+    render_open,
+)
+from infinicore_infer.text.traced import ANSWER, QUESTION, marks_of, strings, trace
 
-# Private-use characters that stand around control tokens in text that must not have any.
-_MARK, _MARK_END = "\ue0f0", "\ue0f1"
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
 
 
-@lru_cache(maxsize=1)
+@cache
 def _byte_of_char() -> dict[str, int]:
     """Return GPT-2's table from printable characters back to bytes, which byte-level BPE uses."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -26,11 +34,15 @@ def _byte_of_char() -> dict[str, int]:
     return table
 
 
+def _number(item: tuple[str, Any]) -> int:
+    return int(item[0]) if item[0].isdecimal() else 0
+
+
 class Qwen3Tokenizer:
-    """A checkpoint's tokenizer and chat template.
+    """A checkpoint's tokenizer and chat templates.
 
     Attributes:
-        chat_template: Jinja source, or ``None`` if the checkpoint has none.
+        templates: The chat templates, by name.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -55,14 +67,28 @@ class Qwen3Tokenizer:
         # A stored padding or truncation setting would silently change prompts.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._config = self._read_config(Path(folder) / "tokenizer_config.json")
+        self._add_listed_tokens()
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(i for i, token in added.items() if token.special)
-        # Longest first: one control token may begin another. "(?!)" matches nothing.
-        names = sorted((token.content for token in added.values()), key=len, reverse=True)
-        self._added_pattern = "|".join(map(re.escape, names)) or "(?!)"
+        self._added = {token.content: token.special for token in added.values()}
         self._bytes: dict[int, bytes] = {}
-        self._config = self._read_config(Path(folder) / "tokenizer_config.json")
-        self.chat_template = self._read_template(Path(folder) / "chat_template.jinja")
+        self.templates = ChatTemplates(Path(folder), self._config)
+
+    def _add_listed_tokens(self) -> None:
+        """Add tokens that only tokenizer_config.json lists, as transformers does."""
+        from tokenizers import AddedToken
+
+        listed = self._config.get("added_tokens_decoder")
+        known = {t.content for t in self._tokenizer.get_added_tokens_decoder().values()}
+        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        entries = sorted((listed if isinstance(listed, dict) else {}).items(), key=_number)
+        for _, entry in entries:
+            name = entry.get("content") if isinstance(entry, dict) else entry
+            if isinstance(name, str) and name and name not in known:
+                given = entry if isinstance(entry, dict) else {}
+                token = AddedToken(name, **{flag: given.get(flag, False) is True for flag in flags})
+                self._tokenizer.add_tokens([token])
 
     @cached_property
     def vocab_size(self) -> int:
@@ -84,20 +110,6 @@ class Qwen3Tokenizer:
             raise TokenizerError(f"{path}: expected a JSON object")
         return config
 
-    def _read_template(self, path: Path) -> str | None:
-        # As in transformers, the file of its own wins over the entry in tokenizer_config.json.
-        if path.is_file():
-            return path.read_text("utf-8")
-        template = self._config.get("chat_template")
-        if isinstance(template, list):
-            # Several templates by name, as some checkpoints have them.
-            named = [entry for entry in template if isinstance(entry, dict)]
-            default = (entry for entry in named if entry.get("name") == "default")
-            template = next(default, {}).get("template")
-        if template is not None and not isinstance(template, str):
-            raise TokenizerError("tokenizer_config.json: 'chat_template' must be a string")
-        return template
-
     def encode(self, text: str, allow_special: bool = True) -> list[int]:
         """Return the token ids of a text; nothing is added at either end.
 
@@ -113,17 +125,23 @@ class Qwen3Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise TokenizerError(f"the text is not valid Unicode: {error}") from error
-        if allow_special:
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        return self._encode_plain(text)
+        return list(self._encode(self._tokenizer if allow_special else self._plain, text).ids)
 
-    def _encode_plain(self, text: str) -> list[int]:
-        """Encode without recognising added tokens, special or not."""
-        model, pre_tokenizer = self._tokenizer.model, self._tokenizer.pre_tokenizer
-        normalizer = self._tokenizer.normalizer
-        text = normalizer.normalize_str(text) if normalizer else text
-        pieces = pre_tokenizer.pre_tokenize_str(text) if pre_tokenizer else [(text, None)]
-        return [token.id for piece, _ in pieces for token in model.tokenize(piece)]
+    @staticmethod
+    def _encode(tokenizer: Tokenizer, text: str) -> Encoding:
+        # encode() would hold the interpreter's lock, seconds for a text of megabytes.
+        return tokenizer.encode_batch([text], add_special_tokens=False)[0]
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """The same tokenizer without added tokens, special or not."""
+        from tokenizers import Tokenizer
+
+        plain = Tokenizer(self._tokenizer.model)
+        for part in ("normalizer", "pre_tokenizer"):
+            if getattr(self._tokenizer, part) is not None:
+                setattr(plain, part, getattr(self._tokenizer, part))
+        return plain
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of token ids; ids that the tokenizer does not know give nothing."""
@@ -164,20 +182,49 @@ class Qwen3Tokenizer:
                 result[key] = value
         return result
 
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
+        ending: tuple[bool, bool],
+    ) -> str:
+        """Render checked messages.
+
+        Args:
+            messages: As :func:`check_messages` returns them.
+            tools: As :meth:`apply_chat_template`.
+            variables: As :meth:`apply_chat_template`.
+            ending: Whether the text ends where an answer begins, and whether in the last message.
+        """
+        begins, goes_on = ending
+        seen = {
+            **self._special_texts(),
+            "tools": None if tools is None else list(tools),
+            "documents": None,
+            "add_generation_prompt": begins and not goes_on,
+            **variables,
+        }
+        return (render_open if goes_on else render)(self.templates.choose(tools), messages, seen)
+
     def apply_chat_template(
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **variables: Any,
+        *,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Render messages with the checkpoint's chat template, as transformers does.
 
         Args:
             messages: ``{"role": ..., "content": ...}`` each, the oldest first.
             tools: JSON schemas of functions the model may call.
-            add_generation_prompt: Whether the text ends where the answer begins.
-            **variables: Further template variables, such as ``enable_thinking=False``.
+            add_generation_prompt: Whether the text ends where an answer begins.
+            continue_final_message: Whether the text ends within the last message instead, which the
+                model then goes on with.
+            variables: Further template variables, such as ``{"enable_thinking": False}``.
 
         Returns:
             The prompt as text.
@@ -186,15 +233,8 @@ class Qwen3Tokenizer:
             TokenizerError: The checkpoint has no template, a message is malformed, or the template
                 refuses the messages.
         """
-        if self.chat_template is None:
-            raise TokenizerError("this checkpoint has no chat template")
-        return render(
-            self.chat_template,
-            check_messages(messages),
-            tools,
-            add_generation_prompt,
-            {**self._special_texts(), **variables},
-        )
+        ending = (add_generation_prompt, continue_final_message)
+        return self._render(check_messages(messages), tools, variables or {}, ending)
 
     def encode_chat(
         self,
@@ -203,7 +243,8 @@ class Qwen3Tokenizer:
         add_generation_prompt: bool = True,
         *,
         allow_special: bool = True,
-        **variables: Any,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the token ids of a rendered conversation.
 
@@ -211,36 +252,99 @@ class Qwen3Tokenizer:
             messages: As :meth:`apply_chat_template`.
             tools: As :meth:`apply_chat_template`.
             add_generation_prompt: As :meth:`apply_chat_template`.
-            allow_special: ``False`` reads control tokens in tools and in messages other than the
-                assistant's as plain text, so that their writers cannot forge turns.
-            **variables: As :meth:`apply_chat_template`.
+            allow_special: ``False`` reads control tokens in messages and tools as plain text, so
+                that their writers cannot forge turns; and except in the assistant's messages also
+                the tags that the template itself writes (``<tool_response>``, ``<think>``, ...).
+            continue_final_message: As :meth:`apply_chat_template`.
+            variables: As :meth:`apply_chat_template`.
 
         Raises:
             TokenizerError: As :meth:`apply_chat_template`.
         """
-        if allow_special:
-            text = self.apply_chat_template(messages, tools, add_generation_prompt, **variables)
-            return self.encode(text)
-        marked = [
-            message if message["role"] == "assistant" else self._mark(message)
-            for message in check_messages(messages)
-        ]
-        text = self.apply_chat_template(
-            marked, self._mark(tools), add_generation_prompt, **variables
+        checked, ending = (
+            check_messages(messages),
+            (add_generation_prompt, continue_final_message),
         )
-        ids: list[int] = []
-        # Every second piece is a marked token. Templates may have cut a pair of marks apart.
-        for i, piece in enumerate(re.split(f"{_MARK}({self._added_pattern}){_MARK_END}", text)):
-            ids += self.encode(re.sub(f"[{_MARK}{_MARK_END}]", "", piece), allow_special=not i % 2)
-        return ids
+        given = variables or {}
+        if allow_special or not any(map(self._may_forge.search, strings([checked, tools, given]))):
+            return self.encode(self._render(checked, tools, given, ending))
+        own = [
+            trace(message, ANSWER if message["role"] == "assistant" else QUESTION)
+            for message in checked
+        ]
+        text = self._render(own, trace(tools), trace(given), ending)
+        # The same conversation without control tokens: those in it now are the template's own.
+        messages, tools, given = self._without_control([checked, tools, given])
+        bare = self._render(messages, tools, given, ending)
+        return self._encode_traced(text, len(self._control.findall(bare)))
 
-    def _mark(self, value: Any) -> Any:
-        """Return a JSON value with marks around the control tokens in its strings."""
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Matches a control token, the longest first: one may begin another."""
+        names = sorted((name for name, special in self._added.items() if special), key=len)
+        return re.compile("|".join(map(re.escape, reversed(names))) or "(?!)")
+
+    @cached_property
+    def _may_forge(self) -> re.Pattern[str]:
+        """Matches text with an added token, or whose end may become one with what follows."""
+        names = self._added.keys()
+        beginnings = {name[:n] for name in names for n in range(1, len(name))}
+        ends = "|".join(map(re.escape, sorted(beginnings, key=len, reverse=True)))
+        return re.compile("|".join([*map(re.escape, names), f"(?:{ends})\\Z" if ends else "(?!)"]))
+
+    def _without_control(self, value: Any) -> Any:
+        """Return a JSON value with other text of the same length in place of control tokens."""
         if isinstance(value, str):
-            value = re.sub(f"[{_MARK}{_MARK_END}]", "", value)
-            return re.sub(f"({self._added_pattern})", rf"{_MARK}\1{_MARK_END}", value)
+            return self._control.sub(lambda found: "x" * len(found[0]), value)
         if isinstance(value, Mapping):
-            return {key: self._mark(item) for key, item in value.items()}
+            pairs = value.items()
+            return {self._without_control(k): self._without_control(v) for k, v in pairs}
         if isinstance(value, list | tuple):
-            return [self._mark(item) for item in value]
+            return [self._without_control(item) for item in value]
         return value
+
+    def _encode_traced(self, text: str, controls: int) -> list[int]:
+        """Encode a traced prompt; what a client forged is read as plain text, each piece by itself.
+
+        Args:
+            text: The prompt.
+            controls: How many control tokens the template itself wrote.
+
+        Raises:
+            TokenizerError: So many cannot be told from what the client wrote.
+        """
+        marks, template = marks_of(text), self.templates.literals()
+
+        def is_forged(name: str, start: int, end: int) -> bool:
+            # Words that somebody added to the vocabulary are words in any text.
+            tag = name in template and not name.isspace()
+            wrote = marks[start:end]
+            return (self._added[name] and any(wrote)) or (tag and QUESTION in wrote)
+
+        ids: list[int] = []
+        spans = [(0, len(text))]
+        while spans:
+            first, last = spans.pop()
+            piece = self._encode(self._tokenizer, text[first:last])
+            found = [
+                (name, first + start, first + end)
+                for token, (start, end) in zip(piece.ids, piece.offsets, strict=True)
+                if (name := self._tokenizer.id_to_token(token)) in self._added
+            ]
+            forged = next((span for span in found if is_forged(*span)), None)
+            if forged is None:
+                ids += piece.ids
+                controls -= sum(self._added[name] for name, _, _ in found)
+                continue
+            _, start, end = forged
+            before = self._encode(self._tokenizer, text[first:start])
+            ids += before.ids
+            controls -= sum(self.is_special(token) for token in before.ids)
+            ids += self._encode(self._plain, text[start:end]).ids
+            spans.append((end, last))
+        if controls:
+            raise TokenizerError(
+                "the messages contain control tokens, and the chat template changes them in ways "
+                "that cannot be followed: send the messages without them"
+            )
+        return ids

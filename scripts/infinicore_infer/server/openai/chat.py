@@ -87,7 +87,9 @@ def prompt_tokens(model: Qwen3ForCausalLM, body: ChatBody) -> list[int]:
         raise ApiError(400, message, "chat_template_kwargs")
     tools = told_tools(_tools_in_use(body))
     with named("messages"):
-        return model.tokenizer.encode_chat(body.messages, tools, allow_special=False, **variables)
+        return model.tokenizer.encode_chat(
+            body.messages, tools, allow_special=False, variables=variables
+        )
 
 
 def _plan(service: Service, body: ChatBody) -> _Plan:
