@@ -81,17 +81,41 @@ class DataType(enum.IntEnum):
     INT4 = 102
     BF12 = 103
     INT4_MIXED = 104
+    # What checkpoints store: for Qwen3Tensor only.
+    I8 = 3
+    U8 = 7
+    U4 = 110
+    F8_E4M3 = 111
+    F8_E8M0 = 112
+    GGUF_Q4_0 = 1002
+    GGUF_Q4_1 = 1003
+    GGUF_Q5_0 = 1006
+    GGUF_Q5_1 = 1007
+    GGUF_Q8_0 = 1008
+    GGUF_Q2_K = 1010
+    GGUF_Q3_K = 1011
+    GGUF_Q4_K = 1012
+    GGUF_Q5_K = 1013
+    GGUF_Q6_K = 1014
+    GGUF_IQ4_NL = 1020
+    GGUF_IQ4_XS = 1023
 
     @property
     def packed(self) -> bool:
         """Whether this format exists only for packed weights."""
-        return self >= DataType.INT8
+        return DataType.INT8 <= self <= DataType.INT4_MIXED
+
+    @property
+    def stored(self) -> bool:
+        """Whether this format exists only in checkpoints."""
+        floats = (DataType.DEFAULT, DataType.F16, DataType.F32, DataType.BF16)
+        return self not in floats and not self.packed
 
     @classmethod
     def parse(cls, dtype: str | int | DataType | None) -> DataType:
         """Return the element type that a name such as ``"bf16"`` or ``"bfloat16"`` means.
 
-        ``None`` means DEFAULT.
+        ``None`` means DEFAULT. Formats that exist only in checkpoints are not known here.
 
         Raises:
             ValueError: No element type is called that.
@@ -102,10 +126,12 @@ class DataType(enum.IntEnum):
             name = dtype.lower().removeprefix("torch.")
             names = {"float16": "f16", "half": "f16", "float32": "f32", "bfloat16": "bf16"}
             name = names.get(name, name).upper().replace("-", "_")
-            if name in cls.__members__:
-                return cls[name]
-        elif not isinstance(dtype, bool) and dtype in cls._value2member_map_:
-            return cls(dtype)
+            found = cls.__members__.get(name)
+        else:
+            known_number = not isinstance(dtype, bool) and dtype in cls._value2member_map_
+            found = cls(dtype) if known_number else None
+        if found is not None and not found.stored:
+            return found
         known = "f16, bf16, f32, int8, int4, int4-mixed, bf12"
         raise ValueError(f"unknown dtype {dtype!r}; known dtypes: {known}")
 
@@ -176,6 +202,46 @@ class WeightCache(enum.IntEnum):
     CORRUPT = 4
 
 
+class TensorRole(enum.IntEnum):
+    """What a tensor is to the model (``Qwen3TensorRole``)."""
+
+    INPUT_EMBD = 1
+    OUTPUT_NORM = 2
+    OUTPUT_EMBD = 3
+    ATTN_NORM = 10
+    ATTN_Q_NORM = 11
+    ATTN_K_NORM = 12
+    ATTN_QKV = 13
+    ATTN_Q = 14
+    ATTN_K = 15
+    ATTN_V = 16
+    ATTN_O = 17
+    ATTN_QKV_B = 18
+    ATTN_Q_B = 19
+    ATTN_K_B = 20
+    ATTN_V_B = 21
+    ATTN_O_B = 22
+    FFN_NORM = 30
+    FFN_GATE_UP = 31
+    FFN_GATE = 32
+    FFN_UP = 33
+    FFN_DOWN = 34
+    FFN_ROUTER = 40
+    EXPERT_GATE_UP = 41
+    EXPERT_GATE = 42
+    EXPERT_UP = 43
+    EXPERT_DOWN = 44
+
+
+class TensorLayout(enum.IntEnum):
+    """Where a tensor's codes, scales and zero points lie (``Qwen3TensorLayout``)."""
+
+    PLAIN = 0
+    GPTQ = 1
+    AWQ = 2
+    PACK_QUANTIZED = 3
+
+
 class StructKind(enum.IntEnum):
     """Arguments of ``qwen3StructSize`` (``Qwen3StructKind``)."""
 
@@ -186,6 +252,7 @@ class StructKind(enum.IntEnum):
     SAMPLE_RESULT = 4
     STATS = 5
     LOAD_STATE = 6
+    TENSOR = 7
 
 
 class Qwen3Meta(ctypes.Structure):
@@ -243,6 +310,39 @@ class Qwen3Weights(ctypes.Structure):
     ]
 
 
+class Qwen3Tensor(ctypes.Structure):
+    """One tensor of a checkpoint; zero means "none" for every field but the size and the role."""
+
+    _fields_: ClassVar[Any] = [
+        ("struct_size", c_size_t),
+        ("role", c_int32),
+        ("dtype", c_int32),
+        ("layer", c_uint32),
+        ("expert", c_uint32),
+        ("nexperts", c_uint32),
+        ("layout", c_int32),
+        ("rows", c_size_t),
+        ("cols", c_size_t),
+        ("row_stride", c_size_t),
+        ("col_stride", c_size_t),
+        ("expert_stride", c_size_t),
+        ("data", c_void_p),
+        ("scales", c_void_p),
+        ("zeros", c_void_p),
+        ("groups", POINTER(c_int32)),
+        ("scale_dtype", c_int32),
+        ("zero_dtype", c_int32),
+        ("zero_offset", c_int32),
+        ("block_rows", c_uint32),
+        ("block_cols", c_uint32),
+        ("reserved", c_int32),
+    ]
+
+    def __init__(self, **fields: Any) -> None:
+        """Set ``struct_size``, then the given fields."""
+        super().__init__(struct_size=ctypes.sizeof(Qwen3Tensor), **fields)
+
+
 ProgressCallback = CFUNCTYPE(c_int, c_void_p, c_uint64, c_uint64)
 
 
@@ -273,6 +373,8 @@ class Qwen3ModelOptions(ctypes.Structure):
         ("progress_user_data", c_void_p),
         ("cache_path", c_char_p),
         ("cache_key", c_char_p),
+        ("tensors", POINTER(Qwen3Tensor)),
+        ("ntensors", c_size_t),
     ]
 
     def __init__(self, **fields: Any) -> None:
@@ -360,6 +462,7 @@ STRUCTS: dict[StructKind, type[ctypes.Structure]] = {
     StructKind.SAMPLE_RESULT: Qwen3SampleResult,
     StructKind.STATS: Qwen3Stats,
     StructKind.LOAD_STATE: Qwen3LoadState,
+    StructKind.TENSOR: Qwen3Tensor,
 }
 
 _BATCH_ARGS = [

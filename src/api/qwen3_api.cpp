@@ -5,6 +5,7 @@
 #include <string>
 
 #include "api/boundary.h"
+#include "api/structs.h"
 #include "api/validate.h"
 #include "engine/engine.h"
 #include "ops/factory.h"
@@ -166,8 +167,9 @@ int32_t inferBatchEx(Qwen3Model *model, const uint32_t *tokens, uint32_t ntok, c
         Engine &engine = engineOf(model);
         const BatchArgs args{tokens, ntok, req_lens, nreq, req_pos, kv_caches};
         checkBatch(engine.config(), args);
-        const std::vector<Qwen3SamplingParams> checked = readSampling(engine.config(), args, params, results);
-        engine.infer(args, checked.data(), results);
+        Sampling sampling = readSampling(engine.config(), args, params, results);
+        engine.infer(args, sampling.params.data(), sampling.results.data());
+        writeResults(sampling, results);
     });
 }
 
@@ -252,6 +254,8 @@ size_t qwen3StructSize(int32_t kind) {
         return sizeof(Qwen3Stats);
     case QWEN3_STRUCT_LOAD_STATE:
         return sizeof(Qwen3LoadState);
+    case QWEN3_STRUCT_TENSOR:
+        return sizeof(Qwen3Tensor);
     default:
         return 0;
     }
@@ -273,12 +277,8 @@ int32_t qwen3GetStats(const Qwen3Model *model, Qwen3Stats *stats) {
     return guard("qwen3GetStats", [&] {
         Engine &engine = engineOf(model);
         requirePointer(stats, "stats");
-        if (stats->struct_size != sizeof(Qwen3Stats)) {
-            fail(QWEN3_STATUS_ABI_MISMATCH, "stats.struct_size is %zu, this library writes %zu bytes",
-                 stats->struct_size, sizeof(Qwen3Stats));
-        }
-        *stats = engine.stats();
-        stats->struct_size = sizeof(Qwen3Stats);
+        structSizeOf(stats, "stats");
+        writeStruct(engine.stats(), stats);
     });
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "api/structs.h"
 #include "runtime/error.h"
 #include "runtime/thread_pool.h"
 
@@ -50,22 +51,6 @@ void requireRange(int64_t value, int64_t low, int64_t high, const char *name) {
     }
 }
 
-// Copies a versioned struct into ours: a shorter one is an older caller (defaults fill the rest), a longer one a newer
-// caller, accepted as long as the part we do not know is zero.
-template <typename T> void readVersioned(const T *source, size_t minimum, T &out, const char *name) {
-    const size_t size = source->struct_size;
-    bool ok = size >= minimum;
-    for (size_t i = sizeof(T); ok && i < size; ++i) {
-        ok = reinterpret_cast<const unsigned char *>(source)[i] == 0;
-    }
-    if (!ok || size > sizeof(T) + 4096) {
-        fail(QWEN3_STATUS_ABI_MISMATCH, "%s.struct_size is %zu, this library knows %zu to %zu bytes", name, size,
-             minimum, sizeof(T));
-    }
-    std::memcpy(static_cast<void *>(&out), source, std::min(size, sizeof(T)));
-    out.struct_size = sizeof(T);
-}
-
 void checkRope(const Qwen3ModelOptions &o) {
     requireRange(o.rope_type, QWEN3_ROPE_DEFAULT, QWEN3_ROPE_LLAMA3, "options.rope_type");
     if (o.rope_type == QWEN3_ROPE_DEFAULT) {
@@ -105,7 +90,12 @@ Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options) {
     Qwen3ModelOptions out{};
     out.struct_size = sizeof out;
     if (options != nullptr) {
-        readVersioned(options, sizeof(size_t), out, "options");
+        readStruct(options, "options", out);
+    }
+    if (out.ntensors > 0) {
+        requirePointer(out.tensors, "options.tensors");
+        const StructArray<const Qwen3Tensor> tensors(out.tensors, "options.tensors");
+        fail(QWEN3_STATUS_NOT_IMPLEMENTED, "options.ntensors is %zu: tensors are not implemented yet", out.ntensors);
     }
     requireRange(out.backend, QWEN3_BACKEND_AUTO, QWEN3_BACKEND_INFINICORE, "options.backend");
     requireRange(out.nthreads, 0, kMaxThreads, "options.nthreads");
@@ -364,35 +354,35 @@ void checkSampling(const ModelConfig &config, const Qwen3SamplingParams &p, uint
 
 }  // namespace
 
-std::vector<Qwen3SamplingParams> readSampling(const ModelConfig &config, const BatchArgs &args,
-                                              const Qwen3SamplingParams *params, const Qwen3SampleResult *results) {
+Sampling readSampling(const ModelConfig &config, const BatchArgs &args, const Qwen3SamplingParams *params,
+                      Qwen3SampleResult *results) {
     requirePointer(params, "params");
     requirePointer(results, "results");
-    // The first element's struct_size is the stride of the caller's array.
-    const size_t stride = params->struct_size;
-    std::vector<Qwen3SamplingParams> out(args.nreq, Qwen3SamplingParams QWEN3_SAMPLING_PARAMS_INIT);
+    const StructArray<const Qwen3SamplingParams> given(params, "params");
+    const StructArray<Qwen3SampleResult> targets(results, "results");
+    Sampling out;
+    out.params.assign(args.nreq, Qwen3SamplingParams QWEN3_SAMPLING_PARAMS_INIT);
+    out.results.resize(args.nreq);
     for (uint32_t r = 0; r < args.nreq; ++r) {
-        const auto *source =
-            reinterpret_cast<const Qwen3SamplingParams *>(reinterpret_cast<const char *>(params) + r * stride);
-        const RequestChecker check("params", r);
-        if (results[r].struct_size != sizeof(Qwen3SampleResult)) {
-            fail(QWEN3_STATUS_ABI_MISMATCH, "results[%u].struct_size is %zu, this library writes %zu bytes", r,
-                 results[r].struct_size, sizeof(Qwen3SampleResult));
-        }
-        // The fields before `seed` have always existed.
-        readVersioned(source, offsetof(Qwen3SamplingParams, seed), out[r], check.name("").c_str());
-        if (source->struct_size != stride) {
-            fail(QWEN3_STATUS_ABI_MISMATCH, "%s is %zu, but %zu in params[0]", check.name("struct_size").c_str(),
-                 source->struct_size, stride);
-        }
-        checkSampling(config, out[r], r, args.req_lens[r]);
-        if (out[r].top_logprobs > 0 && out[r].skip == 0) {
+        readStruct(given.at(r), given.argument(r), out.params[r]);
+        checkSampling(config, out.params[r], r, args.req_lens[r]);
+        const Qwen3SampleResult *target = targets.at(r);
+        if (out.params[r].top_logprobs > 0 && out.params[r].skip == 0) {
             const RequestChecker result("results", r);
-            requirePointer(results[r].top_tokens, result.name("top_tokens").c_str());
-            requirePointer(results[r].top_logprobs, result.name("top_logprobs").c_str());
+            requirePointer(target->top_tokens, result.name("top_tokens").c_str());
+            requirePointer(target->top_logprobs, result.name("top_logprobs").c_str());
         }
+        out.results[r].top_tokens = target->top_tokens;
+        out.results[r].top_logprobs = target->top_logprobs;
     }
     return out;
+}
+
+void writeResults(const Sampling &sampling, Qwen3SampleResult *results) {
+    const StructArray<Qwen3SampleResult> targets(results, "results");
+    for (size_t r = 0; r < sampling.results.size(); ++r) {
+        writeStruct(sampling.results[r], targets.at(r));
+    }
 }
 
 std::vector<Qwen3SamplingParams> plainSampling(const BatchArgs &args, const float *temperature, const uint32_t *topk,

@@ -18,8 +18,15 @@ void checkWeights(const Qwen3Meta &meta, const Qwen3Weights &weights);
 std::vector<int32_t> checkDevices(int32_t device, int32_t ndev, const int32_t *dev_ids);  // [ndev] device indices
 
 void checkBatch(const ModelConfig &config, const BatchArgs &args);
-std::vector<Qwen3SamplingParams> readSampling(const ModelConfig &config, const BatchArgs &args,
-                                              const Qwen3SamplingParams *params, const Qwen3SampleResult *results);
+
+// What inferBatchEx is given, in structs of this version.
+struct Sampling {
+    std::vector<Qwen3SamplingParams> params;  // [nreq]
+    std::vector<Qwen3SampleResult> results;   // [nreq], with the caller's arrays
+};
+Sampling readSampling(const ModelConfig &config, const BatchArgs &args, const Qwen3SamplingParams *params,
+                      Qwen3SampleResult *results);
+void writeResults(const Sampling &sampling, Qwen3SampleResult *results);  // to the caller's array, as read before
 std::vector<Qwen3SamplingParams> plainSampling(const BatchArgs &args, const float *temperature, const uint32_t *topk,
                                                const float *topp);
 

@@ -785,6 +785,153 @@ static void testOlderSampling(Bench *b) {
     dropKVCache(b->model, caches[0]);
 }
 
+/* ------------------------------------------------------------------ struct sizes of other versions */
+
+/* Exactly n bytes, so that ASan sees a read or write past them. The first eight hold `size`, the rest is `fill`. */
+static void *newStruct(size_t n, size_t size, int fill) {
+    unsigned char *bytes = malloc(n);
+    if (bytes == NULL) {
+        abort();
+    }
+    memset(bytes, fill, n);
+    memcpy(bytes, &size, sizeof(size));
+    return bytes;
+}
+
+static int32_t inferStructs(Call *c, const void *params, void *results) {
+    return inferBatchEx(c->model, c->tokens, c->ntok, c->req_lens, c->nreq, c->req_pos, c->kv_caches, params, results);
+}
+
+/* Nothing but struct_size is there: whoever reads on before refusing it is caught. */
+static void testGarbageSizes(const Setup *base, Bench *b) {
+    const size_t garbage[] = {0, 1, 4, 7, 39, 65, 4097, 4104, (size_t)1 << 31, (size_t)1 << 63, SIZE_MAX - 7, SIZE_MAX};
+    for (size_t i = 0; i < sizeof(garbage) / sizeof(garbage[0]); ++i) {
+        void *only = newStruct(sizeof(size_t), garbage[i], 0);
+        char value[64], words[160];
+        snprintf(value, sizeof(value), "struct_size is %zu,", garbage[i]);
+        Call c;
+        initCall(&c, b->model, b->caches);
+
+        snprintf(words, sizeof(words), "options|%s|Qwen3ModelOptions|8 to 4096", value);
+        CHECK(createQwen3ModelEx(&base->meta, &base->weights, 0, 1, NULL, only) == NULL);
+        checkFailure(__LINE__, "options", qwen3LastStatus(), STATUS(ABI_MISMATCH), words);
+
+        Setup s = *base;
+        rebase(&s, base);
+        s.options.tensors = only;
+        s.options.ntensors = 1;
+        snprintf(words, sizeof(words), "options.tensors[0]|%s|Qwen3Tensor|128 to 4096", value);
+        checkCreateFails(__LINE__, "tensors", &s, STATUS(ABI_MISMATCH), words);
+
+        snprintf(words, sizeof(words), "params[0]|%s|Qwen3SamplingParams|40 to 4096", value);
+        checkFailure(__LINE__, "params", inferStructs(&c, only, c.result_data), STATUS(ABI_MISMATCH), words);
+        snprintf(words, sizeof(words), "results[0]|%s|Qwen3SampleResult|40 to 4096", value);
+        checkFailure(__LINE__, "results", inferStructs(&c, c.param_data, only), STATUS(ABI_MISMATCH), words);
+        CHECK(outputsUntouched(&c));
+        snprintf(words, sizeof(words), "stats|%s|Qwen3Stats|64 to 4096", value);
+        checkFailure(__LINE__, "stats", qwen3GetStats(b->model, only), STATUS(ABI_MISMATCH), words);
+        free(only);
+    }
+    checkHealthy(__LINE__, "garbage sizes", b->model, b->greedy);
+}
+
+/* A caller built against a later header: output structs are filled, and what this library does not know is zeroed. */
+static void testNewerOutputs(Bench *b) {
+    enum { MORE = 24, STATS = sizeof(Qwen3Stats) + MORE, RESULT = sizeof(Qwen3SampleResult) + MORE };
+    const unsigned char zeros[MORE] = {0};
+    Qwen3Stats plain = {sizeof(plain), 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    unsigned char *stats = newStruct(STATS, STATS, 0xff);
+    CHECK(qwen3GetStats(b->model, &plain) == QWEN3_STATUS_SUCCESS);
+    CHECK(qwen3GetStats(b->model, (Qwen3Stats *)(void *)stats) == QWEN3_STATUS_SUCCESS);
+    CHECK(((Qwen3Stats *)(void *)stats)->struct_size == STATS); /* the caller's, as it was */
+    CHECK(memcmp(stats + 8, (unsigned char *)&plain + 8, sizeof(plain) - 8) == 0);
+    CHECK(memcmp(stats + sizeof(plain), zeros, MORE) == 0);
+    free(stats);
+
+    Call known, c;
+    for (int newer = 0; newer < 2; ++newer) {
+        struct KVCache *caches[2] = {createKVCache(b->model), duplicateKVCache(b->model, b->caches[1], 2)};
+        Call *call = newer ? &c : &known;
+        initCall(call, b->model, caches);
+        call->param_data[1].top_logprobs = 4;
+        call->result_data[1].top_tokens = call->top_token_data;
+        call->result_data[1].top_logprobs = call->top_logprob_data;
+        if (!newer) {
+            CHECK(callBatch(call, INFER_EX) == QWEN3_STATUS_SUCCESS);
+        } else {
+            unsigned char *results = newStruct((size_t)2 * RESULT, RESULT, 0xff);
+            for (size_t r = 0; r < 2; ++r) {
+                memcpy(results + r * RESULT, &call->result_data[r], sizeof(Qwen3SampleResult));
+                ((Qwen3SampleResult *)(void *)(results + r * RESULT))->struct_size = RESULT;
+            }
+            report(inferStructs(call, call->param_data, results) == QWEN3_STATUS_SUCCESS, __FILE__, __LINE__,
+                   "newer results: %s", qwen3LastError());
+            for (size_t r = 0; r < 2; ++r) {
+                const Qwen3SampleResult *result = (const Qwen3SampleResult *)(const void *)(results + r * RESULT);
+                CHECK(result->struct_size == RESULT && result->token == known.result_data[r].token);
+                CHECK(result->logprob == known.result_data[r].logprob && result->naccepted == 0);
+                CHECK(result->ntop == (r == 0 ? 0u : 4u) && result->top_tokens == call->result_data[r].top_tokens);
+                CHECK(memcmp(results + r * RESULT + sizeof(Qwen3SampleResult), zeros, MORE) == 0);
+            }
+            CHECK(memcmp(call->top_token_data, known.top_token_data, sizeof(known.top_token_data)) == 0);
+            free(results);
+        }
+        dropKVCache(b->model, caches[1]);
+        dropKVCache(b->model, caches[0]);
+    }
+}
+
+/* What is passed in: older structs are filled up with defaults, newer ones accepted if their unknown members are 0. */
+static void testOtherInputs(const Setup *base, Bench *b) {
+    enum { PARAMS = sizeof(Qwen3SamplingParams) + 16, OPTIONS = sizeof(Qwen3ModelOptions) + 16 };
+    const size_t older[] = {8, offsetof(Qwen3ModelOptions, max_step_tokens), offsetof(Qwen3ModelOptions, tensors)};
+    for (size_t i = 0; i < sizeof(older) / sizeof(older[0]); ++i) {
+        unsigned char *options = newStruct(older[i], older[i], 0);
+        struct Qwen3Model *model = createQwen3ModelEx(&base->meta, &base->weights, 0, 1, NULL, (void *)options);
+        report(model != NULL, __FILE__, __LINE__, "options of %zu bytes: %s", older[i], qwen3LastError());
+        uint32_t output[NGREEDY] = {0};
+        CHECK(greedy(model, 1, output) && memcmp(output, b->greedy, sizeof(output)) == 0);
+        destroyQwen3Model(model);
+        free(options);
+    }
+    for (int tail = 0; tail < 2; ++tail) {
+        unsigned char *options = newStruct(OPTIONS, OPTIONS, 0), *params = newStruct((size_t)2 * PARAMS, PARAMS, 0);
+        options[OPTIONS - 1] = (unsigned char)tail;
+        struct Qwen3Model *model = createQwen3ModelEx(&base->meta, &base->weights, 0, 1, NULL, (void *)options);
+        CHECK((model == NULL) == (tail != 0));
+        if (tail != 0) {
+            checkFailure(__LINE__, "newer options", qwen3LastStatus(), STATUS(ABI_MISMATCH),
+                         "options.struct_size|Qwen3ModelOptions|not all is zero");
+        }
+        destroyQwen3Model(model);
+
+        struct KVCache *caches[2] = {createKVCache(b->model), duplicateKVCache(b->model, b->caches[1], 2)};
+        Call c;
+        initCall(&c, b->model, caches);
+        for (size_t r = 0; r < 2; ++r) {
+            memcpy(params + r * PARAMS, &c.param_data[r], sizeof(Qwen3SamplingParams));
+            ((Qwen3SamplingParams *)(void *)(params + r * PARAMS))->struct_size = PARAMS;
+        }
+        params[2 * PARAMS - 1] = (unsigned char)tail;
+        const int32_t status = inferStructs(&c, params, c.result_data);
+        CHECK((status == QWEN3_STATUS_SUCCESS) == (tail == 0));
+        if (tail != 0) {
+            checkFailure(__LINE__, "newer params", status, STATUS(ABI_MISMATCH),
+                         "params[1].struct_size|Qwen3SamplingParams|not all is zero");
+            CHECK(outputsUntouched(&c));
+        }
+        dropKVCache(b->model, caches[1]);
+        dropKVCache(b->model, caches[0]);
+        free(params);
+        free(options);
+    }
+    /* sizes that are fine alone but differ within an array */
+    CALL_FAILS(INFER_EX, c.param_data[1].struct_size = 64, STATUS(ABI_MISMATCH),
+               "params[1].struct_size is 64|params[0]");
+    CALL_FAILS(INFER_EX, c.result_data[1].struct_size = 64, STATUS(ABI_MISMATCH),
+               "results[1].struct_size is 64|results[0]");
+}
+
 /* ------------------------------------------------------------------ caches and information */
 
 static void testCaches(Bench *b, struct KVCache *foreign, struct KVCache *dropped) {
@@ -906,11 +1053,11 @@ static void testInformation(Bench *b) {
 
     const size_t sizes[] = {sizeof(Qwen3Meta),           sizeof(Qwen3Weights),      sizeof(Qwen3ModelOptions),
                             sizeof(Qwen3SamplingParams), sizeof(Qwen3SampleResult), sizeof(Qwen3Stats),
-                            sizeof(Qwen3LoadState)};
-    for (int32_t kind = 0; kind < 7; ++kind) {
+                            sizeof(Qwen3LoadState),      sizeof(Qwen3Tensor)};
+    for (int32_t kind = 0; kind < 8; ++kind) {
         CHECK(qwen3StructSize(kind) == sizes[kind]);
     }
-    CHECK(qwen3StructSize(7) == 0 && qwen3StructSize(-1) == 0);
+    CHECK(qwen3StructSize(8) == 0 && qwen3StructSize(-1) == 0);
     CHECK(strcmp(qwen3Version(), QWEN3_VERSION_STRING) == 0);
     CHECK(qwen3AbiVersion() == QWEN3_ABI_VERSION);
     CHECK(strcmp(qwen3StatusName(QWEN3_STATUS_BAD_WEIGHTS), "QWEN3_STATUS_BAD_WEIGHTS") == 0);
@@ -1175,6 +1322,9 @@ int main(void) {
     testBadWeights(&base);
     testBatchArguments(&b, foreign, dropped);
     testSamplingArguments(&b);
+    testGarbageSizes(&base, &b);
+    testNewerOutputs(&b);
+    testOtherInputs(&base, &b);
     testCaches(&b, foreign, dropped);
     testCacheFiles(&b, foreign);
     testInformation(&b);

@@ -36,6 +36,8 @@ ENUMS: dict[str, tuple[Any, str]] = {
     "Qwen3Backend": (Backend, "QWEN3_BACKEND_"),
     "Qwen3RopeType": (binding.RopeType, "QWEN3_ROPE_"),
     "Qwen3StructKind": (binding.StructKind, "QWEN3_STRUCT_"),
+    "Qwen3TensorRole": (binding.TensorRole, "QWEN3_TENSOR_"),
+    "Qwen3TensorLayout": (binding.TensorLayout, "QWEN3_LAYOUT_"),
 }
 
 
@@ -172,7 +174,9 @@ def test_names_are_parsed() -> None:
             DeviceType.parse(bad)  # type: ignore[arg-type]
     assert DataType.parse("torch.bfloat16") == DataType.parse("BF16") == DataType.BF16
     assert DataType.parse(None) == DataType.DEFAULT
-    for bad in ("int3", 5, True):
+    assert DataType.F8_E4M3.stored and DataType.GGUF_Q4_K.stored and not DataType.BF12.stored
+    assert not DataType.GGUF_Q4_K.packed and DataType.BF12.packed and not DataType.F32.packed
+    for bad in ("int3", 5, True, "u4", "gguf_q4_k", 1012):
         with pytest.raises(ValueError, match="known dtypes"):
             DataType.parse(bad)
     assert Backend.parse("infinicore") == Backend.parse(2)

@@ -90,7 +90,7 @@ typedef enum {
     QWEN3_STATUS_OUT_OF_KV = 101,        /* the KV pool's limit: drop a cache or raise kv_limit_bytes, then retry */
     QWEN3_STATUS_CONTEXT_OVERFLOW = 102, /* req_pos + req_len > dctx */
     QWEN3_STATUS_CACHE_MISMATCH = 103,   /* a cache is not this model's, is used twice, or is shorter than req_pos */
-    QWEN3_STATUS_ABI_MISMATCH = 104,     /* a struct_size this library does not know */
+    QWEN3_STATUS_ABI_MISMATCH = 104,     /* a struct_size this library does not accept; the message has the range */
     QWEN3_STATUS_CANCELLED = 105,        /* qwen3Cancel or a progress callback asked to stop */
     QWEN3_STATUS_BAD_WEIGHTS = 106,      /* a weight is NaN or infinite */
     QWEN3_STATUS_IO_ERROR = 107          /* a file could not be written or read, or is damaged; the message says why */
@@ -109,7 +109,25 @@ typedef enum {
     QWEN3_DTYPE_INT8 = 101,
     QWEN3_DTYPE_INT4 = 102,
     QWEN3_DTYPE_BF12 = 103,
-    QWEN3_DTYPE_INT4_MIXED = 104
+    QWEN3_DTYPE_INT4_MIXED = 104,
+    /* For Qwen3Tensor only: what checkpoints store. This version names them and refuses them (NOT_IMPLEMENTED). */
+    QWEN3_DTYPE_I8 = 3,
+    QWEN3_DTYPE_U8 = 7,
+    QWEN3_DTYPE_U4 = 110,         /* codes of 4 bits; Qwen3TensorLayout says where each lies */
+    QWEN3_DTYPE_F8_E4M3 = 111,    /* e4m3fn: no infinity, 0x7f and 0xff are NaN */
+    QWEN3_DTYPE_F8_E8M0 = 112,    /* a power of two: scales only */
+    QWEN3_DTYPE_GGUF_Q4_0 = 1002, /* GGUF's blocks: 1000 + ggml's type number */
+    QWEN3_DTYPE_GGUF_Q4_1 = 1003,
+    QWEN3_DTYPE_GGUF_Q5_0 = 1006,
+    QWEN3_DTYPE_GGUF_Q5_1 = 1007,
+    QWEN3_DTYPE_GGUF_Q8_0 = 1008,
+    QWEN3_DTYPE_GGUF_Q2_K = 1010,
+    QWEN3_DTYPE_GGUF_Q3_K = 1011,
+    QWEN3_DTYPE_GGUF_Q4_K = 1012,
+    QWEN3_DTYPE_GGUF_Q5_K = 1013,
+    QWEN3_DTYPE_GGUF_Q6_K = 1014,
+    QWEN3_DTYPE_GGUF_IQ4_NL = 1020,
+    QWEN3_DTYPE_GGUF_IQ4_XS = 1023
 } Qwen3DType;
 
 /* Same numbers as infiniDevice_t. InfiniCore 0.1.0 knows the first eight. */
@@ -150,6 +168,58 @@ typedef enum {
     QWEN3_CACHE_CORRUPT = 4 /* truncated, changed, or not such a file at all */
 } Qwen3WeightCache;
 
+/*
+ * What a Qwen3Tensor is to the model. The first ones are Qwen3Weights' members, with the same shapes [rows, cols]; a
+ * vector of n elements is [n, 1]. e stands for the experts of a layer, dm for their MLP size.
+ */
+typedef enum {
+    QWEN3_TENSOR_INPUT_EMBD = 1,  /* [dvoc, d]; also the head if there is no OUTPUT_EMBD */
+    QWEN3_TENSOR_OUTPUT_NORM = 2, /* [d, 1] */
+    QWEN3_TENSOR_OUTPUT_EMBD = 3, /* [dvoc, d] */
+    /* of one layer */
+    QWEN3_TENSOR_ATTN_NORM = 10,   /* [d, 1] */
+    QWEN3_TENSOR_ATTN_Q_NORM = 11, /* [dh, 1] */
+    QWEN3_TENSOR_ATTN_K_NORM = 12, /* [dh, 1] */
+    QWEN3_TENSOR_ATTN_QKV = 13,    /* [(nh + 2 * nkvh) * dh, d]: ATTN_Q's rows, then ATTN_K's, then ATTN_V's */
+    QWEN3_TENSOR_ATTN_Q = 14,      /* [nh * dh, d] */
+    QWEN3_TENSOR_ATTN_K = 15,      /* [nkvh * dh, d] */
+    QWEN3_TENSOR_ATTN_V = 16,      /* [nkvh * dh, d] */
+    QWEN3_TENSOR_ATTN_O = 17,      /* [d, nh * dh] */
+    QWEN3_TENSOR_ATTN_QKV_B = 18,  /* [(nh + 2 * nkvh) * dh, 1] */
+    QWEN3_TENSOR_ATTN_Q_B = 19,    /* [nh * dh, 1] */
+    QWEN3_TENSOR_ATTN_K_B = 20,    /* [nkvh * dh, 1] */
+    QWEN3_TENSOR_ATTN_V_B = 21,    /* [nkvh * dh, 1] */
+    QWEN3_TENSOR_ATTN_O_B = 22,    /* [d, 1] */
+    QWEN3_TENSOR_FFN_NORM = 30,    /* [d, 1] */
+    QWEN3_TENSOR_FFN_GATE_UP = 31, /* [2 * di, d]: FFN_GATE's rows, then FFN_UP's */
+    QWEN3_TENSOR_FFN_GATE = 32,    /* [di, d] */
+    QWEN3_TENSOR_FFN_UP = 33,      /* [di, d] */
+    QWEN3_TENSOR_FFN_DOWN = 34,    /* [d, di] */
+    /* of one layer with experts, each of one expert or of several that follow each other; NOT_IMPLEMENTED yet */
+    QWEN3_TENSOR_FFN_ROUTER = 40,     /* [e, d] */
+    QWEN3_TENSOR_EXPERT_GATE_UP = 41, /* [2 * dm, d]: gate rows, then up */
+    QWEN3_TENSOR_EXPERT_GATE = 42,    /* [dm, d] */
+    QWEN3_TENSOR_EXPERT_UP = 43,      /* [dm, d] */
+    QWEN3_TENSOR_EXPERT_DOWN = 44     /* [d, dm] */
+} Qwen3TensorRole;
+
+/* Where the codes of a Qwen3Tensor, their scales and their zero points lie; names are those of the checkpoints. n is
+ * rows, k is cols, g the number of groups (of block_cols columns). All but PLAIN are NOT_IMPLEMENTED yet. */
+typedef enum {
+    /* Elements by row_stride and col_stride; codes of less than a byte, and GGUF's blocks, one row after the other.
+     * scales and zeros [ceil(n / block_rows), ceil(k / block_cols)]. */
+    QWEN3_LAYOUT_PLAIN = 0,
+    /* GPTQ, p = 32 / bits: words [k / p, n], the code of column p * i + j in bits [bits * j, ...) of word i; scales
+     * [g, n]; zeros: words [g, n / p]. The original format stores zero points less one: zero_offset 1. */
+    QWEN3_LAYOUT_GPTQ = 1,
+    /* AutoAWQ's "gemm": words [k, n / 8], the code of row 8 * i + j in nibble {0, 4, 1, 5, 2, 6, 3, 7}[j] of word i;
+     * scales [g, n]; zeros: words [g, n / 8] in the same order. */
+    QWEN3_LAYOUT_AWQ = 2,
+    /* compressed-tensors' "pack-quantized": each row a little-endian stream of bits in 32-bit words; scales [n, g];
+     * zeros: words packed likewise down the rows, [ceil(n * bits / 32), g]. */
+    QWEN3_LAYOUT_PACK_QUANTIZED = 3
+} Qwen3TensorLayout;
+
 /* Arguments of qwen3StructSize. */
 typedef enum {
     QWEN3_STRUCT_META = 0,
@@ -158,7 +228,8 @@ typedef enum {
     QWEN3_STRUCT_SAMPLING_PARAMS = 3,
     QWEN3_STRUCT_SAMPLE_RESULT = 4,
     QWEN3_STRUCT_STATS = 5,
-    QWEN3_STRUCT_LOAD_STATE = 6
+    QWEN3_STRUCT_LOAD_STATE = 6,
+    QWEN3_STRUCT_TENSOR = 7
 } Qwen3StructKind;
 
 /* ------------------------------------------------------------------ model description (frozen layout) */
@@ -187,6 +258,7 @@ typedef struct {
  *   it is 0 (the meaning InfiniCore-Infer gave the flag). Embeddings are always [dvoc, d].
  *   Either the fused array or all of its split arrays is given; the other is NULL. Bias arrays may be NULL; a fused
  * bias goes with a fused projection, split biases with split ones. Pointers need no particular alignment.
+ *   Qwen3ModelOptions.tensors says the same tensor by tensor, each with a dtype of its own.
  */
 typedef struct {
     size_t nlayer; /* must equal Qwen3Meta.nlayer */
@@ -220,7 +292,56 @@ typedef struct {
     const void *const *ffn_down;    /* [nlayer] of [d, di] */
 } Qwen3Weights;
 
-/* ------------------------------------------------------------------ options (grow at the end) */
+/* ------------------------------------------------------------------ structs that grow at the end
+ *
+ * Each begins with struct_size, which the caller sets to its own sizeof, the same in every element of an array (arrays
+ * are stepped through by it). It is a multiple of 8 from the size of the first version to 4096; anything else is
+ * ABI_MISMATCH before another byte is read. So either side may be the newer one:
+ *   what a caller passes in   The members that an older caller's struct lacks have their defaults. The members of a
+ *                             newer caller's that this library does not know must be zero, else ABI_MISMATCH.
+ *   what the library writes   It fills in as much as fits struct_size, and zeroes the members that it does not know.
+ */
+
+/*
+ * One tensor of a checkpoint, in host memory: a matrix [rows, cols] whose rows are output features and whose columns
+ * are input features, as in Hugging Face checkpoints, or a vector [n, 1]. Fill with QWEN3_TENSOR_INIT, or zero it and
+ * set struct_size: zero means "none" or the default stated. The struct can describe what Qwen3 checkpoints store in
+ * any format in use; this version computes with F16, BF16 and F32 and refuses the rest as NOT_IMPLEMENTED, naming the
+ * tensor and the feature.
+ *   The value of a code c is scale * (c - zero), where zero = its element of zeros (0 if that is NULL) + zero_offset;
+ * with a float zero_dtype it is scale * c + its element of zeros.
+ */
+typedef struct {
+    size_t struct_size;    /* sizeof(Qwen3Tensor) */
+    int32_t role;          /* Qwen3TensorRole */
+    int32_t dtype;         /* Qwen3DType of the elements: F16, BF16, F32, or one for tensors only */
+    uint32_t layer;        /* below nlayer; 0 for the roles outside layers */
+    uint32_t expert;       /* EXPERT_* roles: the expert, or the first of nexperts */
+    uint32_t nexperts;     /* EXPERT_* roles: how many experts lie here, one after the other; 0: 1 */
+    int32_t layout;        /* Qwen3TensorLayout */
+    size_t rows;           /* of one expert where there are several */
+    size_t cols;           /* 1 for vectors */
+    size_t row_stride;     /* elements from a row to the next, up to 2^32; 0: cols */
+    size_t col_stride;     /* elements from a column to the next; 0: 1. A matrix stored as [cols, rows], every column
+                              contiguous, has row_stride 1 and col_stride rows. 1 for INPUT_EMBD and vectors */
+    size_t expert_stride;  /* elements from an expert to the next; 0: rows * cols */
+    const void *data;      /* needs no particular alignment */
+    const void *scales;    /* one for each block_rows x block_cols elements, or NULL: all 1 */
+    const void *zeros;     /* one for each scale, or NULL */
+    const int32_t *groups; /* [cols] which group each column is in (GPTQ's g_idx), or NULL: column / block_cols */
+    int32_t scale_dtype;   /* Qwen3DType: F16, BF16, F32, F8_E8M0 */
+    int32_t zero_dtype;    /* Qwen3DType: U4, U8, I8, F16, BF16, F32 */
+    int32_t zero_offset;   /* added to every zero point: 8 for unsigned symmetric codes of 4 bits */
+    uint32_t block_rows;   /* rows that share a scale: 1 for group scales, 0: all */
+    uint32_t block_cols;   /* columns that share a scale: the group size, 0: all */
+    int32_t reserved;      /* 0 */
+} Qwen3Tensor;
+/* clang-format off */
+#define QWEN3_TENSOR_INIT                                                                                              \
+    {sizeof(Qwen3Tensor), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0}
+/* clang-format on */
+
+/* ------------------------------------------------------------------ options */
 
 /*
  * Called while weights are packed, on the creating thread, after each table and layer. done and total are bytes of
@@ -248,10 +369,11 @@ typedef struct {
     int32_t backend;    /* Qwen3Backend */
     int32_t nthreads;   /* CPU threads of all ranks, 1 to 1024; 0: the CPUs this process may use (affinity and cgroup
                            quota). Each rank has at least one. */
-    int32_t dt_weight;  /* packed weight format: any Qwen3DType; DEFAULT: as given (dt_mat) */
+    int32_t dt_weight;  /* packed weight format: F16, BF16, F32, INT8, INT4, INT4_MIXED or BF12; DEFAULT: each matrix
+                           as given, F32 if parts that are packed as one (q, k, v; gate, up) differ */
     /* KV cache dtype: F16, BF16, F32, or on the CPU backend INT8 (codes with a bf16 scale per token and 32 elements of
-     * K or 16 of V: 0.55 of F16's bytes). DEFAULT: on CPU F32 if weights are packed as F32, else F16; dt_logits on
-     * InfiniCore */
+     * K or 16 of V: 0.55 of F16's bytes). DEFAULT: on CPU F32 if most weights of the layers are packed as F32, else
+     * F16; dt_logits on InfiniCore */
     int32_t dt_kv;
     uint64_t kv_limit_bytes;  /* most bytes of all caches together; 0: half of the memory free at create */
     uint32_t max_step_tokens; /* tokens computed at a time, 1 to 65536: longer calls run in chunks; 0: 512 */
@@ -271,17 +393,26 @@ typedef struct {
     void *progress_user_data;
     /*
      * A file that qwen3SaveWeights wrote, or NULL. If it fits the model, ndev, format, library and cache_key and all
-     * its checksums are right, packed weights are read from it and none of Qwen3Weights' data but a borrowed input_embd
-     * is touched; results are bit for bit the same. Otherwise the weights are packed as without it: a cache never
+     * its checksums are right, packed weights are read from it and no data of weights but a borrowed input_embd is
+     * touched; results are bit for bit the same. Otherwise the weights are packed as without it: a cache never
      * makes createQwen3ModelEx fail. Qwen3Stats.weight_cache says what happened. The library only reads the file.
      */
     const char *cache_path;
     const char *cache_key; /* any text that changes when the checkpoint does; NULL: "" */
+    /*
+     * [ntensors] tensors in any order, or NULL. Each takes the place of what Qwen3Weights says of its role and layer,
+     * and together they may be the whole model, which then needs no Qwen3Weights. Dtypes may differ from tensor to
+     * tensor. A projection is given fused or in all its parts, or in parts whose rest is in Qwen3Weights; never fused
+     * and in parts. A bias may be given in either form, whatever its projection's is. Tensors are all checked before
+     * any of their data is read: BAD_PARAM names those that are missing or given twice.
+     */
+    const Qwen3Tensor *tensors;
+    size_t ntensors;
 } Qwen3ModelOptions;
 /* clang-format off */
 #define QWEN3_MODEL_OPTIONS_INIT                                                                                       \
     {sizeof(Qwen3ModelOptions), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0, 0.0f, 0.0f, 0.0f, 0, 0.0f, 0.0f, NULL, NULL,    \
-     NULL, NULL}
+     NULL, NULL, NULL, 0}
 /* clang-format on */
 
 /*
@@ -289,7 +420,7 @@ typedef struct {
  * frequency penalties, temperature, top_k, top_p, min_p, one draw. Ties go to the lower token id.
  */
 typedef struct {
-    size_t struct_size;       /* sizeof(Qwen3SamplingParams), the same in every element of an array */
+    size_t struct_size;       /* sizeof(Qwen3SamplingParams) */
     float temperature;        /* >= 0, finite; 0: greedy */
     uint32_t top_k;           /* keep the k likeliest; 0: all; 1: greedy */
     float top_p;              /* in (0, 1]; keep the likeliest whose probabilities reach top_p */
@@ -340,7 +471,7 @@ typedef struct {
 /* What one request got. Log-probabilities are natural logs of the model's own distribution: after bias, mask and
  * penalties, before temperature and truncation. */
 typedef struct {
-    size_t struct_size;   /* sizeof(Qwen3SampleResult), set by the caller, the same in every element */
+    size_t struct_size;   /* sizeof(Qwen3SampleResult), set by the caller */
     uint32_t token;       /* the chosen token */
     uint32_t ntop;        /* entries written to the two arrays below */
     float logprob;        /* of token */
@@ -351,7 +482,7 @@ typedef struct {
 
 /* Current use of memory by one model, in bytes unless said. */
 typedef struct {
-    size_t struct_size;
+    size_t struct_size;     /* sizeof(Qwen3Stats), set by the caller */
     uint64_t weight_bytes;  /* packed weights */
     uint64_t scratch_bytes; /* activations and workspace, allocated at create */
     uint64_t kv_used_bytes; /* blocks in use by all caches, shared ones once */
@@ -384,7 +515,8 @@ struct KVCache;
 QWEN3_API struct Qwen3Model *createQwen3Model(const Qwen3Meta *meta, const Qwen3Weights *weights, int32_t device,
                                               int32_t ndev, const int32_t *dev_ids);
 
-/* As createQwen3Model, with options (NULL: all defaults). */
+/* As createQwen3Model, with options (NULL: all defaults). weights may be NULL when options->tensors gives the whole
+ * model. Further errors: ABI_MISMATCH, BAD_TENSOR_SHAPE, BAD_TENSOR_STRIDES. */
 QWEN3_API struct Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwen3Weights *weights, int32_t device,
                                                 int32_t ndev, const int32_t *dev_ids, const Qwen3ModelOptions *options);
 
@@ -541,7 +673,7 @@ QWEN3_API size_t qwen3StructSize(int32_t kind);
  * model. */
 QWEN3_API const char *qwen3BuildInfo(const struct Qwen3Model *model);
 
-/* Fills *stats (struct_size set by the caller). Errors: NULL_POINTER, ABI_MISMATCH. */
+/* Fills *stats as far as its struct_size, which the caller sets. Errors: NULL_POINTER, ABI_MISMATCH. */
 QWEN3_API int32_t qwen3GetStats(const struct Qwen3Model *model, Qwen3Stats *stats);
 
 #ifdef __cplusplus
