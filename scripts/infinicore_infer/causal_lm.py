@@ -27,17 +27,12 @@ from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.checkpoint.weights import Qwen3WeightsImpl, Qwen3WeightsNaming
 from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.generate.repetition import RepetitionDetector
+from infinicore_infer.generate.results import GenerationPiece, GenerationResult, TokenLogprobs
 from infinicore_infer.generate.sampling import SamplingParams, check_whole
 from infinicore_infer.generate.score import PerplexityResult
 from infinicore_infer.generate.score import perplexity as score_perplexity
-from infinicore_infer.generate.sequence import (
-    GenerationPiece,
-    GenerationResult,
-    GenerationSequence,
-    GenerationStream,
-    TokenLogprobs,
-    run_sequences,
-)
+from infinicore_infer.generate.sequence import GenerationSequence
+from infinicore_infer.generate.stream import GenerationStream, run_sequences
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, token_list
 from infinicore_infer.native.weight_cache import CheckpointCache

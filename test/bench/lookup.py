@@ -13,8 +13,10 @@ import argparse
 import os
 
 import numpy as np
+from infinicore_infer.generate.results import GenerationResult
 from infinicore_infer.generate.sampling import SamplingParams
-from infinicore_infer.generate.sequence import GenerationResult, GenerationSequence, run_sequences
+from infinicore_infer.generate.sequence import GenerationSequence
+from infinicore_infer.generate.stream import run_sequences
 from infinicore_infer.tools.bench import SHAPES, Bench, commit_name, cpu_name
 from libinfinicore_infer import DataType
 

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 from infinicore_infer.generate import drafts
-from infinicore_infer.generate.drafts import PromptLookup, RepetitionIndex, StepCosts, draft_lengths
+from infinicore_infer.generate.drafts import StepCosts, draft_lengths
+from infinicore_infer.generate.lookup import PromptLookup, RepetitionIndex
+from infinicore_infer.generate.results import GenerationResult
 from infinicore_infer.generate.sampling import SamplingParams
-from infinicore_infer.generate.sequence import GenerationResult, GenerationSequence, run_sequences
+from infinicore_infer.generate.sequence import GenerationSequence
+from infinicore_infer.generate.stream import run_sequences
 from infinicore_infer.native.model import StepRequest, sampling_struct
 from libinfinicore_infer import Qwen3OutOfKVError
 from python.helpers import DEMO

@@ -22,7 +22,7 @@ from infinicore_infer.engine.jobs import Submission
 from infinicore_infer.engine.llm import LLM
 from infinicore_infer.engine.pace import Pace
 from infinicore_infer.engine.prefix_cache import PrefixCache
-from infinicore_infer.generate.sequence import plan_step
+from infinicore_infer.generate.plan import plan_step
 from libinfinicore_infer import Qwen3Error
 from python.helpers import DEMO
 from qwen3 import Qwen3ForCausalLM
@@ -261,8 +261,8 @@ def test_short_prompts_do_not_wait_for_long_ones(llm: LLM) -> None:
             llm.engine.make_job(Submission([1] * count, [settings]), print).sequence
             for count in remaining
         ]
-        counts = {id(sequence): count for sequence, count in plan_step(active, budget)}
-        return [counts.get(id(sequence), 0) for sequence in active]
+        counts = {share.sequence: share.count for share in plan_step(active, budget)}
+        return [counts.get(sequence, 0) for sequence in active]
 
     assert plan(100, 300, 200, 30, 1) == [69, 0, 30, 1]
     assert plan(101, 300, 200, 80, 1) == [50, 0, 50, 1]

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from infinicore_infer.engine.config import EngineConfig
-from infinicore_infer.engine.drafting import MAX_DRAFTING, BatchDrafter
-from infinicore_infer.engine.engine import Engine
+from infinicore_infer.engine.engine import MAX_DRAFTING, MAX_DRAFTS, Engine
 from infinicore_infer.engine.jobs import Submission
 from infinicore_infer.engine.llm import LLM
 from infinicore_infer.generate import drafts
-from infinicore_infer.generate.drafts import StepCosts
+from infinicore_infer.generate.drafts import Drafter, StepCosts
+from infinicore_infer.generate.lookup import LookupSource
+from infinicore_infer.generate.plan import Share
+from infinicore_infer.generate.sequence import GenerationSequence
 from python.helpers import DEMO
 from qwen3 import Qwen3ForCausalLM
 from serving import LiveServer
@@ -178,6 +180,13 @@ def test_nothing_is_guessed_where_it_must_not(make_server: Make, policy: str) ->
     assert policy != "every guess" or stats.drafted_tokens > 0
 
 
+def chosen(plan: Sequence[tuple[GenerationSequence, int]]) -> list[int]:
+    """Returns how many drafts each share of a step gets with the engine's policy."""
+    shares = [Share(sequence, count) for sequence, count in plan]
+    Drafter(LookupSource(), max_sequences=MAX_DRAFTING, max_drafts=MAX_DRAFTS).choose(shares)
+    return [len(share.drafts) for share in shares]
+
+
 def test_not_for_full_batches(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not in steps with parts of prompts, which take long as it is."""
     monkeypatch.setattr(drafts, "draft_lengths", every_guess)
@@ -189,12 +198,12 @@ def test_not_for_full_batches(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None
         sequence = llm.engine.make_job(Submission(tokens, [params]), print).sequence
         sequence.position = len(tokens) - 1
         sequences.append(sequence)
-        lengths = [len(guess) for guess in BatchDrafter().choose([(s, 1) for s in sequences])]
+        lengths = chosen([(sequence, 1) for sequence in sequences])
         assert lengths == (
             [min(20, 32 // (i + 1))] * (i + 1) if i < MAX_DRAFTING else [0] * (i + 1)
         )
     sequences[1].position = 3
-    assert BatchDrafter().choose([(sequences[0], 1), (sequences[1], 5)]) == [[], []]
+    assert chosen([(sequences[0], 1), (sequences[1], 5)]) == [0, 0]
 
 
 def test_settings() -> None:

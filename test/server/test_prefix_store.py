@@ -15,7 +15,7 @@ import pytest
 from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.llm import LLM
 from infinicore_infer.engine.prefix_store import PrefixStore
-from infinicore_infer.generate.sequence import GenerationResult
+from infinicore_infer.generate.results import GenerationResult
 from infinicore_infer.native import cache_files
 from infinicore_infer.native.model import KVCache
 from libinfinicore_infer import Qwen3NotImplementedError

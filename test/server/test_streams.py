@@ -12,7 +12,7 @@ import pytest
 from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.engine.jobs import Update
 from infinicore_infer.engine.wakeups import Wakeups
-from infinicore_infer.generate.sequence import GenerationPiece
+from infinicore_infer.generate.results import GenerationPiece
 from infinicore_infer.server.service import EventStream
 from serving import CAPITAL, LiveServer, slow_steps
 

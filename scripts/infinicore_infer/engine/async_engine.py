@@ -13,7 +13,7 @@ from infinicore_infer.causal_lm import Prompt
 from infinicore_infer.engine.engine import Engine
 from infinicore_infer.engine.jobs import Job, Submission, Update
 from infinicore_infer.engine.wakeups import Wakeups
-from infinicore_infer.generate.sequence import GenerationPiece, GenerationResult
+from infinicore_infer.generate.results import GenerationPiece, GenerationResult
 
 
 class AsyncStream(AsyncIterator[tuple[int, Update]]):

@@ -2,8 +2,9 @@
 
 Every step takes one token of each answer in progress and fills the rest of its budget with parts of
 prompts. The budget follows the machine's speed, so that answers keep flowing while a long prompt
-loads. When KV memory runs out, remembered prefixes go first, then the youngest request steps back
-and is computed again later, with the same answer.
+loads. When KV memory runs out, remembered prefixes go before a request has to step back. The loop
+of a step is :class:`Batch`; here is what many requests need besides: a queue, deadlines, remembered
+prefixes, the pace, statistics.
 """
 
 from __future__ import annotations
@@ -13,9 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-
-from libinfinicore_infer import Qwen3OutOfKVError
 
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.engine.config import (
@@ -25,19 +23,32 @@ from infinicore_infer.engine.config import (
     EngineStats,
     StepFailedError,
 )
-from infinicore_infer.engine.drafting import BatchDrafter
 from infinicore_infer.engine.job_queue import JobQueue
 from infinicore_infer.engine.jobs import Job, Submission, Update
 from infinicore_infer.engine.pace import Pace
 from infinicore_infer.engine.prefix_cache import PrefixCache
 from infinicore_infer.engine.prefix_loads import PrefixLoads
 from infinicore_infer.engine.prefix_store import PrefixStore
-from infinicore_infer.engine.scoring import score_prompt
 from infinicore_infer.engine.wakeups import Wakeups
-from infinicore_infer.generate.sequence import plan_step
-from infinicore_infer.native.model import StepResult
+from infinicore_infer.generate.batch import (
+    Batch,
+    Computed,
+    Delivered,
+    Outcome,
+    StepFailed,
+    SteppedBack,
+)
+from infinicore_infer.generate.drafts import Drafter
+from infinicore_infer.generate.lookup import LookupSource
+from infinicore_infer.generate.results import GenerationPiece
+from infinicore_infer.generate.sequence import GenerationSequence
 
 _LOG = logging.getLogger("infinicore_infer.engine")
+
+# With more answers in a step, it is busy enough: drafts would hold up the others' tokens.
+MAX_DRAFTING = 4
+# Most drafts of a step.
+MAX_DRAFTS = 32
 
 
 class Engine:
@@ -76,9 +87,15 @@ class Engine:
         self._queue = JobQueue(self.config)
         self._loads = PrefixLoads(self._prefix, self._queue.wake)
         # All that follows is the engine thread's alone.
-        self._active: list[Job] = []
-        self._drafter = BatchDrafter()
-        self._batch_limit = self.config.max_batch
+        self._active: dict[GenerationSequence, Job] = {}
+        self._batch = Batch(
+            self._native,
+            self.config.max_batch,
+            Drafter(LookupSource(), max_sequences=MAX_DRAFTING, max_drafts=MAX_DRAFTS),
+            # A file that is being read takes memory before it is remembered.
+            reclaim=lambda: self._prefix.evict() or self._loads.settle(),
+            isolate=True,
+        )
         self._pace = Pace(self.config)
         self._job_seconds = 1.0
         self._stats = EngineStats(kv_limit_bytes=stats["kv_limit_bytes"])
@@ -175,12 +192,12 @@ class Engine:
             except Exception as error:
                 # A bug outside of what is handled below must not end the service.
                 _LOG.exception("engine cycle failed")
-                self._count(failed_steps=1)
-                for job in list(self._active):
+                self._stats.failed_steps += 1
+                for job in list(self._active.values()):
                     self._fail(job, StepFailedError(f"internal error: {error}"))
             self._publish()
             self.wakeups.flush()
-        for job in [*self._active, *self._queue.snapshot()]:
+        for job in [*self._active.values(), *self._queue.snapshot()]:
             self._fail(job, EngineClosedError("the engine was closed"))
         self.wakeups.flush()
         self._loads.close()
@@ -190,27 +207,21 @@ class Engine:
     def _cycle(self) -> None:
         self._reap()
         self._admit()
-        for job in self._active:
-            if job.sequence.scoring:
-                self._guard([job], partial(score_prompt, self._native, job.sequence))
-                break
-        sequences = {id(job.sequence): job for job in self._active if not job.sequence.scoring}
-        if sequences:
-            active = [job.sequence for job in sequences.values()]
-            plan = plan_step(active, self._pace.budget(active))
-            self._step([(sequences[id(sequence)], count) for sequence, count in plan])
+        if self._active:
+            for outcome in self._batch.step(self._pace.budget(self._batch.ready)):
+                self._take(outcome)
 
     def _reap(self) -> None:
         """End jobs whose client left or whose time is over."""
         now = time.monotonic()
-        for job in [*self._active, *self._queue.snapshot()]:
+        for job in [*self._active.values(), *self._queue.snapshot()]:
             if job.cancelled:
                 self._finish(job, Update(done=True))
             elif job.deadline is not None and now > job.deadline:
                 self._fail(job, DeadlineError("the request took longer than allowed"))
 
     def _admit(self) -> None:
-        while len(self._active) < self._batch_limit:
+        while self._batch.room > 0:
             job = self._queue.take()
             # After that, so that what the job waited for is remembered.
             self._loads.collect()
@@ -219,122 +230,64 @@ class Engine:
             if self._loads.begin(job):
                 self._queue.put_back(job)
                 continue
-            self._active.append(job)
+            self._active[job.sequence] = job
             try:
                 self._start(job)
             except Exception as error:
-                _LOG.exception("request %s could not start", job.name)
-                self._fail(job, StepFailedError(str(error)))
+                self._give_up(job, error)
 
     def _start(self, job: Job) -> None:
-        sequence = job.sequence
+        sequence, cache = job.sequence, None
         first = job.started is None
         if sequence.prompt_logprobs is None:
             again = job.leader is not None or job.load is not None or not first
-            sequence.cache, job.origin = self._prefix.match(sequence.all_tokens, again)
-        cached = sequence.result.reused_tokens
-        sequence.start(self._native)
+            cache, job.origin = self._prefix.match(sequence.all_tokens, again)
+        self._batch.add(sequence, cache)
         job.shared = sequence.position
         if first:
             job.started = time.monotonic()
-            cached = sequence.result.reused_tokens
-            self._count(cached_tokens=cached, prompt_tokens=sequence.result.prompt_tokens)
-        sequence.result.reused_tokens = cached
+            self._stats.cached_tokens += sequence.result.reused_tokens
+            self._stats.prompt_tokens += sequence.result.prompt_tokens
 
-    def _compute(self, plan: list[tuple[Job, int]], drafts: list[list[int]]) -> list[StepResult]:
-        """Run the library; empty the drafts if there is memory only without them."""
+    def _take(self, outcome: Outcome) -> None:
+        """Deal with one thing that came of a step."""
+        stats = self._stats
+        if isinstance(outcome, Delivered):
+            job = self._active.get(outcome.sequence)
+            # Unless it has just failed below.
+            if job is not None:
+                try:
+                    self._deliver(job, outcome.piece)
+                except Exception as error:
+                    self._give_up(job, error)
+        elif isinstance(outcome, Computed):
+            stats.steps += 1
+            stats.step_seconds += outcome.seconds
+            stats.drafted_tokens += outcome.drafted
+            stats.accepted_tokens += outcome.accepted
+            self._pace.record(outcome.shares, outcome.tokens, outcome.seconds)
+        elif isinstance(outcome, SteppedBack):
+            stats.preemptions += 1
+            self._queue.put_back(self._active.pop(outcome.sequence))
+        elif isinstance(outcome, StepFailed):
+            stats.failed_steps += 1
+            jobs = [self._active[sequence] for sequence in outcome.sequences]
+            _LOG.error("a step of %d requests failed", len(jobs), exc_info=outcome.error)
+            if len(jobs) == 1:
+                self._fail(jobs[0], StepFailedError(f"the step failed: {outcome.error}"))
+        else:
+            self._give_up(self._active[outcome.sequence], outcome.error)
 
-        def run() -> list[StepResult]:
-            parts = zip(plan, drafts, strict=True)
-            return self._native.step([j.sequence.request(count, new) for (j, count), new in parts])
-
-        try:
-            return run()
-        except Qwen3OutOfKVError:
-            if not any(drafts):
-                raise
-            drafts[:] = [[] for _ in plan]
-            return run()
-
-    def _step(self, plan: list[tuple[Job, int]]) -> None:
-        """Compute one step; if it fails, its parts alone, so that only the culprits fail."""
-        drafts = self._drafter.choose([(job.sequence, count) for job, count in plan])
-        begin = time.perf_counter()
-        results = self._guard(
-            [job for job, _ in plan],
-            partial(self._compute, plan, drafts),
-            isolate=partial(self._isolate, plan),
-        )
-        if results is None:
-            return
-        seconds = time.perf_counter() - begin
-        self._drafter.record(len(plan) + sum(map(len, drafts)), seconds)
-        tokens = sum(count for _, count in plan)
-        self._count(steps=1, step_seconds=seconds)
-        self._pace.record(len(plan), tokens, seconds)
-        for (job, count), new, result in zip(plan, drafts, results, strict=True):
-            try:
-                self._advance(job, count, new, result)
-            except Exception as error:
-                _LOG.exception("request %s failed", job.name)
-                self._fail(job, StepFailedError(str(error)))
-
-    def _isolate(self, plan: list[tuple[Job, int]]) -> None:
-        """Compute the parts of a step one by one."""
-        for part in plan:
-            # One of them may have made another give way.
-            if part[0] in self._active:
-                self._step([part])
-
-    def _guard(
-        self,
-        jobs: list[Job],
-        work: Callable[[], list[StepResult]],
-        isolate: Callable[[], None] | None = None,
-    ) -> list[StepResult] | None:
-        """Return the results of a step, or ``None`` once its failure has been dealt with."""
-        try:
-            return work()
-        except Qwen3OutOfKVError as error:
-            self._make_room(error)
-        except Exception as error:
-            self._count(failed_steps=1)
-            _LOG.exception("a step of %d requests failed", len(jobs))
-            if len(jobs) > 1 and isolate is not None:
-                isolate()
-            else:
-                for job in jobs:
-                    self._fail(job, StepFailedError(f"the step failed: {error}"))
-        return None
-
-    def _make_room(self, error: Exception) -> None:
-        """Free KV memory: a remembered prefix, else the youngest request's, to be redone later."""
-        # A file that is being read takes memory before it is remembered.
-        if self._prefix.evict() or self._loads.settle():
-            return
-        youngest = max(self._active, key=lambda job: job.arrival)
-        if len(self._active) == 1:
-            self._fail(youngest, StepFailedError(str(error)))
-            return
-        youngest.sequence.release()
-        self._active.remove(youngest)
-        # No new requests until one is done, or the same memory is missing again.
-        self._batch_limit = len(self._active)
-        self._queue.put_back(youngest)
-        self._count(preemptions=1)
-
-    def _advance(self, job: Job, count: int, drafts: list[int], result: StepResult) -> None:
-        self._count(drafted_tokens=len(drafts), accepted_tokens=result.accepted)
-        for piece in job.sequence.advance_drafts(count, drafts, result):
-            self._count(generated_tokens=1)
-            if not job.prefilled:
-                self._remember(job, job.sequence.result.prompt_tokens)
-                job.prefilled = True
-            update = Update(piece=piece, done=job.sequence.finished)
-            if update.done:
-                self._finish(job, update)
-            else:
-                job.send(update)
+    def _deliver(self, job: Job, piece: GenerationPiece) -> None:
+        self._stats.generated_tokens += 1
+        if not job.prefilled:
+            self._remember(job, job.sequence.result.prompt_tokens)
+            job.prefilled = True
+        update = Update(piece=piece, done=job.sequence.finished)
+        if update.done:
+            self._finish(job, update)
+        else:
+            job.send(update)
 
     def _remember(self, job: Job, count: int) -> None:
         sequence = job.sequence
@@ -343,6 +296,11 @@ class Engine:
             node = self._prefix.insert(tokens, sequence.cache, job.origin, job.shared)
             if node is not None:
                 job.origin, job.shared = node, node.depth
+
+    def _give_up(self, job: Job, error: Exception) -> None:
+        """End a job because of an error that nobody expected."""
+        _LOG.error("request %s failed", job.name, exc_info=error)
+        self._fail(job, StepFailedError(str(error)))
 
     def _fail(self, job: Job, error: Exception) -> None:
         self._finish(job, Update(error=error, done=True))
@@ -357,26 +315,17 @@ class Engine:
             _LOG.exception("could not remember the prefix of request %s", job.name)
         if not sequence.finished:
             sequence.finish("cancelled")
-        sequence.release()
+        self._batch.remove(sequence)
+        self._active.pop(sequence, None)
         job.prefilled = True  # whoever waits for its prefix need not wait longer
-        if job in self._active:
-            self._active.remove(job)
-            # With memory short, one may follow; otherwise the limit is the configured one.
-            limit = self.config.max_batch
-            short = self._batch_limit < limit
-            self._batch_limit = len(self._active) + 1 if short else limit
         self._queue.ending(job)
         if not len(self._queue):
-            self._batch_limit = self.config.max_batch
+            self._batch.lift_limit()
         if job.started is not None:
             self._job_seconds += 0.2 * (time.monotonic() - job.started - self._job_seconds)
         self._publish()
         job.send(update)
         self._queue.told()
-
-    def _count(self, **added: float) -> None:
-        for name, value in added.items():
-            setattr(self._stats, name, getattr(self._stats, name) + value)
 
     def _publish(self) -> None:
         """Refresh the snapshot of what only this thread may ask the library."""

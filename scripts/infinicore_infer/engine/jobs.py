@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +11,12 @@ from dataclasses import dataclass, field
 from infinicore_infer.engine.prefix_cache import PrefixNode
 from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.generate.repetition import RepetitionDetector
+from infinicore_infer.generate.results import GenerationPiece
 from infinicore_infer.generate.sampling import SamplingParams
-from infinicore_infer.generate.sequence import GenerationPiece, GenerationSequence
+from infinicore_infer.generate.sequence import GenerationSequence
 from infinicore_infer.native.model import KVCache
 
 _LOG = logging.getLogger("infinicore_infer.engine")
-_ARRIVALS = itertools.count()
 
 
 @dataclass(slots=True)
@@ -81,7 +80,6 @@ class Job:
         started: When it left the queue.
         first: When its first token came.
         last: When its latest token came.
-        arrival: A number that grows from job to job.
     """
 
     sequence: GenerationSequence
@@ -99,7 +97,6 @@ class Job:
     started: float | None = None
     first: float | None = None
     last: float | None = None
-    arrival: int = field(default_factory=lambda: next(_ARRIVALS))
 
     @property
     def startable(self) -> bool:

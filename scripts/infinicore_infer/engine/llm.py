@@ -19,7 +19,7 @@ from infinicore_infer.causal_lm import Prompt, Qwen3ForCausalLM
 from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
 from infinicore_infer.engine.jobs import Job, Submission, Update
-from infinicore_infer.generate.sequence import GenerationResult
+from infinicore_infer.generate.results import GenerationResult
 from infinicore_infer.text.chat_template import Message
 
 

@@ -1,25 +1,19 @@
-"""Prompt lookup: guesses next tokens from what followed the same words before.
+"""Drafts: guesses of next tokens that a step verifies, and how many of them pay.
 
-Summaries, quotes, code edits and structured text repeat their prompt. One step that verifies
-several guesses costs little more than one that decodes a token, because both read all weights once.
-The tokens are those of plain decoding whatever is guessed; only the speed depends on it.
+One step that verifies several guesses costs little more than one that decodes a token, because both
+read all weights once. The tokens are those of plain decoding whatever is guessed; only the speed
+depends on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-# Shortest and longest repetition that is told apart, in tokens.
-_MIN_MATCH, _MAX_MATCH = 2, 16
-# Earlier places with the same last two tokens that are compared; the nearest ones first.
-_MAX_CANDIDATES = 32
-
-# Repetitions are judged in classes: shorter than 3, 5, 9 tokens, and longer. To begin with, guesses
-# count as having been right so often for each time they were wrong.
-_CLASSES = (3, 5, 9)
-_PRIOR_RIGHT = (1.0, 1.5, 3.0, 5.0)
-# Share that what has been counted so far keeps with every new count.
-_MEMORY = 0.95
+from infinicore_infer.generate.plan import Share
+from infinicore_infer.generate.sequence import GenerationSequence
+from infinicore_infer.native.model import StepResult
 
 # Growth of a step's time per further row, as part of the time of one, until it is measured.
 _ROW_COST = 0.2
@@ -27,102 +21,52 @@ _ROW_COST = 0.2
 _NEW_WEIGHT, _MAX_AGE = 0.4, 256
 # Gain in expected speed below which guesses are not worth the risk.
 _MIN_GAIN = 1.03
+# More than any step can verify.
+_UNLIMITED = 1 << 30
 
 
-class RepetitionIndex:
-    """Finds where the end of a growing token list occurred before, in constant time per token.
-
-    Places are chained by their last two tokens, as match finders of data compressors do.
-    """
-
-    def __init__(self, tokens: list[int]) -> None:
-        """Index a list; what is appended to it later is seen by :meth:`find`."""
-        self._tokens = tokens
-        self._last: dict[tuple[int, int], int] = {}
-        self._before: list[int] = []  # the place before with the same two tokens, or -1
-
-    def _update(self) -> None:
-        tokens, last, before = self._tokens, self._last, self._before
-        for i in range(len(before), len(tokens)):
-            # Place 0 has no token before it: -1 is no token id.
-            key = (tokens[i - 1] if i else -1, tokens[i])
-            before.append(last.get(key, -1))
-            last[key] = i
-
-    def find(self) -> tuple[int, int]:
-        """Return the index after the longest earlier occurrence and its length; (0, 0): none.
-
-        Of equally long ones it is the latest. Lengths above 16 tokens are not told apart.
-        """
-        self._update()
-        tokens = self._tokens
-        end = len(tokens) - 1
-        best, longest = 0, 0
-        place = self._before[end] if tokens else -1
-        for _ in range(_MAX_CANDIDATES):
-            if place < 0 or longest == _MAX_MATCH:
-                break
-            length = _MIN_MATCH
-            while (
-                length < _MAX_MATCH
-                and length <= place
-                and tokens[place - length] == tokens[end - length]
-            ):
-                length += 1
-            if length > longest:
-                best, longest = place + 1, length
-            place = self._before[place]
-        return best, longest
-
-
-class PromptLookup:
-    """Guesses of one sequence, and how good they were.
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a source guesses for one sequence.
 
     Attributes:
-        limit: Most guesses to verify in a step.
-        guesses: What may come next, at most one more than ``limit``.
+        tokens: What may come next; may be empty.
+        chance: How likely a token is right if those before it are.
     """
 
-    def __init__(self, tokens: list[int], limit: int) -> None:
-        """Guess how a token list goes on, which others append to."""
-        self.limit = limit
-        self.guesses: list[int] = []
-        self._tokens = tokens
-        self._index = RepetitionIndex(tokens)
-        self._class = 0
-        self._right = list(_PRIOR_RIGHT)
-        self._wrong = [1.0] * len(_PRIOR_RIGHT)
+    tokens: Sequence[int]
+    chance: float
 
-    def guess(self) -> None:
-        """Guess what follows the tokens there are now."""
-        start, length = self._index.find()
-        # The repetition may reach up to its own beginning: then what it says repeats.
-        period = len(self._tokens) - start
-        count = self.limit + 1 if length else 0
-        self.guesses = [self._tokens[start + i % period] for i in range(count)]
-        self._class = sum(length >= bound for bound in _CLASSES)
 
-    @property
-    def chance(self) -> float:
-        """How likely a guess is right if those before it are."""
-        right = self._right[self._class]
-        return right / (right + self._wrong[self._class])
+NO_PROPOSAL = Proposal((), 0.0)
 
-    def learn(self, tokens: Sequence[int]) -> None:
-        """Compare the guesses, verified or not, with the tokens that came; then forget them."""
-        compared = list(zip(self.guesses, tokens, strict=False))
-        right = next((i for i, (a, b) in enumerate(compared) if a != b), len(compared))
-        for counts, new in ((self._right, right), (self._wrong, int(right < len(compared)))):
-            if compared:
-                counts[self._class] = counts[self._class] * _MEMORY + new
-        self.guesses = []
+
+class DraftSource(Protocol):
+    """Guesses how sequences go on: from repetitions in them, or with a small model, say.
+
+    One source serves all sequences of a batch, so that it can compute them together.
+    """
+
+    def propose(
+        self, sequences: Sequence[GenerationSequence], most: int
+    ) -> Sequence[Proposal | None]:
+        """Return a proposal of at most ``most`` tokens for each sequence.
+
+        ``None`` says that this source is not to guess for the sequence. All of them have one known
+        token that is not computed yet; no proposal may exceed the sequence's ``draft_room``.
+        """
+
+    def learn(self, sequence: GenerationSequence, tokens: Sequence[int]) -> None:
+        """Take the tokens that came after a proposal, of which perhaps nothing was verified."""
+
+    def forget(self, sequence: GenerationSequence) -> None:
+        """Drop what is kept for a sequence; it may come back."""
 
 
 class StepCosts:
     """How long steps take by their number of rows: measured, and estimated in between."""
 
     def __init__(self) -> None:
-        """Know nothing."""
         self._steps = 0
         self._known: dict[int, tuple[float, int]] = {}  # rows: seconds, number of the step
 
@@ -184,24 +128,65 @@ def draft_lengths(costs: StepCosts, candidates: Sequence[tuple[float, int]]) -> 
 
 
 class Drafter:
-    """Decides what to guess in each decoding step of a run.
+    """Decides what to guess in each step of a batch, and learns from how long steps take."""
 
-    Attributes:
-        enabled: Whether to guess at all.
-    """
+    def __init__(
+        self,
+        source: DraftSource,
+        *,
+        max_sequences: int | None = None,
+        max_drafts: int | None = None,
+    ) -> None:
+        """Take a policy.
 
-    def __init__(self) -> None:
-        """Know nothing about the speed of steps yet."""
-        self.enabled = True
+        Args:
+            source: Where guesses come from.
+            max_sequences: With more sequences in a step, nothing is guessed; ``None``: no limit.
+            max_drafts: Most guesses of a step, split evenly; ``None``: no limit.
+        """
+        self._source = source
+        self._max_sequences = _UNLIMITED if max_sequences is None else max_sequences
+        self._max_drafts = _UNLIMITED if max_drafts is None else max_drafts
         self._costs = StepCosts()
+        self._watching = False
 
-    def choose(self, guesses: Sequence[tuple[float, list[int]]]) -> list[list[int]]:
-        """Return the guesses to verify of each sequence, given their chances and all of them."""
-        if not self.enabled or not any(tokens for _, tokens in guesses):
-            return [[] for _ in guesses]
-        lengths = draft_lengths(self._costs, [(chance, len(t)) for chance, t in guesses])
-        return [tokens[:length] for (_, tokens), length in zip(guesses, lengths, strict=True)]
+    def choose(self, shares: Sequence[Share]) -> None:
+        """Set the drafts of a step's shares; there may be none."""
+        self._watching = False
+        if len(shares) > self._max_sequences:
+            return
+        # Parts of prompts make a step long as it is, and drafts would make it longer.
+        sequences = [share.sequence for share in shares]
+        if not all(sequence.remaining == 1 for sequence in sequences):
+            return
+        proposals = self._source.propose(sequences, self._max_drafts // len(sequences))
+        self._watching = any(proposal is not None for proposal in proposals)
+        if not self._watching:
+            return
+        known = [proposal or NO_PROPOSAL for proposal in proposals]
+        lengths = [0] * len(known)
+        if any(proposal.tokens for proposal in known):
+            candidates = [(proposal.chance, len(proposal.tokens)) for proposal in known]
+            lengths = draft_lengths(self._costs, candidates)
+        for share, proposal, length in zip(shares, known, lengths, strict=True):
+            share.drafts = proposal.tokens[:length]
 
     def record(self, rows: int, seconds: float) -> None:
-        """Learn how long a step of ``rows`` tokens took."""
-        self._costs.record(rows, seconds)
+        """Learn how long the step took that was chosen for last.
+
+        Args:
+            rows: Its tokens and drafts.
+            seconds: Its duration.
+        """
+        if self._watching:
+            self._costs.record(rows, seconds)
+
+    def learn(self, share: Share, result: StepResult) -> None:
+        """Tell the source which tokens came of a share that was chosen for last."""
+        if self._watching:
+            tokens = [*share.drafts[: result.accepted], result.token]
+            self._source.learn(share.sequence, tokens)
+
+    def forget(self, sequence: GenerationSequence) -> None:
+        """Drop what is kept for a sequence that leaves."""
+        self._source.forget(sequence)

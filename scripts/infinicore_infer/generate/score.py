@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infinicore_infer.native.model import NativeModel, StepRequest
+from infinicore_infer.generate.results import TokenLogprobs
+from infinicore_infer.generate.sequence import GenerationSequence
+from infinicore_infer.native.model import KVCache, NativeModel, StepRequest
 
 # Logits of a step are [tokens, dvoc] float32: 64 tokens of a 151,936-token vocabulary are 39 MB.
 _STEP_TOKENS = 64
@@ -74,3 +76,51 @@ def perplexity(
     if count == 0:
         raise ValueError("perplexity needs at least two tokens")
     return PerplexityResult(nll, count)
+
+
+def score_chunk(
+    model: NativeModel, cache: KVCache, tokens: Sequence[int], position: int, top: int
+) -> list[TokenLogprobs]:
+    """Compute all tokens but the last and return the log-probabilities of all but the first.
+
+    Args:
+        model: The model.
+        cache: The cache of the sequence.
+        tokens: At least two.
+        position: Position of the first one.
+        top: How many likeliest tokens to report with each.
+
+    Raises:
+        Qwen3Error: The library failed.
+    """
+    logits = model.forward([StepRequest(cache, tokens[:-1], position)]).astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    result = []
+    for row, token in zip(logits, tokens[1:], strict=True):
+        best: list[tuple[int, float]] = []
+        if top:
+            # Ties go to the lower id, as in the library.
+            candidates = np.argpartition(-row, min(top, row.size - 1))[: top + 1]
+            order = sorted(candidates.tolist(), key=lambda token: (-row[token], token))[:top]
+            best = [(token, float(row[token])) for token in order]
+        result.append(TokenLogprobs(token, float(row[token]), best))
+    return result
+
+
+def score_prompt(model: NativeModel, sequence: GenerationSequence) -> None:
+    """Compute a part of a prompt, and the log-probabilities of the tokens that it predicts.
+
+    Args:
+        model: The model.
+        sequence: Started, with ``scoring`` set.
+
+    Raises:
+        Qwen3Error: The library failed.
+    """
+    assert sequence.cache is not None and sequence.prompt_logprobs is not None
+    begin = sequence.position
+    count = min(sequence.remaining - 1, _STEP_TOKENS)
+    tokens = sequence.all_tokens[begin : begin + count + 1]
+    top = sequence.prompt_logprobs
+    sequence.advance_scores(score_chunk(model, sequence.cache, tokens, begin, top))

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.engine.jobs import Job, Submission, Update
-from infinicore_infer.generate.sequence import TokenLogprobs
+from infinicore_infer.generate.results import TokenLogprobs
 from infinicore_infer.server.errors import ApiError, from_exception, json_response, named
 from infinicore_infer.server.openai.chat import check_length
 from infinicore_infer.server.openai.fields import CompletionBody

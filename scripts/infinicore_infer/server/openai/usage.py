@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from infinicore_infer.engine.jobs import Job
-from infinicore_infer.generate.sequence import TokenLogprobs
+from infinicore_infer.generate.results import TokenLogprobs
 from infinicore_infer.server.errors import finite
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
