@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from infinicore_infer.checkpoint.config import ConfigError, ConfigKeyError, Qwen
 from infinicore_infer.checkpoint.weights import field_shapes
 from libinfinicore_infer import DataType, Qwen3ModelOptions, RopeType
 from python.helpers import OFFICIAL, edit_json, published_config
+from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 from transformers import Qwen3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -93,7 +95,6 @@ def test_transformers_form_equals_published_form(tmp_path: Path) -> None:
         "vocab_size",
         "rms_norm_eps",
         "rope_theta",
-        "torch_dtype",
         "eos_token_id",
         "model_type",
         "hidden_act",
@@ -143,11 +144,13 @@ def test_missing_key_names_file_and_key(key: str, tmp_path: Path) -> None:
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"rope_theta": "big"}, "rope_theta"),
+        ({"rope_theta": 10**400}, "rope_theta"),
+        ({"rms_norm_eps": 10**9999}, "rms_norm_eps"),
+        ({"hidden_size": 10**400}, "hidden_size"),
         ({"head_dim": 127}, "head_dim"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
         ({"torch_dtype": "int8"}, "int8"),
-        ({"eos_token_id": 151936}, "eos_token_id"),
         ({"eos_token_id": [1, "x"]}, "eos_token_id"),
     ],
 )
@@ -156,7 +159,9 @@ def test_refusals_name_the_reason(changes: dict[str, Any], word: str) -> None:
         Qwen3MetaFromConfig(published_config(**changes))
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{", "\ufeff{}", '"x"'])
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "{", "\ufeff{}", '"x"', "[" * 100_000, '{"x": ' + "1" * 9999 + "}"]
+)
 def test_files_that_are_no_json_object(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text, "utf-8")
     with pytest.raises(ValueError, match=r"config\.json"):
@@ -185,6 +190,27 @@ def test_end_tokens(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.5}')
     assert Qwen3MetaFromConfig(tmp_path).end_tokens == [151645]
     assert Qwen3MetaFromConfig(published_config(eos_token_id=None)).end_tokens == []
+
+
+def test_end_tokens_that_the_model_cannot_say(caplog: pytest.LogCaptureFixture) -> None:
+    config = Qwen3MetaFromConfig(published_config(eos_token_id=[151936, 151645, -1]))
+    assert config.end_tokens == [151645]
+    assert "eos_token_id" in caplog.text and "151936" in caplog.text and "151935" in caplog.text
+
+
+@pytest.mark.parametrize("given", [..., None, "auto"])
+@pytest.mark.parametrize("stored", ["bf16", "f16", "f32"])
+def test_a_missing_dtype_is_that_of_the_weights(given: object, stored: str, tmp_path: Path) -> None:
+    spec = CheckpointSpec("small", nlayer=1, d=32, di=64, dvoc=64, dtype=stored)
+    folder = make_checkpoint(spec, tmp_path)
+    edit_json(folder / "config.json", dtype=..., torch_dtype=given)
+    assert Qwen3MetaFromConfig(folder).dt_logits == DataType.parse(stored)
+
+
+def test_files_that_are_pipes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json: is not a regular file"):
+        Qwen3MetaFromConfig(tmp_path)
 
 
 def test_dtype_override() -> None:

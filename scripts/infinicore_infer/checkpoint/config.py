@@ -9,6 +9,7 @@ scalings) is refused by name.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 from libinfinicore_infer import DataType, Qwen3Meta, Qwen3ModelOptions, RopeType
 
+from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.json_files import read_json_object
 
 # Keys of one rotary configuration that each type understands, besides the type and rope_theta.
@@ -46,6 +48,8 @@ _ROPE_KEYS: dict[str, frozenset[str]] = {
     ),
 }
 
+_LOG = logging.getLogger("infinicore_infer.checkpoint")
+
 
 class ConfigError(ValueError):
     """A model's configuration has a wrong value, or asks for something unsupported."""
@@ -57,6 +61,15 @@ class ConfigKeyError(ConfigError, KeyError):
     def __str__(self) -> str:
         """Return the message; KeyError would quote it."""
         return str(self.args[0])
+
+
+def _short(value: object) -> str:
+    """Return a value for a message; an integer of thousands of digits has no text at all."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class _Reader:
@@ -81,19 +94,23 @@ class _Reader:
         """Return a whole number from 1 to limit."""
         value = self.get(key)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.fail(key, f"must be a whole number, got {value!r}")
+            raise self.fail(key, f"must be a whole number, got {_short(value)}")
         if not 1 <= value <= limit:
-            raise self.fail(key, f"must be from 1 to {limit}, got {value}")
+            raise self.fail(key, f"must be from 1 to {limit}, got {_short(value)}")
         return value
 
     def positive(self, key: str) -> float:
         """Return a finite number above zero."""
         value = self.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.fail(key, f"must be a number, got {value!r}")
-        if not (math.isfinite(value) and value > 0):
-            raise self.fail(key, f"must be above zero and finite, got {value!r}")
-        return float(value)
+            raise self.fail(key, f"must be a number, got {_short(value)}")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not (math.isfinite(number) and number > 0):
+            raise self.fail(key, f"must be above zero and finite, got {_short(value)}")
+        return number
 
     def flag(self, key: str, default: bool | None = None) -> bool:
         """Return true or false; without a default the key is required."""
@@ -271,22 +288,42 @@ def _refuse_unsupported(config: _Reader) -> None:
 def token_ids(values: Mapping[str, Any], key: str, source: str, dvoc: int) -> list[int] | None:
     """Return a key that holds one token id or a list of them.
 
+    Ids beyond the vocabulary are left out with a warning: a model cannot say them. Fine-tunes that
+    cut or copied a vocabulary have such.
+
     Returns:
         The ids; an empty list for an explicit null, ``None`` when the key is absent.
 
     Raises:
-        ConfigError: A value is not a token id below dvoc.
+        ConfigError: A value is not a whole number.
     """
     if key not in values:
         return None
     value = values[key]
     ids = [] if value is None else value if isinstance(value, list) else [value]
     for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < dvoc:
-            raise ConfigError(
-                f"{source}: {key!r} has {token!r}; token ids are from 0 to {dvoc - 1}"
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise ConfigError(f"{source}: {key!r} has {_short(token)}, which is no token id")
+        if not 0 <= token < dvoc:
+            _LOG.warning(
+                "%s: %r has %s, which is ignored: token ids are from 0 to %d",
+                *(source, key, _short(token), dvoc - 1),
             )
-    return list(dict.fromkeys(ids))
+    return [token for token in dict.fromkeys(ids) if 0 <= token < dvoc]
+
+
+def _stored_dtype(source: str) -> DataType:
+    """Return the dtype that most weights beside a config.json have; bf16 if there are none."""
+    sizes: dict[DataType, int] = {}
+    folder = Path(source).parent
+    if any(folder.glob("*.safetensors")):
+        checkpoint = Checkpoint(folder)
+        for tensor in checkpoint.values():
+            if tensor.dtype in ("F16", "BF16", "F32"):
+                dtype = DataType[tensor.dtype]
+                sizes[dtype] = sizes.get(dtype, 0) + tensor.data.size
+        checkpoint.close()
+    return max(sizes, key=lambda dtype: sizes[dtype], default=DataType.BF16)
 
 
 class Qwen3MetaFromConfig(Qwen3Meta):
@@ -315,7 +352,8 @@ class Qwen3MetaFromConfig(Qwen3Meta):
 
         Args:
             config: A config.json, the folder it is in, or its contents.
-            dtype: Type of activations where the device computes in it; ``None``: the config's.
+            dtype: Type of activations where the device computes in it; ``None``: the config's, or
+                without one that of most weights beside it.
             max_tokens: A shorter context, in tokens; ``None``: all that the config allows.
             generation_config: Contents of generation_config.json; ``None``: read from beside a
                 config that is a file.
@@ -378,8 +416,8 @@ class Qwen3MetaFromConfig(Qwen3Meta):
         if chosen != DataType.DEFAULT:
             return chosen
         key = "dtype" if reader.values.get("dtype") is not None else "torch_dtype"
-        if reader.values.get(key) is None:
-            raise ConfigKeyError(f"{reader.source}: keys 'torch_dtype' and 'dtype' are missing")
+        if reader.values.get(key) in (None, "auto"):
+            return _stored_dtype(reader.source)
         try:
             stored = DataType.parse(reader.string(key))
             if stored.packed:

@@ -16,9 +16,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
         SafetensorsError: The file is not valid JSON, or not an object.
         OSError: The file cannot be read.
     """
+    if path.exists() and not path.is_file():
+        # Reading a pipe or a terminal would wait for ever.
+        raise SafetensorsError(f"{path}: is not a regular file")
     try:
         value = json.loads(path.read_bytes().decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SafetensorsError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise SafetensorsError(f"{path}: expected a JSON object, got {type(value).__name__}")
