@@ -69,7 +69,7 @@ std::vector<float> normals(size_t n, float deviation) {
 std::unique_ptr<CpuLinear> randomLayer(uint32_t rows, uint32_t k, int32_t dtype, ThreadPool &pool) {
     const std::vector<float> values = normals(size_t{rows} * k, 0.02F);
     const LinearSource source{"bench", 0, QWEN3_DTYPE_F32, {{values.data(), rows, k, k, 1, nullptr}}};
-    return packPanels(source, dtype, false, pool);
+    return packPanels(source, dtype, pool);
 }
 
 // The register tile of attention, from L1.

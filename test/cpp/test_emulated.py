@@ -22,7 +22,7 @@ PORTABLE = [
     ROOT / "test/cpp/test_kernels.cpp",
     *(
         ROOT / "src/ops/cpu" / f"{name}.cpp"
-        for name in ("kernels/scalar", "pack/quant", "kernels/dispatch")
+        for name in ("formats", "kernels/scalar", "pack/quant", "kernels/dispatch")
     ),
     ROOT / "src/runtime/error.cpp",
 ]

@@ -1,15 +1,19 @@
-// Linear layers of the CPU backend at sizes that the models of the other tests do not have: k that is cut into blocks
+// Linears alone, without a backend, at sizes that the models of the other tests do not have: k that is cut into blocks
 // for many rows (more than 2048 in bf16), with an odd rest, more rows than one tile, more panels than one claim, and
 // more panels than a claim of few rows takes, whose kernels read far apart from each other.
 #include <cmath>
 #include <cstring>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "check.h"
-#include "ops/cpu/cpu_backend.h"
+#include "ops/cpu/kernels/dispatch.h"
+#include "ops/cpu/linear.h"
+#include "ops/cpu/pack/pack.h"
 #include "ops/half.h"
+#include "runtime/thread_pool.h"
+
+using namespace q3::cpu;
 
 namespace {
 
@@ -32,42 +36,19 @@ std::vector<float> normals(size_t n, float scale) {
     return out;
 }
 
-q3::ModelConfig config(Shape shape) {
-    q3::ModelConfig c{};
-    c.nlayer = 1;
-    c.d = shape.in;
-    c.nh = c.nkvh = 1;
-    c.dh = 16;
-    c.di = shape.out;
-    c.dctx = c.dvoc = 64;
-    c.max_step_tokens = kRows;
-    c.epsilon = 1e-6F;
-    return c;
-}
-
-// out[nrows][shape.out] of rows [first, first + nrows).
-std::vector<float> multiply(q3::cpu::CpuBackend &ops, const q3::PackedLinear &layer, Shape shape,
-                            const std::vector<float> &x, uint32_t first, uint32_t nrows) {
-    const q3::Activation in = ops.allocate(kRows, shape.in);
-    const q3::Activation out = ops.allocate(kRows, shape.out);
-    std::memcpy(in.data, x.data() + size_t{first} * shape.in, size_t{nrows} * shape.in * sizeof(float));
-    q3::StepPlan plan;
-    plan.ntok = nrows;
-    ops.beginStep(plan);
-    ops.linear(out, in, layer);
-    std::vector<float> result(size_t{nrows} * shape.out);
-    std::memcpy(result.data(), out.data, result.size() * sizeof(float));
-    return result;
+// out[nrows][layer.out] of rows [first, first + nrows).
+std::vector<float> multiply(Linears &linears, const CpuLinear &layer, const std::vector<float> &x, uint32_t first,
+                            uint32_t nrows) {
+    std::vector<float> out(size_t{nrows} * layer.out);
+    linears.multiply(out.data(), layer.out, x.data() + size_t{first} * layer.in, nrows, layer);
+    return out;
 }
 
 // All rows together are bit for bit what each is alone and what two are, and near the exact products: within
 // `tolerance` of what the sum of random products is expected to be.
 void testFormat(Shape shape, int32_t dt_weight, uint32_t nthreads, double tolerance) {
-    q3::BackendOptions options{};
-    options.nthreads = static_cast<int32_t>(nthreads);
-    options.dt_weight = dt_weight;
-    options.dt_mat = QWEN3_DTYPE_BF16;
-    q3::cpu::CpuBackend ops(config(shape), options);
+    q3::ThreadPool pool(nthreads);
+    Linears linears(selectKernels(), pool, roundUp(kRows, kMaxTileRows), shape.in, formatOf(dt_weight));
     std::vector<uint16_t> weights;
     for (const float value : normals(size_t{shape.out} * shape.in, 0.02F)) {
         weights.push_back(q3::floatToBf16(value));
@@ -75,13 +56,13 @@ void testFormat(Shape shape, int32_t dt_weight, uint32_t nthreads, double tolera
     weights[5] = q3::floatToBf16(1e-30F);  // a pair that bf12 keeps raw
     const q3::LinearSource source{
         "w", 1, QWEN3_DTYPE_BF16, {{weights.data(), shape.out, shape.in, shape.in, 1, nullptr}}};
-    const auto layer = ops.makeLinear(source, nullptr);
+    const auto layer = packPanels(source, dt_weight, pool);
     const std::vector<float> x = normals(size_t{kRows} * shape.in, 1.0F);
 
-    const std::vector<float> together = multiply(ops, *layer, shape, x, 0, kRows);
+    const std::vector<float> together = multiply(linears, *layer, x, 0, kRows);
     for (const uint32_t count : {1U, 2U}) {
         for (uint32_t r = 0; r < kRows; r += count) {
-            const std::vector<float> few = multiply(ops, *layer, shape, x, r, count);
+            const std::vector<float> few = multiply(linears, *layer, x, r, count);
             CHECK(std::memcmp(few.data(), &together[size_t{r} * shape.out], few.size() * sizeof(float)) == 0);
         }
     }

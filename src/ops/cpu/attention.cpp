@@ -1,5 +1,4 @@
-// Causal GQA attention over KV blocks. attention_plan.h says what a thread does at a time; its scratch is a fixed size
-// whatever the context length.
+// attention_plan.h says what a thread does at a time; its scratch is a fixed size whatever the context length.
 #include "ops/cpu/attention.h"
 
 #include <algorithm>
@@ -7,16 +6,27 @@
 #include <cstring>
 #include <limits>
 
-#include "ops/cpu/cpu_backend.h"
+#include "runtime/error.h"
 
 namespace q3::cpu {
 namespace {
 
-constexpr uint32_t kTokenGrain = 4;  // worth a fork
+constexpr uint32_t kBlockTokens = KvLayout::kBlockTokens;
+
+// Query rows per work item: enough to reuse a K/V tile from L1, small enough to share out the work. A wider GQA group
+// makes wider items, up to a limit that bounds the scratch.
+constexpr uint32_t kQueryRows = 96;
+constexpr uint32_t kMaxQueryRows = 256;
+
+// Keys between the tile that is converted and the one that is prefetched.
+constexpr uint32_t kKeysAhead = 2 * kBlockTokens;
+
+// Tokens whose heads are worth a fork.
+constexpr uint32_t kTokenGrain = 4;
 
 // KV tiles that hold so many tokens.
 constexpr uint32_t tilesOf(uint32_t tokens) {
-    return (tokens + kPanelRows - 1) / kPanelRows;
+    return (tokens + kBlockTokens - 1) / kBlockTokens;
 }
 
 inline void prefetch(const char *next, size_t bytes) {
@@ -25,108 +35,152 @@ inline void prefetch(const char *next, size_t bytes) {
     }
 }
 
+// Calls use(tiles, first key) for the groups of kTilesTogether tiles of `nkeys` keys; tile(key) gives a tile's address.
+// Tiles lie far apart, one per block, so the hardware does not see the next ones coming: the kernel prefetches them
+// while it multiplies. During the last group it prefetches the first `later` tiles of what the thread reads after these
+// keys, which tile() gives from key tilesOf(nkeys) * 16 on.
+template <typename Tile, typename Use> void forTiles(uint32_t nkeys, uint32_t later, const Tile &tile, const Use &use) {
+    const uint32_t ntiles = tilesOf(nkeys);
+    const uint32_t all = ntiles + std::min(later, kTilesTogether);
+    const char *at[kSplit / kBlockTokens + kTilesTogether];
+    for (uint32_t t = 0; t < all; ++t) {
+        at[t] = tile(t * kBlockTokens);
+    }
+    for (uint32_t t = 0; t < ntiles; t += kTilesTogether) {
+        const uint32_t count = std::min(kTilesTogether, ntiles - t);
+        use(KvTiles{at + t, count, std::min(count, all - t - count)}, t * kBlockTokens);
+    }
+}
+
 }  // namespace
 
-// In decode an item reads no keys of other items, so it begins with its own heads: a fork less. If it is cut, and in
-// longer chunks, keys must be there before any unit starts. There a thread takes all heads of a few tokens, which lie
-// side by side.
-void CpuBackend::qkNormRopeStore(Activation qkv, const PackedNorm &q_norm, const PackedNorm &k_norm, float epsilon,
-                                 uint32_t layer) {
-    head_norms_ = {static_cast<const CpuVector &>(q_norm).data(), static_cast<const CpuVector &>(k_norm).data(),
-                   epsilon};
-    if (!attention_plan_.oneItemEach()) {
-        for (const Sequence &sequence : plan_->sequences) {
+Attention::Attention(const ModelConfig &config, const KernelTable &kernels, const KvLayout &kv, ThreadPool &pool)
+    : config_(config), kernels_(kernels), kv_(kv), pool_(pool), query_rows_(std::max(kQueryRows, config.group())),
+      plan_({config.nkvh, config.group(), query_rows_ / config.group(), config.dctx, pool.size()}) {
+    if (query_rows_ > kMaxQueryRows) {
+        fail(QWEN3_STATUS_BAD_PARAM, "nh / nkvh is %u: the CPU backend supports at most %u query heads per KV head",
+             config.group(), kMaxQueryRows);
+    }
+    for (uint32_t i = 0; i < pool.size(); ++i) {
+        scratch_.emplace_back(AttentionScratch::floats(query_rows_, config.dh, kv.valueWidth()) * sizeof(float));
+    }
+    parts_ = HostBuffer(AttentionPart::floats(plan_.maxPartRows(), kv.valueWidth()) * sizeof(float));
+}
+
+size_t Attention::scratchBytes() const {
+    size_t total = parts_.bytes();
+    for (const HostBuffer &buffer : scratch_) {
+        total += buffer.bytes();
+    }
+    return total;
+}
+
+void Attention::beginStep(const StepPlan &plan) {
+    step_ = &plan;
+    plan_.build(plan.sequences);
+}
+
+AttentionScratch Attention::scratchOf(uint32_t thread) const {
+    return {scratch_[thread].as<float>(), query_rows_, config_.dh, kv_.valueWidth()};
+}
+
+// The part that begins at a row of parts_, as the plan counts them.
+AttentionPart Attention::partAt(size_t row, uint32_t rows) const {
+    return {parts_.as<float>() + AttentionPart::floats(row, kv_.valueWidth()), rows, kv_.valueWidth()};
+}
+
+// In decode no item reads keys of another, so attend() lets every item begin with its own heads, which saves a fork.
+// Where items are cut, and in longer chunks, all keys must be stored before any unit starts. In chunks a thread takes
+// all heads of a few tokens, which lie side by side.
+void Attention::prepareHeads(Activation qkv, const float *q_norm, const float *k_norm, float epsilon, uint32_t layer) {
+    norms_ = {q_norm, k_norm, epsilon};
+    if (!plan_.oneItemEach()) {
+        for (const Sequence &sequence : step_->sequences) {
             pool_.parallelFor(sequence.ntok, kTokenGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
                 for (uint32_t head = 0; head < config_.nkvh; ++head) {
-                    prepareHeads({&sequence, head, begin, end - begin}, qkv, layer);
+                    prepareItem({&sequence, head, begin, end - begin}, qkv, layer);
                 }
             });
         }
-    } else if (!attention_plan_.merges().empty()) {
-        const auto &items = attention_plan_.items();
+    } else if (!plan_.merges().empty()) {
+        const auto &items = plan_.items();
         pool_.parallelFor(static_cast<uint32_t>(items.size()), 1, [&](uint32_t begin, uint32_t end, uint32_t) {
             for (uint32_t i = begin; i < end; ++i) {
-                prepareHeads(items[i], qkv, layer);
+                prepareItem(items[i], qkv, layer);
             }
         });
     } else {
         return;
     }
-    head_norms_ = {};
+    norms_ = {};
 }
 
 // Norm and rope for the item's query heads and its key head, whose keys and values go into the cache.
-void CpuBackend::prepareHeads(const AttentionItem &item, Activation qkv, uint32_t layer) const {
+void Attention::prepareItem(const AttentionItem &item, Activation qkv, uint32_t layer) const {
     const ModelConfig &c = config_;
     const uint32_t group = c.group();
     for (uint32_t i = item.first; i < item.first + item.ntok; ++i) {
         const uint32_t row = item.sequence->row + i;
         float *heads = static_cast<float *>(qkv.data) + size_t{row} * qkv.width;
         const auto head = [&](uint32_t index) { return heads + size_t{index} * c.dh; };
-        const float *cos = plan_->rope_cos + size_t{row} * (c.dh / 2);
-        const float *sin = plan_->rope_sin + size_t{row} * (c.dh / 2);
+        const float *cos = step_->rope_cos + size_t{row} * (c.dh / 2);
+        const float *sin = step_->rope_sin + size_t{row} * (c.dh / 2);
         const auto turn = [&](float *x, const float *norm) {
-            kernels_.rmsnorm(x, x, norm, c.dh, head_norms_.epsilon);
+            kernels_.rmsnorm(x, x, norm, c.dh, norms_.epsilon);
             kernels_.rope(x, cos, sin, c.dh / 2);
         };
         for (uint32_t q = 0; q < group; ++q) {
-            turn(head(item.kv_head * group + q), head_norms_.q);
+            turn(head(item.kv_head * group + q), norms_.q);
         }
         float *k = head(c.nh + item.kv_head);  // k heads follow the q heads, and v heads them
-        turn(k, head_norms_.k);
+        turn(k, norms_.k);
         const uint32_t pos = item.sequence->pos + i;
-        storeToken(kvTile(item.sequence->kv_blocks[pos / kBlockTokens], layer, item.kv_head), pos % kBlockTokens, k,
-                   head(c.nh + c.nkvh + item.kv_head));
+        kv_.storeToken(kv_.tile(item.sequence->kv_blocks[pos / kBlockTokens], layer, item.kv_head), pos % kBlockTokens,
+                       k, head(c.nh + c.nkvh + item.kv_head));
     }
 }
 
-void CpuBackend::attention(Activation out, Activation qkv, uint32_t layer) {
-    const auto &items = attention_plan_.items();
-    const auto &units = attention_plan_.units();
-    const auto scratch = [&](uint32_t thread) {
-        return AttentionScratch(attention_scratch_[thread].as<float>(), query_rows_, config_.dh);
-    };
-    const auto part = [&](size_t row, uint32_t rows) {
-        return AttentionPart(attention_parts_.as<float>() + AttentionPart::floats(row, config_.dh), rows, config_.dh);
-    };
+void Attention::attend(Activation out, Activation qkv, uint32_t layer) {
+    const auto &items = plan_.items();
+    const auto &units = plan_.units();
     pool_.parallelFor(static_cast<uint32_t>(units.size()), 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
-        const AttentionScratch s = scratch(thread);
+        const AttentionScratch s = scratchOf(thread);
         for (uint32_t i = begin; i < end; ++i) {
             const AttentionPlan::Unit &unit = units[i];
             const AttentionItem &item = items[unit.item];
             if (unit.cut) {
                 loadQueries(item, qkv, s);
                 attendSplit(item, layer, unit.first_key, std::min(unit.first_key + kSplit, item.keys()), s,
-                            part(unit.part, item.ntok * config_.group()));
+                            partAt(unit.part, rowsOf(item)));
             } else {
                 attendItem(item, out, qkv, layer, s);
             }
         }
     });
 
-    const auto &merges = attention_plan_.merges();
+    const auto &merges = plan_.merges();
     pool_.parallelFor(static_cast<uint32_t>(merges.size()), 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
-        const AttentionScratch s = scratch(thread);
+        const AttentionScratch s = scratchOf(thread);
         for (uint32_t i = begin; i < end; ++i) {
             const AttentionPlan::Merge &merge = merges[i];
             const AttentionItem &item = items[merge.item];
-            const uint32_t rows = item.ntok * config_.group();
+            const uint32_t rows = rowsOf(item);
             clearTotal(s, merge.row);
             for (size_t first_key = 0, at = merge.part; first_key < item.keys(); first_key += kSplit, at += rows) {
-                mergeSplit(item, static_cast<uint32_t>(first_key), merge.row, part(at, rows), s);
+                mergeSplit(item, static_cast<uint32_t>(first_key), merge.row, partAt(at, rows), s);
             }
             finishRow(item, merge.row, out, s);
         }
     });
 }
 
-void CpuBackend::attendItem(const AttentionItem &item, Activation out, Activation qkv, uint32_t layer,
-                            const AttentionScratch &s) const {
-    if (head_norms_.q != nullptr) {
-        prepareHeads(item, qkv, layer);
+void Attention::attendItem(const AttentionItem &item, Activation out, Activation qkv, uint32_t layer,
+                           const AttentionScratch &s) const {
+    if (norms_.q != nullptr) {
+        prepareItem(item, qkv, layer);
     }
     loadQueries(item, qkv, s);
-    const uint32_t rows = item.ntok * config_.group();
+    const uint32_t rows = rowsOf(item);
     for (uint32_t r = 0; r < rows; ++r) {
         clearTotal(s, r);
     }
@@ -141,17 +195,18 @@ void CpuBackend::attendItem(const AttentionItem &item, Activation out, Activatio
     }
 }
 
-// Where row r of the item is in an activation.
-float *CpuBackend::rowOf(const AttentionItem &item, uint32_t r, Activation x) const {
+// Where row r of the item lies in an activation.
+float *Attention::rowOf(const AttentionItem &item, uint32_t r, Activation x) const {
     const uint32_t group = config_.group();
     return static_cast<float *>(x.data) + size_t{item.sequence->row + item.first + r / group} * x.width +
            size_t{item.kv_head * group + r % group} * config_.dh;
 }
 
-void CpuBackend::loadQueries(const AttentionItem &item, Activation qkv, const AttentionScratch &s) const {
+void Attention::loadQueries(const AttentionItem &item, Activation qkv, const AttentionScratch &s) const {
     const uint32_t dh = config_.dh;
+    const uint32_t rows = rowsOf(item);
     const float scale = 1.0F / std::sqrt(static_cast<float>(dh));
-    for (uint32_t r = 0; r < item.ntok * config_.group(); ++r) {
+    for (uint32_t r = 0; r < rows; ++r) {
         const float *q = rowOf(item, r, qkv);
         for (uint32_t i = 0; i < dh; ++i) {
             s.query[size_t{r} * dh + i] = q[i] * scale;
@@ -159,26 +214,8 @@ void CpuBackend::loadQueries(const AttentionItem &item, Activation qkv, const At
     }
 }
 
-// Calls use(tiles, first key) for the groups of kTilesTogether tiles of `nkeys` keys; tile(key) is where one is. Tiles
-// lie far apart, one per block, so the hardware does not see the next ones coming: a kernel fetches them while it
-// multiplies, and with the last group the first `later` tiles of what comes then, which tile() gives from ntiles * 16
-// on.
-template <typename Tile, typename Use>
-void CpuBackend::forTiles(uint32_t nkeys, uint32_t later, const Tile &tile, const Use &use) {
-    const uint32_t ntiles = tilesOf(nkeys);
-    const uint32_t all = ntiles + std::min(later, kTilesTogether);
-    const char *at[kSplit / kBlockTokens + kTilesTogether];
-    for (uint32_t t = 0; t < all; ++t) {
-        at[t] = tile(t * kBlockTokens);
-    }
-    for (uint32_t t = 0; t < ntiles; t += kTilesTogether) {
-        const uint32_t count = std::min(kTilesTogether, ntiles - t);
-        use(KvTiles{at + t, count, std::min(count, all - t - count)}, t * kBlockTokens);
-    }
-}
-
-// Scores of the split's keys for every row; its values come then.
-void CpuBackend::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+// Scores of the split's keys for every row. Prefetches V of the same keys during the last of them.
+void Attention::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
     const uint32_t dh = config_.dh;
     const uint32_t ntiles = tilesOf(nkeys);
     const auto tile = [&](uint32_t key) {
@@ -187,33 +224,34 @@ void CpuBackend::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, co
     };
     forTiles(nkeys, ntiles, tile, [&](const KvTiles &keys, uint32_t key) {
         for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
-            kernels_.score[kv_type_](s.query + size_t{row} * dh, dh, std::min(kernels_.tile_rows, rows - row), keys, dh,
-                                     s.scores + size_t{row} * kSplit + key, kSplit);
+            kernels_.score[kv_.format()](s.query + size_t{row} * dh, dh, std::min(kernels_.tile_rows, rows - row), keys,
+                                         dh, s.scores + size_t{row} * kSplit + key, kSplit);
         }
     });
 }
 
-// out[rows][value_width_] = scores times V; the keys of the next split come then.
-void CpuBackend::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
-                             float *out) const {
+// out[rows][value width] = scores times V. Prefetches the keys of the thread's next split, if there is one, during the
+// last values.
+void Attention::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
+                            float *out) const {
     const auto tile = [&](uint32_t key) { return key < nkeys ? tiles.at(key).values : tiles.at(key).keys; };
     forTiles(nkeys, tiles.ntiles - tilesOf(nkeys), tile, [&](const KvTiles &values, uint32_t key) {
         for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
-            kernels_.weigh[kv_type_](s.scores + size_t{row} * kSplit + key, kSplit,
-                                     std::min(kernels_.tile_rows, rows - row), values,
-                                     std::min(nkeys - key, values.count * kBlockTokens), value_width_ / kPanelRows,
-                                     out + size_t{row} * value_width_, value_width_, key > 0);
+            kernels_.weigh[kv_.format()](
+                s.scores + size_t{row} * kSplit + key, kSplit, std::min(kernels_.tile_rows, rows - row), values,
+                std::min(nkeys - key, values.count * kBlockTokens), kv_.valueWidth() / kPanelRows,
+                out + size_t{row} * kv_.valueWidth(), kv_.valueWidth(), key > 0);
         }
     });
 }
 
-// The same two for many rows: tiles are converted to float once for all of them, and chains are longer.
-void CpuBackend::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+// The wide variants of the two serve many rows, for all of which a tile is converted to float once; chains are longer.
+void Attention::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
     for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
-        if (key + kPair < nkeys) {
-            prefetch(tiles.at(key + kPair).keys, size_t{config_.dh} * kBlockTokens * elementSize());
+        if (key + kKeysAhead < nkeys) {
+            prefetch(tiles.at(key + kKeysAhead).keys, size_t{config_.dh} * kBlockTokens * kv_.elementSize());
         }
-        loadKeys(tiles.at(key), s.tile);
+        kv_.loadKeys(tiles.at(key), s.tile);
         const float *b = s.tile;
         for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
             float *c = s.scores + size_t{row} * kSplit + key;
@@ -223,41 +261,41 @@ void CpuBackend::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows
     }
 }
 
-void CpuBackend::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
-                                 float *out) const {
+void Attention::weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
+                                float *out) const {
     constexpr uint32_t kKeys = AttentionScratch::kWideKeys;
-    const uint32_t width = valuePanel();
-    const size_t panel_bytes = kBlockTokens * width * elementSize();
+    const uint32_t width = kv_.valuePanel();
+    const size_t panel_bytes = kBlockTokens * width * kv_.elementSize();
     for (uint32_t first = 0; first < nkeys; first += kKeys) {
         const uint32_t count = std::min(kKeys, nkeys - first);
-        for (uint32_t panel = 0; panel < value_width_ / width; ++panel) {
+        for (uint32_t panel = 0; panel < kv_.valueWidth() / width; ++panel) {
             for (uint32_t key = 0; key < count; key += kBlockTokens) {
                 if (first + key + kKeys < nkeys) {
                     prefetch(tiles.at(first + key + kKeys).values + panel * panel_bytes, panel_bytes);
                 }
-                loadValues(tiles.at(first + key), panel, s.tile + size_t{key} * width);
+                kv_.loadValues(tiles.at(first + key), panel, s.tile + size_t{key} * width);
             }
             const float *b[] = {s.tile, s.tile + kPanelRows};
             for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
-                float *to = out + size_t{row} * value_width_ + size_t{panel} * width;
+                float *to = out + size_t{row} * kv_.valueWidth() + size_t{panel} * width;
                 float *c[] = {to, to + kPanelRows};
-                kernels_.tile(s.scores + size_t{row} * kSplit + first, kSplit, 1, b, width, count, c, value_width_,
+                kernels_.tile(s.scores + size_t{row} * kSplit + first, kSplit, 1, b, width, count, c, kv_.valueWidth(),
                               std::min(kernels_.tile_rows, rows - row), width / kPanelRows, first > 0);
             }
         }
     }
 }
 
-// The split that begins at first_key; the thread goes on to keys up to `end` then.
-void CpuBackend::attendSplit(const AttentionItem &item, uint32_t layer, uint32_t first_key, uint32_t end,
-                             const AttentionScratch &s, const AttentionPart &part) const {
-    const uint32_t rows = item.ntok * config_.group();
+// Computes the split that begins at first_key. The thread goes on with the keys after it, up to `end`.
+void Attention::attendSplit(const AttentionItem &item, uint32_t layer, uint32_t first_key, uint32_t end,
+                            const AttentionScratch &s, const AttentionPart &part) const {
+    const uint32_t rows = rowsOf(item);
     const uint32_t nkeys = std::min(kSplit, end - first_key);
-    const Tiles tiles{*this, item.sequence->kv_blocks + first_key / kBlockTokens, tilesOf(end - first_key), layer,
+    const Tiles tiles{kv_, item.sequence->kv_blocks + first_key / kBlockTokens, tilesOf(end - first_key), layer,
                       item.kv_head};
-    // Many rows use a conversion three times or more; int8 is converted in any case.
-    const bool wide = rows > 2 * kernels_.tile_rows || kv_codes_;
-    (this->*(wide ? &CpuBackend::scoreKeysWide : &CpuBackend::scoreKeys))(tiles, nkeys, rows, s);
+    // Converting a tile pays where rows use it three times or more. There are no kernels for int8 without it.
+    const bool wide = rows > 2 * kernels_.tile_rows || kv_.keepsCodes();
+    (this->*(wide ? &Attention::scoreKeysWide : &Attention::scoreKeys))(tiles, nkeys, rows, s);
 
     for (uint32_t r = 0; r < rows; ++r) {
         float *scores = s.scores + size_t{r} * kSplit;
@@ -269,45 +307,46 @@ void CpuBackend::attendSplit(const AttentionItem &item, uint32_t layer, uint32_t
         std::fill(scores + count, scores + nkeys, 0.0F);  // masked keys weigh nothing below
     }
 
-    (this->*(wide ? &CpuBackend::weighValuesWide : &CpuBackend::weighValues))(tiles, nkeys, rows, s, part.values);
+    (this->*(wide ? &Attention::weighValuesWide : &Attention::weighValues))(tiles, nkeys, rows, s, part.values);
 }
 
 // Keys from `first_key` on that row r may see.
-uint32_t CpuBackend::keysFrom(const AttentionItem &item, uint32_t r, uint32_t first_key) const {
+uint32_t Attention::keysFrom(const AttentionItem &item, uint32_t r, uint32_t first_key) const {
     const uint32_t seen = item.sequence->pos + item.first + r / config_.group() + 1;
     return seen <= first_key ? 0 : seen - first_key;
 }
 
-void CpuBackend::clearTotal(const AttentionScratch &s, uint32_t r) const {
+void Attention::clearTotal(const AttentionScratch &s, uint32_t r) const {
     s.total.maximum[r] = -std::numeric_limits<float>::infinity();
     s.total.sum[r] = 0.0F;
-    std::fill_n(s.total.values + size_t{r} * value_width_, value_width_, 0.0F);
+    std::fill_n(s.total.values + size_t{r} * kv_.valueWidth(), kv_.valueWidth(), 0.0F);
 }
 
 // Adds what the split that begins at first_key gave to row r's total.
-void CpuBackend::mergeSplit(const AttentionItem &item, uint32_t first_key, uint32_t r, const AttentionPart &part,
-                            const AttentionScratch &s) const {
+void Attention::mergeSplit(const AttentionItem &item, uint32_t first_key, uint32_t r, const AttentionPart &part,
+                           const AttentionScratch &s) const {
     if (keysFrom(item, r, first_key) == 0) {
         return;
     }
     const AttentionPart &total = s.total;
+    const uint32_t width = kv_.valueWidth();
     const float maximum = std::max(total.maximum[r], part.maximum[r]);
     const float keep = std::exp(total.maximum[r] - maximum);  // 0 for the first split
     const float take = std::exp(part.maximum[r] - maximum);
     total.maximum[r] = maximum;
     total.sum[r] = total.sum[r] * keep + part.sum[r] * take;
-    float *to = total.values + size_t{r} * value_width_;
-    const float *from = part.values + size_t{r} * value_width_;
-    for (uint32_t i = 0; i < value_width_; ++i) {
+    float *to = total.values + size_t{r} * width;
+    const float *from = part.values + size_t{r} * width;
+    for (uint32_t i = 0; i < width; ++i) {
         to[i] = to[i] * keep + from[i] * take;
     }
 }
 
-void CpuBackend::finishRow(const AttentionItem &item, uint32_t r, Activation out, const AttentionScratch &s) const {
+void Attention::finishRow(const AttentionItem &item, uint32_t r, Activation out, const AttentionScratch &s) const {
     float *o = rowOf(item, r, out);
     const float inverse = 1.0F / s.total.sum[r];
     for (uint32_t i = 0; i < config_.dh; ++i) {
-        o[i] = s.total.values[size_t{r} * value_width_ + i] * inverse;
+        o[i] = s.total.values[size_t{r} * kv_.valueWidth() + i] * inverse;
     }
 }
 

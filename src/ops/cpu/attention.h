@@ -1,46 +1,86 @@
-// Layout of what attention keeps of an item's rows, in floats.
+// Causal GQA attention over KV blocks: norm and rope of the heads, the cache, and the softmax-weighted sums.
 #pragma once
 
-#include <algorithm>
-#include <cstddef>
-#include <cstdint>
+#include <vector>
 
 #include "ops/cpu/attention_plan.h"
+#include "ops/cpu/attention_scratch.h"
+#include "ops/cpu/host_buffer.h"
 #include "ops/cpu/kernels/kernels.h"
+#include "ops/cpu/kv.h"
+#include "ops/types.h"
+#include "runtime/thread_pool.h"
 
 namespace q3::cpu {
 
-// What one split of keys gives, before it is merged with the others.
-struct AttentionPart {
-    float *values;   // [rows][value width]: sum of values, weighted relative to `maximum`
-    float *maximum;  // [rows]
-    float *sum;      // [rows]: of weights
+// One caller at a time. Nothing but a step's plan allocates after construction.
+class Attention {
+public:
+    // The table, the layout and the pool must outlive the object. Throws BAD_PARAM if more query heads share a KV head
+    // than it has scratch for.
+    Attention(const ModelConfig &config, const KernelTable &kernels, const KvLayout &kv, ThreadPool &pool);
 
-    static size_t valueWidth(uint32_t dh) { return (size_t{dh} + kValueWidth - 1) / kValueWidth * kValueWidth; }
-    // A cache line per row for its maximum and sum, so that values stay aligned.
-    static size_t floats(size_t rows, uint32_t dh) { return rows * (valueWidth(dh) + 16); }
-    AttentionPart(float *base, uint32_t rows, uint32_t dh)
-        : values(base), maximum(values + rows * valueWidth(dh)), sum(maximum + rows) {}
-};
+    // plan stays valid until the next beginStep.
+    void beginStep(const StepPlan &plan);
 
-// One thread's scratch.
-struct AttentionScratch {
-    float *query;         // [rows][dh], scaled by 1 / sqrt(dh)
-    float *scores;        // [rows][kSplit]
-    AttentionPart part;   // of a split that is merged at once
-    AttentionPart total;  // all splits so far
-    float *tile;          // a K tile [dh][16], or a panel of several V tiles [kWideKeys][kValueWidth], as floats
+    // The first half of a layer: norm (weights q_norm and k_norm [dh]) and rope of the q and k heads of
+    // qkv[ntok, (nh + 2 nkvh) dh], in place, and K and V into the blocks. May leave any of this to attend(), which must
+    // follow with the same qkv and layer while the weights are still there.
+    void prepareHeads(Activation qkv, const float *q_norm, const float *k_norm, float epsilon, uint32_t layer);
+    // out[ntok, nh dh] = attention of q over the blocks, scale 1 / sqrt(dh)
+    void attend(Activation out, Activation qkv, uint32_t layer);
 
-    static constexpr uint32_t kWideKeys = 128;
+    size_t scratchBytes() const;
 
-    static size_t floats(uint32_t rows, uint32_t dh) {
-        return size_t{rows} * (dh + kSplit) + 2 * AttentionPart::floats(rows, dh) +
-               std::max(size_t{dh} * kPanelRows, size_t{kWideKeys} * kValueWidth);
-    }
-    AttentionScratch(float *base, uint32_t rows, uint32_t dh)
-        : query(base), scores(query + size_t{rows} * dh), part(scores + size_t{rows} * kSplit, rows, dh),
-          total(part.values + AttentionPart::floats(rows, dh), rows, dh),
-          tile(total.values + AttentionPart::floats(rows, dh)) {}
+private:
+    // The KV tiles of one layer and head, by key counted from the first block.
+    struct Tiles {
+        const KvLayout &kv;
+        void *const *blocks;
+        uint32_t ntiles;
+        uint32_t layer;
+        uint32_t head;
+        KvLayout::Tile at(uint32_t key) const { return kv.tile(blocks[key / KvLayout::kBlockTokens], layer, head); }
+    };
+
+    AttentionScratch scratchOf(uint32_t thread) const;
+    AttentionPart partAt(size_t row, uint32_t rows) const;
+    uint32_t rowsOf(const AttentionItem &item) const { return item.ntok * config_.group(); }
+    float *rowOf(const AttentionItem &item, uint32_t r, Activation x) const;
+    uint32_t keysFrom(const AttentionItem &item, uint32_t r, uint32_t first_key) const;
+
+    void prepareItem(const AttentionItem &item, Activation qkv, uint32_t layer) const;
+    void loadQueries(const AttentionItem &item, Activation qkv, const AttentionScratch &s) const;
+    void attendItem(const AttentionItem &item, Activation out, Activation qkv, uint32_t layer,
+                    const AttentionScratch &s) const;
+    void attendSplit(const AttentionItem &item, uint32_t layer, uint32_t first_key, uint32_t end,
+                     const AttentionScratch &s, const AttentionPart &part) const;
+    void scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
+    void weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s, float *out) const;
+    void scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
+    void weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
+                         float *out) const;
+    void clearTotal(const AttentionScratch &s, uint32_t r) const;
+    void mergeSplit(const AttentionItem &item, uint32_t first_key, uint32_t r, const AttentionPart &part,
+                    const AttentionScratch &s) const;
+    void finishRow(const AttentionItem &item, uint32_t r, Activation out, const AttentionScratch &s) const;
+
+    ModelConfig config_;
+    const KernelTable &kernels_;
+    const KvLayout &kv_;
+    ThreadPool &pool_;
+    uint32_t query_rows_;  // of a work item, at most
+    AttentionPlan plan_;
+    std::vector<HostBuffer> scratch_;  // per thread
+    HostBuffer parts_;                 // of cut items
+
+    const StepPlan *step_ = nullptr;
+    // What attend() still has to do to the heads; weights are null where prepareHeads has done all of it.
+    struct {
+        const float *q = nullptr;
+        const float *k = nullptr;
+        float epsilon = 0.0F;
+    } norms_;
 };
 
 }  // namespace q3::cpu

@@ -48,35 +48,15 @@ std::unique_ptr<Backend> makeCpuBackend(const ModelConfig &config, const Backend
 }
 
 CpuBackend::CpuBackend(const ModelConfig &config, const BackendOptions &options)
-    : config_(config), dt_weight_(options.dt_weight == QWEN3_DTYPE_DEFAULT ? options.dt_mat : options.dt_weight),
+    : dt_weight_(options.dt_weight == QWEN3_DTYPE_DEFAULT ? options.dt_mat : options.dt_weight),
       dt_kv_(options.dt_kv != QWEN3_DTYPE_DEFAULT
                  ? options.dt_kv
                  : (dt_weight_ == QWEN3_DTYPE_F32 ? QWEN3_DTYPE_F32 : QWEN3_DTYPE_F16)),
-      kv_type_(formatOf(dt_kv_)), kv_codes_(dt_kv_ == QWEN3_DTYPE_INT8),
-      query_rows_(std::max(kQueryRows, config.group())),
-      value_width_(static_cast<uint32_t>(AttentionPart::valueWidth(config.dh))), kernels_(selectKernels()),
-      max_rows_(roundUp(config.max_step_tokens, kMaxTileRows)), rank_(options.rank), reduce_(options.reduce),
+      kernels_(selectKernels()), rank_(options.rank), reduce_(options.reduce),
       pool_(static_cast<uint32_t>(options.nthreads)),
-      attention_plan_({config.nkvh, config.group(), query_rows_ / config.group(), config.dctx, pool_.size()}) {
-    if (query_rows_ > kMaxQueryRows) {
-        fail(QWEN3_STATUS_BAD_PARAM, "nh / nkvh is %u: the CPU backend supports at most %u query heads per KV head",
-             config.group(), kMaxQueryRows);
-    }
-    const uint32_t widest = std::max({config.d, config.nh * config.dh, config.di});
-    if (takesCodes(formatOf(dt_weight_))) {
-        const size_t groups = roundUp(widest, kGroup) / kGroup;
-        const size_t rows = paddedQuantRows(max_rows_);
-        quant_codes_ = HostBuffer(rows * groups * kGroup * sizeof(int16_t));
-        quant_scales_ = HostBuffer(rows * groups * sizeof(float));
-        quant_offsets_ = HostBuffer(rows * groups * sizeof(int32_t));
-        quant_rows_ = {quant_codes_.as<char>(), quant_scales_.as<float>(), quant_offsets_.as<int32_t>(), 1, rows};
-    }
-    for (uint32_t i = 0; i < pool_.size(); ++i) {
-        product_scratch_.emplace_back(linearScratchFloats() * sizeof(float));
-        attention_scratch_.emplace_back(AttentionScratch::floats(query_rows_, config.dh) * sizeof(float));
-    }
-    attention_parts_ = HostBuffer(AttentionPart::floats(attention_plan_.maxPartRows(), config.dh) * sizeof(float));
-}
+      linears_(kernels_, pool_, roundUp(config.max_step_tokens, kMaxTileRows),
+               std::max({config.d, config.nh * config.dh, config.di}), formatOf(dt_weight_)),
+      kv_(config, dt_kv_, kernels_), attention_(config, kernels_, kv_, pool_) {}
 
 int32_t CpuBackend::dtypeOf(const LinearSource &source) const {
     const bool mixed = dt_weight_ == QWEN3_DTYPE_INT4_MIXED;
@@ -90,9 +70,9 @@ int32_t CpuBackend::dtypeOf(const LinearSource &source) const {
 std::unique_ptr<PackedLinear> CpuBackend::makeLinear(const LinearSource &source, PackedReader *saved) {
     const int32_t dtype = dtypeOf(source);
     if (saved != nullptr) {
-        return loadPanels(source, dtype, source.gate_up, *saved, pool_, &arena_);
+        return loadPanels(source, dtype, *saved, pool_, &arena_);
     }
-    return packPanels(source, dtype, source.gate_up, pool_, &arena_);
+    return packPanels(source, dtype, pool_, &arena_);
 }
 
 std::unique_ptr<PackedNorm> CpuBackend::makeNorm(const NormSource &source, PackedReader *saved) {
@@ -121,9 +101,9 @@ std::string CpuBackend::packedLayout() {
     HashWriter hash;
     for (const Precision precision : {Precision::kPlain, Precision::kRaised, Precision::kHigh}) {
         const HostMatrix matrix{values.data(), kRows, kColumns, kColumns, 1, values.data()};
-        const LinearSource source{"fingerprint", 0, QWEN3_DTYPE_F32, {matrix}, 0, precision};
-        for (const bool interleave : {false, true}) {
-            save(*packPanels(source, dtypeOf(source), interleave, pool_), hash);
+        for (const bool gate_up : {false, true}) {
+            const LinearSource source{"fingerprint", 0, QWEN3_DTYPE_F32, {matrix}, 0, precision, gate_up};
+            save(*packPanels(source, dtypeOf(source), pool_), hash);
         }
     }
     char text[64];
@@ -143,30 +123,6 @@ void CpuBackend::save(const PackedNorm &norm, PackedWriter &out) const {
 Activation CpuBackend::allocate(uint32_t rows, uint32_t width) {
     activations_.emplace_back(size_t{rows} * width * sizeof(float));
     return {activations_.back().data(), width};
-}
-
-void *CpuBackend::KvMemory::allocate(size_t bytes) {
-    if (free_.empty()) {
-        constexpr size_t kSlab = size_t{8} << 20;
-        const size_t size = (bytes + 63) / 64 * 64;
-        const size_t count = std::max<size_t>(1, std::min<size_t>(kSlab / size, 64));
-        free_.reserve(free_.capacity() + count);  // so that release() never allocates
-        slabs_.emplace_back(size * count);        // zeroed; untouched pages take no memory
-        for (size_t i = count; i-- > 0;) {
-            free_.push_back(slabs_.back().as<char>() + i * size);
-        }
-    }
-    void *block = free_.back();
-    free_.pop_back();
-    return block;
-}
-
-void CpuBackend::KvMemory::release(void *block) noexcept {
-    free_.push_back(block);
-}
-
-void CpuBackend::KvMemory::copy(void *dst, const void *src, size_t bytes) {
-    std::memcpy(dst, src, bytes);
 }
 
 void CpuBackend::embed(Activation x, const PackedLinear &table) {
@@ -229,12 +185,31 @@ void CpuBackend::allReduceSum(Activation x) {
     });
 }
 
+void CpuBackend::linear(Activation out, Activation in, const PackedLinear &weight) {
+    linears_.multiply(floats(out), out.width, floats(in), plan_->ntok, asLinear(weight));
+}
+
+void CpuBackend::linearSwiglu(Activation act, Activation h, const PackedLinear &gate_up) {
+    linears_.multiplySwiglu(floats(act), act.width, floats(h), plan_->ntok, asLinear(gate_up));
+}
+
+void CpuBackend::readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) {
+    linears_.multiply(logits, ld, floats(in), nrows, asLinear(head));
+}
+
+void CpuBackend::qkNormRopeStore(Activation qkv, const PackedNorm &q_norm, const PackedNorm &k_norm, float epsilon,
+                                 uint32_t layer) {
+    attention_.prepareHeads(qkv, asVector(q_norm).data(), asVector(k_norm).data(), epsilon, layer);
+}
+
+void CpuBackend::attention(Activation out, Activation qkv, uint32_t layer) {
+    attention_.attend(out, qkv, layer);
+}
+
 size_t CpuBackend::scratchBytes() const {
-    size_t total = quant_codes_.bytes() + quant_scales_.bytes() + quant_offsets_.bytes() + attention_parts_.bytes();
-    for (const auto *group : {&activations_, &product_scratch_, &attention_scratch_}) {
-        for (const HostBuffer &buffer : *group) {
-            total += buffer.bytes();
-        }
+    size_t total = linears_.scratchBytes() + attention_.scratchBytes();
+    for (const HostBuffer &buffer : activations_) {
+        total += buffer.bytes();
     }
     return total;
 }

@@ -134,6 +134,12 @@ template <size_t First = 0, typename Use> constexpr void forEachFormat(const Use
     }
 }
 
+// The format of weights that are packed as `dtype`, or of KV tiles that keep it.
+WeightFormat formatOf(int32_t dtype);
+
+// The smallest bf16 not below a positive value: with a scale rounded down the largest value would be clipped.
+uint16_t bf16Up(float value);
+
 // Groups whose largest magnitude is below this are taken as zeros: the inverse of their scale would overflow.
 constexpr float kLeastScale = 1e-30F;
 

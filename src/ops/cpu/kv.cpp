@@ -1,12 +1,9 @@
-// KV blocks of the CPU backend: where a tile lies in a block, how a token is stored in it, and how a tile becomes
-// floats. int8 tiles keep codes, V's in panels of 16 elements, and bf16 scales behind them: K one per token and 32
-// elements of the head, [ceil(dh / 32)][16 tokens]; V one per token and panel, [value_width / 16][16 tokens].
+#include "ops/cpu/kv.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "ops/cpu/cpu_backend.h"
-#include "ops/cpu/pack/quant.h"
 #include "ops/half.h"
 
 namespace q3::cpu {
@@ -15,7 +12,7 @@ namespace {
 constexpr uint32_t kKeyGroup = 32;
 static_assert(kKeyGroup % kPanelRows == 0, "a panel of keys lies in one group");
 
-// Codes of n values at stride `stride`; returns their scale. NaN and infinity become a NaN scale.
+// Stores the codes of n values at stride `stride` and returns their scale. NaN and infinity become a NaN scale.
 uint16_t storeCodes(const float *in, uint32_t n, int8_t *codes, size_t stride) {
     float largest = 0.0F;
     bool finite = true;
@@ -33,46 +30,58 @@ uint16_t storeCodes(const float *in, uint32_t n, int8_t *codes, size_t stride) {
 
 }  // namespace
 
-size_t CpuBackend::kvHeadBytes() const {
-    const size_t elements = size_t{kBlockTokens} * (config_.dh + value_width_);
-    if (!kv_codes_) {
+KvLayout::KvLayout(const ModelConfig &config, int32_t dtype, const KernelTable &kernels)
+    : kernels_(kernels), dtype_(dtype), codes_(dtype == QWEN3_DTYPE_INT8), format_(formatOf(dtype)),
+      nlayer_(config.nlayer), nkvh_(config.nkvh), dh_(config.dh), value_width_(roundUp(config.dh, kValueWidth)) {}
+
+size_t KvLayout::blockBytes() const {
+    return size_t{nlayer_} * nkvh_ * headBytes();
+}
+
+std::string KvLayout::name() const {
+    return std::string("cpu-") + dtypeName(dtype_) + " in panels of " + std::to_string(valuePanel());
+}
+
+size_t KvLayout::headBytes() const {
+    const size_t elements = size_t{kBlockTokens} * (dh_ + value_width_);
+    if (!codes_) {
         return elements * elementSize();
     }
-    const size_t scales = size_t{kBlockTokens} * ((config_.dh + kKeyGroup - 1) / kKeyGroup + value_width_ / kPanelRows);
+    const size_t scales = size_t{kBlockTokens} * ((dh_ + kKeyGroup - 1) / kKeyGroup + value_width_ / kPanelRows);
     return (elements + scales * sizeof(uint16_t) + 63) / 64 * 64;
 }
 
-CpuBackend::KvTile CpuBackend::kvTile(void *block, uint32_t layer, uint32_t head) const {
-    char *keys = static_cast<char *>(block) + (size_t{layer} * config_.nkvh + head) * kvHeadBytes();
-    if (!kv_codes_) {
-        return {keys, keys + size_t{config_.dh} * kBlockTokens * elementSize(), nullptr, nullptr};
+KvLayout::Tile KvLayout::tile(void *block, uint32_t layer, uint32_t head) const {
+    char *keys = static_cast<char *>(block) + (size_t{layer} * nkvh_ + head) * headBytes();
+    if (!codes_) {
+        return {keys, keys + size_t{dh_} * kBlockTokens * elementSize(), nullptr, nullptr};
     }
-    char *values = keys + size_t{config_.dh} * kBlockTokens;
+    char *values = keys + size_t{dh_} * kBlockTokens;
     auto *scales = reinterpret_cast<uint16_t *>(values + size_t{value_width_} * kBlockTokens);
-    return {keys, values, scales, scales + size_t{kBlockTokens} * ((config_.dh + kKeyGroup - 1) / kKeyGroup)};
+    return {keys, values, scales, scales + size_t{kBlockTokens} * ((dh_ + kKeyGroup - 1) / kKeyGroup)};
 }
 
-void CpuBackend::storeToken(const KvTile &tile, uint32_t slot, const float *k, const float *v) const {
+void KvLayout::storeToken(const Tile &tile, uint32_t slot, const float *k, const float *v) const {
     const size_t size = elementSize();
-    if (kv_codes_) {
-        for (uint32_t e = 0; e < config_.dh; e += kKeyGroup) {
+    if (codes_) {
+        for (uint32_t e = 0; e < dh_; e += kKeyGroup) {
             auto *codes = reinterpret_cast<int8_t *>(tile.keys) + size_t{e} * kBlockTokens + slot;
             tile.key_scales[e / kKeyGroup * kBlockTokens + slot] =
-                storeCodes(k + e, std::min(kKeyGroup, config_.dh - e), codes, kBlockTokens);
+                storeCodes(k + e, std::min(kKeyGroup, dh_ - e), codes, kBlockTokens);
         }
     }
-    for (uint32_t e = 0; e < config_.dh; e += kPanelRows) {
-        const uint32_t n = std::min(kPanelRows, config_.dh - e);
-        if (kv_codes_) {
+    for (uint32_t e = 0; e < dh_; e += kPanelRows) {
+        const uint32_t n = std::min(kPanelRows, dh_ - e);
+        if (codes_) {
             char *values = tile.values + size_t{e} * kBlockTokens + size_t{slot} * kPanelRows;
             tile.value_scales[e / kPanelRows * kBlockTokens + slot] =
                 storeCodes(v + e, n, reinterpret_cast<int8_t *>(values), 1);
             continue;
         }
-        kernels_.store[kv_type_](tile.values + valueElement(e / kPanelRows, slot) * size, v + e, n);
-        // K is scattered into its tile: convert, then place element by element.
+        kernels_.store[format_](tile.values + valueElement(e / kPanelRows, slot) * size, v + e, n);
+        // A token's K is a column of its tile, so it is converted as a row and then placed element by element.
         alignas(32) float converted[kPanelRows];
-        kernels_.store[kv_type_](converted, k + e, n);
+        kernels_.store[format_](converted, k + e, n);
         for (uint32_t j = 0; j < n; ++j) {
             std::memcpy(tile.keys + (size_t{e + j} * kBlockTokens + slot) * size,
                         reinterpret_cast<const char *>(converted) + j * size, size);
@@ -80,27 +89,49 @@ void CpuBackend::storeToken(const KvTile &tile, uint32_t slot, const float *k, c
     }
 }
 
-// out [dh][16 tokens]
-void CpuBackend::loadKeys(const KvTile &tile, float *out) const {
-    if (!kv_codes_) {
-        kernels_.load[kv_type_](out, tile.keys, config_.dh * kBlockTokens);
+void KvLayout::loadKeys(const Tile &tile, float *out) const {
+    if (!codes_) {
+        kernels_.load[format_](out, tile.keys, dh_ * kBlockTokens);
         return;
     }
-    for (uint32_t e = 0; e < config_.dh; e += kKeyGroup) {
+    for (uint32_t e = 0; e < dh_; e += kKeyGroup) {
         kernels_.loadCodes(out + size_t{e} * kBlockTokens, tile.keys + size_t{e} * kBlockTokens,
-                           tile.key_scales + e / kKeyGroup * kBlockTokens, std::min(kKeyGroup, config_.dh - e), true);
+                           tile.key_scales + e / kKeyGroup * kBlockTokens, std::min(kKeyGroup, dh_ - e), true);
     }
 }
 
-// out [16 tokens][valuePanel()]
-void CpuBackend::loadValues(const KvTile &tile, uint32_t panel, float *out) const {
+void KvLayout::loadValues(const Tile &tile, uint32_t panel, float *out) const {
     const uint32_t elements = kBlockTokens * valuePanel();
     const char *values = tile.values + size_t{panel} * elements * elementSize();
-    if (kv_codes_) {
+    if (codes_) {
         kernels_.loadCodes(out, values, tile.value_scales + panel * kBlockTokens, kBlockTokens, false);
     } else {
-        kernels_.load[kv_type_](out, values, elements);
+        kernels_.load[format_](out, values, elements);
     }
+}
+
+void *KvMemory::allocate(size_t bytes) {
+    if (free_.empty()) {
+        constexpr size_t kSlab = size_t{8} << 20;
+        const size_t size = (bytes + 63) / 64 * 64;
+        const size_t count = std::max<size_t>(1, std::min<size_t>(kSlab / size, 64));
+        free_.reserve(free_.capacity() + count);  // so that release() never allocates
+        slabs_.emplace_back(size * count);        // zeroed; untouched pages take no memory
+        for (size_t i = count; i-- > 0;) {
+            free_.push_back(slabs_.back().as<char>() + i * size);
+        }
+    }
+    void *block = free_.back();
+    free_.pop_back();
+    return block;
+}
+
+void KvMemory::release(void *block) noexcept {
+    free_.push_back(block);
+}
+
+void KvMemory::copy(void *dst, const void *src, size_t bytes) {
+    std::memcpy(dst, src, bytes);
 }
 
 }  // namespace q3::cpu

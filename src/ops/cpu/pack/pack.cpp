@@ -137,30 +137,12 @@ void packBias(const LinearSource &source, CpuLinear &linear) {
 
 }  // namespace
 
-WeightFormat formatOf(int32_t dtype) {
-    switch (dtype) {
-    case QWEN3_DTYPE_F32:
-        return kF32;
-    case QWEN3_DTYPE_F16:
-        return kF16;
-    case QWEN3_DTYPE_INT8:
-        return kQ8;
-    case QWEN3_DTYPE_INT4:
-    case QWEN3_DTYPE_INT4_MIXED:
-        return kQ4;
-    case QWEN3_DTYPE_BF12:
-        return kBf12;
-    default:
-        return kBf16;
-    }
-}
-
 bool hasBias(const LinearSource &source) {
     return std::any_of(source.parts.begin(), source.parts.end(),
                        [](const HostMatrix &part) { return part.bias != nullptr; });
 }
 
-std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, bool interleave, Arena *arena) {
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, Arena *arena) {
     auto linear = std::make_unique<CpuLinear>();
     uint32_t rows = 0;
     for (const HostMatrix &part : source.parts) {
@@ -168,9 +150,9 @@ std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype
     }
     linear->format = formatOf(dtype);
     linear->in = source.parts[0].cols;
-    linear->interleaved = interleave;
-    linear->out = interleave ? rows / 2 : rows;
-    linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (interleave ? 2 : 1);
+    linear->interleaved = source.gate_up;
+    linear->out = source.gate_up ? rows / 2 : rows;
+    linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (source.gate_up ? 2 : 1);
     linear->panel_bytes = panelBytes(linear->format, linear->in);
     const size_t bytes = linear->panel_bytes * linear->npanels;
     linear->panels = arena != nullptr ? arena->allocate(bytes) : HostBuffer(bytes);
@@ -180,9 +162,8 @@ std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype
     return linear;
 }
 
-std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool,
-                                      Arena *arena) {
-    std::unique_ptr<CpuLinear> linear = emptyPanels(source, dtype, interleave, arena);
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, ThreadPool &pool, Arena *arena) {
+    std::unique_ptr<CpuLinear> linear = emptyPanels(source, dtype, arena);
     PanelReader reader(source, readsAs(linear->format), {linear->out, linear->interleaved});
     reader.checkReadable();
     const auto packEach = [&](auto pack) {

@@ -11,8 +11,6 @@
 
 namespace q3::cpu {
 
-WeightFormat formatOf(int32_t dtype);
-
 class CpuVector final : public PackedNorm {
 public:
     HostBuffer buffer;  // float [size]
@@ -59,11 +57,11 @@ public:
 };
 
 // A layer of the source's shape with zeroed panels; of bf12, without raw pairs yet.
-std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, bool interleave, Arena *arena);
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, Arena *arena);
 bool hasBias(const LinearSource &source);
 
 // arena: where to take memory from; null: mappings of its own.
-std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, bool interleave, ThreadPool &pool,
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, ThreadPool &pool,
                                       Arena *arena = nullptr);
 std::unique_ptr<CpuVector> packFloats(const NormSource &source);
 std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool);

@@ -140,14 +140,6 @@ Bf12Range rangeBf12(const uint32_t *tile, uint32_t count) {
 
 }  // namespace
 
-uint16_t bf16Up(float value) {
-    uint16_t half = floatToBf16(value);
-    if (bf16ToFloat(half) < value) {
-        ++half;
-    }
-    return half;
-}
-
 uint32_t countRawBf12(const uint32_t *tile, uint32_t count) {
     return static_cast<uint32_t>(__builtin_popcount(rangeBf12(tile, count).pairs));
 }

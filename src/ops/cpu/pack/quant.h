@@ -6,9 +6,6 @@
 
 namespace q3::cpu {
 
-// The smallest bf16 not below a positive value: with a scale rounded down the largest value would be clipped.
-uint16_t bf16Up(float value);
-
 // tile [32][16] floats, zeros beyond k.
 void quantizeGroupQ8(const float *tile, char *group);
 void quantizeGroupQ4(const float *tile, char *group);

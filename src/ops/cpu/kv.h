@@ -1,0 +1,78 @@
+// KV blocks of the CPU backend: where a tile lies in a block, how a token is stored in it, and how a tile becomes
+// floats; and the memory of blocks.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ops/block_memory.h"
+#include "ops/cpu/host_buffer.h"
+#include "ops/cpu/kernels/kernels.h"
+#include "ops/types.h"
+
+namespace q3::cpu {
+
+// A block holds kBlockTokens tokens of all layers: per layer and KV head one tile, K [dh][16 tokens] and then
+// V [valueWidth() / w][16 tokens][w], where w is valuePanel(). Elements are f32, f16, bf16 or int8.
+//
+// int8 tiles keep codes, and behind them bf16 scales: K one per token and 32 elements of the head,
+// [ceil(dh / 32)][16 tokens]; V one per token and panel of 16 elements, [valueWidth() / 16][16 tokens].
+class KvLayout {
+public:
+    // The width of a kernel's tile, so that a K tile is one [dh][16] matrix.
+    static constexpr uint32_t kBlockTokens = kPanelRows;
+
+    // dtype: F32, F16, BF16 or INT8. The table must outlive the layout.
+    KvLayout(const ModelConfig &config, int32_t dtype, const KernelTable &kernels);
+
+    size_t blockBytes() const;
+    // Names all that decides where an element lies in a block of known size: files of blocks outlive the library.
+    std::string name() const;
+
+    bool keepsCodes() const { return codes_; }
+    WeightFormat format() const { return format_; }  // of elements, unless keepsCodes()
+    size_t elementSize() const { return codes_ ? 1 : elementBytes(format_); }
+    uint32_t valueWidth() const { return value_width_; }  // dh rounded up to whole panels of kValueWidth
+    uint32_t valuePanel() const { return codes_ ? kPanelRows : kValueWidth; }
+
+    struct Tile {
+        char *keys;
+        char *values;
+        uint16_t *key_scales;    // of int8, else null
+        uint16_t *value_scales;  // of int8, else null
+    };
+    Tile tile(void *block, uint32_t layer, uint32_t head) const;
+
+    // k, v [dh]
+    void storeToken(const Tile &tile, uint32_t slot, const float *k, const float *v) const;
+    // out [dh][16 tokens]
+    void loadKeys(const Tile &tile, float *out) const;
+    // out [16 tokens][valuePanel()], panel < valueWidth() / valuePanel()
+    void loadValues(const Tile &tile, uint32_t panel, float *out) const;
+
+private:
+    size_t headBytes() const;
+
+    const KernelTable &kernels_;
+    int32_t dtype_;
+    bool codes_;  // int8
+    WeightFormat format_;
+    uint32_t nlayer_, nkvh_, dh_;
+    uint32_t value_width_;
+};
+
+// Cuts blocks from slabs in huge pages: attention walks from block to block, and with pages of 4 KiB nearly every tile
+// would miss the TLB. Slabs live as long as the object; released blocks are kept for the next allocate. Not
+// thread-safe.
+class KvMemory final : public BlockMemory {
+public:
+    void *allocate(size_t bytes) override;
+    void release(void *block) noexcept override;
+    void copy(void *dst, const void *src, size_t bytes) override;
+
+private:
+    std::vector<HostBuffer> slabs_;
+    std::vector<void *> free_;
+};
+
+}  // namespace q3::cpu

@@ -1,0 +1,62 @@
+// Linear layers: packed weights times rows of activations, split over a thread pool.
+#pragma once
+
+#include <vector>
+
+#include "ops/cpu/host_buffer.h"
+#include "ops/cpu/kernels/kernels.h"
+#include "ops/cpu/pack/pack.h"
+#include "runtime/thread_pool.h"
+
+namespace q3::cpu {
+
+// One caller at a time. Nothing allocates after construction. A row's result does not depend on the rows that are
+// multiplied with it, nor on the number of threads.
+class Linears {
+public:
+    // max_rows: most rows of a call, in whole tiles of kMaxTileRows; widest: input features of the widest layer;
+    // format: the weights' format, which decides what scratch is needed. If it takes codes, layers of other formats
+    // that do are welcome too. The table and the pool must outlive the object.
+    Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows, uint32_t widest, WeightFormat format);
+
+    // out[r * ldo + j] = sum over k of in[r][k] * w[j][k] + bias[j], in [rows][w.in], j < w.out
+    void multiply(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
+    // out[r * ldo + j] = silu(gate) * up, the products of in's row with row j of an interleaved layer's two matrices
+    void multiplySwiglu(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &gate_up);
+
+    size_t scratchBytes() const;
+
+private:
+    // Neighbouring panels of one layer, cut to k [k0, k0 + k).
+    struct Panels {
+        const char *data;  // of k0
+        size_t stride;     // bytes from panel to panel
+        uint32_t count;
+        WeightFormat format;
+        uint32_t k0, k;
+    };
+    struct Rows {
+        const float *in;  // of all rows of the call
+        size_t ld;
+        uint32_t first, count;
+    };
+
+    size_t scratchFloats(WeightFormat format) const;
+    void quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
+    void multiplyPanels(const Panels &panels, const Rows &rows, float *out, size_t ldo) const;
+    template <typename Epilogue>
+    void multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, uint32_t step, const Epilogue &epilogue);
+    template <typename Epilogue>
+    void streamPanels(const float *in, uint32_t rows, const CpuLinear &w, uint32_t step, const Epilogue &epilogue);
+    template <typename Epilogue>
+    void reusePanels(const float *in, uint32_t rows, const CpuLinear &w, uint32_t step, const Epilogue &epilogue);
+
+    const KernelTable &kernels_;
+    ThreadPool &pool_;
+    uint32_t max_rows_;
+    HostBuffer codes_, scales_, offsets_;
+    QuantRows quant_rows_{};           // over those three
+    std::vector<HostBuffer> scratch_;  // per thread, scratchFloats() each
+};
+
+}  // namespace q3::cpu
