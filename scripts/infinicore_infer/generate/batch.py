@@ -23,7 +23,7 @@ from infinicore_infer.generate.sequence import GenerationSequence
 from infinicore_infer.native.model import KVCache, NativeModel, StepResult
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Computed:
     """A step was computed; the pieces that it brought follow.
 
@@ -42,7 +42,7 @@ class Computed:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Delivered:
     """A sequence has a new token. If it has finished, the receiver removes it from the batch."""
 
@@ -50,14 +50,14 @@ class Delivered:
     piece: GenerationPiece
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SteppedBack:
     """A sequence has left the batch for want of KV memory; the receiver adds it again later."""
 
     sequence: GenerationSequence
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepFailed:
     """A call of the library failed. If it was for several sequences, each is computed alone next.
 
@@ -70,7 +70,7 @@ class StepFailed:
     error: Exception
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Failed:
     """A sequence failed outside of the library's calls; the receiver removes it from the batch."""
 
@@ -211,7 +211,15 @@ class Batch:
         self._drafter.record(len(shares) + drafted, seconds)
         yield Computed(len(shares), tokens, drafted, accepted, seconds)
         for share, result in zip(shares, results, strict=True):
-            yield from self._advance(share, result)
+            sequence = share.sequence
+            self._drafter.learn(share, result)
+            try:
+                for piece in sequence.advance(share.count, share.drafts, result):
+                    yield Delivered(sequence, piece)
+            except Exception as error:
+                if not self._isolate:
+                    raise
+                yield Failed(sequence, error)
 
     def _run(self, shares: Sequence[Share]) -> list[StepResult]:
         """Run the library; empty the drafts if there is memory only without them."""
@@ -232,18 +240,6 @@ class Batch:
             # An earlier one may have made this one step back.
             if share.sequence in self.sequences:
                 yield from self._compute([share])
-
-    def _advance(self, share: Share, result: StepResult) -> Iterator[Outcome]:
-        """Have a sequence take its result."""
-        sequence = share.sequence
-        self._drafter.learn(share, result)
-        try:
-            for piece in sequence.advance(share.count, share.drafts, result):
-                yield Delivered(sequence, piece)
-        except Exception as error:
-            if not self._isolate:
-                raise
-            yield Failed(sequence, error)
 
     def _make_room(self, error: Exception) -> Iterator[Outcome]:
         """Find KV memory for the next try."""

@@ -25,7 +25,7 @@ _MIN_GAIN = 1.03
 _UNLIMITED = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Proposal:
     """What a source guesses for one sequence.
 
