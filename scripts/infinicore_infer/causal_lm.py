@@ -198,11 +198,9 @@ class Qwen3ForCausalLM:
         self._checkpoint.close()
 
     def __enter__(self) -> Qwen3ForCausalLM:
-        """Return self."""
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Close."""
         self.close()
 
     @property

@@ -452,3 +452,16 @@ def test_scores_are_not_doubled_by_stepping_back() -> None:
     assert np.allclose([score.logprob for score in scored.prompt_scores], scores_of(prompt))
     assert plain.result.tokens == answer([1] * 20, 30)
     assert scored.result.tokens == answer(prompt, 12)
+
+
+def test_scores_are_complete_after_stepping_back_amid_the_answer() -> None:
+    """What is computed again then is no prompt any more, or has its scores already."""
+    prompt = [3 * i % DVOC for i in range(70)]
+    plain, scored = sequence([1] * 5, 60), sequence(prompt, 30, prompt_logprobs=0)
+    seen = run(make_batch(FakeModel(room=120)), [plain, scored])
+    (back,) = of(SteppedBack, seen)
+    assert back.sequence is scored
+    pieces = [outcome.sequence for outcome in seen[: seen.index(back)] if of(Delivered, [outcome])]
+    assert pieces.count(scored) > 5
+    assert np.allclose([score.logprob for score in scored.prompt_scores], scores_of(prompt))
+    assert scored.result.tokens == answer(prompt, 30)

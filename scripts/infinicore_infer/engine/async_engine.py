@@ -24,7 +24,7 @@ class AsyncStream(AsyncIterator[tuple[int, Update]]):
     """
 
     def __init__(self, wakeups: Wakeups | None = None) -> None:
-        """Belong to the running loop.
+        """Make a stream that belongs to the running event loop.
 
         Args:
             wakeups: Wakes the reader later; ``None``: every update does.
@@ -94,7 +94,6 @@ class AsyncEngine:
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Wrap a running engine."""
         self.engine = engine
 
     def submit(self, submissions: Sequence[Submission]) -> AsyncStream:

@@ -64,7 +64,7 @@ class Engine:
     """
 
     def __init__(self, model: Qwen3ForCausalLM, config: EngineConfig | None = None) -> None:
-        """Start the thread.
+        """Start the engine's thread.
 
         Raises:
             OSError: The folder for prefixes cannot be used.
@@ -190,7 +190,7 @@ class Engine:
             try:
                 self._cycle()
             except Exception as error:
-                # A bug outside of what is handled below must not end the service.
+                # A bug in the engine must not end the service.
                 _LOG.exception("engine cycle failed")
                 self._stats.failed_steps += 1
                 for job in list(self._active.values()):
@@ -223,7 +223,7 @@ class Engine:
     def _admit(self) -> None:
         while self._batch.room > 0:
             job = self._queue.take()
-            # After that, so that what the job waited for is remembered.
+            # Collected after taking: the file that this job waited for may just have been read.
             self._loads.collect()
             if job is None:
                 return
@@ -254,7 +254,7 @@ class Engine:
         stats = self._stats
         if isinstance(outcome, Delivered):
             job = self._active.get(outcome.sequence)
-            # Unless it has just failed below.
+            # A job that failed with an earlier piece of the same step gets no more.
             if job is not None:
                 try:
                     self._deliver(job, outcome.piece)

@@ -20,7 +20,7 @@ class JobQueue:
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        """Be empty; the limits are ``max_batch`` jobs in progress and ``max_queue`` besides."""
+        """Make a queue for ``max_batch`` jobs in progress and ``max_queue`` besides."""
         self._room = config.max_batch + config.max_queue
         self._changed = threading.Condition()
         # Guarded by the condition.

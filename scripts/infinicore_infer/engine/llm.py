@@ -109,9 +109,7 @@ class LLM:
         self.model.close()
 
     def __enter__(self) -> LLM:
-        """Return self."""
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Close."""
         self.close()

@@ -14,7 +14,8 @@ _FIRST_STEP = 128
 # What the token of an answer costs, in tokens of prompts: it also needs the head, and reads keys
 # and values that no other row of the step shares.
 _DECODE_COST = 2
-# How much longer a step may be that thereby ends the only prompt: a short step more costs as much.
+# A step may be so much longer if it thereby ends the only prompt: another short step would cost as
+# much as the rest.
 _STRETCH = 1.25
 # With so many requests in progress, steps may be as long as they ever get.
 _CROWD = 16
@@ -26,11 +27,10 @@ class Pace:
     Every step reads all weights, so long steps compute more tokens per second, but each answer gets
     one token per step. With few requests, answers flow at twice the rate that is promised; with
     many, each has a small part of the machine whatever the steps, and long ones give all of them
-    more. While only prompts are computed, nobody waits for the end of a step but who comes or goes.
+    more. While only prompts are computed, no answer waits for the end of a step, so it may be long.
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        """Know nothing about the speed yet."""
         self._config = config
         self._speed = 0.0  # prompt tokens per second
 

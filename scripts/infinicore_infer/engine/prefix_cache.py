@@ -76,7 +76,7 @@ class PrefixCache:
     def __init__(
         self, model: NativeModel, capacity_bytes: int, store: PrefixStore | None = None
     ) -> None:
-        """Start empty.
+        """Make an empty cache.
 
         Args:
             model: The model whose caches are kept.

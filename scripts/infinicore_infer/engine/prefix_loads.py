@@ -24,7 +24,7 @@ class PrefixLoads:
     """
 
     def __init__(self, prefix: PrefixCache, wake: Callable[[], object]) -> None:
-        """Read nothing yet.
+        """Make the thread that reads.
 
         Args:
             prefix: Where prefixes are remembered; knows the files.

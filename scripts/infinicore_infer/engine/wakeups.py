@@ -19,7 +19,6 @@ class Wakeups:
     """
 
     def __init__(self) -> None:
-        """Nothing is to be called."""
         self._callbacks: dict[asyncio.AbstractEventLoop, list[Callable[[], object]]] = {}
 
     def add(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:

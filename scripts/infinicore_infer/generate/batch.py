@@ -1,10 +1,10 @@
 """The loop of a step, for one prompt, many prompts and the engine alike.
 
 Each step takes one token of every answer in progress and fills the rest of its budget with parts of
-prompts, so a long prompt does not hold up the others. Where drafts are wanted, steps of answers
-verify some. When KV memory runs out, drafts are given up first; then whoever else holds memory
-gives some back; then the youngest sequence steps back, to be computed again later with the same
-answer.
+prompts, so a long prompt does not hold up the others. A step of answers alone may verify drafts.
+When KV memory runs out, the step is tried without drafts; then the owner of the batch is asked to
+give memory back; then the youngest sequence steps back: it gives up its cache, and is computed
+again later with the same answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from infinicore_infer.native.model import KVCache, NativeModel, StepResult
 
 @dataclass(slots=True)
 class Computed:
-    """A step was computed; the pieces that it brought follow.
+    """A step was computed. The pieces that it brought come next.
 
     Attributes:
         shares: How many sequences took part.
@@ -121,8 +121,8 @@ class Batch:
     def room(self) -> int:
         """How many sequences may be added now.
 
-        After one has stepped back, no more than are left then are in progress at a time, or the
-        same memory would soon be missing again; see :meth:`lift_limit`.
+        Once a sequence has stepped back, no more than those left over are in progress at a time,
+        because the same memory would soon be missing again; see :meth:`lift_limit`.
         """
         return self._limit - len(self.sequences)
 
@@ -159,8 +159,8 @@ class Batch:
     def step(self, budget: int) -> Iterator[Outcome]:
         """Compute a step and a part of a prompt that is scored; yield what comes of it.
 
-        Nothing may come of it when memory had to be found; the next step goes on then. Pieces are
-        taken from the sequences as the iterator goes on, so it should be exhausted.
+        A step that had to free memory brings nothing; the next one does its work. Sequences take
+        their tokens as the iterator goes on: tokens that are not asked for do not come again.
 
         Args:
             budget: Most tokens of the step, as :func:`plan_step` takes it.
@@ -188,6 +188,7 @@ class Batch:
             yield StepFailed((sequence,), error)
 
     def _compute(self, shares: Sequence[Share]) -> Iterator[Outcome]:
+        """Choose drafts, run the library, and hand out what it brought."""
         self._drafter.choose(shares)
         begin = time.perf_counter()
         try:
@@ -242,7 +243,7 @@ class Batch:
                 yield from self._compute([share])
 
     def _make_room(self, error: Exception) -> Iterator[Outcome]:
-        """Find KV memory for the next try."""
+        """Free KV memory for the next step, which computes what this one could not."""
         if self._reclaim():
             return
         youngest = max(self.sequences, key=lambda sequence: sequence.arrival)

@@ -52,15 +52,19 @@ class DraftSource(Protocol):
     ) -> Sequence[Proposal | None]:
         """Return a proposal of at most ``most`` tokens for each sequence.
 
-        ``None`` says that this source is not to guess for the sequence. All of them have one known
-        token that is not computed yet; no proposal may exceed the sequence's ``draft_room``.
+        ``None`` says that nothing is to be guessed for a sequence, now or later. Each sequence has
+        one known token that is not computed yet. No proposal may be longer than the sequence's
+        ``draft_room``.
         """
 
     def learn(self, sequence: GenerationSequence, tokens: Sequence[int]) -> None:
-        """Take the tokens that came after a proposal, of which perhaps nothing was verified."""
+        """Take the tokens that came where the latest proposal guessed.
+
+        This happens after every step with proposals, also if none of their tokens was verified.
+        """
 
     def forget(self, sequence: GenerationSequence) -> None:
-        """Drop what is kept for a sequence; it may come back."""
+        """Drop what is kept for a sequence that leaves the batch; it may come back."""
 
 
 class StepCosts:
@@ -71,7 +75,7 @@ class StepCosts:
         self._known: dict[int, tuple[float, int]] = {}  # rows: seconds, number of the step
 
     def record(self, rows: int, seconds: float) -> None:
-        """Take a measurement; one alone does not count fully, it may be an accident."""
+        """Take a measurement. A single one may be an accident, so it does not count fully."""
         before = self.estimate(rows)
         self._steps += 1
         value = seconds if before is None else before + _NEW_WEIGHT * (seconds - before)
@@ -137,7 +141,7 @@ class Drafter:
         max_sequences: int | None = None,
         max_drafts: int | None = None,
     ) -> None:
-        """Take a policy.
+        """Set the policy.
 
         Args:
             source: Where guesses come from.
@@ -151,7 +155,7 @@ class Drafter:
         self._watching = False
 
     def choose(self, shares: Sequence[Share]) -> None:
-        """Set the drafts of a step's shares; there may be none."""
+        """Set the drafts of a step's shares; they may stay empty."""
         self._watching = False
         if len(shares) > self._max_sequences:
             return

@@ -15,11 +15,11 @@ _MIN_MATCH, _MAX_MATCH = 2, 16
 # Earlier places with the same last two tokens that are compared; the nearest ones first.
 _MAX_CANDIDATES = 32
 
-# Repetitions are judged in classes: shorter than 3, 5, 9 tokens, and longer. To begin with, guesses
-# count as having been right so often for each time they were wrong.
+# Repetitions are judged in four classes by their length: below 3, 5 and 9 tokens, and longer. To
+# begin with, each class counts as having been wrong once and right so often.
 _CLASSES = (3, 5, 9)
 _PRIOR_RIGHT = (1.0, 1.5, 3.0, 5.0)
-# Share that what has been counted so far keeps with every new count.
+# With every new count, the counts so far shrink to this share of themselves.
 _MEMORY = 0.95
 
 
@@ -70,7 +70,7 @@ class RepetitionIndex:
 
 
 class PromptLookup:
-    """Guesses of one sequence, and how good they were.
+    """The guesses of one sequence, and how often they were right.
 
     Attributes:
         limit: Most guesses to verify in a step.
@@ -78,7 +78,7 @@ class PromptLookup:
     """
 
     def __init__(self, tokens: list[int], limit: int) -> None:
-        """Guess how a token list goes on, which others append to."""
+        """Watch a token list that others append to."""
         self.limit = limit
         self.guesses: list[int] = []
         self._tokens = tokens

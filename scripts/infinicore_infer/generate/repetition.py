@@ -9,7 +9,7 @@ class RepetitionDetector:
     """Counts, for every length of a pattern, how long the end of a sequence has repeated itself."""
 
     def __init__(self, max_pattern_size: int, min_pattern_size: int, min_count: int) -> None:
-        """Start with no tokens.
+        """Look for patterns of these sizes in tokens that come from now on.
 
         Args:
             max_pattern_size: Longest pattern looked for, in tokens; at least 1.

@@ -73,5 +73,4 @@ class GenerationResult:
     logprobs: list[TokenLogprobs] | None = None
 
     def __str__(self) -> str:
-        """Return the text."""
         return self.text

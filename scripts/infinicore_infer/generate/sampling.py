@@ -166,7 +166,7 @@ class SamplerState:
     """One request's sampling struct and the arrays that it points to."""
 
     def __init__(self, params: SamplingParams, seed: int, prompt: Sequence[int], dvoc: int) -> None:
-        """Build the arrays.
+        """Fill the struct, and keep the arrays that it points to.
 
         Raises:
             ValueError: A biased or allowed token is not in the vocabulary.

@@ -34,7 +34,6 @@ class PerplexityResult:
         return math.exp(self.nll / self.tokens)
 
     def __float__(self) -> float:
-        """Return the perplexity."""
         return self.perplexity
 
 
@@ -120,7 +119,8 @@ def score_prompt(model: NativeModel, sequence: GenerationSequence) -> None:
     """
     assert sequence.cache is not None and sequence.prompt_logprobs is not None
     begin = sequence.position
-    count = min(sequence.remaining - 1, _STEP_TOKENS)
-    tokens = sequence.all_tokens[begin : begin + count + 1]
+    # The prompt's last token predicts the answer, not the prompt: a step computes it.
+    end = min(begin + _STEP_TOKENS, sequence.result.prompt_tokens - 1)
+    tokens = sequence.all_tokens[begin : end + 1]
     top = sequence.prompt_logprobs
     sequence.advance_scores(score_chunk(model, sequence.cache, tokens, begin, top))

@@ -30,7 +30,7 @@ class GenerationSequence:
         cache: Its KV cache, once started.
         owns_cache: Whether the cache is its own and not the caller's.
         position: How many of the tokens are computed.
-        arrival: A number that grows from sequence to sequence.
+        arrival: A number that grows from sequence to sequence: the youngest has the highest.
         result: The answer so far.
         finished: Whether the answer is complete.
         prompt_logprobs: How many likeliest tokens to report with each of the prompt's; ``None``:
@@ -114,7 +114,8 @@ class GenerationSequence:
     @property
     def scoring(self) -> bool:
         """Whether tokens of the prompt are to be scored next."""
-        return self.prompt_logprobs is not None and self.remaining > 1
+        scored = len(self.prompt_scores) + 1
+        return self.prompt_logprobs is not None and scored < self.result.prompt_tokens
 
     @property
     def lookup(self) -> int:
@@ -153,7 +154,7 @@ class GenerationSequence:
             self.result.reused_tokens = self.position
 
     def release(self) -> None:
-        """Drop the cache if it is this sequence's own, and forget progress in it."""
+        """Close the cache if it is this sequence's own; :meth:`start` then begins from scratch."""
         if self.cache is None:
             return
         if self.owns_cache:
@@ -206,7 +207,7 @@ class GenerationSequence:
     def advance_scores(self, scores: Sequence[TokenLogprobs]) -> None:
         """Take the log-probabilities of the prompt's next tokens, whose predecessors are computed.
 
-        After a restart they come again.
+        A sequence that has stepped back gets those again that it has already.
         """
         self.prompt_scores += scores[max(len(self.prompt_scores) - self.position, 0) :]
         self.position += len(scores)

@@ -105,9 +105,7 @@ class GenerationStream(Iterator[GenerationPiece]):
         self._pieces.close()
 
     def __enter__(self) -> GenerationStream:
-        """Return self."""
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Close."""
         self.close()
