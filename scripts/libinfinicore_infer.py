@@ -600,15 +600,22 @@ def check_handle(lib: ctypes.CDLL, handle: int | None) -> int:
 
 
 def library_candidates() -> list[Path]:
-    """Return the library files that exist in this repository's build folder, best first.
+    """Return the library files that belong to this module, best first.
 
-    The release build comes first; other build modes follow, newest first.
+    In a checkout of the repository these are its builds: the release build, then those of other
+    modes, newest first. The library inside the package comes last, since in a checkout nobody but a
+    person can have put one there, and its age is unknown. An installed package has only that one.
     """
-    root = Path(__file__).resolve().parent.parent / "build" / "linux"
-    arch = {"amd64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    found = list((root / arch).glob(f"*/{LIBRARY_NAME}"))
-    found += [path for path in root.glob(f"*/*/{LIBRARY_NAME}") if path not in found]
-    return sorted(found, key=lambda path: (path.parent.name != "release", -path.stat().st_mtime))
+    folder = Path(__file__).resolve().parent
+    found: list[Path] = []
+    if folder.name == "scripts" and (folder.parent / "xmake.lua").is_file():
+        root = folder.parent / "build" / "linux"
+        arch = {"amd64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+        found = list((root / arch).glob(f"*/{LIBRARY_NAME}"))
+        found += [path for path in root.glob(f"*/*/{LIBRARY_NAME}") if path not in found]
+        found.sort(key=lambda path: (path.parent.name != "release", -path.stat().st_mtime))
+    packaged = folder / "infinicore_infer" / "lib" / LIBRARY_NAME
+    return [*found, packaged] if packaged.is_file() else found
 
 
 def _open(path: str) -> ctypes.CDLL:
@@ -651,8 +658,8 @@ def load_library(path: str | os.PathLike[str] | None = None) -> ctypes.CDLL:
 
     Args:
         path: The shared library. ``None``: the file that the environment variable
-            INFINICORE_INFER_LIB names, else the newest build in this repository (release first),
-            else whatever the system's loader finds.
+            INFINICORE_INFER_LIB names, else the first of :func:`library_candidates`, else whatever
+            the system's loader finds.
 
     Returns:
         The library with prototypes set on all its functions.
@@ -676,7 +683,7 @@ def load_library(path: str | os.PathLike[str] | None = None) -> ctypes.CDLL:
     if not chosen:
         raise Qwen3LibraryError(
             f"{LIBRARY_NAME} not found: build it with 'xmake build infinicore_infer' in the "
-            f"repository's root, or set {LIBRARY_ENV} to the file"
+            f"repository's root, install the package again, or set {LIBRARY_ENV} to the file"
         )
     with _lock:
         if chosen not in _libraries:

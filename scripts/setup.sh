@@ -7,7 +7,7 @@ usage() {
     cat <<'EOF'
 Usage: scripts/setup.sh [--with-server] [--with-tests] [--with-lint] [--no-infinicore] [--help]
 
-  --with-server    also install what scripts/launch_server.py needs (fastapi, uvicorn)
+  --with-server    also install what the server needs (fastapi, uvicorn)
   --with-tests     also install what the tests need (the server, pytest, torch, transformers)
   --with-lint      also install the linters (ruff, mypy, clang-format, clang-tidy)
   --no-infinicore  build without InfiniCore: CPU only, through the engine's own kernels
@@ -134,6 +134,10 @@ requirements_key() {
     echo "${hash%% *} $(readlink -f .venv/bin/python)"
 }
 
+ensure_pip() {
+    .venv/bin/python -m pip --version >>"$log" 2>&1 || step "pip" .venv/bin/python -m ensurepip
+}
+
 requirements() {
     local name stamp todo=() arguments=()
     [[ -x .venv/bin/python ]] || step "virtual environment" "${PYTHON:-python3}" -m venv .venv
@@ -142,21 +146,30 @@ requirements() {
         [[ -f $stamp && $(<"$stamp") == "$(requirements_key "$name")" ]] || todo+=("$name")
     done
     ((${#todo[@]})) || return 0
-    if ! .venv/bin/python -m pip --version >>"$log" 2>&1; then
-        step "pip" .venv/bin/python -m ensurepip
-    fi
+    ensure_pip
     for name in "${todo[@]}"; do arguments+=(-r "scripts/requirements/$name.txt"); done
     step "Python packages: ${todo[*]}" .venv/bin/python -m pip install --no-input \
         --disable-pip-version-check --progress-bar off "${arguments[@]}"
     for name in "${todo[@]}"; do requirements_key "$name" >".venv/.$name.stamp"; done
 }
 
-# Programs run by .venv find this repository's package wherever they lie.
-package_path() {
-    local folder
-    for folder in .venv/lib/python3*/site-packages; do
-        echo "$root/scripts" >"$folder/infinicore_infer.pth"
-    done
+# The package itself, as an editable installation: whatever .venv's Python runs finds this checkout,
+# and .venv/bin has its programs (qwen3, qwen3-server, ...). scripts/build_backend.py makes it in
+# about two seconds, from no network and without compiling anything.
+package() {
+    local stamp=.venv/.package.stamp key
+    key=$({
+        echo "$root"
+        readlink -f .venv/bin/python
+        cat pyproject.toml scripts/build_backend.py
+        grep QWEN3_VERSION_STRING include/infinicore_infer/models/qwen3.h
+    } | sha256sum)
+    [[ -f $stamp && $(<"$stamp") == "$key" && -x .venv/bin/qwen3 ]] && return 0
+    ensure_pip
+    step "package" .venv/bin/python -m pip install --no-input --disable-pip-version-check \
+        --progress-bar off --no-build-isolation --no-deps --editable .
+    rm -f .venv/lib/python3*/site-packages/infinicore_infer.pth # of earlier versions of this script
+    echo "$key" >"$stamp"
 }
 
 # --- InfiniCore ---------------------------------------------------------------------------------
@@ -219,7 +232,7 @@ export HOME=${HOME:-$root/build}
 [[ -f build/.setup.stamp && -x .venv/bin/python ]] || check_system
 if [[ $infinicore == y ]]; then toolkits; fi
 requirements
-package_path
+package
 if [[ $infinicore == y ]]; then infinicore_root; fi
 library
 echo "setup: ready ($(seconds "$begin"))"
