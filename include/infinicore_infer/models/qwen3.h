@@ -65,7 +65,7 @@ extern "C" {
 #endif
 
 /* Version of this header: MAJOR.MINOR.PATCH. The ABI number changes only when old callers would break. */
-#define QWEN3_VERSION_STRING "0.1.0"
+#define QWEN3_VERSION_STRING "0.2.0"
 #define QWEN3_ABI_VERSION 1
 
 /* ------------------------------------------------------------------ enums
