@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from infinicore_infer.text import chat_template
 from infinicore_infer.text.chat_template import TokenizerError
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 from infinicore_infer.text.traced import TracedStr, join, marks_of
@@ -245,6 +246,27 @@ def test_bad_templates_are_errors(source: str, tmp_path: Path) -> None:
     path = copy_folder(DEMO, tmp_path / "model")
     (path / "chat_template.jinja").write_text(source)
     with pytest.raises(TokenizerError, match="chat template"):
+        Qwen3Tokenizer(path).apply_chat_template([{"role": "user", "content": "x"}])
+
+
+def test_what_cannot_fit_is_seen_without_encoding() -> None:
+    ours = Qwen3Tokenizer(DEMO)
+    for given in ("", "hello " * 50, "e\u0301" * 90, "北京" * 30, "<|im_end|>" * 9, "\ud800"):
+        count = len(ours.encode(given.encode("utf-8", "replace").decode()))
+        assert ours.may_fit(given, count)
+    assert not ours.may_fit("hello " * 100_000, 1000)
+
+
+def test_templates_have_limited_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "_RENDER_SECONDS", 0.2)
+    path = copy_folder(DEMO, tmp_path / "model")
+    loops = "{% for a in r %}{% for b in r %}{% for c in r %}{% endfor %}{% endfor %}{% endfor %}"
+    (path / "chat_template.jinja").write_text("{% set r = range(99999) %}" + loops)
+    for _ in range(3):
+        with pytest.raises(TokenizerError, match="ran for more than"):
+            Qwen3Tokenizer(path).apply_chat_template([{"role": "user", "content": "x"}])
+    (path / "chat_template.jinja").write_text("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")
+    with pytest.raises(TokenizerError, match="chat template failed"):
         Qwen3Tokenizer(path).apply_chat_template([{"role": "user", "content": "x"}])
 
 

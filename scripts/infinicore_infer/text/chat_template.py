@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from infinicore_infer.text.time_limit import TimeLimit, TimeLimitError
+
 Message = Mapping[str, Any]
+
+# Templates come with downloaded files: one that never ends must not hold a server up. Rendering the
+# longest conversations takes a small part of this.
+_RENDER_SECONDS = 10.0
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -182,7 +188,12 @@ def render(source: str, messages: Sequence[Message], variables: Mapping[str, Any
     from infinicore_infer.text.template_engine import TemplateError, compile_template
 
     try:
-        return compile_template(source)({**variables, "messages": messages})
+        with TimeLimit(_RENDER_SECONDS):
+            return compile_template(source)({**variables, "messages": messages})
+    except TimeLimitError:
+        raise TokenizerError(
+            f"the chat template failed: it ran for more than {_RENDER_SECONDS:g} s"
+        ) from None
     except (TemplateError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         raise TokenizerError(f"the chat template failed: {error}") from error
 
