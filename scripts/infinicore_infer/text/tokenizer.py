@@ -117,7 +117,7 @@ class Qwen3Tokenizer:
         return max(len(name.encode()) if name in self._added else len(name) for name in names)
 
     def may_fit(self, text: str, tokens: int) -> bool:
-        """Return whether a text may take no more than so many tokens, in far less time than encoding.
+        """Return whether a text may take at most so many tokens, far sooner than encoding would.
 
         Composing characters (NFC) makes a text at most three times shorter before it is encoded.
         """
