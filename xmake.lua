@@ -194,6 +194,25 @@ for _, pattern in ipairs({"test_*.cpp", "test_*.c"}) do
     end
 end
 
+-- test/faults: a library for LD_PRELOAD that makes system calls fail, and what is done to the library meanwhile.
+target("q3_inject")
+    set_kind("shared")
+    set_group("tests")
+    set_default(false)
+    add_files("test/faults/inject.c")
+    add_syslinks("dl")
+target_end()
+
+target("q3_fault_driver")
+    set_kind("shared")
+    set_group("tests")
+    set_default(false)
+    add_deps("infinicore_infer")
+    add_files("test/faults/fault_driver.c")
+    add_rpathdirs("$ORIGIN")
+    add_syslinks("dl", "m", "pthread")
+target_end()
+
 -- A fake accelerator with InfiniCore's C API: tests put its folder into LD_LIBRARY_PATH. "fake" has that of 0.1.0;
 -- "fake_newer" that of InfiniCore's main as test/fake_device/include declares it, and a library compiled against that.
 if with_infinicore then

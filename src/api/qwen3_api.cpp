@@ -1,5 +1,4 @@
 // The extern "C" functions: check, call the engine, turn exceptions into statuses. No logic of their own.
-#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -10,34 +9,26 @@
 #include "engine/engine.h"
 #include "ops/factory.h"
 #include "runtime/packed_file.h"
+#include "runtime/process.h"
 
 using namespace q3;
 
 struct Qwen3Model {
     Engine engine;
     std::string build_info;
+    HomeProcess process;
 };
 
 namespace {
 
-struct LastError {
-    int32_t status;
-    char text[640];
-};
-thread_local LastError last_error = {QWEN3_STATUS_SUCCESS, ""};
-
 // Handles are const in the signatures inherited from InfiniCore-Infer, although a cache changes the model's pool.
 Engine &engineOf(const Qwen3Model *model) {
     requirePointer(model, "model");
+    model->process.require();
     return const_cast<Qwen3Model *>(model)->engine;
 }
 
 }  // namespace
-
-void q3::recordError(const char *function, int32_t status, const char *message) noexcept {
-    last_error.status = status;
-    std::snprintf(last_error.text, sizeof last_error.text, "%s: %s", function, message);
-}
 
 extern "C" {
 
@@ -48,7 +39,7 @@ Qwen3Model *createQwen3Model(const Qwen3Meta *meta, const Qwen3Weights *weights,
 
 Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwen3Weights *weights, int32_t device, int32_t ndev,
                                const int32_t *dev_ids, const Qwen3ModelOptions *options) {
-    std::unique_ptr<Qwen3Model> model;
+    Qwen3Model *created = nullptr;
     guard("createQwen3Model", [&] {
         requirePointer(meta, "meta");
         requirePointer(weights, "weights");
@@ -59,14 +50,19 @@ Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwen3Weights *weight
         const BackendOptions backend{
             checked.backend,       device, 0, checked.nthreads, checked.dt_weight, checked.dt_kv, weights->dt_mat,
             checked.kv_limit_bytes};
-        model.reset(new Qwen3Model{{config, meta->theta, *weights, backend, devices, checked}, ""});
+        std::unique_ptr<Qwen3Model> model(
+            new Qwen3Model{{config, meta->theta, *weights, backend, devices, checked}, "", {}});
         model->build_info = libraryInfo() + " " + model->engine.description();
+        created = model.release();
     });
-    return model.release();
+    return created;
 }
 
 void destroyQwen3Model(Qwen3Model *model) {
-    delete model;
+    // In a forked process the threads to be joined do not exist; its copy of the memory goes when it ends.
+    if (model != nullptr && !model->process.left()) {
+        delete model;
+    }
 }
 
 int32_t qwen3SaveWeights(const Qwen3Model *model, const char *path, const char *cache_key) {
@@ -191,11 +187,11 @@ void qwen3Cancel(Qwen3Model *model) {
 }
 
 const char *qwen3LastError(void) {
-    return last_error.text;
+    return lastErrorText();
 }
 
 int32_t qwen3LastStatus(void) {
-    return last_error.status;
+    return lastErrorStatus();
 }
 
 const char *qwen3StatusName(int32_t status) {

@@ -1,6 +1,7 @@
 // Errors inside the library are exceptions of one type; guard() (src/api) turns them into a status at the C boundary.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -18,7 +19,13 @@ private:
     int32_t status_;
 };
 
-// printf-style constructor of an Error's text, thrown at once.
+// snprintf that knows no locale: numbers have a point in every program.
+void formatText(char *text, size_t size, const char *format, ...) noexcept __attribute__((format(printf, 3, 4)));
+
+// What the system's error number means, in English whatever the program's locale.
+std::string systemReason(int error_number);
+
+// printf-style constructor of an Error's text, thrown at once. Knows no locale either.
 [[noreturn]] void fail(int32_t status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 }  // namespace q3

@@ -1,14 +1,21 @@
 #include "runtime/packed_file.h"
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <climits>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
+#include <utility>
 
 #include "runtime/error.h"
 
@@ -21,6 +28,7 @@ constexpr size_t kAlign = 64;
 constexpr uint32_t kVersion = 3;
 constexpr uint64_t kSection = ~uint64_t{0};  // in the index, where a blob has its offset
 constexpr char kMagic[8] = {'Q', '3', 'P', 'A', 'C', 'K', 'E', 'D'};
+constexpr char kUnfinished[8] = {'Q', '3', 'P', 'A', 'C', 'K', '.', '.'};  // stands there until all else is written
 
 struct Header {
     char magic[8];
@@ -45,8 +53,137 @@ uint64_t indexHash(const std::string &identity, const std::vector<uint64_t> &ind
 }
 
 uint64_t chunksOf(uint64_t bytes) {
-    return (bytes + kChunk - 1) / kChunk;
+    return bytes / kChunk + (bytes % kChunk == 0 ? 0 : 1);
 }
+
+// A temporary file's name is that of the file, kTemporary, and kRandomBytes letters and digits.
+constexpr char kTemporary[] = ".tmp";
+constexpr size_t kTemporaryBytes = sizeof kTemporary - 1;
+constexpr size_t kRandomBytes = 3;
+
+// Path of temporary files of `path` but for the random part. A name too long for the addition loses its beginning, not
+// its end, by which directories of cache files are searched.
+std::string temporaryPrefix(const std::string &path) {
+    constexpr size_t kAdded = kTemporaryBytes + kRandomBytes;
+    const size_t folder = path.find_last_of('/') + 1;  // 0 without a slash
+    std::string name = path.substr(folder);
+    const size_t longest = std::min<size_t>(NAME_MAX, PATH_MAX - 1 - std::min<size_t>(folder, PATH_MAX - 1 - kAdded));
+    if (name.size() + kAdded > longest && name.size() <= NAME_MAX) {
+        size_t cut = std::min(name.size(), name.size() + kAdded - longest);
+        while (cut < name.size() && (static_cast<unsigned char>(name[cut]) & 0xc0U) == 0x80) {
+            ++cut;  // not into a character of UTF-8
+        }
+        name.erase(0, cut);
+    }
+    return path.substr(0, folder) + name + kTemporary;
+}
+
+// Letters and digits that are others at every call, on every thread and in every process; for names, not for secrets.
+std::string randomPart() {
+    static std::atomic<uint64_t> calls{0};
+    constexpr char kCharacters[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    timespec now{};
+    clock_gettime(CLOCK_REALTIME, &now);
+    const uint64_t facts[] = {static_cast<uint64_t>(now.tv_sec), static_cast<uint64_t>(now.tv_nsec),
+                              static_cast<uint64_t>(getpid()), calls.fetch_add(1)};
+    uint64_t hash = hashBytes(facts, sizeof facts);
+    std::string text;
+    for (size_t i = 0; i < kRandomBytes; ++i) {
+        text += kCharacters[hash % (sizeof kCharacters - 1)];
+        hash /= sizeof kCharacters - 1;
+    }
+    return text;
+}
+
+// The result of a system call, made again when a signal handler interrupted it.
+template <typename Call> auto uninterrupted(const Call &call) {
+    auto result = call();
+    while (result < 0 && errno == EINTR) {
+        result = call();
+    }
+    return result;
+}
+
+bool lock(int fd, int operation) noexcept {
+    return uninterrupted([&] { return flock(fd, operation); }) == 0;
+}
+
+void discard(int fd, const std::string &temporary) noexcept {
+    if (fd >= 0) {
+        unlink(temporary.c_str());
+        close(fd);
+    }
+}
+
+// Whether a file begins as this class writes it, or has just been made.
+bool isOurs(int fd) noexcept {
+    char magic[sizeof kMagic];
+    const ssize_t got = pread(fd, magic, sizeof magic, 0);
+    return got == 0 || (got == sizeof magic && (std::memcmp(magic, kUnfinished, sizeof magic) == 0 ||
+                                                std::memcmp(magic, kMagic, sizeof magic) == 0));
+}
+
+// Removes one temporary file if its writer is dead: its lock went with it.
+void removeIfAbandoned(int folder, const char *name) noexcept {
+    const int fd = openat(folder, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+    if (fd < 0) {
+        return;
+    }
+    struct stat opened{};
+    struct stat named{};
+    if (fstat(fd, &opened) == 0 && S_ISREG(opened.st_mode) && isOurs(fd) && lock(fd, LOCK_EX | LOCK_NB) &&
+        fstatat(folder, name, &named, AT_SYMLINK_NOFOLLOW) == 0 && opened.st_dev == named.st_dev &&
+        opened.st_ino == named.st_ino) {
+        unlinkat(folder, name, 0);
+    }
+    close(fd);
+}
+
+// Removes what killed writers have left of temporary files of a prefix. Only tidying: no failure is one of the
+// caller's.
+void removeAbandoned(const std::string &path_prefix) {
+    const size_t folder_bytes = path_prefix.find_last_of('/') + 1;
+    const std::string prefix = path_prefix.substr(folder_bytes);
+    const std::string folder = folder_bytes == 0 ? "." : path_prefix.substr(0, folder_bytes);
+    DIR *entries = opendir(folder.c_str());
+    if (entries == nullptr) {
+        return;
+    }
+    while (const dirent *entry = readdir(entries)) {
+        const size_t bytes = std::strlen(entry->d_name);
+        if (bytes == prefix.size() + kRandomBytes && std::memcmp(entry->d_name, prefix.data(), prefix.size()) == 0) {
+            removeIfAbandoned(dirfd(entries), entry->d_name);
+        }
+    }
+    closedir(entries);
+}
+
+// Writing beyond the limit on file sizes (ulimit -f) shall be an error of the call, not the end of the process: blocks
+// the signal that comes with it in this thread, and takes it away if it came.
+class NoFileSizeSignal {
+public:
+    NoFileSizeSignal() noexcept {
+        sigemptyset(&signal_);
+        sigaddset(&signal_, SIGXFSZ);
+        sigset_t pending;
+        pending_before_ = sigpending(&pending) == 0 && sigismember(&pending, SIGXFSZ) == 1;
+        pthread_sigmask(SIG_BLOCK, &signal_, &saved_);
+    }
+    ~NoFileSizeSignal() {
+        const int error_number = errno;
+        const timespec at_once{};
+        while (!pending_before_ && sigtimedwait(&signal_, nullptr, &at_once) < 0 && errno == EINTR) {
+        }
+        pthread_sigmask(SIG_SETMASK, &saved_, nullptr);
+        errno = error_number;
+    }
+    NoFileSizeSignal(const NoFileSizeSignal &) = delete;
+    NoFileSizeSignal &operator=(const NoFileSizeSignal &) = delete;
+
+private:
+    sigset_t signal_, saved_;
+    bool pending_before_;
+};
 
 }  // namespace
 
@@ -89,34 +226,56 @@ uint64_t hashBytes(const void *data, size_t bytes) noexcept {
 // ---------------------------------------------------------------- writing
 
 PackedFileWriter::PackedFileWriter(std::string path, std::string identity)
-    : path_(std::move(path)), temporary_(path_ + ".XXXXXX"), identity_(std::move(identity)), offset_(kHeaderBytes) {
+    : path_(std::move(path)), identity_(std::move(identity)), offset_(kHeaderBytes) {
     chunk_.reserve(kChunk);
-    fd_ = mkostemp(temporary_.data(), O_CLOEXEC);
-    if (fd_ < 0) {
-        failWith("create");
+    const std::string prefix = temporaryPrefix(path_);
+    removeAbandoned(prefix);
+    try {
+        create(prefix);
+        write(kUnfinished, sizeof kUnfinished, 0);
+    } catch (...) {
+        discard(fd_, temporary_);
+        throw;
     }
 }
 
 PackedFileWriter::~PackedFileWriter() {
-    if (fd_ >= 0) {
-        close(fd_);
-        unlink(temporary_.c_str());
+    discard(fd_, temporary_);
+}
+
+// A process that looks for what killed ones have left may find the file before it is locked, and remove it.
+void PackedFileWriter::create(const std::string &prefix) {
+    constexpr int kTries = 1000;
+    for (int tries = 0; tries < kTries; ++tries) {
+        temporary_ = prefix + randomPart();
+        fd_ = open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd_ < 0 && (errno == EINTR || errno == EEXIST)) {
+            continue;
+        }
+        if (fd_ < 0) {
+            break;
+        }
+        lock(fd_, LOCK_EX);  // a file system without locks: what is left after a kill stays
+        struct stat facts{};
+        if (fstat(fd_, &facts) != 0 || facts.st_nlink > 0) {
+            return;
+        }
+        close(std::exchange(fd_, -1));
     }
+    failWith("create");
 }
 
 void PackedFileWriter::failWith(const char *what) const {
-    char reason[128];
+    const int error_number = errno;
     fail(QWEN3_STATUS_IO_ERROR, "could not %s the file %s: %s", what, temporary_.c_str(),
-         strerror_r(errno, reason, sizeof reason));
+         systemReason(error_number).c_str());
 }
 
 void PackedFileWriter::write(const void *data, size_t bytes, uint64_t offset) {
+    const NoFileSizeSignal no_signal;
     const auto *p = static_cast<const char *>(data);
     while (bytes > 0) {
-        const ssize_t written = pwrite(fd_, p, bytes, static_cast<off_t>(offset));
-        if (written < 0 && errno == EINTR) {
-            continue;
-        }
+        const ssize_t written = uninterrupted([&] { return pwrite(fd_, p, bytes, static_cast<off_t>(offset)); });
         if (written <= 0) {
             errno = written == 0 ? ENOSPC : errno;
             failWith("write");
@@ -124,6 +283,12 @@ void PackedFileWriter::write(const void *data, size_t bytes, uint64_t offset) {
         p += written;
         offset += static_cast<uint64_t>(written);
         bytes -= static_cast<size_t>(written);
+    }
+}
+
+void PackedFileWriter::flush() {
+    if (uninterrupted([&] { return fsync(fd_); }) != 0) {
+        failWith("flush");
     }
 }
 
@@ -176,27 +341,27 @@ void PackedFileWriter::commit() {
     write(identity_.data(), identity_.size(), offset_);
     write(index_.data(), index_.size() * sizeof(uint64_t), offset_ + identity_.size());
     write(&header, sizeof header, 0);
-    if (fsync(fd_) != 0) {
-        failWith("flush");
-    }
-    if (rename(temporary_.c_str(), path_.c_str()) != 0) {
+    flush();
+    if (uninterrupted([&] { return rename(temporary_.c_str(), path_.c_str()); }) != 0) {
         failWith("rename");
     }
-    close(fd_);
-    fd_ = -1;
+    close(std::exchange(fd_, -1));
 }
 
 // ---------------------------------------------------------------- reading
 
 PackedReader::PackedReader(const char *path)
     // O_NONBLOCK: a pipe in its place must not block for ever.
-    : fd_(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+    : fd_(uninterrupted([&] { return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); })) {
     if (fd_ < 0) {
         throw PackedFileError(PackedFileError::kAbsent, errno);
     }
     try {
         struct stat facts{};
-        if (fstat(fd_, &facts) != 0 || !S_ISREG(facts.st_mode)) {
+        if (uninterrupted([&] { return fstat(fd_, &facts); }) != 0) {
+            throw PackedFileError(PackedFileError::kUnreadable, errno);
+        }
+        if (!S_ISREG(facts.st_mode)) {
             throw PackedFileError(PackedFileError::kCorrupt);
         }
         file_bytes_ = static_cast<uint64_t>(facts.st_size);
@@ -222,6 +387,7 @@ PackedReader::PackedReader(const char *path)
         if (header.index_hash != indexHash(identity_, index_)) {
             throw PackedFileError(PackedFileError::kCorrupt);
         }
+        checkIndex(header.index_offset);
     } catch (...) {
         close(fd_);
         throw;
@@ -242,16 +408,38 @@ PackedReader::~PackedReader() {
 void PackedReader::readAt(void *data, size_t bytes, uint64_t offset) const {
     auto *p = static_cast<char *>(data);
     while (bytes > 0) {
-        const ssize_t got = pread(fd_, p, bytes, static_cast<off_t>(offset));
-        if (got < 0 && errno == EINTR) {
-            continue;
+        const ssize_t got = uninterrupted([&] { return pread(fd_, p, bytes, static_cast<off_t>(offset)); });
+        if (got < 0) {
+            throw PackedFileError(PackedFileError::kUnreadable, errno);
         }
-        if (got <= 0) {
+        if (got == 0) {
             throw PackedFileError(PackedFileError::kCorrupt);
         }
         p += got;
         offset += static_cast<uint64_t>(got);
         bytes -= static_cast<size_t>(got);
+    }
+}
+
+// Blobs follow each other, each with its hashes, up to the end of the data: what a file says to hold it really has, and
+// nobody takes memory for more.
+void PackedReader::checkIndex(uint64_t end) const {
+    uint64_t free = kHeaderBytes;
+    for (size_t at = 0; at < index_.size();) {
+        if (index_.size() - at < 2) {
+            throw PackedFileError(PackedFileError::kCorrupt);
+        }
+        const uint64_t offset = index_[at];
+        const uint64_t bytes = index_[at + 1];
+        at += 2;
+        if (offset == kSection) {
+            continue;
+        }
+        if (offset < free || offset > end || bytes > end - offset || chunksOf(bytes) > index_.size() - at) {
+            throw PackedFileError(PackedFileError::kCorrupt);
+        }
+        free = offset + bytes;
+        at += chunksOf(bytes);
     }
 }
 
@@ -277,6 +465,16 @@ size_t PackedReader::nextBytes() const {
     return index_[next_ + 1];
 }
 
+bool PackedReader::holds(uint64_t blobs, size_t bytes) const {
+    size_t at = next_;
+    for (; at < index_.size() && index_[at] != kSection; at += 2 + chunksOf(bytes)) {
+        if (index_[at + 1] != bytes || blobs-- == 0) {
+            return false;
+        }
+    }
+    return blobs == 0;
+}
+
 void PackedReader::read(void *data, size_t bytes, ThreadPool &pool) {
     if (nextBytes() != bytes) {
         throw PackedFileError(PackedFileError::kCorrupt);
@@ -290,24 +488,29 @@ void PackedReader::read(void *data, size_t bytes, ThreadPool &pool) {
     }
     // Four chunks fill a huge page: two threads that touch one first both clear it.
     const uint32_t grain = chunks < 16 ? 1 : 4;
-    std::atomic<bool> good{true};
+    constexpr int kGood = -1;
+    constexpr int kDamaged = 0;
+    std::atomic<int> state{kGood};  // or what errno says
     pool.parallelFor(static_cast<uint32_t>(chunks), grain, [&](uint32_t begin, uint32_t end, uint32_t) {
-        for (uint32_t i = begin; i < end && good.load(); ++i) {
+        for (uint32_t i = begin; i < end && state.load() == kGood; ++i) {
             const size_t start = size_t{i} * kChunk;
             const size_t size = std::min(kChunk, bytes - start);
             char *target = static_cast<char *>(data) + start;
             try {
                 readAt(target, size, offset + start);
                 if (hashBytes(target, size) != hashes[i]) {
-                    good.store(false);
+                    state.store(kDamaged);
                 }
-            } catch (const PackedFileError &) {
-                good.store(false);
+            } catch (const PackedFileError &error) {
+                state.store(error.systemError());
             }
         }
     });
-    if (!good.load()) {
+    if (state.load() == kDamaged) {
         throw PackedFileError(PackedFileError::kCorrupt);
+    }
+    if (state.load() != kGood) {
+        throw PackedFileError(PackedFileError::kUnreadable, state.load());
     }
 }
 

@@ -49,7 +49,8 @@ private:
 };
 
 // Writes a temporary file beside path; commit() makes it appear there at once, complete. Without commit() nothing
-// stays. Throws IO_ERROR with the system's reason.
+// stays. The temporary file is locked (flock) for as long as its writer lives; what killed writers of the same path
+// have left is removed by the next one. Throws IO_ERROR with the system's reason.
 class PackedFileWriter final : public PackedWriter {
 public:
     PackedFileWriter(std::string path, std::string identity);
@@ -63,7 +64,9 @@ public:
     void commit();
 
 private:
+    void create(const std::string &prefix);
     void write(const void *data, size_t bytes, uint64_t offset);
+    void flush();
     void flushChunk();
     [[noreturn]] void failWith(const char *what) const;
 
@@ -78,19 +81,19 @@ private:
 // Why a file cannot be used; never crosses the C boundary.
 class PackedFileError final : public std::exception {
 public:
-    enum Reason { kAbsent, kStale, kCorrupt };
+    enum Reason { kAbsent, kUnreadable, kStale, kCorrupt };
     explicit PackedFileError(Reason reason, int system_error = 0) : reason_(reason), system_error_(system_error) {}
     Reason reason() const { return reason_; }
-    int systemError() const { return system_error_; }  // why it cannot be opened, as errno has it; or 0
+    int systemError() const { return system_error_; }  // why it cannot be opened or read, as errno has it; or 0
 
 private:
     Reason reason_;
     int system_error_;
 };
 
-// Hands out the blobs of a section in order. Throws PackedFileError: kAbsent (cannot be opened), kStale (another
-// version of the format, or another identity) or kCorrupt (truncated, changed, not such a file, or a blob of an
-// unexpected size).
+// Hands out the blobs of a section in order. Throws PackedFileError: kAbsent (cannot be opened), kUnreadable (the
+// system fails to read it, which says nothing about the file), kStale (another version of the format, or another
+// identity) or kCorrupt (truncated, changed, not such a file, or a blob of an unexpected size).
 class PackedReader {
 public:
     explicit PackedReader(const char *path);  // whatever its identity
@@ -100,13 +103,16 @@ public:
     PackedReader &operator=(const PackedReader &) = delete;
 
     const std::string &identity() const { return identity_; }
-    size_t nextBytes() const;  // size of the next blob
+    size_t nextBytes() const;  // size of the next blob, no more than the file has
+    // Whether exactly `blobs` more blobs of `bytes` each follow in this section.
+    bool holds(uint64_t blobs, size_t bytes) const;
     // Reads the next blob, which must have that size, and verifies it. In parallel: reading is mostly clearing pages.
     void read(void *data, size_t bytes, ThreadPool &pool);
     void finish() const;  // throws kCorrupt if blobs of the section are left
 
 private:
     void readAt(void *data, size_t bytes, uint64_t offset) const;
+    void checkIndex(uint64_t end) const;
     void enter(uint32_t section);
 
     int fd_ = -1;

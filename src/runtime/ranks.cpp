@@ -9,6 +9,7 @@
 #include "runtime/error.h"
 #include "runtime/packed_file.h"
 #include "runtime/thread_pool.h"
+#include "runtime/worker_thread.h"
 
 namespace q3 {
 namespace {
@@ -103,7 +104,7 @@ RankGroup::RankGroup(uint32_t size, bool spin, std::vector<std::vector<uint32_t>
     workers_.reserve(size_);
     try {
         for (uint32_t rank = 0; rank < size_; ++rank) {
-            workers_.emplace_back([this, rank] { workerLoop(rank); });
+            workers_.push_back(startThread([this, rank] { workerLoop(rank); }));
         }
     } catch (...) {
         stop();
@@ -151,6 +152,7 @@ void RankGroup::run(const std::function<void(uint32_t)> &body) {
 }
 
 void RankGroup::workerLoop(uint32_t rank) {
+    prepareToThrow();
     if (rank < cpus_.size() && !cpus_[rank].empty()) {
         pinThread(cpus_[rank]);
     }

@@ -1,10 +1,13 @@
 #include "runtime/readable.h"
 
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
+#include <cstring>
 
 #include "runtime/error.h"
 
@@ -25,6 +28,33 @@ bool isReadable(const void *data, size_t bytes) noexcept {
     (void)bytes;
     return true;
 #endif
+}
+
+bool copyReadable(void *target, const void *data, size_t bytes) noexcept {
+    static std::atomic<bool> forbidden{false};
+    auto *to = static_cast<char *>(target);
+    const auto *from = static_cast<const char *>(data);
+    while (bytes > 0 && !forbidden.load(std::memory_order_relaxed)) {
+        const iovec local{to, bytes};
+        const iovec remote{const_cast<char *>(from), bytes};
+        const ssize_t copied = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+        if (copied > 0) {
+            to += copied;
+            from += copied;
+            bytes -= static_cast<size_t>(copied);
+        } else if (copied < 0 && (errno == EPERM || errno == ENOSYS || errno == EACCES)) {
+            forbidden.store(true, std::memory_order_relaxed);
+        } else if (copied == 0 || errno != EINTR) {
+            return false;
+        }
+    }
+    if (bytes > 0) {
+        if (!isReadable(from, bytes)) {
+            return false;
+        }
+        std::memcpy(to, from, bytes);
+    }
+    return true;
 }
 
 void failUnreadable(const char *tensor) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/cpu_info.h"
+#include "runtime/worker_thread.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -30,7 +31,7 @@ ThreadPool::ThreadPool(uint32_t nthreads) : nthreads_(std::max(1U, nthreads)) {
     workers_.reserve(nthreads_ - 1);
     try {
         for (uint32_t i = 1; i < nthreads_; ++i) {
-            workers_.emplace_back([this, i] { workerLoop(i); });
+            workers_.push_back(startThread([this, i] { workerLoop(i); }));
         }
     } catch (...) {
         stop();

