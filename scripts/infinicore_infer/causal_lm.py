@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +59,14 @@ __all__ = [
 ]
 
 Prompt = str | Sequence[int]
+
+
+def prompt_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    """Return a list of prompts, which a single one may stand for."""
+    items: Sequence[Any] = prompts
+    if isinstance(prompts, str) or (len(items) > 0 and isinstance(items[0], int | np.integer)):
+        return [prompts]  # type: ignore[list-item]
+    return items
 
 
 class Qwen3ForCausalLM:
@@ -478,10 +485,8 @@ class Qwen3ForCausalLM:
         params = self.sampling_params(max_steps=max_steps, **settings)
         sequences = []
         for i, prompt in enumerate(prompts):
-            seed = None if params.seed is None else (params.seed + i) % 2**64
             try:
-                tokens = self.encode(prompt)
-                sequences.append(self.new_sequence(tokens, replace(params, seed=seed)))
+                sequences.append(self.new_sequence(self.encode(prompt), params.numbered(i)))
             except ValueError as error:
                 raise ValueError(f"prompt {i}: {error}") from error
         pieces = run_sequences(self.native, sequences, max_batch=max_batch, cancel=cancel)
@@ -545,9 +550,8 @@ class Qwen3ForCausalLM:
         window = self.context_length if window is None else window
         if not 2 <= window <= self.context_length:
             raise ValueError(f"window must be from 2 to {self.context_length}, got {window}")
-        single = isinstance(data, str) or (len(data) > 0 and isinstance(data[0], int | np.integer))
-        items: Sequence[Any] = [data] if single else data
-        return score_perplexity(self.native, [self.encode(item) for item in items], window)
+        items = [self.encode(item) for item in prompt_list(data)]
+        return score_perplexity(self.native, items, window)
 
     # ------------------------------------------------------------------ diagnostics
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from infinicore_infer.causal_lm import Prompt, Qwen3ForCausalLM
+from infinicore_infer.causal_lm import Prompt, Qwen3ForCausalLM, prompt_list
 from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
 from infinicore_infer.engine.jobs import Job, Submission, Update
@@ -62,8 +61,6 @@ class LLM:
             ValueError: A prompt does not fit the context, or a setting is out of range.
             EngineError: A request failed; the others are cancelled.
         """
-        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        items: Sequence[Any] = [prompts] if single else prompts
         params = self.model.sampling_params(**settings)
         jobs: list[Job] = []
         errors: list[Exception] = []
@@ -75,9 +72,8 @@ class LLM:
                     errors.append(update.error)
                 left.release()
 
-        for i, prompt in enumerate(items):
-            seed = None if params.seed is None else (params.seed + i) % 2**64
-            submission = Submission(self.model.encode(prompt), [replace(params, seed=seed)])
+        for i, prompt in enumerate(prompt_list(prompts)):
+            submission = Submission(self.model.encode(prompt), [params.numbered(i)])
             jobs.append(self.engine.make_job(submission, receive))
         submitted = 0
         try:

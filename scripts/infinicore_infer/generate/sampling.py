@@ -8,7 +8,7 @@ import os
 from array import array
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, c_float, c_uint32
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from libinfinicore_infer import Qwen3SamplingParams
@@ -155,6 +155,11 @@ class SamplingParams:
         else:
             values["temperature"] = 0.0
         return cls(**{**values, **given})
+
+    def numbered(self, i: int) -> SamplingParams:
+        """Return the settings of answer i of several: its seed is ``seed + i``, if there is one."""
+        seed = None if self.seed is None else (self.seed + i) % 2**64
+        return replace(self, seed=seed)
 
     @property
     def greedy(self) -> bool:
