@@ -7,7 +7,7 @@ usage() {
     cat <<'EOF'
 Usage: scripts/setup.sh [--with-server] [--with-tests] [--with-lint] [--no-infinicore] [--help]
 
-  --with-server    also install what the server needs (fastapi, uvicorn)
+  --with-server    also install what the server needs (starlette, uvicorn)
   --with-tests     also install what the tests need (the server, pytest, torch, transformers)
   --with-lint      also install the linters (ruff, mypy, clang-format, clang-tidy)
   --no-infinicore  build without InfiniCore: CPU only, through the engine's own kernels

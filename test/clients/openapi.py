@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from infinicore_infer.server.openai.fields import (
-    ChatBody,
-    CompletionBody,
-    DetokenizeBody,
-    TokenizeBody,
-)
+from infinicore_infer.server.openai.fields import ChatBody, CompletionBody
+from infinicore_infer.server.tokenize import DetokenizeBody, TokenizeBody
 
 BODIES = {
     "/v1/chat/completions": ChatBody,

@@ -13,7 +13,6 @@ import uvicorn
 from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
 from infinicore_infer.server.app import make_app
-from infinicore_infer.server.grammar import Grammars
 from infinicore_infer.server.service import Service, ServiceConfig
 from python.helpers import DEMO
 from qwen3 import Qwen3ForCausalLM
@@ -69,16 +68,13 @@ class LiveServer:
         names = {field.name for field in fields(EngineConfig)}
         engine_options = {name: options.pop(name) for name in names & options.keys()}
         self.service = Service(ServiceConfig("qwen3-tiny", **options))
-        self.grammars = Grammars()
         self.model = Qwen3ForCausalLM(DEMO, threads=1, kv_limit_bytes=kv_limit_bytes)
-        self.grammars.attach(self.model)
         self.engine = Engine(self.model, EngineConfig(**engine_options))
         if load:
             self.service.attach(self.engine)
         app = make_app(
             self.service,
             version="test",
-            grammars=self.grammars,
             start=lambda: None,
             stop=lambda: None,
         )

@@ -19,6 +19,8 @@ from serving import CAPITAL, GREEDY, NO_THINK, STORY, WEATHER_TOOL, LiveServer, 
 
 CHAT = "/v1/chat/completions"
 Make = Callable[..., LiveServer]
+LONG = [{"role": "user", "content": "word " * 2100}]
+ODD_FORM = {"type": "json_schema", "schema": {"type": "odd"}}
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -182,13 +184,13 @@ def test_slow_schemas_hold_up_nobody_else(
     """More of them than there are threads for tokenizing; others are answered meanwhile."""
     server = make_server()
     go_on = threading.Event()
-    compile_grammar = server.grammars._matcher
+    compile_grammar = server.service.grammars._matcher
 
     def slow(text: str) -> Any:
         assert go_on.wait(20)
         return compile_grammar(text)
 
-    monkeypatch.setattr(server.grammars, "_matcher", slow)
+    monkeypatch.setattr(server.service.grammars, "_matcher", slow)
     body = {"messages": CAPITAL, "max_tokens": 2, **GREEDY}
     form = {"response_format": {"type": "json_object"}}
     with ThreadPoolExecutor(40) as pool:
@@ -500,3 +502,62 @@ def test_timings(server: LiveServer) -> None:
     usage = whole["usage"]
     assert whole["timings"]["cache_n"] == usage["prompt_tokens_details"]["cached_tokens"]
     assert whole["timings"]["cache_n"] + whole["timings"]["prompt_n"] == usage["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "name", "code"),
+    [
+        (CHAT, {"messages": LONG}, "messages", "context_length_exceeded"),
+        ("/v1/responses", {"input": LONG[0]["content"]}, "input", "context_length_exceeded"),
+        ("/v1/messages", {"messages": LONG, "max_tokens": 1}, "messages", None),
+        ("/v1/responses", {"input": "x", "text": {"format": ODD_FORM}}, "text", None),
+        ("/v1/messages", {"output_config": {"format": ODD_FORM}}, "output_config", None),
+        ("/v1/messages", {"stop_sequences": ["x"] * 17}, "stop_sequences", None),
+        ("/v1/responses", {"input": "x", "reasoning": {"max_tokens": -1}}, "reasoning", None),
+        ("/v1/responses", {"input": "x", "stop_token_ids": [0, -1]}, "stop_token_ids[1]", None),
+        (CHAT, {"n": 64}, "n", None),
+        (CHAT, {"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", None),
+        ("/tokenize", {"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", None),
+        (
+            "/v1/messages/count_tokens",
+            {"chat_template_kwargs": {"tools": []}},
+            "chat_template_kwargs",
+            None,
+        ),
+    ],
+)
+def test_fields_have_the_clients_names(
+    make_server: Make, path: str, body: dict[str, Any], name: str, code: str | None
+) -> None:
+    """Whatever a field is called inside, and wherever it is found to be wrong."""
+    server = make_server(max_batch=8, max_queue=8)
+    if "responses" not in path:
+        body = {"messages": CAPITAL, "max_tokens": 1, **body}
+    response = server.post(path, body)
+    if "messages" in path:
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["message"].startswith(f"{name}: ")
+    else:
+        error = error_of(response, 400)
+        assert error["param"] == name and error["code"] == code
+        assert error["message"].startswith(name)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+def test_bugs_are_errors_of_the_server(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """In the protocol's form, with the request's id, and counted."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a bug\nwith details")
+
+    monkeypatch.setattr(server.service.engine, "submit", fail)
+    headers = {"X-Request-Id": "abc-2"}
+    response = server.post(path, {"messages": CAPITAL, "max_tokens": 1}, headers=headers)
+    assert response.status_code == 500 and response.headers["x-request-id"] == "abc-2"
+    error = response.json()["error"]
+    assert error["message"] == "RuntimeError: a bug"
+    assert error["type"] == ("server_error" if path == CHAT else "api_error")
+    name = f'infinicore_infer_requests_total{{path="{path}",status="500"}}'
+    assert name in server.http.get("/metrics").text

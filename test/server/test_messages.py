@@ -10,7 +10,7 @@ import anthropic
 import httpx
 import pytest
 from anthropic.types import Message
-from infinicore_infer.server.openai import chat as openai_chat
+from infinicore_infer.server import answer
 from infinicore_infer.text.output import OutputParser, Part
 from serving import CAPITAL, NO_THINK, STORY, WEATHER, WEATHER_TOOL, LiveServer
 
@@ -160,7 +160,7 @@ def test_input_that_is_no_json(
         def push(self, text: str) -> list[Part]:
             return push(self, self.rest.pop(0) if self.rest else "")
 
-    monkeypatch.setattr(openai_chat, "OutputParser", Writing)
+    monkeypatch.setattr(answer, "OutputParser", Writing)
     extra = {**GREEDY, "ignore_eos": True}
     options: Any = {"model": MODEL, "max_tokens": 60, "messages": WEATHER, "tools": [TOOL]}
     (use,) = claude.messages.create(extra_body=extra, **options).content

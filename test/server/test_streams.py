@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,13 @@ from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.engine.jobs import Update
 from infinicore_infer.engine.wakeups import Wakeups
 from infinicore_infer.generate.results import GenerationPiece
-from infinicore_infer.server.service import EventStream
-from serving import CAPITAL, LiveServer, slow_steps
+from infinicore_infer.server.answer import begin_chat
+from infinicore_infer.server.http import EventStream
+from infinicore_infer.server.openai.chat import ChatWriter
+from infinicore_infer.server.openai.errors import COMPLETION_STREAM
+from infinicore_infer.server.openai.fields import ChatBody
+from serving import CAPITAL, STORY, LiveServer, slow_steps
+from starlette.requests import Request
 
 Make = Callable[..., LiveServer]
 
@@ -22,14 +28,14 @@ Make = Callable[..., LiveServer]
 def chunks_of(events: list[Any], **options: Any) -> list[str]:
     """What goes out, chunk by chunk, for events and pauses (None)."""
 
-    async def source() -> AsyncIterator[Any]:
+    async def source() -> AsyncGenerator[Any, None]:
         for event in events:
             if isinstance(event, Exception):
                 raise event
             yield event
 
     async def run() -> list[str]:
-        response = EventStream(source(), lambda: None, **options)
+        response = EventStream(source(), replace(COMPLETION_STREAM, **options))
         return [str(chunk) async for chunk in response.body_iterator]
 
     return asyncio.run(run())
@@ -115,3 +121,24 @@ def test_pings_of_messages(make_server: Make, monkeypatch: pytest.MonkeyPatch) -
     text = server.post("/v1/messages", body).text
     assert text.startswith("event: message_start\n") and "event: message_stop\n" in text
     assert 'event: ping\ndata: {"type": "ping"}\n\n' in text and "\n: ping" not in text
+
+
+def test_a_stream_that_is_never_sent_is_cancelled(make_server: Make) -> None:
+    """The client may leave between the submission and the first byte."""
+    server = make_server()
+    service = server.service
+
+    async def run() -> bool:
+        body = ChatBody.model_validate({"messages": STORY, "ignore_eos": True, "stream": True})
+        chat = await begin_chat(service, body.chat_request(), "never sent")
+        writer = ChatWriter(service, body, chat)
+        response = await service.answer(
+            Request({"type": "http"}), chat.stream, writer, streamed=True
+        )
+        assert not chat.answers[0].job.cancelled
+        del response
+        await asyncio.sleep(0.05)
+        return chat.answers[0].job.cancelled
+
+    assert asyncio.run(run())
+    server.check_idle(5)

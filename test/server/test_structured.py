@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from infinicore_infer.generate.constraint import Constraint
-from infinicore_infer.server.grammar import Grammars, choose_grammar
+from infinicore_infer.generate.grammar import Grammars
+from infinicore_infer.server.grammar import choose_grammar
 from infinicore_infer.server.openai.fields import ChatBody
 from infinicore_infer.text.output import Arguments, Call, Content, OutputParser
 from qwen3 import Qwen3ForCausalLM
@@ -44,7 +45,7 @@ def grammars(reference: Qwen3ForCausalLM) -> Grammars:
 
 def constraint(grammars: Grammars, thinking: bool = False, **fields: Any) -> Constraint:
     body = ChatBody.model_validate({"messages": CAPITAL, **fields})
-    grammar = choose_grammar(body, body.tools)
+    grammar = choose_grammar(body.chat_request())
     assert grammar is not None
     return grammars.factory(grammar, may_think=True, thinking=thinking)()
 
@@ -193,8 +194,8 @@ def test_who_asks_for_a_grammar() -> None:
 
     def choice(**fields: Any) -> tuple[str, bool] | None:
         body = ChatBody.model_validate({"messages": CAPITAL, **fields})
-        grammar = choose_grammar(body, body.tools)
-        return grammar and (grammar.param, grammar.calls_only)
+        grammar = choose_grammar(body.chat_request())
+        return grammar and (grammar.field, grammar.calls_only)
 
     assert choice() is None and choice(tools=TOOLS[1:]) is None
     assert choice(response_format={"type": "text"}, tools=TOOLS[1:]) is None

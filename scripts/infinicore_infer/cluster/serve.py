@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from fastapi import FastAPI
 from libinfinicore_infer import load_library
 from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation, RequestRouterConfig
+from starlette.applications import Starlette
 
 from infinicore_infer.arguments import (
     add_lookup_argument,
@@ -42,7 +42,6 @@ from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
 from infinicore_infer.paths import PACKAGES
 from infinicore_infer.server.app import make_app
-from infinicore_infer.server.grammar import Grammars
 from infinicore_infer.server.service import Service, ServiceConfig
 
 _LOG = logging.getLogger("infinicore_infer.server")
@@ -51,7 +50,7 @@ _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 
 def app_builder(
     model: dict[str, Any], engine: dict[str, Any], service: dict[str, Any]
-) -> Callable[[], FastAPI]:
+) -> Callable[[], Starlette]:
     """Return a function that loads the model and returns the application, on a replica.
 
     Args:
@@ -60,14 +59,12 @@ def app_builder(
         service: Arguments of :class:`ServiceConfig`.
     """
 
-    def build() -> FastAPI:
+    def build() -> Starlette:
         state = Service(ServiceConfig(**service))
-        grammars = Grammars()
 
         def start() -> None:
             # A replica is ready when this returns, so Ray sends it nothing before.
             loaded = Qwen3ForCausalLM(**model)
-            grammars.attach(loaded)
             state.attach(Engine(loaded, EngineConfig(**engine)))
 
         def stop() -> None:
@@ -76,7 +73,7 @@ def app_builder(
                 state.async_engine.engine.model.close()
 
         version = load_library().qwen3Version().decode()
-        return make_app(state, version=version, grammars=grammars, start=start, stop=stop)
+        return make_app(state, version=version, start=start, stop=stop)
 
     return build
 

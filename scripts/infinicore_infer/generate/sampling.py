@@ -13,6 +13,7 @@ from typing import Any
 
 from libinfinicore_infer import Qwen3SamplingParams
 
+from infinicore_infer.errors import FieldError
 from infinicore_infer.native.model import sampling_struct
 
 # Defaults that generation_config.json may set, by our name and theirs.
@@ -38,12 +39,12 @@ def _single(value: float) -> float:
 
 def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
+        raise FieldError(name, f"must be a finite number, got {value!r}", joint=" ")
     single = _single(value)
     if value > high or value < low or (open_low and single == low) or not math.isfinite(single):
         bound = f"above {low}" if open_low else f"at least {low}"
         upper = "" if high == math.inf else f" and at most {high}"
-        raise ValueError(f"{name} must be {bound}{upper}, got {value}")
+        raise FieldError(name, f"must be {bound}{upper}, got {value}", joint=" ")
 
 
 def check_whole(name: str, value: Any, low: int, high: int) -> None:
@@ -53,7 +54,8 @@ def check_whole(name: str, value: Any, low: int, high: int) -> None:
         ValueError: It is none, or out of range; the message says what it may be.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+        problem = f"must be a whole number from {low} to {high}, got {value!r}"
+        raise FieldError(name, problem, joint=" ")
 
 
 @dataclass(slots=True)
@@ -107,7 +109,7 @@ class SamplingParams:
         _number("top_p", self.top_p, 0, 1, open_low=True)
         _number("min_p", self.min_p, 0, 1)
         if _single(self.min_p) >= 1:
-            raise ValueError(f"min_p must be below 1, got {self.min_p}")
+            raise FieldError("min_p", f"must be below 1, got {self.min_p}", joint=" ")
         _number("repetition_penalty", self.repetition_penalty, 0, math.inf, open_low=True)
         _number("presence_penalty", self.presence_penalty, -2, 2)
         _number("frequency_penalty", self.frequency_penalty, -2, 2)
@@ -123,11 +125,11 @@ class SamplingParams:
         if isinstance(self.stop, str):
             self.stop = (self.stop,)
         if any(not isinstance(stop, str) or not stop for stop in self.stop):
-            raise ValueError("stop must be strings of at least one character")
+            raise FieldError("stop", "must be strings of at least one character", joint=" ")
         for token, bias in self.logit_bias.items():
             # -inf bans a token; NaN and +inf mean nothing.
             if not isinstance(token, int) or math.isnan(bias) or bias == math.inf:
-                raise ValueError(f"logit_bias of token {token!r} is {bias!r}")
+                raise FieldError("logit_bias", f"of token {token!r} is {bias!r}", joint=" ")
 
     @classmethod
     def from_config(cls, generation_config: Mapping[str, Any], **overrides: Any) -> SamplingParams:

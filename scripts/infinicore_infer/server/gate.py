@@ -1,18 +1,34 @@
-"""Keeps web pages from using a server that trusts whoever reaches it.
+"""What every request passes: it gets an id, may be turned away, is logged and counted.
 
-Any page may have its reader's browser send requests to this machine: a ``POST`` of plain text to
-another origin needs nobody's permission, although the page cannot read the answer. And a page whose
-name its owner points to 127.0.0.1 afterwards (DNS rebinding) is of the same origin as the server.
-Programs send no ``Origin``, so they are not concerned.
+Web pages must not use a server that trusts whoever reaches it. Any page may have its reader's
+browser send requests to this machine: a ``POST`` of plain text to another origin needs nobody's
+permission, although the page cannot read the answer. And a page whose name its owner points to
+127.0.0.1 afterwards (DNS rebinding) is of the same origin as the server. Programs send no
+``Origin``, so they are not concerned.
 """
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
-from collections.abc import Collection, Mapping
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping
 from urllib.parse import urlsplit
 
-from infinicore_infer.server.errors import ApiError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infinicore_infer.server.errors import ApiError, ErrorForm, from_exception
+from infinicore_infer.server.http import json_response
+from infinicore_infer.server.service import Service
+
+_LOG = logging.getLogger("infinicore_infer.server")
+
+# Probes have no keys; the page asks for it.
+_PROBES = ("/health", "/v1/health")
+_OPEN_PATHS = (*_PROBES, "/")
 
 # Browsers let pages of other origins make these without asking, as they change nothing.
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -81,3 +97,114 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+class Gate:
+    """Middleware: gives every request an id, checks where it is from and its key, logs, counts."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: Service,
+        paths: Collection[str],
+        origins: Collection[str],
+        form_of: Callable[[str], ErrorForm],
+    ) -> None:
+        """Stand in front of an application.
+
+        Args:
+            app: The application.
+            service: The state behind its endpoints.
+            paths: Those that are counted by their names.
+            origins: Web origins whose pages may use the server.
+            form_of: Returns the form of a path's errors.
+        """
+        self._app = app
+        self._service = service
+        self._paths = frozenset(paths)
+        self._origins = frozenset(origins)
+        self._form_of = form_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if re.fullmatch(r"[\w.:-]{1,64}", given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status: int | None = None
+        complete = False
+        begin = time.monotonic()
+
+        async def answer(message: Message) -> None:
+            nonlocal status, complete
+            if message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                header = (b"x-request-id", request_id.encode("latin-1"))
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        method, path = scope["method"], scope["path"]
+        error = self._refusal(method, path, headers)
+        try:
+            if error is None:
+                try:
+                    await self._app(scope, receive, answer)
+                except Exception as problem:
+                    if status is not None:
+                        # Half of the response is gone already: the connection must break.
+                        raise
+                    _LOG.exception("request %s failed", request_id)
+                    error = from_exception(problem)
+            if error is not None:
+                body = self._form_of(path).body(error)
+                await json_response(body, error.status, error.headers)(scope, receive, answer)
+        finally:
+            # Whatever was sent at its begin: where it has no end, nobody was there to read it.
+            status = status if complete and status is not None else 499
+            self._record(request_id, method, path, status, time.monotonic() - begin)
+
+    def _record(self, request_id: str, method: str, path: str, status: int, seconds: float) -> None:
+        label = path if path in self._paths else "other"
+        self._service.metrics.requests.labels(label, str(status)).inc()
+        self._service.metrics.seconds.labels(label).observe(seconds)
+        fields = {
+            "id": request_id,
+            "method": method,
+            "path": path,
+            "status": status,
+            "seconds": round(seconds, 6),
+        }
+        _LOG.log(
+            logging.DEBUG if path in (*_PROBES, "/metrics") else logging.INFO,
+            "id=%s method=%s path=%r status=%d seconds=%.3f",
+            *(request_id, method, path, status, seconds),
+            extra={"fields": fields},
+        )
+
+    def _refusal(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> ApiError | None:
+        foreign = refuse_host(headers, self._service.config.hosts)
+        foreign = foreign or refuse_origin(method, headers, self._origins)
+        if foreign is not None or self._allowed(path, headers):
+            return foreign
+        return ApiError(
+            401,
+            "the API key is missing or wrong: send 'Authorization: Bearer KEY'",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+    def _allowed(self, path: str, headers: Mapping[bytes, bytes]) -> bool:
+        key = self._service.config.api_key
+        if key is None or path in _OPEN_PATHS:
+            return True
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        # Always compared, so that the time tells nothing.
+        same = hmac.compare_digest(token.strip(), key.encode())
+        # Anthropic's clients send this one.
+        other = hmac.compare_digest(headers.get(b"x-api-key", b""), key.encode())
+        return (same and scheme.lower() == b"bearer") or other

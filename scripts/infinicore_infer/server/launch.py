@@ -19,7 +19,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from libinfinicore_infer import Qwen3Error, load_library
@@ -41,7 +40,6 @@ from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
 from infinicore_infer.server.app import make_app
-from infinicore_infer.server.grammar import Grammars
 from infinicore_infer.server.service import Service, ServiceConfig
 
 _LOG = logging.getLogger("infinicore_infer.server")
@@ -170,6 +168,13 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(self, config: uvicorn.Config, service: Service, drain_timeout: float) -> None:
+        """Be ready to run.
+
+        Args:
+            config: Uvicorn's settings, with the application.
+            service: The state behind it.
+            drain_timeout: Seconds that answers in progress have once a signal has come.
+        """
         super().__init__(config)
         self.failed = False
         self._service = service
@@ -186,10 +191,11 @@ class DrainingServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
 
         def protocol() -> asyncio.Protocol:
-            kind: Any = self.config.http_protocol_class
-            return kind(  # type: ignore[no-any-return]
+            made = self.config.http_protocol_class(  # type: ignore[call-arg]
                 config=self.config, server_state=self.server_state, app_state=self.lifespan.state
             )
+            assert isinstance(made, asyncio.Protocol)
+            return made
 
         listening = [each for server in self.servers for each in server.sockets]
         for each in listening:
@@ -259,7 +265,6 @@ def _run(args: argparse.Namespace) -> int:
         args.prefix_disk,
         args.lookup,
     )
-    grammars = Grammars()
 
     def load() -> None:
         try:
@@ -270,7 +275,6 @@ def _run(args: argparse.Namespace) -> int:
                 max_step_tokens=args.step_tokens,
                 **model_options(args),
             )
-            grammars.attach(model)
             service.attach(Engine(model, config))
             # What is here now stays: searching it for garbage again and again would stop all
             # threads for some 100 ms each time.
@@ -296,7 +300,6 @@ def _run(args: argparse.Namespace) -> int:
     app = make_app(
         service,
         version=version,
-        grammars=grammars,
         start=start,
         stop=stop,
         cors_origins=args.cors_origin,

@@ -1,28 +1,50 @@
-"""What all endpoints share: the loaded model, readiness, reading bodies, following answers."""
+"""What all endpoints share: the loaded model, whether it is ready, and following its answers."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn, TypeVar
+from typing import Protocol
 
-from pydantic import BaseModel
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.requests import Request
+from starlette.responses import Response
 
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.engine.async_engine import AsyncEngine, AsyncStream
 from infinicore_infer.engine.engine import Engine
 from infinicore_infer.engine.jobs import Submission, Update
-from infinicore_infer.server.errors import ApiError, from_exception, to_json, unavailable
+from infinicore_infer.errors import FieldError
+from infinicore_infer.generate.grammar import Grammars
+from infinicore_infer.server.errors import ApiError, unavailable
+from infinicore_infer.server.http import EventStream, StreamForm, json_response, unless_disconnected
+from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.metrics import Metrics
 
-Body = TypeVar("Body", bound=BaseModel)
-Result = TypeVar("Result")
+
+class Writer(Protocol):
+    """Writes an answer in a protocol's form, whole or as events, from what the engine tells."""
+
+    @property
+    def form(self) -> StreamForm:
+        """How the events are written."""
+
+    def begin(self) -> Sequence[JsonObject]:
+        """Return the events before the first token."""
+
+    def push(self, index: int, update: Update) -> Sequence[JsonObject]:
+        """Take news of one of the answers; return the events it brings."""
+
+    def finish(self) -> Sequence[JsonObject]:
+        """Return the events after the last token."""
+
+    def take(self, index: int, update: Update) -> object:
+        """Take news of an answer that is sent whole."""
+
+    def whole(self) -> JsonObject:
+        """Return the answer that is sent whole; all news is there."""
 
 
 @dataclass(slots=True)
@@ -54,6 +76,7 @@ class Service:
     Attributes:
         config: Settings.
         metrics: Numbers.
+        grammars: Compiles schemas.
         async_engine: Set once the model is loaded.
         draining: Whether the server is shutting down.
         created: When it started, in seconds since the epoch.
@@ -61,20 +84,22 @@ class Service:
 
     config: ServiceConfig
     metrics: Metrics = field(default_factory=Metrics)
+    grammars: Grammars = field(default_factory=Grammars)
     async_engine: AsyncEngine | None = None
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
     def attach(self, engine: Engine) -> None:
-        """Begin to serve."""
+        """Begin to serve. Takes a second or two, for grammars of a large vocabulary."""
+        self.grammars.attach(engine.model)
         self.metrics.watch(lambda: engine.stats)
         self.async_engine = AsyncEngine(engine)
 
     def ready(self, model: str | None = None) -> AsyncEngine:
-        """Return the engine.
+        """Return the engine, for a request that has just come.
 
         Args:
-            model: The model that a request named.
+            model: The model that the request named.
 
         Raises:
             ApiError: It is loading or draining, or another model is wanted.
@@ -89,32 +114,41 @@ class Service:
         return self.async_engine
 
     @property
+    def engine(self) -> AsyncEngine:
+        """The engine, which must be there; also while draining."""
+        assert self.async_engine is not None
+        return self.async_engine
+
+    @property
     def model(self) -> Qwen3ForCausalLM:
         """The loaded model."""
-        return self.ready().engine.model
+        return self.engine.engine.model
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which a place in the queue is likely to be free."""
+        return 1 if self.async_engine is None else self.async_engine.engine.retry_after
 
     def submit(self, submissions: Sequence[Submission]) -> AsyncStream:
-        """Queue prompts, with the server's time limit; see :meth:`AsyncEngine.submit`.
+        """Queue prompts, all or none, with the server's timeout.
 
         Raises:
-            ApiError: With the status that says what is wrong.
+            FieldError: They are more than the queue ever holds.
+            ValueError: A prompt does not fit.
+            EngineError: There is no room now, or the engine is draining.
         """
-        engine = self.ready()
-        room = engine.engine.config.max_batch + engine.engine.config.max_queue
+        config = self.engine.engine.config
+        room = config.max_batch + config.max_queue
         count = sum(len(submission.params) for submission in submissions)
         if count > room:
             # Not 429: it would be the same at any time.
             name = "n" if count > len(submissions) else "prompt"
-            message = f"{name}: {count} answers at once; this server takes {room}"
-            raise ApiError(400, message, name)
+            raise FieldError(name, f"{count} answers at once; this server takes {room}")
         timeout = self.config.request_timeout
-        try:
-            return engine.submit([replace(item, timeout=timeout) for item in submissions])
-        except Exception as error:
-            raise from_exception(error, engine.engine.retry_after) from error
+        return self.engine.submit([replace(each, timeout=timeout) for each in submissions])
 
-    async def follow(self, stream: AsyncStream) -> AsyncIterator[tuple[int, Update] | None]:
-        """Yield an answer's updates; cancel it at the end.
+    async def follow(self, stream: AsyncStream) -> AsyncGenerator[tuple[int, Update] | None, None]:
+        """Yield an answer's updates; cancel it at the end, whatever ends it.
 
         ``None`` says that nothing more is here now, and again after every while of silence.
         """
@@ -151,157 +185,57 @@ class Service:
                 told = False
                 yield index, update
         finally:
-            self.ready_engine().cancel(stream)
+            self.engine.cancel(stream)
 
-    async def deliver(
-        self, request: Request, stream: AsyncStream, update: Callable[[int, Update], object]
-    ) -> None:
-        """Hand every update to a function, for an answer that is sent whole.
+    async def _events(
+        self, stream: AsyncStream, writer: Writer
+    ) -> AsyncGenerator[JsonObject | None, None]:
+        begun = False
+        async with aclosing(self.follow(stream)) as updates:
+            async for item in updates:
+                if not begun:
+                    begun = True
+                    for event in writer.begin():
+                        yield event
+                if item is None:
+                    yield None
+                    continue
+                for event in writer.push(*item):
+                    yield event
+        for event in writer.finish():
+            yield event
 
-        Raises:
-            ClientDisconnect: The client left; its answer is cancelled.
-        """
-
-        async def collect() -> None:
-            async for item in self.follow(stream):
+    async def _collect(self, stream: AsyncStream, take: Callable[[int, Update], object]) -> None:
+        async with aclosing(self.follow(stream)) as updates:
+            async for item in updates:
                 if item is not None:
-                    update(*item)
+                    take(*item)
 
-        try:
-            await unless_disconnected(request, collect())
-        finally:
-            self.ready_engine().cancel(stream)
-
-    def ready_engine(self) -> AsyncEngine:
-        """Return the engine, which must be there; also while draining."""
-        assert self.async_engine is not None
-        return self.async_engine
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-async def read_body(request: Request, kind: type[Body], limit: int) -> Body:
-    """Read, parse and check a request.
-
-    Raises:
-        ApiError: It is too long, compressed, not JSON, or a field is wrong.
-    """
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding not in ("", "identity"):
-        message = f"Content-Encoding: {coding[:40]!r} is not supported; send the request as it is"
-        raise ApiError(
-            415, message, code="unsupported_encoding", headers={"Accept-Encoding": "identity"}
-        )
-    too_long = ApiError(413, f"the request is longer than {limit} bytes", code="too_large")
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
-        raise too_long
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > limit:
-            raise too_long
-    try:
-        value = json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the request is not valid JSON: {error}", code="bad_json") from None
-    if not isinstance(value, dict):
-        raise ApiError(400, "the request must be a JSON object", code="bad_json")
-    try:
-        return kind.model_validate(value)
-    except (ValueError, RecursionError) as error:
-        raise from_exception(
-            error if isinstance(error, ValueError) else ValueError(error)
-        ) from None
-
-
-async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
-    """Return the result of work, or cancel it when the client leaves.
-
-    Raises:
-        ClientDisconnect: It left.
-    """
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(left())
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        for each in (task, watch):
-            each.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events; whatever happens, ``on_close`` runs at the end."""
-
-    def __init__(
-        self,
-        events: AsyncIterator[dict[str, Any] | None],
-        on_close: Callable[[], None],
-        failure: Callable[[ApiError], dict[str, Any]] | None = None,
-        ping: str = ": ping\n\n",
-    ) -> None:
-        """Send events until they end.
+    async def answer(
+        self, request: Request, stream: AsyncStream, writer: Writer, *, streamed: bool
+    ) -> Response:
+        """Return the response to a request whose prompts have been queued.
 
         Args:
-            events: What is here at once goes out together. ``None`` says that nothing more is; from
-                the second on, if nothing came since the last, the ping is sent.
-            on_close: Called at the end.
-            failure: Makes an event of an error, for protocols whose events have names, which are
-                their ``type``. ``None``: chat and text completions, which end with ``[DONE]``.
-            ping: A comment, or an event that means nothing.
+            request: The request.
+            stream: Brings the answers.
+            writer: Puts them into the protocol's form.
+            streamed: Whether the client wants events; otherwise it gets the whole, at the end.
+
+        Raises:
+            ClientDisconnect: The client left before the end.
+            EngineError: An answer failed, and there are no events to tell it in.
         """
-        self._on_close = on_close
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(self._encode(events, failure, ping), 200, headers, "text/event-stream")
-
-    @staticmethod
-    async def _encode(
-        events: AsyncIterator[dict[str, Any] | None],
-        failure: Callable[[ApiError], dict[str, Any]] | None,
-        ping: str,
-    ) -> AsyncIterator[str]:
-        def text(event: dict[str, Any]) -> str:
-            name = f"event: {event['type']}\n" if failure else ""
-            return f"{name}data: {to_json(event)}\n\n"
-
-        waiting, begun = "", False
-        try:
-            async for event in events:
-                if event is not None:
-                    waiting += text(event)
-                    continue
-                if waiting or begun:
-                    yield waiting or ping
-                waiting, begun = "", True
-        except Exception as error:
-            # The status is sent already; clients look for this.
-            problem = from_exception(error)
-            waiting += text(failure(problem) if failure else problem.body())
-        yield waiting + ("data: [DONE]\n\n" if failure is None else "")
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._on_close()
+        if streamed:
+            events = self._events(stream, writer)
+            # The first one is there already. From here on somebody follows the answers, so they are
+            # cancelled even if the response is never sent.
+            return EventStream(events, writer.form, [await anext(events)])
+        await unless_disconnected(request, self._collect(stream, writer.take))
+        return json_response(writer.whole())
 
 
-__all__ = [
-    "EventStream",
-    "Response",
-    "Service",
-    "ServiceConfig",
-    "read_body",
-    "unless_disconnected",
-]
+def service_of(request: Request) -> Service:
+    """Return the state behind the application that a request came to."""
+    service: Service = request.app.state.service
+    return service

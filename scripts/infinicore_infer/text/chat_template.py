@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from infinicore_infer.errors import FieldError
 from infinicore_infer.text.time_limit import TimeLimit, TimeLimitError
 
 Message = Mapping[str, Any]
@@ -22,6 +23,10 @@ class TokenizerError(ValueError):
     """Tokenizer files are missing or damaged, or messages do not fit the chat template."""
 
 
+class MessageError(FieldError, TokenizerError):
+    """A message of a conversation is malformed; ``field`` has its index."""
+
+
 def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Check a conversation and return it ready for a template.
 
@@ -30,41 +35,41 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     one string, and arguments of calls given as JSON become an object.
 
     Raises:
-        TokenizerError: Something is missing or of a wrong type; the message names the index.
+        MessageError: Something is missing or of a wrong type; the error names the index.
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
-        raise TokenizerError("messages must be a list of at least one message")
+        raise MessageError("messages", "must be a list of at least one message", joint=" ")
     result = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, Mapping):
-            raise TokenizerError(f"{where} must be an object, got {type(message).__name__}")
+            raise MessageError(where, f"must be an object, got {type(message).__name__}", joint=" ")
         clean = {key: value for key, value in message.items() if value is not None}
         role = clean.get("role")
         if role not in _ROLES:
-            raise TokenizerError(f"{where}: role is {role!r}; known roles: {', '.join(_ROLES)}")
+            raise MessageError(where, f"role is {role!r}; known roles: {', '.join(_ROLES)}")
         if "content" in clean:
             clean["content"] = _content_text(where, clean["content"])
         elif role == "assistant" and clean.get("tool_calls"):
             # What the API clients of tool calls send; templates expect a string.
             clean["content"] = ""
         else:
-            raise TokenizerError(f"{where}: has no content")
+            raise MessageError(where, "has no content")
         if role == "developer":
             # Its newer name; Qwen3's template would drop the message without a word.
             clean["role"] = "system"
         if "reasoning" in clean:
             clean.setdefault("reasoning_content", clean.pop("reasoning"))
         if not isinstance(clean.get("reasoning_content", ""), str):
-            raise TokenizerError(f"{where}: reasoning_content must be a string")
+            raise MessageError(where, "reasoning_content must be a string")
         calls = clean.get("tool_calls", [])
         if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-            raise TokenizerError(f"{where}: tool_calls must be a list of objects")
+            raise MessageError(where, "tool_calls must be a list of objects")
         for number, call in enumerate(calls):
             # Templates take both forms. Without a name they would fail, or write nonsense.
             function = call.get("function", call)
             if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-                raise TokenizerError(f"{where}: tool_calls[{number}] has no function with a name")
+                raise MessageError(where, f"tool_calls[{number}] has no function with a name")
         if calls:
             clean["tool_calls"] = [_with_object(call) for call in calls]
         result.append(clean)
@@ -90,14 +95,14 @@ def _content_text(where: str, content: Any) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise TokenizerError(f"{where}: content must be a string or a list of text parts")
+        raise MessageError(where, "content must be a string or a list of text parts")
     texts = []
     for number, part in enumerate(content):
         if not isinstance(part, Mapping) or part.get("type") != "text":
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise TokenizerError(f"{where}: content part {number} is {kind!r}; only text is known")
+            raise MessageError(where, f"content part {number} is {kind!r}; only text is known")
         if not isinstance(part.get("text"), str):
-            raise TokenizerError(f"{where}: content part {number} has no text")
+            raise MessageError(where, f"content part {number} has no text")
         texts.append(part["text"])
     return "".join(texts)
 

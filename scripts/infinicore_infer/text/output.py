@@ -8,8 +8,6 @@ Calls come in pieces, as they are written.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from infinicore_infer.text.parts import Arguments, Call, Content, Part, Reasoning
 from infinicore_infer.text.tool_calls import CALL, CallReader
 
@@ -29,7 +27,8 @@ class OutputParser:
     """Takes text as it is generated and returns what it means.
 
     Attributes:
-        state: What the text is part of now; ``"start"`` is before the first character that tells.
+        state: What the text is part of now: ``"reasoning"``, ``"content"`` or ``"call"``;
+            ``"start"`` before the first character that tells.
         calls: How many tool calls there were.
     """
 
@@ -43,7 +42,6 @@ class OutputParser:
             tools: Whether tool calls are recognised.
             max_calls: Calls beyond this many are dropped.
         """
-        self.state: Literal["start", "reasoning", "content", "call"]
         self.state = "reasoning" if thinking else "start"
         self.calls = 0
         self._tools = tools

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 from infinicore_infer.engine.jobs import Update
-from infinicore_infer.server.openai.chat import ChatRun
-from infinicore_infer.server.openai.usage import timings
-from infinicore_infer.server.service import Service
-
-Event = dict[str, Any]
+from infinicore_infer.server.answer import Chat
+from infinicore_infer.server.anthropic.errors import MESSAGE_STREAM
+from infinicore_infer.server.counts import count, timings
+from infinicore_infer.server.http import StreamForm
+from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.text.output import Arguments, Call, Part, Reasoning
 
 _REASONS = {
     "stop": "end_turn",
@@ -22,34 +23,60 @@ _REASONS = {
 }
 
 
-def _input(call: dict[str, Any]) -> dict[str, Any]:
-    """Return a call's arguments as an object; others in one, which is what Anthropic recommends."""
-    text = call["function"]["arguments"]
-    try:
-        value = json.loads(text)
-        # Nor is everything that Python reads JSON: NaN, numbers without end, half characters.
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {"INVALID_JSON": text}
+@dataclass(slots=True)
+class _ToolUse:
+    """A call of a tool; its input is there when it is complete."""
+
+    call: Call
+    arguments: str = ""
+
+    def begin(self) -> JsonObject:
+        return {"type": "tool_use", "id": self.call.id, "name": self.call.name, "input": {}}
+
+    def entry(self) -> JsonObject:
+        return {**self.begin(), "input": self._input()}
+
+    def _input(self) -> JsonObject:
+        """Return the arguments as an object; others in one, which is what Anthropic recommends."""
+        value: object
+        try:
+            value = json.loads(self.arguments)
+            # Nor is everything that Python reads JSON: NaN, numbers without end, half characters.
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):
+            value = None
+        return value if isinstance(value, dict) else {"INVALID_JSON": self.arguments}
 
 
-class MessageBuilder:
-    """Turns the deltas of a chat completion into a message.
+@dataclass(slots=True)
+class _Text:
+    """Thinking, or text of the answer."""
 
-    Attributes:
-        message: The message object, complete after the last update.
-    """
+    kind: Literal["thinking", "text"]
+    text: str = ""
 
-    def __init__(self, model: str, run: ChatRun) -> None:
-        """Start.
+    def begin(self) -> JsonObject:
+        return _Text(self.kind).entry()
+
+    def entry(self) -> JsonObject:
+        signature: JsonObject = {"signature": ""} if self.kind == "thinking" else {}
+        return {"type": self.kind, self.kind: self.text, **signature}
+
+
+class MessageWriter:
+    """Writes messages."""
+
+    form: StreamForm = MESSAGE_STREAM
+
+    def __init__(self, model: str, chat: Chat) -> None:
+        """Begin before the first token.
 
         Args:
             model: The name that clients use.
-            run: The answer.
+            chat: The answer.
         """
-        self._run = run
-        self.message: dict[str, Any] = {
+        self._chat = chat
+        self._message: JsonObject = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
             "role": "assistant",
@@ -59,100 +86,101 @@ class MessageBuilder:
             "stop_sequence": None,
             "usage": self._usage(),
         }
+        self._blocks: list[_ToolUse | _Text] = []
+        # Whether the last block is being written.
         self._open = False
 
-    def _usage(self) -> dict[str, Any]:
-        counts = self._run.usage()
-        cached = counts["prompt_tokens_details"]["cached_tokens"]
+    def _usage(self) -> JsonObject:
+        counts = count(self._chat.stream.jobs)
         return {
             # Anthropic counts what came from the cache apart.
-            "input_tokens": counts["prompt_tokens"] - cached,
+            "input_tokens": counts.prompt - counts.cached,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": cached,
-            "output_tokens": counts["completion_tokens"],
+            "cache_read_input_tokens": counts.cached,
+            "output_tokens": counts.completion,
         }
 
-    async def events(self, service: Service) -> AsyncIterator[Event | None]:
-        """Yield the events of a stream; ``None`` as :meth:`Service.follow`."""
-        yield {"type": "message_start", "message": {**self.message, "content": []}}
-        async for item in service.follow(self._run.stream):
-            if item is None:
-                yield None
-                continue
-            for event in self.push(item[1]):
-                yield event
+    def begin(self) -> list[JsonObject]:
+        """Return the event before the first token."""
+        return [{"type": "message_start", "message": {**self._message}}]
 
-    def push(self, update: Update) -> list[Event]:
-        """Take an update and return the events it brings."""
-        events: list[Event] = []
-        choice = self._run.choices[0]
-        for delta in choice.push(update):
-            if "tool_calls" in delta:
-                self._call(events, delta["tool_calls"][0])
-            elif "reasoning_content" in delta:
-                self._text(events, "thinking", delta["reasoning_content"])
-            else:
-                self._text(events, "text", delta["content"])
+    def push(self, index: int, update: Update) -> list[JsonObject]:
+        """Take news of the answer; return the events it brings."""
+        events: list[JsonObject] = []
+        answer = self._chat.answers[index]
+        for part in answer.push(update):
+            self._add(events, part)
         if update.done:
             self._close(events)
-            self._end(events, choice.finish_reason or "stop")
+            self._end(events, answer.finish_reason or "stop")
         return events
 
-    def _end(self, events: list[Event], reason: str) -> None:
-        stop = self._run.stream.jobs[0].sequence.result.stop_string
-        message = self.message
-        message["stop_reason"] = _REASONS.get(reason, "end_turn")
-        if reason == "stop" and stop is not None:
-            message["stop_reason"], message["stop_sequence"] = "stop_sequence", stop
-        message["usage"] = self._usage()
-        message["timings"] = timings(self._run.stream.jobs)
-        delta = {"stop_reason": message["stop_reason"], "stop_sequence": message["stop_sequence"]}
-        events.append({"type": "message_delta", "delta": delta, "usage": message["usage"]})
-        events.append({"type": "message_stop", "timings": message["timings"]})
+    def take(self, index: int, update: Update) -> None:
+        """Take news of an answer that is sent whole."""
+        self.push(index, update)
 
-    def _add(self, events: list[Event], block: dict[str, Any], begin: dict[str, Any]) -> None:
-        self._close(events)
-        self.message["content"].append(block)
-        self._open = True
-        start = {"type": "content_block_start", "index": self._index, "content_block": begin}
-        events.append(start)
+    def finish(self) -> list[JsonObject]:
+        """Return the events after the last token: none, the last one was the answer's end."""
+        return []
+
+    def whole(self) -> JsonObject:
+        """Return the message."""
+        return {**self._message, "content": [block.entry() for block in self._blocks]}
+
+    def _end(self, events: list[JsonObject], reason: str) -> None:
+        jobs = self._chat.stream.jobs
+        stop = jobs[0].sequence.result.stop_string
+        delta: JsonObject = {
+            "stop_reason": _REASONS.get(reason, "end_turn"),
+            "stop_sequence": None,
+        }
+        if reason == "stop" and stop is not None:
+            delta = {"stop_reason": "stop_sequence", "stop_sequence": stop}
+        usage, speed = self._usage(), timings(jobs)
+        self._message |= {**delta, "usage": usage, "timings": speed}
+        events.append({"type": "message_delta", "delta": delta, "usage": usage})
+        events.append({"type": "message_stop", "timings": speed})
+
+    def _add(self, events: list[JsonObject], part: Part) -> None:
+        """Begin a block with a part, or go on with the last one."""
+        if isinstance(part, Call):
+            self._begin(events, _ToolUse(part))
+            return
+        block = self._blocks[-1] if self._open else None
+        if isinstance(part, Arguments):
+            assert isinstance(block, _ToolUse)
+            block.arguments += part.text
+            self._delta(events, "input_json", partial_json=part.text)
+            return
+        kind: Literal["thinking", "text"] = "thinking" if isinstance(part, Reasoning) else "text"
+        if not isinstance(block, _Text) or block.kind != kind:
+            block = _Text(kind)
+            self._begin(events, block)
+        block.text += part.text
+        self._delta(events, kind, **{kind: part.text})
 
     @property
     def _index(self) -> int:
-        return len(self.message["content"]) - 1
+        return len(self._blocks) - 1
 
-    def _delta(self, events: list[Event], kind: str, **fields: Any) -> None:
+    def _delta(self, events: list[JsonObject], kind: str, **fields: str) -> None:
         delta = {"type": f"{kind}_delta", **fields}
         events.append({"type": "content_block_delta", "index": self._index, "delta": delta})
 
-    def _call(self, events: list[Event], call: dict[str, Any]) -> None:
-        """Begin a call, or go on with it; its input is there when it is complete."""
-        function = call["function"]
-        if "name" in function:
-            block = {"type": "tool_use", "id": call["id"], "name": function["name"], "input": {}}
-            self._add(events, block, {**block})
-        if function["arguments"]:
-            self._delta(events, "input_json", partial_json=function["arguments"])
+    def _begin(self, events: list[JsonObject], block: _ToolUse | _Text) -> None:
+        self._close(events)
+        self._blocks.append(block)
+        self._open = True
+        start = {"type": "content_block_start", "index": self._index}
+        events.append({**start, "content_block": block.begin()})
 
-    def _text(self, events: list[Event], kind: str, text: str) -> None:
-        content = self.message["content"]
-        if not self._open or content[-1]["type"] != kind:
-            block = {"type": kind, kind: ""}
-            if kind == "thinking":
-                block["signature"] = ""
-            self._add(events, block, {**block})
-        content[-1][kind] += text
-        self._delta(events, kind, **{kind: text})
-
-    def _close(self, events: list[Event]) -> None:
+    def _close(self, events: list[JsonObject]) -> None:
+        """End the block that is being written."""
         if not self._open:
             return
         self._open = False
-        block = self.message["content"][-1]
-        if block["type"] == "tool_use":
-            calls = sum(item["type"] == "tool_use" for item in self.message["content"])
-            block["input"] = _input(self._run.choices[0].calls[calls - 1])
-        if block["type"] == "thinking":
+        block = self._blocks[-1]
+        if isinstance(block, _Text) and block.kind == "thinking":
             # Nobody signs here, but clients wait for it.
             self._delta(events, "signature", signature="")
         events.append({"type": "content_block_stop", "index": self._index})

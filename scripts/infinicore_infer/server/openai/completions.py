@@ -5,182 +5,210 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import Collection
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.engine.jobs import Job, Submission, Update
-from infinicore_infer.generate.results import TokenLogprobs
-from infinicore_infer.server.errors import ApiError, from_exception, json_response, named
-from infinicore_infer.server.openai.chat import check_length
+from infinicore_infer.errors import FieldError, about
+from infinicore_infer.generate.results import GenerationPiece, TokenLogprobs
+from infinicore_infer.server.answer import check_length
+from infinicore_infer.server.counts import Counts, count, stop_reason, timings
+from infinicore_infer.server.http import StreamForm, read_body
+from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.openai.errors import COMPLETION_STREAM
 from infinicore_infer.server.openai.fields import CompletionBody
-from infinicore_infer.server.openai.usage import LegacyLogprobs, stop_reason, timings, usage
-from infinicore_infer.server.service import EventStream, Service, read_body
+from infinicore_infer.server.openai.logprobs import CompletionLogprobs
+from infinicore_infer.server.openai.usage import usage
+from infinicore_infer.server.service import Service, service_of
 from infinicore_infer.text.streaming import IncrementalDetokenizer
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
 _MAX_PROMPTS = 256
 
 
+def _items(body: CompletionBody) -> list[str | list[int]]:
+    """Return the prompts of a request, which may be one or a list of them."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    ids = [token for token in prompt if isinstance(token, int)]
+    if ids:
+        return [ids]
+    return [item for item in prompt if not isinstance(item, int)]
+
+
 def _prompts(service: Service, body: CompletionBody) -> list[list[int]]:
     """Return the token ids of every prompt, checked."""
-    prompt = body.prompt
-    items: list[Any]
-    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
-        items = [prompt]
-    else:
-        items = list(prompt)
+    items = _items(body)
     if not 0 < len(items) <= _MAX_PROMPTS:
-        raise ApiError(400, f"prompt: must be from 1 to {_MAX_PROMPTS} prompts", "prompt")
+        raise FieldError("prompt", f"must be from 1 to {_MAX_PROMPTS} prompts")
     result = []
     for item in items:
         if len(item) == 0:
-            raise ApiError(400, "prompt: must not be empty", "prompt")
-        with named("prompt"):
+            raise FieldError("prompt", "must not be empty")
+        with about("prompt"):
             tokens = service.model.encode(item)
         check_length(service, tokens, "prompt")
         result.append(tokens)
     return result
 
 
-def _texts(tokenizer: Qwen3Tokenizer, tokens: list[int], skip_special: bool) -> list[str]:
+def _texts(tokenizer: Qwen3Tokenizer, tokens: list[int]) -> list[str]:
     """Return the text that becomes complete with each token; joined, they are the whole."""
-    detokenizer = IncrementalDetokenizer(tokenizer, skip_special)
+    detokenizer = IncrementalDetokenizer(tokenizer, skip_special=False)
     texts = [detokenizer.push(token) for token in tokens]
     texts[-1] += detokenizer.finish()
     return texts
 
 
-class _Answer:
-    """One choice, as it grows."""
+class _Choice:
+    """One answer, as it grows."""
 
-    def __init__(self, index: int, job: Job, body: CompletionBody, model: Qwen3ForCausalLM) -> None:
-        self.index = index
-        tokenizer = model.tokenizer
-        self._end_tokens = model.meta.end_tokens
-        self._job = job
-        self._body = body
+    def __init__(
+        self,
+        index: int,
+        job: Job,
+        tokenizer: Qwen3Tokenizer,
+        end_tokens: Collection[int],
+        logprobs: int | None,
+    ) -> None:
+        self.job = job
+        self._index = index
         self._tokenizer = tokenizer
-        self._legacy = LegacyLogprobs(tokenizer, body.logprobs or 0)
+        self._end_tokens = end_tokens
+        self._logprobs = None if logprobs is None else CompletionLogprobs(tokenizer, logprobs)
         self._items: list[tuple[int, TokenLogprobs | None]] = []
         self._texts: list[str] = []
 
-    def add(self, token: int, text: str, scores: TokenLogprobs | None) -> None:
+    def add(self, piece: GenerationPiece) -> None:
         """Add a generated token."""
-        self._items.append((token, scores))
-        self._texts.append(text)
+        self._items.append((piece.token, piece.logprobs))
+        self._texts.append(piece.text)
 
     def echo(self) -> None:
         """Begin with the prompt; its log-probabilities are there when the answer is."""
-        result = self._job.sequence.result
-        prompt = self._job.sequence.all_tokens[: result.prompt_tokens]
-        scores: list[TokenLogprobs | None] = [None, *self._job.sequence.prompt_scores]
+        sequence = self.job.sequence
+        prompt = sequence.all_tokens[: sequence.result.prompt_tokens]
+        scores: list[TokenLogprobs | None] = [None, *sequence.prompt_scores]
         scores += [None] * (len(prompt) - len(scores))
         self._items = [*zip(prompt, scores, strict=True), *self._items]
-        self._texts = [*_texts(self._tokenizer, prompt, False), *self._texts]
+        self._texts = [*_texts(self._tokenizer, prompt), *self._texts]
 
-    def take(self, reason: str | None) -> dict[str, Any]:
+    def take(self, reason: str | None) -> JsonObject:
         """Return a choice with what came since the last call."""
         items, texts = self._items, self._texts
         self._items, self._texts = [], []
-        logprobs = self._legacy.object(items, texts) if self._body.logprobs is not None else None
-        choice = {
-            "index": self.index,
+        choice: JsonObject = {
+            "index": self._index,
             "text": "".join(texts),
-            "logprobs": logprobs,
+            "logprobs": None if self._logprobs is None else self._logprobs.object(items, texts),
             "finish_reason": reason,
         }
         if reason is not None:
             cut = reason == "length"
-            choice["stop_reason"] = None if cut else stop_reason(self._job, self._end_tokens)
+            choice["stop_reason"] = None if cut else stop_reason(self.job, self._end_tokens)
         return choice
 
 
-async def completions(service: Service, request: Request) -> Response:
+class CompletionWriter:
+    """Writes text completions."""
+
+    form: StreamForm = COMPLETION_STREAM
+
+    def __init__(self, service: Service, body: CompletionBody, stream: AsyncStream) -> None:
+        """Begin before the first token.
+
+        Args:
+            service: The state behind the endpoints.
+            body: The request.
+            stream: Brings its answers.
+        """
+        self._body = body
+        self._jobs = stream.jobs
+        model = service.model
+        self._choices = [
+            _Choice(index, job, model.tokenizer, model.meta.end_tokens, body.logprobs)
+            for index, job in enumerate(stream.jobs)
+        ]
+        self._head: JsonObject = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": service.config.model_name,
+        }
+        if body.stream and body.with_usage:
+            self._head["usage"] = None
+
+    def begin(self) -> list[JsonObject]:
+        """Return the events before the first token: the prompts, if they are wanted."""
+        if not self._body.echo:
+            return []
+        for choice in self._choices:
+            choice.echo()
+        return [{**self._head, "choices": [choice.take(None)]} for choice in self._choices]
+
+    def push(self, index: int, update: Update) -> list[JsonObject]:
+        """Take news of one of the answers; return the events it brings."""
+        piece, choice = update.piece, self._choices[index]
+        if piece is None:
+            return []
+        choice.add(piece)
+        if update.done:
+            entry = choice.take(piece.finish_reason)
+            return [{**self._head, "choices": [entry], "timings": timings([choice.job])}]
+        return [{**self._head, "choices": [choice.take(None)]}] if piece.text else []
+
+    def finish(self) -> list[JsonObject]:
+        """Return the events after the last token: the usage, if it is wanted."""
+        if not self._body.with_usage:
+            return []
+        counts = usage(count(self._jobs))
+        return [{**self._head, "choices": [], "usage": counts, "timings": timings(self._jobs)}]
+
+    def take(self, index: int, update: Update) -> None:
+        """Take news of an answer that is sent whole."""
+        if update.piece is not None and self._body.limit:
+            self._choices[index].add(update.piece)
+
+    def whole(self) -> JsonObject:
+        """Return the completion."""
+        choices = []
+        for choice in self._choices:
+            if self._body.echo:
+                choice.echo()
+            reason = choice.job.sequence.result.finish_reason
+            choices.append(choice.take(reason if self._body.limit else "length"))
+        counts = count(self._jobs)
+        if not self._body.limit:
+            # The one token that was computed for the prompt's log-probabilities is not shown.
+            counts = Counts(counts.prompt, counts.cached, 0)
+        totals = {"usage": usage(counts), "timings": timings(self._jobs)}
+        return {**self._head, "choices": choices, **totals}
+
+
+async def completions(request: Request) -> Response:
     """Continue texts."""
+    service = service_of(request)
     body = await read_body(request, CompletionBody, service.config.max_body_bytes)
-    engine = service.ready(body.model)
-    body.check_rest()
-    try:
-        prompts = await asyncio.to_thread(_prompts, service, body)
-        model = engine.engine.model
-        limit = 16 if body.max_tokens is None else body.max_tokens
-        params = body.sampling(model, max_steps=max(limit, 1), logprobs=body.logprobs)
-    except Exception as error:
-        raise from_exception(error) from error
+    service.ready(body.model)
+    sampling = body.completion_sampling()
+    prompts = await asyncio.to_thread(_prompts, service, body)
+    params = sampling.params(service.model)
     stream = service.submit(
         [
             Submission(
                 prompt,
                 params,
-                name=request.state.request_id,
-                stop_tokens=body.stop_token_ids or (),
+                request.state.request_id,
                 prompt_logprobs=body.logprobs if body.echo else None,
-                repetition=body.repetition,
+                stop_tokens=sampling.stop_token_ids,
+                repetition=sampling.repetition,
             )
             for prompt in prompts
         ]
     )
-    answers = [_Answer(index, job, body, model) for index, job in enumerate(stream.jobs)]
-    head = {
-        "id": f"cmpl-{secrets.token_hex(12)}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": service.config.model_name,
-    }
-    if body.stream:
-        events = _events(service, body, stream, answers, head)
-        return EventStream(events, lambda: engine.cancel(stream))
-
-    def add(index: int, update: Update) -> None:
-        piece = update.piece
-        if piece is not None and limit:
-            answers[index].add(piece.token, piece.text, piece.logprobs)
-
-    await service.deliver(request, stream, add)
-    choices = []
-    for answer, job in zip(answers, stream.jobs, strict=True):
-        if body.echo:
-            answer.echo()
-        choices.append(answer.take(job.sequence.result.finish_reason if limit else "length"))
-    counts = usage(stream.jobs)
-    if not limit:
-        counts["completion_tokens"], counts["total_tokens"] = 0, counts["prompt_tokens"]
-    return json_response(
-        {**head, "choices": choices, "usage": counts, "timings": timings(stream.jobs)}
-    )
-
-
-async def _events(
-    service: Service,
-    body: CompletionBody,
-    stream: AsyncStream,
-    answers: list[_Answer],
-    head: dict[str, Any],
-) -> AsyncIterator[dict[str, Any] | None]:
-    with_usage = bool(body.stream_options and body.stream_options.include_usage)
-    if with_usage:
-        head["usage"] = None
-    if body.echo:
-        for answer in answers:
-            answer.echo()
-            yield {**head, "choices": [answer.take(None)]}
-    async for item in service.follow(stream):
-        if item is None:
-            yield None
-            continue
-        index, update = item
-        if update.piece is None:
-            continue
-        answers[index].add(update.piece.token, update.piece.text, update.piece.logprobs)
-        if update.done:
-            choice = answers[index].take(update.piece.finish_reason)
-            yield {**head, "choices": [choice], "timings": timings([stream.jobs[index]])}
-        elif update.piece.text:
-            yield {**head, "choices": [answers[index].take(None)]}
-    if with_usage:
-        yield {**head, "choices": [], "usage": usage(stream.jobs), "timings": timings(stream.jobs)}
+    writer = CompletionWriter(service, body, stream)
+    return await service.answer(request, stream, writer, streamed=bool(body.stream))

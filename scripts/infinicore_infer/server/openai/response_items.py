@@ -5,36 +5,79 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import dataclass
 
 from infinicore_infer.engine.jobs import Update
+from infinicore_infer.server.answer import Chat
+from infinicore_infer.server.counts import count, timings
 from infinicore_infer.server.errors import ApiError
-from infinicore_infer.server.openai.chat import ChatRun
-from infinicore_infer.server.openai.usage import timings
-from infinicore_infer.server.service import Service
-
-Event = dict[str, Any]
+from infinicore_infer.server.http import StreamForm
+from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.openai.usage import response_usage
+from infinicore_infer.text.output import Arguments, Call, Part, Reasoning
 
 # Finish reasons of answers that are not whole.
 _CUT = {"length": "max_output_tokens", "repetition": "repetition"}
 
 
-class ResponseBuilder:
-    """Turns the deltas of a chat completion into a response.
+@dataclass(slots=True)
+class _CallItem:
+    """A call of a tool."""
 
-    Attributes:
-        response: The response object, complete after the last update.
-    """
+    id: str
+    call: Call
+    status: str = "in_progress"
+    arguments: str = ""
 
-    def __init__(self, settings: dict[str, Any], run: ChatRun) -> None:
-        """Start.
+    def entry(self) -> JsonObject:
+        return {
+            "id": self.id,
+            "type": "function_call",
+            "call_id": self.call.id,
+            "name": self.call.name,
+            "arguments": self.arguments,
+            "status": self.status,
+        }
+
+
+@dataclass(slots=True)
+class _TextItem:
+    """Thinking, or a message; either has one part of content, once it has begun."""
+
+    id: str
+    reasoning: bool
+    status: str = "in_progress"
+    text: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What events about its part begin with."""
+        return "reasoning_text" if self.reasoning else "output_text"
+
+    def part(self) -> JsonObject:
+        part: JsonObject = {"type": self.kind, "text": self.text}
+        return part if self.reasoning else {**part, "annotations": [], "logprobs": []}
+
+    def entry(self) -> JsonObject:
+        own: JsonObject = {"type": "message", "role": "assistant"}
+        if self.reasoning:
+            own = {"type": "reasoning", "summary": []}
+        content = [self.part()] if self.text else []
+        return {"id": self.id, **own, "content": content, "status": self.status}
+
+
+class ResponseWriter:
+    """Writes responses."""
+
+    def __init__(self, settings: JsonObject, chat: Chat) -> None:
+        """Begin before the first token.
 
         Args:
             settings: What the response repeats of its request.
-            run: The answer.
+            chat: The answer.
         """
-        self.response: dict[str, Any] = {
+        self.form = StreamForm(self._failure, named=True)
+        self._response: JsonObject = {
             "id": f"resp_{secrets.token_hex(16)}",
             "object": "response",
             "created_at": int(time.time()),
@@ -45,148 +88,110 @@ class ResponseBuilder:
             "usage": None,
             **settings,
         }
-        self._run = run
+        self._chat = chat
         self._numbers = itertools.count()
-        # The item that is being written.
-        self._open: dict[str, Any] | None = None
+        self._items: list[_CallItem | _TextItem] = []
+        # Whether the last item is being written.
+        self._open = False
 
-    def _event(self, kind: str, **fields: Any) -> Event:
+    def _event(self, kind: str, **fields: object) -> JsonObject:
         return {"type": f"response.{kind}", "sequence_number": next(self._numbers), **fields}
 
-    def _snapshot(self, kind: str) -> Event:
-        return self._event(kind, response={**self.response, "output": [*self.response["output"]]})
+    def _snapshot(self, kind: str) -> JsonObject:
+        return self._event(kind, response=self.whole())
 
-    async def events(self, service: Service) -> AsyncIterator[Event | None]:
-        """Yield the events of a stream, ``None`` after a while of silence."""
-        yield self._snapshot("created")
-        yield self._snapshot("in_progress")
-        async for item in service.follow(self._run.stream):
-            if item is None:
-                yield None
-                continue
-            for event in self.push(item[1]):
-                yield event
+    def begin(self) -> list[JsonObject]:
+        """Return the events before the first token."""
+        return [self._snapshot("created"), self._snapshot("in_progress")]
 
-    def failure(self, error: ApiError) -> Event:
-        """Return the last event of a stream that failed."""
-        code = "rate_limit_exceeded" if error.status == 429 else "server_error"
-        self.response["status"] = "failed"
-        self.response["error"] = {"code": code, "message": error.message}
-        return self._snapshot("failed")
-
-    def push(self, update: Update) -> list[Event]:
-        """Take an update and return the events it brings."""
-        events: list[Event] = []
-        choice = self._run.choices[0]
-        for delta in choice.push(update):
-            if "tool_calls" in delta:
-                self._call(events, delta["tool_calls"][0])
-            elif "reasoning_content" in delta:
-                self._text(events, "reasoning", delta["reasoning_content"])
-            else:
-                self._text(events, "message", delta["content"])
+    def push(self, index: int, update: Update) -> list[JsonObject]:
+        """Take news of the answer; return the events it brings."""
+        events: list[JsonObject] = []
+        answer = self._chat.answers[index]
+        for part in answer.push(update):
+            self._add(events, part)
         if update.done:
-            cut = choice.finish_reason in _CUT
-            self._close(events, "incomplete" if cut else "completed")
-            self.response["status"] = "incomplete" if cut else "completed"
-            if cut:
-                reason = _CUT[choice.finish_reason or ""]
-                self.response["incomplete_details"] = {"reason": reason}
+            cut = _CUT.get(answer.finish_reason or "")
+            status = "completed" if cut is None else "incomplete"
+            self._close(events, status)
+            self._response["status"] = status
+            if cut is None:
+                self._response["completed_at"] = int(time.time())
             else:
-                self.response["completed_at"] = int(time.time())
-            self.response["usage"] = self._usage()
-            self.response["timings"] = timings(self._run.stream.jobs)
-            events.append(self._snapshot(self.response["status"]))
+                self._response["incomplete_details"] = {"reason": cut}
+            jobs = self._chat.stream.jobs
+            self._response["usage"] = response_usage(count(jobs), self._chat.reasoning_tokens)
+            self._response["timings"] = timings(jobs)
+            events.append(self._snapshot(status))
         return events
 
-    def _usage(self) -> dict[str, Any]:
-        counts = self._run.usage()
-        cached = counts["prompt_tokens_details"]["cached_tokens"]
-        return {
-            "input_tokens": counts["prompt_tokens"],
-            "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
-            "output_tokens": counts["completion_tokens"],
-            "output_tokens_details": counts["completion_tokens_details"],
-            "total_tokens": counts["total_tokens"],
-        }
+    def take(self, index: int, update: Update) -> None:
+        """Take news of an answer that is sent whole."""
+        self.push(index, update)
 
-    def _add(self, events: list[Event], item: dict[str, Any]) -> None:
-        """Begin an item; events get copies, because it changes."""
-        output = self.response["output"]
-        output.append(item)
-        events.append(self._event("output_item.added", output_index=len(output) - 1, item={**item}))
+    def finish(self) -> list[JsonObject]:
+        """Return the events after the last token: none, the last one was the answer's end."""
+        return []
 
-    def _call(self, events: list[Event], call: dict[str, Any]) -> None:
-        """Begin a call, or go on with it."""
-        function = call["function"]
-        if "name" in function:
-            self._close(events)
-            self._open = {
-                "id": f"fc_{secrets.token_hex(12)}",
-                "type": "function_call",
-                "call_id": call["id"],
-                "name": function["name"],
-                "arguments": "",
-                "status": "in_progress",
-            }
-            self._add(events, self._open)
-        assert self._open is not None
-        if function["arguments"]:
-            self._open["arguments"] += function["arguments"]
-            name = "function_call_arguments.delta"
-            events.append(self._event(name, **self._where(), delta=function["arguments"]))
+    def whole(self) -> JsonObject:
+        """Return the response as it is now."""
+        return {**self._response, "output": [item.entry() for item in self._items]}
 
-    def _done(self, events: list[Event], item: dict[str, Any]) -> None:
-        index = len(self.response["output"]) - 1
-        events.append(self._event("output_item.done", output_index=index, item={**item}))
+    def _failure(self, error: ApiError) -> JsonObject:
+        """Return the last event of a stream that failed."""
+        code = "rate_limit_exceeded" if error.status == 429 else "server_error"
+        self._response["status"] = "failed"
+        self._response["error"] = {"code": code, "message": error.message}
+        return self._snapshot("failed")
 
-    def _text(self, events: list[Event], kind: str, text: str) -> None:
-        if self._open is None or self._open["type"] != kind:
-            self._close(events)
-            self._begin(events, kind)
-        assert self._open is not None
-        part = self._open["content"][0]
-        part["text"] += text
-        extra: Event = {"logprobs": []} if kind == "message" else {}
-        name = f"{part['type']}.delta"
-        events.append(self._event(name, **self._where(), delta=text, **extra))
-
-    def _where(self) -> dict[str, Any]:
-        assert self._open is not None
-        index = len(self.response["output"]) - 1
-        where = {"item_id": self._open["id"], "output_index": index}
-        return where if self._open["type"] == "function_call" else {**where, "content_index": 0}
-
-    def _begin(self, events: list[Event], kind: str) -> None:
-        token = secrets.token_hex(12)
-        item: Event
-        part: Event
-        if kind == "reasoning":
-            item = {"id": f"rs_{token}", "type": kind, "summary": [], "content": []}
-            part = {"type": "reasoning_text", "text": ""}
-        else:
-            item = {"id": f"msg_{token}", "type": kind, "role": "assistant", "content": []}
-            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        item["status"] = "in_progress"
-        self._add(events, item)
-        item["content"] = [part]
-        self._open = item
-        events.append(self._event("content_part.added", **self._where(), part={**part}))
-
-    def _close(self, events: list[Event], status: str = "completed") -> None:
-        """End the item that is being written."""
-        item = self._open
-        if item is None:
+    def _add(self, events: list[JsonObject], part: Part) -> None:
+        """Begin an item with a part, or go on with the last one."""
+        if isinstance(part, Call):
+            self._begin(events, _CallItem(f"fc_{secrets.token_hex(12)}", part))
             return
-        where = self._where()
-        if item["type"] == "function_call":
-            whole = {"name": item["name"], "arguments": item["arguments"]}
+        item = self._items[-1] if self._open else None
+        if isinstance(part, Arguments):
+            assert isinstance(item, _CallItem)
+            item.arguments += part.text
+            name = "function_call_arguments.delta"
+            events.append(self._event(name, **self._where(item), delta=part.text))
+            return
+        reasoning = isinstance(part, Reasoning)
+        if not isinstance(item, _TextItem) or item.reasoning != reasoning:
+            item = _TextItem(f"{'rs' if reasoning else 'msg'}_{secrets.token_hex(12)}", reasoning)
+            self._begin(events, item)
+            events.append(self._event("content_part.added", **self._where(item), part=item.part()))
+        item.text += part.text
+        extra: JsonObject = {} if reasoning else {"logprobs": []}
+        events.append(
+            self._event(f"{item.kind}.delta", **self._where(item), delta=part.text, **extra)
+        )
+
+    def _begin(self, events: list[JsonObject], item: _CallItem | _TextItem) -> None:
+        self._close(events, "completed")
+        self._items.append(item)
+        self._open = True
+        index = len(self._items) - 1
+        events.append(self._event("output_item.added", output_index=index, item=item.entry()))
+
+    def _where(self, item: _CallItem | _TextItem) -> JsonObject:
+        where: JsonObject = {"item_id": item.id, "output_index": len(self._items) - 1}
+        return where if isinstance(item, _CallItem) else {**where, "content_index": 0}
+
+    def _close(self, events: list[JsonObject], status: str) -> None:
+        """End the item that is being written."""
+        if not self._open:
+            return
+        self._open = False
+        item = self._items[-1]
+        where = self._where(item)
+        if isinstance(item, _CallItem):
+            whole = {"name": item.call.name, "arguments": item.arguments}
             events.append(self._event("function_call_arguments.done", **where, **whole))
         else:
-            part = item["content"][0]
-            extra: Event = {"logprobs": []} if item["type"] == "message" else {}
-            events.append(self._event(f"{part['type']}.done", **where, text=part["text"], **extra))
-            events.append(self._event("content_part.done", **where, part={**part}))
-        item["status"] = status
-        self._done(events, item)
-        self._open = None
+            extra: JsonObject = {} if item.reasoning else {"logprobs": []}
+            events.append(self._event(f"{item.kind}.done", **where, text=item.text, **extra))
+            events.append(self._event("content_part.done", **where, part=item.part()))
+        item.status = status
+        index = len(self._items) - 1
+        events.append(self._event("output_item.done", output_index=index, item=item.entry()))

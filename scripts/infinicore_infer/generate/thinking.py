@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from infinicore_infer.causal_lm import Qwen3ForCausalLM
+from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.constraint import Constraint
-from infinicore_infer.server.errors import ApiError
+from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
 
 class ThinkingBudget:
@@ -26,7 +26,7 @@ class ThinkingBudget:
         opened: bool,
         dvoc: int,
     ) -> None:
-        """Start.
+        """Begin before the first token of an answer.
 
         Args:
             inner: What else limits the tokens.
@@ -79,7 +79,8 @@ class ThinkingBudget:
 
 
 def limit_thinking(
-    model: Qwen3ForCausalLM,
+    tokenizer: Qwen3Tokenizer,
+    dvoc: int,
     budget: int,
     opened: bool,
     inner: Callable[[], Constraint] | None,
@@ -87,18 +88,18 @@ def limit_thinking(
     """Return a function that makes constraints with a thinking budget.
 
     Args:
-        model: The model.
+        tokenizer: The model's.
+        dvoc: Size of its vocabulary.
         budget: Most tokens of thinking.
         opened: Whether the prompt has begun to think.
         inner: Makes what else limits the tokens.
 
     Raises:
-        ApiError: The model does not think.
+        FieldError: The model does not think.
     """
-    tokenizer = model.tokenizer
     think, think_end = tokenizer.token_id("<think>"), tokenizer.token_id("</think>")
     if think is None or think_end is None:
-        raise ApiError(400, "thinking_budget: this model does not think", "thinking_budget")
+        raise FieldError("thinking_budget", "this model does not think")
     # As the model itself ends its thinking, so that what follows is in its habits.
     ending = [*tokenizer.encode("\n"), think_end]
     return lambda: ThinkingBudget(
@@ -108,5 +109,5 @@ def limit_thinking(
         think=think,
         think_end=think_end,
         opened=opened,
-        dvoc=model.meta.dvoc,
+        dvoc=dvoc,
     )

@@ -1,0 +1,224 @@
+"""Grammars that answers must follow, by llguidance: JSON of a schema, calls of tools."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Protocol
+
+import llguidance
+import llguidance.numpy
+import numpy as np
+from numpy.typing import NDArray
+
+from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
+from infinicore_infer.errors import FieldError
+from infinicore_infer.generate.constraint import Constraint
+from infinicore_infer.text.tokenizer import Qwen3Tokenizer
+from infinicore_infer.text.tool_calls import CALL, CALL_END
+
+_MAX_GRAMMAR = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must be like.
+
+    Attributes:
+        text: The grammar, in llguidance's notation.
+        field: What asks for it, for errors.
+        calls_only: Whether it is only about what follows ``<tool_call>``; other text is free.
+        answer: The part of it that ``response_format`` asks for, where ``field`` is another.
+    """
+
+    text: str
+    field: str
+    calls_only: bool = False
+    answer: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what takes too long to compile.
+
+        Raises:
+            FieldError: It is too long.
+        """
+        if len(self.text) > _MAX_GRAMMAR:
+            problem = f"the schemas have {len(self.text)} characters"
+            raise FieldError(self.field, f"{problem}; at most {_MAX_GRAMMAR} are supported")
+
+
+class GrammarModel(Protocol):
+    """What grammars have to know of a model."""
+
+    path: Path
+    meta: Qwen3MetaFromConfig
+
+    @property
+    def tokenizer(self) -> Qwen3Tokenizer:
+        """Its tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Tokens that a grammar does not speak of; ``None`` is one that cannot come.
+
+    Attributes:
+        think: Begins thinking, as the first token only.
+        think_end: Ends it.
+        gap: The empty line that models write after it.
+        call: Begins a call.
+        call_end: Ends it.
+    """
+
+    think: int | None
+    think_end: int | None
+    gap: int | None
+    call: int | None
+    call_end: int | None
+
+
+class GrammarConstraint:
+    """Lets only tokens come that a grammar allows, after the thinking if there is any."""
+
+    def __init__(
+        self,
+        matcher: llguidance.LLMatcher,
+        dvoc: int,
+        marks: Marks,
+        *,
+        thinking: bool,
+        calls_only: bool = False,
+    ) -> None:
+        """Begin before the first token of an answer.
+
+        Args:
+            matcher: A matcher of the grammar, which is only copied.
+            dvoc: Size of the vocabulary.
+            marks: Tokens with a meaning.
+            thinking: Whether thinking has begun already.
+            calls_only: Whether the grammar is that of each call; other text is free.
+        """
+        self._template = matcher
+        self._matcher = None if calls_only else matcher.deep_copy()
+        self._dvoc = dvoc
+        self._marks = marks
+        self._thinking = thinking
+        self._calls_only = calls_only
+        # What may come besides.
+        self._extra = marks.think
+        self._bits = llguidance.numpy.allocate_token_bitmask(1, dvoc)
+
+    def mask(self) -> NDArray[np.uint32] | None:
+        """Return the bit mask of allowed tokens, or ``None`` for all.
+
+        Raises:
+            RuntimeError: The grammar has no way to go on.
+        """
+        if self._thinking or self._matcher is None:
+            return None
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits, 0)
+        if self._matcher.is_error():
+            raise RuntimeError(f"grammar: {self._matcher.get_error()}")
+        mask: NDArray[np.uint32] = self._bits[0].view(np.uint32)
+        if self._extra is not None:
+            mask[self._extra // 32] |= np.uint32(1 << (self._extra % 32))
+        return mask
+
+    def accept(self, token: int) -> None:
+        """Take the token that was chosen.
+
+        Raises:
+            RuntimeError: The grammar does not allow it.
+        """
+        marks, extra, self._extra = self._marks, self._extra, None
+        if self._thinking:
+            self._thinking = token != marks.think_end
+            self._extra = None if self._thinking else marks.gap
+        elif token == extra:
+            self._thinking = token == marks.think
+        elif self._matcher is None:
+            self._matcher = self._template.deep_copy() if token == marks.call else None
+        else:
+            if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
+                raise RuntimeError(f"grammar: {self._matcher.get_error()}")
+            if self._calls_only and token == marks.call_end:
+                self._matcher = None
+
+
+class Grammars:
+    """Compiles grammars for a model's tokenizer; the latest ones are kept."""
+
+    def __init__(self) -> None:
+        """Be without a model, until :meth:`attach`."""
+        self._model: GrammarModel | None = None
+        self._tokenizer: llguidance.LLTokenizer | None = None
+        self._matcher = lru_cache(maxsize=64)(self._compile)
+        # One of its own, so that large schemas hold up nobody but those who have some as well.
+        self._executor = ThreadPoolExecutor(1, "grammars")
+
+    def attach(self, model: GrammarModel) -> None:
+        """Use a model. Takes a second or two with a large vocabulary, and nobody else gets a turn.
+
+        So it is not left to the first request that needs it.
+        """
+        self._model = model
+        path = model.path / "tokenizer.json"
+        # Without it there are no conversations, only completions of token ids.
+        if path.is_file():
+            self._tokenizer = llguidance.LLTokenizer(
+                path.read_text("utf-8"),
+                n_vocab=model.meta.dvoc,
+                eos_token=list(model.meta.end_tokens),
+            )
+
+    def _compile(self, grammar: str) -> llguidance.LLMatcher:
+        assert self._tokenizer is not None
+        return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
+
+    def factory(
+        self, grammar: Grammar, *, may_think: bool, thinking: bool
+    ) -> Callable[[], Constraint]:
+        """Return a function that makes constraints of a grammar.
+
+        Args:
+            grammar: The grammar.
+            may_think: Whether the answer may begin with thinking.
+            thinking: Whether the prompt has begun it.
+
+        Raises:
+            FieldError: The grammar, that is the schema, is not understood.
+        """
+        assert self._model is not None
+        if grammar.answer is not None:
+            self._checked(grammar.answer, "response_format")
+        matcher = self._checked(grammar.text, grammar.field)
+        tokenizer, dvoc = self._model.tokenizer, self._model.meta.dvoc
+        gap = tokenizer.encode("\n\n")
+        marks = Marks(
+            tokenizer.token_id("<think>") if may_think else None,
+            tokenizer.token_id("</think>"),
+            gap[0] if len(gap) == 1 else None,
+            tokenizer.token_id(CALL),
+            tokenizer.token_id(CALL_END),
+        )
+        return lambda: GrammarConstraint(
+            matcher, dvoc, marks, thinking=thinking, calls_only=grammar.calls_only
+        )
+
+    async def prepare(
+        self, grammar: Grammar, *, may_think: bool, thinking: bool
+    ) -> Callable[[], Constraint]:
+        """Do what :meth:`factory` does in a thread of its own; see there."""
+        work = partial(self.factory, grammar, may_think=may_think, thinking=thinking)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def _checked(self, text: str, field: str) -> llguidance.LLMatcher:
+        matcher = self._matcher(text)
+        if matcher.is_error():
+            reason = " ".join(str(matcher.get_error()).split())[:300]
+            raise FieldError(field, f"the schema is not supported: {reason}")
+        return matcher

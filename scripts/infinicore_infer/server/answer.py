@@ -1,0 +1,189 @@
+"""Answers to conversations, in no protocol's form: what the model wrote, part by part."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from infinicore_infer.engine.async_engine import AsyncStream
+from infinicore_infer.engine.jobs import Job, Submission, Update
+from infinicore_infer.errors import FieldError
+from infinicore_infer.generate.constraint import Constraint
+from infinicore_infer.generate.grammar import Grammar
+from infinicore_infer.generate.results import TokenLogprobs
+from infinicore_infer.generate.sampling import SamplingParams
+from infinicore_infer.generate.thinking import limit_thinking
+from infinicore_infer.server.chat_request import ChatRequest
+from infinicore_infer.server.counts import stop_reason
+from infinicore_infer.server.grammar import choose_grammar
+from infinicore_infer.server.service import Service
+from infinicore_infer.text.output import OutputParser, Part
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer, as it grows.
+
+    Attributes:
+        job: It, in the engine.
+        parser: Tells its parts apart.
+        end_tokens: The model's own.
+        logprobs: Log-probabilities of tokens that nobody has taken yet, end tokens left out.
+        reasoning_tokens: How many of its tokens are thinking.
+        finish_reason: Why it ended: ``"stop"``, ``"tool_calls"``, ``"length"`` or
+            ``"repetition"``; ``None`` while it goes on.
+        stop_reason: The stop string or token that ended it, as vLLM tells it.
+    """
+
+    job: Job
+    parser: OutputParser
+    end_tokens: frozenset[int]
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    reasoning_tokens: int = 0
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+    def push(self, update: Update) -> list[Part]:
+        """Take an update and return the parts it brings."""
+        piece = update.piece
+        if piece is None:
+            return []
+        if piece.logprobs is not None and piece.token not in self.end_tokens:
+            self.logprobs.append(piece.logprobs)
+        before = self.parser.state
+        parts = self.parser.push(piece.text)
+        if "reasoning" in (before, self.parser.state):
+            self.reasoning_tokens += 1
+        if update.done:
+            parts += self.parser.finish()
+            called = piece.finish_reason == "stop" and self.parser.calls
+            self.finish_reason = "tool_calls" if called else piece.finish_reason
+            self.stop_reason = stop_reason(self.job, self.end_tokens)
+        return parts
+
+    def take_logprobs(self) -> list[TokenLogprobs]:
+        """Return the log-probabilities that came since the last call."""
+        taken, self.logprobs = self.logprobs, []
+        return taken
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation on its way through the engine.
+
+    Attributes:
+        stream: Brings the updates.
+        answers: What becomes of them.
+        params: The settings of the first one.
+    """
+
+    stream: AsyncStream
+    answers: list[Answer]
+    params: SamplingParams
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """How many tokens of the answers are thinking."""
+        return sum(answer.reasoning_tokens for answer in self.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A request, rendered and checked.
+
+    Attributes:
+        tokens: The prompt.
+        opened: Whether the prompt has begun to think.
+        may_think: Whether the answer may begin with thinking.
+        tools: Whether there are any to be called.
+        grammar: What the answer must follow.
+    """
+
+    tokens: list[int]
+    opened: bool
+    may_think: bool
+    tools: bool
+    grammar: Grammar | None
+
+
+def _plan(service: Service, request: ChatRequest) -> _Plan:
+    """Render, encode and check; takes a while for long conversations."""
+    model = service.model
+    grammar = choose_grammar(request)
+    tokens = request.prompt(model)
+    check_length(service, tokens, "messages")
+    tail = model.tokenizer.decode(tokens[-4:], skip_special=False).rstrip()
+    opened = tail.endswith("<think>")
+    may_think = opened or not tail.endswith("</think>")
+    return _Plan(tokens, opened, may_think, bool(request.offered_tools()), grammar)
+
+
+def check_length(service: Service, tokens: list[int], field: str) -> None:
+    """Refuse a prompt that leaves no room for an answer.
+
+    Raises:
+        FieldError: Naming the given field.
+    """
+    limit = service.engine.engine.context_length
+    if not tokens:
+        raise FieldError(field, "the prompt is empty")
+    if len(tokens) > limit:
+        problem = f"the prompt has {len(tokens)} tokens, the context holds {limit}"
+        raise FieldError(field, problem, code="context_length_exceeded")
+
+
+async def _constraint(
+    service: Service, request: ChatRequest, plan: _Plan
+) -> Callable[[], Constraint] | None:
+    """Return what makes the constraint of an answer, if there is any."""
+    constraint = None
+    if plan.grammar is not None:
+        constraint = await service.grammars.prepare(
+            plan.grammar, may_think=plan.may_think, thinking=plan.opened
+        )
+    budget, model = request.thinking_budget, service.model
+    if budget is not None and plan.may_think:
+        dvoc = model.meta.dvoc
+        constraint = limit_thinking(model.tokenizer, dvoc, budget, plan.opened, constraint)
+    return constraint
+
+
+async def begin_chat(service: Service, request: ChatRequest, name: str) -> Chat:
+    """Check a request and hand it to the engine.
+
+    Args:
+        service: The state behind the endpoints.
+        request: The request.
+        name: For messages.
+
+    Raises:
+        FieldError: Something about the request is wrong.
+        EngineError: There is no room now, or the engine is draining.
+    """
+    plan = await asyncio.to_thread(_plan, service, request)
+    model, sampling = service.model, request.sampling
+    constraint = await _constraint(service, request, plan)
+    params = sampling.params(model)
+    stream = service.submit(
+        [
+            Submission(
+                plan.tokens,
+                params,
+                name,
+                stop_tokens=sampling.stop_token_ids,
+                constraint=constraint,
+                repetition=sampling.repetition,
+            )
+        ]
+    )
+    max_calls = None if request.parallel_calls else 1
+    answers = [
+        Answer(
+            job,
+            OutputParser(thinking=plan.opened, tools=plan.tools, max_calls=max_calls),
+            frozenset(model.meta.end_tokens),
+        )
+        for job in stream.jobs
+    ]
+    return Chat(stream, answers, params[0])

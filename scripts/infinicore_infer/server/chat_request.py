@@ -1,0 +1,279 @@
+"""What a client asks for, in fields that belong to no protocol.
+
+Each protocol makes a :class:`ChatRequest` of its own fields. Errors name the fields that are here
+(:class:`FieldError`); what the client calls them is in the protocol's table of names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from infinicore_infer.causal_lm import Qwen3ForCausalLM
+from infinicore_infer.errors import FieldError, about
+from infinicore_infer.generate.repetition import RepetitionDetector
+from infinicore_infer.generate.sampling import SamplingParams
+from infinicore_infer.server.json_values import JsonObject
+
+# Variables of chat templates that are made of other fields.
+_TAKEN = ("messages", "tools", "add_generation_prompt", "documents")
+
+
+def checked_variables(variables: JsonObject | None) -> JsonObject:
+    """Return a client's variables for the chat template.
+
+    Raises:
+        FieldError: One is not the client's to set, or of a wrong type.
+    """
+    variables = variables or {}
+    for name in _TAKEN:
+        if name in variables:
+            raise FieldError("template_variables", f"must not contain {name}")
+    if not isinstance(variables.get("enable_thinking", True), bool):
+        raise FieldError("template_variables", "enable_thinking must be true or false")
+    return variables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How many answers there shall be, how they are sampled, and what ends them.
+
+    Attributes:
+        n: How many answers to each prompt.
+        max_steps: Most tokens of an answer; ``None``: until the context is full.
+        logprobs: How many likeliest tokens to report; ``None``: no log-probabilities.
+        seed: Of the first answer; the next ones have the numbers that follow.
+        stop_token_ids: Further tokens that end an answer.
+        repetition: Makes what ends one answer that repeats itself; ``None``: nothing does.
+
+    The others are those of :class:`SamplingParams`; ``None`` means not given.
+    """
+
+    n: int = 1
+    max_steps: int | None = None
+    logprobs: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool | None = None
+    repetition: Callable[[], RepetitionDetector] | None = None
+
+    def params(self, model: Qwen3ForCausalLM) -> list[SamplingParams]:
+        """Return the settings of every answer, the checkpoint's where the client gives none.
+
+        Raises:
+            FieldError: A value is out of range, or a token is not in the vocabulary.
+        """
+        dvoc = model.meta.dvoc
+        for token in self.logit_bias:
+            if token >= dvoc:
+                raise FieldError("logit_bias", f"there is no token {token}")
+        for i, token in enumerate(self.stop_token_ids):
+            if not 0 <= token < dvoc:
+                raise FieldError(f"stop_token_ids[{i}]", f"there is no token {token}")
+        return [
+            model.sampling_params(
+                max_steps=self.max_steps,
+                logprobs=self.logprobs,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                min_p=self.min_p,
+                presence_penalty=self.presence_penalty,
+                frequency_penalty=self.frequency_penalty,
+                repetition_penalty=self.repetition_penalty,
+                seed=None if self.seed is None else (self.seed + i) % 2**64,
+                logit_bias=self.logit_bias or None,
+                stop=tuple(self.stop),
+                ignore_eos=self.ignore_eos,
+            )
+            for i in range(self.n)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call.
+
+    Attributes:
+        name: Its name.
+        parameters: The JSON schema of its arguments; empty: any object.
+        strict: Whether calls must follow it.
+        told: What the model is told of it, as chat templates take it.
+    """
+
+    name: str
+    parameters: JsonObject
+    strict: bool
+    told: JsonObject
+
+
+def without_strict(tool: JsonObject) -> JsonObject:
+    """Return what the model is told of a tool: not ``strict``, which is for us."""
+    function = tool.get("function")
+    if not isinstance(function, dict) or "strict" not in function:
+        return tool
+    return {**tool, "function": {k: v for k, v in function.items() if k != "strict"}}
+
+
+def function_tool(number: int, tool: JsonObject) -> Tool:
+    """Check a tool.
+
+    Args:
+        number: Its place among the tools, for errors.
+        tool: ``{"type": "function", "function": {...}}``, as chat templates take it.
+
+    Raises:
+        FieldError: Something is missing or of a wrong type.
+    """
+    function = tool.get("function")
+    if tool.get("type") != "function" or not isinstance(function, dict):
+        problem = f"tool {number} must have type 'function' and a 'function' object"
+        raise FieldError("tools", problem)
+    name, strict = function.get("name"), function.get("strict") or False
+    parameters = function.get("parameters") or {}
+    if not isinstance(name, str) or not name:
+        raise FieldError("tools", f"tool {number} has no name")
+    if not isinstance(parameters, dict):
+        raise FieldError("tools", f"tool {number}: parameters must be a JSON schema object")
+    if not isinstance(strict, bool):
+        raise FieldError("tools", f"tool {number}: strict must be true or false")
+    return Tool(name, parameters, strict, without_strict(tool))
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether the model must call a tool.
+
+    Attributes:
+        kind: ``"auto"``: as it likes; ``"none"``: it is told of no tools; ``"required"``: it must
+            call one; ``"named"``: it must call this one.
+        name: The tool to be called.
+    """
+
+    kind: Literal["auto", "none", "required", "named"] = "auto"
+    name: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class ChatRequest:
+    """A conversation to be answered.
+
+    Attributes:
+        messages: As chat templates take them, the oldest first; checked when they are rendered.
+        sampling: How the answers are sampled, and what ends them.
+        tools: What the model may call.
+        tool_choice: Whether it must.
+        parallel_calls: Whether an answer may have several calls.
+        response_format: The JSON schema of the answer; ``None``: it is text.
+        thinking: Whether the model shall think; ``None``: as the chat template says.
+        thinking_budget: Most tokens of thinking; ``None``: no limit.
+        template_variables: Further variables of the chat template; they win over ``thinking``.
+    """
+
+    messages: list[JsonObject]
+    sampling: Sampling = Sampling()
+    tools: list[Tool] = field(default_factory=list)
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_calls: bool = True
+    response_format: JsonObject | None = None
+    thinking: bool | None = None
+    thinking_budget: int | None = None
+    template_variables: JsonObject = field(default_factory=dict)
+
+    def offered_tools(self) -> list[Tool]:
+        """Return the tools that the model is told of.
+
+        Raises:
+            FieldError: The choice among them cannot be obeyed.
+        """
+        choice = self.tool_choice
+        if not self.tools and choice.kind not in ("none", "auto"):
+            raise FieldError("tool_choice", "there are no tools")
+        if choice.kind == "named" and all(choice.name != tool.name for tool in self.tools):
+            raise FieldError("tool_choice", f"names no tool of this request: {choice.name!r}")
+        return [] if choice.kind == "none" else self.tools
+
+    def prompt(self, model: Qwen3ForCausalLM) -> list[int]:
+        """Return the conversation's token ids.
+
+        Raises:
+            FieldError: A message, a tool or a variable is wrong.
+        """
+        variables = checked_variables(self.template_variables)
+        if self.thinking is not None:
+            variables = {"enable_thinking": self.thinking, **variables}
+        tools = [tool.told for tool in self.offered_tools()]
+        with about("messages"):
+            return model.tokenizer.encode_chat(
+                self.messages, tools or None, allow_special=False, variables=variables
+            )
+
+
+def response_schema(form: JsonObject | None) -> JsonObject | None:
+    """Return the JSON schema that OpenAI's ``response_format`` asks for; ``None``: text.
+
+    Raises:
+        FieldError: It is of an unknown type, or has no schema.
+    """
+    name = "response_format"
+    kind = "text" if form is None else form.get("type")
+    if form is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind != "json_schema":
+        raise FieldError(name, f"type {kind!r} is not supported")
+    wrapper = form.get("json_schema")
+    schema = wrapper.get("schema") if isinstance(wrapper, dict) else None
+    if not isinstance(schema, dict):
+        raise FieldError(name, ".json_schema: has no schema object", joint="")
+    return schema
+
+
+def text_of(content: object, kinds: tuple[str, ...], where: str) -> str:
+    """Return the text of a string or of a list of blocks.
+
+    Args:
+        content: From the client.
+        kinds: Block types that have ``text``.
+        where: The field's name, for errors.
+
+    Raises:
+        FieldError: It is something else, such as an image.
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise FieldError(where, "must be a string or a list of blocks")
+    texts = []
+    for i, block in enumerate(content):
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind not in kinds:
+            raise FieldError(f"{where}[{i}]", f"type {kind!r} is not supported; only text is")
+        text = block.get("text", block.get("refusal"))
+        if not isinstance(text, str):
+            raise FieldError(f"{where}[{i}]", "has no text")
+        texts.append(text)
+    return "".join(texts)
+
+
+def earlier_call(identity: object, name: object, arguments: object, where: str) -> JsonObject:
+    """Return an earlier call of a tool as chat templates take it.
+
+    Raises:
+        FieldError: A part of it is missing.
+    """
+    if not isinstance(identity, str) or not isinstance(name, str) or not name:
+        raise FieldError(where, "a call needs an id and a name")
+    function = {"name": name, "arguments": arguments}
+    return {"id": identity, "type": "function", "function": function}

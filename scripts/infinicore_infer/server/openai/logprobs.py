@@ -1,0 +1,74 @@
+"""Log-probabilities in OpenAI's two forms: that of chats and that of text completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from infinicore_infer.generate.results import TokenLogprobs
+from infinicore_infer.server.json_values import JsonObject, finite
+from infinicore_infer.text.tokenizer import Qwen3Tokenizer
+
+
+def _entry(tokenizer: Qwen3Tokenizer, token: int, logprob: float) -> JsonObject:
+    data = tokenizer.token_bytes(token, skip_special=False)
+    text = data.decode("utf-8", "replace")
+    return {"token": text, "logprob": finite(logprob), "bytes": list(data)}
+
+
+def chat_logprobs(tokenizer: Qwen3Tokenizer, item: TokenLogprobs) -> JsonObject:
+    """Return an entry of a chat choice's ``logprobs.content``."""
+    top = [_entry(tokenizer, token, logprob) for token, logprob in item.top]
+    return {**_entry(tokenizer, item.token, item.logprob), "top_logprobs": top}
+
+
+def token_name(tokenizer: Qwen3Tokenizer, token: int) -> str:
+    """Return a token's text, or its bytes in OpenAI's notation where it is not text by itself."""
+    data = tokenizer.token_bytes(token, skip_special=False)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+class CompletionLogprobs:
+    """Builds the ``logprobs`` objects of a text completion; offsets go on from one to the next."""
+
+    def __init__(self, tokenizer: Qwen3Tokenizer, top: int) -> None:
+        """Begin at the text's first character.
+
+        Args:
+            tokenizer: The model's.
+            top: How many likeliest tokens to report with each.
+        """
+        self._tokenizer = tokenizer
+        self._top = top
+        self._offset = 0
+
+    def object(
+        self, items: Sequence[tuple[int, TokenLogprobs | None]], texts: Sequence[str]
+    ) -> JsonObject:
+        """Return the object for the next tokens.
+
+        Args:
+            items: Tokens; the first one of a prompt has no log-probability.
+            texts: The text that became complete with each token.
+        """
+        offsets = []
+        for text in texts:
+            offsets.append(self._offset)
+            self._offset += len(text)
+        scores = [item for _, item in items]
+        return {
+            "tokens": [token_name(self._tokenizer, token) for token, _ in items],
+            "token_logprobs": [None if item is None else finite(item.logprob) for item in scores],
+            "top_logprobs": [item and self._top_of(item) for item in scores] if self._top else None,
+            "text_offset": offsets,
+        }
+
+    def _top_of(self, scores: TokenLogprobs) -> dict[str, float]:
+        pairs = [*scores.top, (scores.token, scores.logprob)]
+        # The chosen token is always there, and of two with one name the likelier stays.
+        result: dict[str, float] = {}
+        for token, logprob in pairs:
+            result.setdefault(token_name(self._tokenizer, token), finite(logprob))
+        return result

@@ -1,0 +1,86 @@
+"""/tokenize and /detokenize: texts and conversations to token ids, and back."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pydantic import StrictInt
+from starlette.requests import Request
+from starlette.responses import Response
+
+from infinicore_infer.errors import FieldError, about
+from infinicore_infer.server.chat_request import checked_variables, without_strict
+from infinicore_infer.server.fields import Body
+from infinicore_infer.server.http import json_response, read_body
+from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.service import service_of
+from infinicore_infer.text.tokenizer import Qwen3Tokenizer
+
+
+class TokenizeBody(Body):
+    """A request to /tokenize: a text (``prompt``, or ``content``) or a conversation."""
+
+    prompt: str | None = None
+    content: str | None = None
+    messages: list[JsonObject] | None = None
+    tools: list[JsonObject] | None = None
+    chat_template_kwargs: JsonObject | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool | None = None
+
+    def encode(self, tokenizer: Qwen3Tokenizer) -> list[int]:
+        """Return the token ids.
+
+        Raises:
+            FieldError: Naming the field.
+        """
+        text = self.prompt if self.prompt is not None else self.content
+        if (text is None) == (self.messages is None):
+            raise FieldError("prompt", "give either prompt or messages")
+        if self.messages is None:
+            with about("prompt"):
+                return tokenizer.encode(text or "")
+        tools = None if self.tools is None else [without_strict(tool) for tool in self.tools]
+        with about("messages"):
+            return tokenizer.encode_chat(
+                self.messages,
+                tools,
+                self.add_generation_prompt,
+                allow_special=False,
+                variables=checked_variables(self.chat_template_kwargs),
+            )
+
+
+class DetokenizeBody(Body):
+    """A request to /detokenize."""
+
+    tokens: list[StrictInt]
+
+
+async def tokenize(request: Request) -> Response:
+    """Return the token ids of a text or a conversation."""
+    service = service_of(request)
+    body = await read_body(request, TokenizeBody, service.config.max_body_bytes)
+    engine = service.ready(body.model).engine
+    tokenizer = engine.model.tokenizer
+    tokens = await asyncio.to_thread(body.encode, tokenizer)
+    result: JsonObject = {
+        "tokens": tokens,
+        "count": len(tokens),
+        "max_model_len": engine.context_length,
+    }
+    if body.return_token_strs:
+        result["token_strs"] = [tokenizer.decode([token], False) for token in tokens]
+    return json_response(result)
+
+
+async def detokenize(request: Request) -> Response:
+    """Return the text of token ids."""
+    service = service_of(request)
+    body = await read_body(request, DetokenizeBody, service.config.max_body_bytes)
+    model = service.ready(body.model).engine.model
+    for i, token in enumerate(body.tokens):
+        if not 0 <= token < model.meta.dvoc:
+            raise FieldError(f"tokens[{i}]", f"there is no token {token}")
+    text = await asyncio.to_thread(model.tokenizer.decode, body.tokens, False)
+    return json_response({"prompt": text, "content": text})
