@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,20 @@ def test_damaged_files(case: str, tmp_path: Path) -> None:
     with pytest.raises(SafetensorsError, match=words) as caught:
         SafetensorsFile(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_duplicate_among_many_names(tmp_path: Path) -> None:
+    """The time to find it grows with the number of names, not with its square."""
+    path = tmp_path / "model.safetensors"
+    seconds = []
+    for count in (2_000, 20_000):
+        names = b",".join(b'"t%d":1' % i for i in range(count))
+        write(path, b"{%s,%s}" % (names, b'"t%d":1' % (count - 1)), b"")
+        start = time.perf_counter()
+        with pytest.raises(SafetensorsError, match=f"'t{count - 1}' appears twice"):
+            SafetensorsFile(path)
+        seconds.append(time.perf_counter() - start)
+    assert seconds[1] < 40 * seconds[0]
 
 
 def test_random_damage_never_crashes(tmp_path: Path) -> None:

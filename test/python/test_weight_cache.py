@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import random
@@ -209,6 +210,25 @@ def test_a_changed_checkpoint_is_packed_anew(
     assert not caplog.records
     os.utime(weights, ns=(1, 1))
     assert load(copy, cache_dir) == (WeightCache.STALE, expected)
+
+
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_size_and_time_may_be_kept(small: Path, tmp_path: Path, how: str) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(small, copy)
+    load(copy, tmp_path / "cache")
+    weights = copy / "model.safetensors"
+    times = weights.stat()
+    changed = bytearray(weights.read_bytes())
+    changed[-2:] = b"\x80\x3f"
+    if how == "replaced":
+        weights.rename(copy / "before")
+    weights.write_bytes(changed)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert weights.stat().st_mtime_ns == times.st_mtime_ns
+    expected = plain(copy)
+    assert load(copy, tmp_path / "cache") == (WeightCache.STALE, expected)
+    assert load(copy, tmp_path / "cache") == (WeightCache.LOADED, expected)
 
 
 def test_keys_and_formats_are_told_apart(small: Path, tmp_path: Path) -> None:
@@ -438,6 +458,21 @@ def test_eviction_takes_the_least_used(tmp_path: Path) -> None:
     cache_files.evict(tmp_path, weight_cache.SUFFIX, tmp_path / names[3], 250)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {names[2], names[3], "unrelated", alive.name}
+
+
+def test_locks_tell_whose_writer_is_dead(tmp_path: Path) -> None:
+    """At once, however new the file is; a locked one stays, however old."""
+    keep = tmp_path / f"kept{weight_cache.SUFFIX}"
+    dead, alive = (tmp_path / f"{keep.name}.tmp{end}" for end in ("aB3", "xyz"))
+    for path in (keep, dead, alive):
+        path.write_bytes(bytes(100))
+    os.utime(alive, (1, 1))
+    with open(alive, "rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        cache_files.evict(tmp_path, weight_cache.SUFFIX, keep, 1000)
+        assert {path.name for path in tmp_path.iterdir()} == {keep.name, alive.name}
+    cache_files.evict(tmp_path, weight_cache.SUFFIX, keep, 1000)
+    assert list(tmp_path.iterdir()) == [keep]
 
 
 def test_command_line(tmp_path: Path) -> None:

@@ -79,9 +79,11 @@ class Tensor:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise SafetensorsError(f"key {twice!r} appears twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise SafetensorsError(f"key {name!r} appears twice")
+            seen.add(name)
     return result
 
 
@@ -224,9 +226,20 @@ class SafetensorsFile(Tensors):
         return tensors
 
     def identity(self) -> list[str | int]:
-        """Return path, size, modification time and header hash, which change with the content."""
+        """Return facts of the file of which one at least changes with the content.
+
+        They are path, size, modification time, header hash, inode and time of change; the last
+        two tell of files that were written or replaced with size and modification time kept.
+        """
         facts = self._facts
-        return [str(self.path.resolve()), facts.st_size, facts.st_mtime_ns, self._header_hash]
+        return [
+            str(self.path.resolve()),
+            facts.st_size,
+            facts.st_mtime_ns,
+            self._header_hash,
+            facts.st_ino,
+            facts.st_ctime_ns,
+        ]
 
     def mapping(self) -> tuple[int, int]:
         """Return address and size of the mapped file; valid while it is open."""

@@ -5,17 +5,22 @@ What packed weights and prefixes on disk have in common: the ones unused for lon
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
 import shutil
 from pathlib import Path
 
 # Never fill a disk to the brim for the sake of a cache.
 _SPARE_BYTES = 1 << 30
-# A temporary file of the library is never this old unless its process died.
+# Where a lock does not tell, a temporary file is never this old unless its process died.
 _ABANDONED_SECONDS = 24 * 3600.0
+# How the library ends the names of temporary files, which it locks for as long as it writes them.
+_TEMPORARY = re.compile(r"\.tmp[0-9A-Za-z]{3}$")
 
 
 def entries(directory: Path, suffix: str) -> list[Path]:
-    """Return the cache files of a directory, temporary ones (name.XXXXXX) included."""
+    """Return the cache files of a directory, temporary ones (name.tmpXXX) included."""
     return [path for path in directory.glob(f"*{suffix}*") if path.is_file()]
 
 
@@ -31,6 +36,25 @@ def check_space(directory: Path, size: int) -> None:
             f"{free / 1e9:.1f} GB free, it takes {size / 1e9:.1f} GB and "
             f"{_SPARE_BYTES / 1e9:.1f} GB must stay free"
         )
+
+
+def _writer_is_dead(path: Path, age: float) -> bool:
+    """Return whether nobody writes a temporary file any more: a lock goes with its process."""
+    if _TEMPORARY.search(path.name):
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            pass
+        finally:
+            os.close(file)
+    return age > _ABANDONED_SECONDS
 
 
 def evict(directory: Path, suffix: str, keep: Path, limit: int) -> None:
@@ -58,6 +82,6 @@ def evict(directory: Path, suffix: str, keep: Path, limit: int) -> None:
             continue
         total += size
         finished = path.name.endswith(suffix)
-        if total > limit if finished else newest - used > _ABANDONED_SECONDS:
+        if total > limit if finished else _writer_is_dead(path, newest - used):
             path.unlink(missing_ok=True)
             total -= size
