@@ -47,9 +47,7 @@ Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwen3Weights *weight
         const ModelConfig config = readMeta(*meta, checked);
         checkWeights(*meta, *weights);
         const std::vector<int32_t> devices = checkDevices(device, ndev, dev_ids);
-        const BackendOptions backend{
-            checked.backend,       device, 0, checked.nthreads, checked.dt_weight, checked.dt_kv, weights->dt_mat,
-            checked.kv_limit_bytes};
+        const BackendOptions backend = backendOptions(checked, device, *weights);
         std::unique_ptr<Qwen3Model> model(
             new Qwen3Model{{config, meta->theta, *weights, backend, devices, checked}, "", {}});
         model->build_info = libraryInfo() + " " + model->engine.description();

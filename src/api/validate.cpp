@@ -28,9 +28,10 @@ uint32_t readSize(size_t value, const char *name) {
 enum class Allowed { kFloats, kFloatsAndInt8, kFloatsAndPacked };
 
 void requireDType(int32_t dtype, const char *name, bool allow_default, Allowed allowed = Allowed::kFloats) {
-    const bool ok = isFloatDType(dtype) || (allow_default && dtype == QWEN3_DTYPE_DEFAULT) ||
-                    (allowed == Allowed::kFloatsAndInt8 && dtype == QWEN3_DTYPE_INT8) ||
-                    (allowed == Allowed::kFloatsAndPacked && isPackedDType(dtype));
+    const auto type = static_cast<DType>(dtype);
+    const bool ok = isFloatDType(type) || (allow_default && type == DType::kDefault) ||
+                    (allowed == Allowed::kFloatsAndInt8 && type == DType::kInt8) ||
+                    (allowed == Allowed::kFloatsAndPacked && isPackedDType(type));
     if (!ok) {
         const char *more[] = {"", ", INT8 (101)", ", INT8 (101), INT4 (102), BF12 (103) or INT4_MIXED (104)"};
         fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "%s is %d, must be QWEN3_DTYPE_F16 (12), F32 (13) or BF16 (19)%s%s", name,
@@ -136,7 +137,7 @@ ModelConfig readMeta(const Qwen3Meta &meta, const Qwen3ModelOptions &options) {
         fail(QWEN3_STATUS_BAD_PARAM, "meta.end_token is %u, must be below dvoc, %u", meta.end_token, c.dvoc);
     }
     c.epsilon = meta.epsilon;
-    c.dt_logits = meta.dt_logits;
+    c.dt_logits = static_cast<DType>(meta.dt_logits);
     c.max_step_tokens = std::min(options.max_step_tokens, c.dctx);
     return c;
 }
@@ -238,6 +239,18 @@ std::vector<int32_t> checkDevices(int32_t device, int32_t ndev, const int32_t *d
         ids.push_back(id);
     }
     return ids;
+}
+
+BackendOptions backendOptions(const Qwen3ModelOptions &options, int32_t device, const Qwen3Weights &weights) {
+    BackendOptions out{};
+    out.backend = static_cast<BackendKind>(options.backend);
+    out.device = static_cast<DeviceType>(device);
+    out.nthreads = options.nthreads;
+    out.dt_weight = static_cast<DType>(options.dt_weight);
+    out.dt_kv = static_cast<DType>(options.dt_kv);
+    out.dt_mat = static_cast<DType>(weights.dt_mat);
+    out.kv_limit_bytes = options.kv_limit_bytes;
+    return out;
 }
 
 void checkBatch(const ModelConfig &config, const BatchArgs &args) {

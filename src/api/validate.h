@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/batch.h"
+#include "ops/backend.h"
 #include "ops/types.h"
 
 namespace q3 {
@@ -16,6 +17,8 @@ Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options);
 ModelConfig readMeta(const Qwen3Meta &meta, const Qwen3ModelOptions &options);
 void checkWeights(const Qwen3Meta &meta, const Qwen3Weights &weights);
 std::vector<int32_t> checkDevices(int32_t device, int32_t ndev, const int32_t *dev_ids);  // [ndev] device indices
+// What the backends need of arguments that have passed the checks above.
+BackendOptions backendOptions(const Qwen3ModelOptions &options, int32_t device, const Qwen3Weights &weights);
 
 void checkBatch(const ModelConfig &config, const BatchArgs &args);
 

@@ -41,7 +41,7 @@ bool ranksMaySpin(const BackendOptions &options, size_t nranks) {
 }
 
 std::vector<std::vector<uint32_t>> ranksPlaces(const BackendOptions &options, size_t nranks) {
-    return options.device == QWEN3_DEVICE_CPU ? placeRanks(numaNodes(), static_cast<uint32_t>(nranks))
+    return options.device == DeviceType::kCpu ? placeRanks(numaNodes(), static_cast<uint32_t>(nranks))
                                               : std::vector<std::vector<uint32_t>>{};
 }
 

@@ -40,11 +40,12 @@ public:
     Packer(const ModelConfig &config, const std::vector<RankSlice> &slices, const Qwen3Weights &weights,
            const Qwen3ModelOptions &options, const std::vector<std::unique_ptr<Backend>> &backends, RankGroup &group,
            const std::vector<std::unique_ptr<PackedReader>> &in)
-        : c_(config), slices_(slices), w_(weights), options_(options), backends_(backends), group_(group), in_(in) {
+        : c_(config), slices_(slices), w_(weights), dt_mat_(static_cast<DType>(weights.dt_mat)), options_(options),
+          backends_(backends), group_(group), in_(in) {
         const uint64_t layer = uint64_t{c_.d} * (c_.qkvWidth() + c_.nh * c_.dh + 3 * uint64_t{c_.di});
         const uint64_t tables = uint64_t{c_.dvoc} * c_.d * (w_.output_embd == nullptr ? 1 : 2);
-        total_ = (layer * c_.nlayer + tables) * dtypeSize(w_.dt_mat);
-        layer_bytes_ = layer * dtypeSize(w_.dt_mat);
+        total_ = (layer * c_.nlayer + tables) * dtypeSize(dt_mat_);
+        layer_bytes_ = layer * dtypeSize(dt_mat_);
     }
 
     // All ranks pack their part of one tensor or layer at a time, so that no pointer is read during report().
@@ -60,7 +61,7 @@ public:
             result[rank].output_norm = norm(rank, "output_norm", -1, w_.output_norm, c_.d);
             result[rank].head = linear(rank, table(head_name, head_data, s.first_vocab, s.config.dvoc));
         });
-        const uint64_t head_bytes = uint64_t{c_.dvoc} * c_.d * dtypeSize(w_.dt_mat);
+        const uint64_t head_bytes = uint64_t{c_.dvoc} * c_.d * dtypeSize(dt_mat_);
         report(head_bytes);
         packEmbeddings(result);
         const uint64_t tables = tied ? head_bytes : 2 * head_bytes;
@@ -144,7 +145,7 @@ private:
     }
 
     LinearSource source(const char *name, uint32_t layer, Matrix matrix) const {
-        return {name, static_cast<int32_t>(layer), w_.dt_mat, {}, 0, precisionOf(matrix, layer, c_.nlayer)};
+        return {name, static_cast<int32_t>(layer), dt_mat_, {}, 0, precisionOf(matrix, layer, c_.nlayer)};
     }
 
     // Appends what a rank has of the parts of one tensor that stacks `rows` output features, in whichever of the two
@@ -173,19 +174,19 @@ private:
     }
 
     LinearSource table(const char *name, const void *data, uint32_t first, uint32_t rows) const {
-        const char *start = static_cast<const char *>(data) + size_t{first} * c_.d * dtypeSize(w_.dt_mat);
+        const char *start = static_cast<const char *>(data) + size_t{first} * c_.d * dtypeSize(dt_mat_);
         // The head decides between close tokens and is a small part of a model.
-        return {name, -1, w_.dt_mat, {HostMatrix{start, rows, c_.d, c_.d, 1, nullptr}}, 0, Precision::kHigh};
+        return {name, -1, dt_mat_, {HostMatrix{start, rows, c_.d, c_.d, 1, nullptr}}, 0, Precision::kHigh};
     }
 
     // Backends check what they pack, but a table may be used where it is, row by row, so it is checked here.
     void checkTable(const char *name, const void *data) const {
-        const size_t row_bytes = c_.d * dtypeSize(w_.dt_mat);
+        const size_t row_bytes = c_.d * dtypeSize(dt_mat_);
         if (!isReadable(data, c_.dvoc * row_bytes)) {
             failUnreadable(name);
         }
         for (uint32_t row = 0; row < c_.dvoc; ++row) {
-            const int64_t bad = findNonFinite(static_cast<const char *>(data) + row * row_bytes, c_.d, w_.dt_mat);
+            const int64_t bad = findNonFinite(static_cast<const char *>(data) + row * row_bytes, c_.d, dt_mat_);
             if (bad >= 0) {
                 fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN or infinite at row %u, column %lld", name, row,
                      static_cast<long long>(bad));
@@ -195,7 +196,7 @@ private:
 
     std::unique_ptr<PackedNorm> norm(uint32_t rank, const char *name, int32_t layer, const void *data, uint32_t size,
                                      bool rope = false) {
-        const NormSource source{name, layer, w_.dt_norm, data, size, rope};
+        const NormSource source{name, layer, static_cast<DType>(w_.dt_norm), data, size, rope};
         return backends_[rank]->makeNorm(source, saved(rank));
     }
 
@@ -209,6 +210,7 @@ private:
     const ModelConfig &c_;
     const std::vector<RankSlice> &slices_;
     const Qwen3Weights &w_;
+    const DType dt_mat_;
     const Qwen3ModelOptions &options_;
     const std::vector<std::unique_ptr<Backend>> &backends_;
     RankGroup &group_;

@@ -59,13 +59,13 @@ public:
 
 // What a backend is made with, besides the rank's part of the model.
 struct BackendOptions {
-    int32_t backend;    // Qwen3Backend
-    int32_t device;     // Qwen3Device
+    BackendKind backend;
+    DeviceType device;
     int32_t device_id;  // set by makeBackends
     int32_t nthreads;   // makeBackends: of all ranks, 0 for as many as the process may use; backends get a number
-    int32_t dt_weight;
-    int32_t dt_kv;
-    int32_t dt_mat;  // dtype of the checkpoint's matrices
+    DType dt_weight;
+    DType dt_kv;
+    DType dt_mat;  // dtype of the checkpoint's matrices
     // makeBackends: of all caches on all ranks; backends get their rank's share; 0: not given
     uint64_t kv_limit_bytes = 0;
     // One of several ranks in one address space, whose sums go through `reduce`; null for a single rank.

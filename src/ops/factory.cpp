@@ -14,11 +14,12 @@ namespace q3 {
 std::vector<std::unique_ptr<Backend>> makeBackends(const std::vector<ModelConfig> &configs,
                                                    const BackendOptions &wanted, const std::vector<int32_t> &dev_ids,
                                                    RankGroup &group, HostAllReduce &reduce) {
-    const bool on_cpu = wanted.device == QWEN3_DEVICE_CPU;
+    const bool on_cpu = wanted.device == DeviceType::kCpu;
     const bool with_infinicore =
-        wanted.backend == QWEN3_BACKEND_INFINICORE || (wanted.backend == QWEN3_BACKEND_AUTO && !on_cpu);
+        wanted.backend == BackendKind::kInfinicore || (wanted.backend == BackendKind::kAuto && !on_cpu);
     if (!with_infinicore && !on_cpu) {
-        fail(QWEN3_STATUS_BAD_PARAM, "backend cpu cannot run on device %d: only on device 0 (cpu)", wanted.device);
+        fail(QWEN3_STATUS_BAD_PARAM, "backend cpu cannot run on device %d: only on device 0 (cpu)",
+             static_cast<int>(wanted.device));
     }
     const uint32_t total =
         wanted.nthreads != 0 ? static_cast<uint32_t>(wanted.nthreads) : std::min(availableCpus(), kMaxThreads);

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "infinicore_infer/models/qwen3.h"
+#include "ops/types.h"
 
 namespace q3 {
 
@@ -89,11 +89,11 @@ template <typename Bits> int64_t findExponent(const void *data, size_t n, Bits e
 }
 
 // Index of the first NaN or infinity among n elements of any alignment, or -1.
-static inline int64_t findNonFinite(const void *data, size_t n, int32_t dtype) {
-    if (dtype == QWEN3_DTYPE_F32) {
+static inline int64_t findNonFinite(const void *data, size_t n, DType dtype) {
+    if (dtype == DType::kF32) {
         return findExponent<uint32_t>(data, n, 0x7f800000U);
     }
-    return findExponent<uint16_t>(data, n, dtype == QWEN3_DTYPE_F16 ? uint16_t{0x7c00} : uint16_t{0x7f80});
+    return findExponent<uint16_t>(data, n, dtype == DType::kF16 ? uint16_t{0x7c00} : uint16_t{0x7f80});
 }
 
 }  // namespace q3

@@ -2,21 +2,21 @@
 
 namespace q3 {
 
-const char *dtypeName(int32_t dtype) {
+const char *dtypeName(DType dtype) {
     switch (dtype) {
-    case QWEN3_DTYPE_F16:
+    case DType::kF16:
         return "f16";
-    case QWEN3_DTYPE_BF16:
+    case DType::kBf16:
         return "bf16";
-    case QWEN3_DTYPE_F32:
+    case DType::kF32:
         return "f32";
-    case QWEN3_DTYPE_INT8:
+    case DType::kInt8:
         return "int8";
-    case QWEN3_DTYPE_INT4:
+    case DType::kInt4:
         return "int4";
-    case QWEN3_DTYPE_INT4_MIXED:
+    case DType::kInt4Mixed:
         return "int4-mixed";
-    case QWEN3_DTYPE_BF12:
+    case DType::kBf12:
         return "bf12";
     default:
         return "invalid";

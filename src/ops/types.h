@@ -9,25 +9,58 @@
 
 namespace q3 {
 
-inline constexpr size_t dtypeSize(int32_t dtype) {
-    return dtype == QWEN3_DTYPE_F32 ? 4 : 2;
+// The public enums as the library knows them inside. Their values are the public ones; src/api alone turns a caller's
+// int32_t into them, after it has checked it.
+enum class DType : int32_t {
+    kDefault = QWEN3_DTYPE_DEFAULT,  // where an option allows it: the backend chooses
+    kF16 = QWEN3_DTYPE_F16,
+    kF32 = QWEN3_DTYPE_F32,
+    kBf16 = QWEN3_DTYPE_BF16,
+    // Formats that exist only packed.
+    kInt8 = QWEN3_DTYPE_INT8,
+    kInt4 = QWEN3_DTYPE_INT4,
+    kBf12 = QWEN3_DTYPE_BF12,
+    kInt4Mixed = QWEN3_DTYPE_INT4_MIXED,
+};
+
+enum class DeviceType : int32_t {
+    kCpu = QWEN3_DEVICE_CPU,
+    kNvidia = QWEN3_DEVICE_NVIDIA,
+    kCambricon = QWEN3_DEVICE_CAMBRICON,
+    kAscend = QWEN3_DEVICE_ASCEND,
+    kMetax = QWEN3_DEVICE_METAX,
+    kMoore = QWEN3_DEVICE_MOORE,
+    kIluvatar = QWEN3_DEVICE_ILUVATAR,
+    kKunlun = QWEN3_DEVICE_KUNLUN,
+    kHygon = QWEN3_DEVICE_HYGON,
+    kQy = QWEN3_DEVICE_QY,
+    kAli = QWEN3_DEVICE_ALI,
+};
+
+enum class BackendKind : int32_t {
+    kAuto = QWEN3_BACKEND_AUTO,  // the CPU's own kernels on the CPU, InfiniCore on every other device
+    kCpu = QWEN3_BACKEND_CPU,
+    kInfinicore = QWEN3_BACKEND_INFINICORE,
+};
+
+// Bytes of an element in the caller's memory; of float dtypes only.
+inline constexpr size_t dtypeSize(DType dtype) {
+    return dtype == DType::kF32 ? 4 : 2;
 }
-// Formats that exist only packed.
-inline constexpr bool isPackedDType(int32_t dtype) {
-    return dtype == QWEN3_DTYPE_INT8 || dtype == QWEN3_DTYPE_INT4 || dtype == QWEN3_DTYPE_INT4_MIXED ||
-           dtype == QWEN3_DTYPE_BF12;
+inline constexpr bool isPackedDType(DType dtype) {
+    return dtype == DType::kInt8 || dtype == DType::kInt4 || dtype == DType::kInt4Mixed || dtype == DType::kBf12;
 }
-inline constexpr bool isFloatDType(int32_t dtype) {
-    return dtype == QWEN3_DTYPE_F16 || dtype == QWEN3_DTYPE_BF16 || dtype == QWEN3_DTYPE_F32;
+inline constexpr bool isFloatDType(DType dtype) {
+    return dtype == DType::kF16 || dtype == DType::kBf16 || dtype == DType::kF32;
 }
-const char *
-dtypeName(int32_t dtype);  // "f16", "bf16", "f32", "int8", "int4", "int4-mixed", "bf12"; "invalid" otherwise
+// "f16", "bf16", "f32", "int8", "int4", "int4-mixed", "bf12"; "invalid" for kDefault
+const char *dtypeName(DType dtype);
 
 // Checked copy of what the forward pass needs of Qwen3Meta and the rope options.
 struct ModelConfig {
     uint32_t nlayer, d, nh, nkvh, dh, di, dctx, dvoc;
     float epsilon;
-    int32_t dt_logits;
+    DType dt_logits;
     uint32_t max_step_tokens;
     uint32_t qkvWidth() const { return (nh + 2 * nkvh) * dh; }
     uint32_t group() const { return nh / nkvh; }  // query heads per KV head

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "ops/types.h"
+
 namespace q3 {
 
 // ---------------------------------------------------------------- as the checkpoint gives them
@@ -29,7 +31,7 @@ enum class Precision : uint8_t {
 struct LinearSource {
     const char *name;  // for messages: "attn_qkv"
     int32_t layer;     // -1 outside layers
-    int32_t dtype;
+    DType dtype;
     std::vector<HostMatrix> parts;
     uint32_t rope_rows = 0;  // the first rows of all parts together that qkNormRopeStore rotates, heads of dh rows
     Precision precision = Precision::kPlain;
@@ -39,7 +41,7 @@ struct LinearSource {
 struct NormSource {
     const char *name;
     int32_t layer;
-    int32_t dtype;
+    DType dtype;
     const void *data;
     uint32_t size;
     bool rope = false;  // the weight of a norm over heads that are then rotated

@@ -66,9 +66,9 @@ std::vector<float> normals(size_t n, float deviation) {
 }
 
 // A layer of [rows, k] with values as trained weights have them.
-std::unique_ptr<CpuLinear> randomLayer(uint32_t rows, uint32_t k, int32_t dtype, ThreadPool &pool) {
+std::unique_ptr<CpuLinear> randomLayer(uint32_t rows, uint32_t k, DType dtype, ThreadPool &pool) {
     const std::vector<float> values = normals(size_t{rows} * k, 0.02F);
-    const LinearSource source{"bench", 0, QWEN3_DTYPE_F32, {{values.data(), rows, k, k, 1, nullptr}}};
+    const LinearSource source{"bench", 0, DType::kF32, {{values.data(), rows, k, k, 1, nullptr}}};
     return packPanels(source, dtype, pool);
 }
 
@@ -167,7 +167,7 @@ int main(int argc, char **argv) {
     std::printf("table %s, one thread, k = %u: G weights/s (GB/s)\n", kernels.name, k);
     std::printf("%-6s %-8s", "format", "from");
     printRows(kernels, 14);
-    for (const int32_t dtype : {QWEN3_DTYPE_BF16, QWEN3_DTYPE_BF12, QWEN3_DTYPE_INT8, QWEN3_DTYPE_INT4}) {
+    for (const DType dtype : {DType::kBf16, DType::kBf12, DType::kInt8, DType::kInt4}) {
         for (const uint32_t npanels : {4U, 2048U}) {
             const auto layer = randomLayer(npanels * kPanelRows, k, dtype, pool);
             const std::vector<float> x(size_t{kRows} * (k + 16), 0.01F);

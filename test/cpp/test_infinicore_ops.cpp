@@ -37,8 +37,8 @@ using Floats = std::vector<float>;
 static constexpr double kUnit32 = 0x1p-24;  // rounding unit of float: sums inside the operators
 
 // The most a rounding changes a value, relatively. InfiniCore 0.1.0's CPU device truncates to f16 instead of rounding.
-static double unit(int32_t dtype) {
-    return dtype == QWEN3_DTYPE_F16 ? 0x1p-10 : dtype == QWEN3_DTYPE_BF16 ? 0x1p-8 : kUnit32;
+static double unit(DType dtype) {
+    return dtype == DType::kF16 ? 0x1p-10 : dtype == DType::kBf16 ? 0x1p-8 : kUnit32;
 }
 
 static std::mt19937 generator(1);
@@ -50,13 +50,13 @@ static Floats randoms(size_t n, float scale = 1.0f) {
     }
     return values;
 }
-static Floats rounded(int32_t dtype, Floats values) {
+static Floats rounded(DType dtype, Floats values) {
     std::vector<char> raw(values.size() * dtypeSize(dtype));
     floatsTo(dtype, raw.data(), values.data(), values.size());
     toFloats(dtype, values.data(), raw.data(), values.size());
     return values;
 }
-static std::vector<char> encoded(int32_t dtype, const Floats &values) {
+static std::vector<char> encoded(DType dtype, const Floats &values) {
     std::vector<char> raw(values.size() * dtypeSize(dtype) + 1);
     floatsTo(dtype, raw.data() + 1, values.data(), values.size());  // at an odd address: no alignment is promised
     return raw;
@@ -84,7 +84,7 @@ static void expectNear(const char *what, const Floats &actual, const std::vector
     }
 }
 
-static ModelConfig smallConfig(int32_t dtype) {
+static ModelConfig smallConfig(DType dtype) {
     ModelConfig config{};
     config.nlayer = 2;
     config.d = 35;
@@ -100,8 +100,8 @@ static ModelConfig smallConfig(int32_t dtype) {
     return config;
 }
 
-static BackendOptions cpuOptions(int32_t dtype) {
-    return {QWEN3_BACKEND_INFINICORE, QWEN3_DEVICE_CPU, 0, 2, QWEN3_DTYPE_DEFAULT, QWEN3_DTYPE_DEFAULT, dtype};
+static BackendOptions cpuOptions(DType dtype) {
+    return {BackendKind::kInfinicore, DeviceType::kCpu, 0, 2, DType::kDefault, DType::kDefault, dtype};
 }
 
 static Tuning smallTuning() {
@@ -147,7 +147,7 @@ struct Step {
     std::vector<std::vector<void *>> blocks;
 
     // sequences: (tokens, position, blocks)
-    Step(const ModelConfig &config, int32_t dtype, std::vector<Sequence> sequences,
+    Step(const ModelConfig &config, DType dtype, std::vector<Sequence> sequences,
          std::vector<std::vector<void *>> sequence_blocks = {})
         : blocks(std::move(sequence_blocks)) {
         for (Sequence &sequence : sequences) {
@@ -180,12 +180,12 @@ struct Step {
 
 struct Matrix {  // a linear layer in several parts, each in its own memory, and its values as the backend sees them
     uint32_t rows = 0, cols;
-    int32_t source_dtype;
+    DType source_dtype;
     std::vector<std::vector<char>> memory;
     LinearSource source;
     Floats values, bias;
 
-    Matrix(int32_t source_dtype_, int32_t dtype, std::vector<uint32_t> part_rows, uint32_t cols_, bool transposed,
+    Matrix(DType source_dtype_, DType dtype, std::vector<uint32_t> part_rows, uint32_t cols_, bool transposed,
            bool with_bias)
         : cols(cols_), source_dtype(source_dtype_) {
         source = {"test_weight", 3, source_dtype, {}};
@@ -218,8 +218,7 @@ struct Matrix {  // a linear layer in several parts, each in its own memory, and
 };
 
 // y = W x + b in double, and how far off the backend may be.
-static void referenceLinear(const Matrix &w, const float *x, uint32_t row, int32_t dtype, double &y,
-                            double &tolerance) {
+static void referenceLinear(const Matrix &w, const float *x, uint32_t row, DType dtype, double &y, double &tolerance) {
     double sum = 0, absolute = 0;
     for (uint32_t c = 0; c < w.cols; ++c) {
         sum += double(w.values[row * w.cols + c]) * x[c];
@@ -229,12 +228,12 @@ static void referenceLinear(const Matrix &w, const float *x, uint32_t row, int32
     tolerance = 1.01 * unit(dtype) * (std::abs(sum) + std::abs(y)) + (w.cols + 2) * kUnit32 * absolute + 1e-7;
 }
 
-static void testLinear(int32_t dtype) {
+static void testLinear(DType dtype) {
     const ModelConfig config = smallConfig(dtype);
     InfinicoreBackend ops(config, cpuOptions(dtype), smallTuning());
     const Step step(config, dtype, {{0, 13, 0, nullptr}});
     const uint32_t ntok = step.plan.ntok;
-    for (int32_t source_dtype : {QWEN3_DTYPE_F16, QWEN3_DTYPE_BF16, QWEN3_DTYPE_F32}) {
+    for (DType source_dtype : {DType::kF16, DType::kBf16, DType::kF32}) {
         for (int variant = 0; variant < 4; ++variant) {
             const Matrix w(source_dtype, dtype, {17, 5, 9}, config.d, variant & 1, variant & 2);
             const auto packed = ops.makeLinear(w.source, nullptr);
@@ -259,7 +258,7 @@ static void testLinear(int32_t dtype) {
     }
 }
 
-static void testSwiglu(int32_t dtype) {
+static void testSwiglu(DType dtype) {
     const ModelConfig config = smallConfig(dtype);
     InfinicoreBackend ops(config, cpuOptions(dtype), smallTuning());
     const Step step(config, dtype, {{0, 11, 0, nullptr}});
@@ -288,8 +287,7 @@ static void testSwiglu(int32_t dtype) {
 }
 
 // rmsnorm(x) * w of one row of the exact input x.
-static void referenceNorm(const double *x, const Floats &w, float epsilon, int32_t dtype, double *y,
-                          double *tolerance) {
+static void referenceNorm(const double *x, const Floats &w, float epsilon, DType dtype, double *y, double *tolerance) {
     double sum = 0;
     for (size_t i = 0; i < w.size(); ++i) {
         sum += x[i] * x[i];
@@ -301,7 +299,7 @@ static void referenceNorm(const double *x, const Floats &w, float epsilon, int32
     }
 }
 
-static void testNorms(int32_t dtype, int32_t norm_dtype) {
+static void testNorms(DType dtype, DType norm_dtype) {
     const ModelConfig config = smallConfig(dtype);
     InfinicoreBackend ops(config, cpuOptions(dtype), smallTuning());
     const Step step(config, dtype, {{0, 9, 0, nullptr}});
@@ -343,13 +341,13 @@ static void testNorms(int32_t dtype, int32_t norm_dtype) {
     }
 }
 
-static void testEmbedding(int32_t dtype) {
+static void testEmbedding(DType dtype) {
     const ModelConfig config = smallConfig(dtype);
     InfinicoreBackend ops(config, cpuOptions(dtype), smallTuning());
     const Step step(config, dtype, {{0, 20, 0, nullptr}});
     const uint32_t ntok = step.plan.ntok;
     const Activation x = ops.allocate(ntok, config.d);
-    for (int32_t source_dtype : {QWEN3_DTYPE_F16, QWEN3_DTYPE_BF16, QWEN3_DTYPE_F32}) {
+    for (DType source_dtype : {DType::kF16, DType::kBf16, DType::kF32}) {
         Matrix table(source_dtype, dtype, {config.dvoc}, config.d, false, false);
         const auto head = ops.makeLinear(table.source, nullptr);
         const auto borrowed = ops.makeEmbedding({table.source, {}, true}, nullptr);
@@ -378,7 +376,7 @@ static void testEmbedding(int32_t dtype) {
 // Each sequence is checked against the keys and values it should have by then.
 class AttentionTest {
 public:
-    AttentionTest(int32_t dtype, const Tuning &tuning,
+    AttentionTest(DType dtype, const Tuning &tuning,
                   const std::vector<std::vector<std::pair<uint32_t, uint32_t>>> &steps)
         : dtype_(dtype), config_(smallConfig(dtype)), ops_(config_, cpuOptions(dtype), tuning) {
         Floats w = rounded(dtype, randoms(2 * config_.dh));
@@ -531,7 +529,7 @@ private:
             const double roundings = 3 + history.length / 48.0;
             tolerance[i] =
                 absolute * (std::expm1(2 * error) + roundings * unit(dtype_) + (2.0 * history.length + 8) * kUnit32) +
-                (dtype_ == QWEN3_DTYPE_F16 ? 1e-5 : 1e-7);
+                (dtype_ == DType::kF16 ? 1e-5 : 1e-7);
         }
     }
 
@@ -554,7 +552,7 @@ private:
         }
     }
 
-    const int32_t dtype_;
+    const DType dtype_;
     const ModelConfig config_;
     InfinicoreBackend ops_;
     Floats q_weight_, k_weight_;
@@ -563,7 +561,7 @@ private:
     std::vector<History> sequences_;
 };
 
-static void testAttention(int32_t dtype) {
+static void testAttention(DType dtype) {
     // (sequence, tokens) per step: prefill, decode and chunks mixed, across the borders of blocks of 16 tokens.
     const std::vector<std::vector<std::pair<uint32_t, uint32_t>>> steps = {
         {{0, 37}, {1, 1}, {2, 16}},        {{3, 5}, {0, 1}, {1, 20}, {2, 1}}, {{0, 26}, {3, 1}, {1, 12}, {2, 15}},
@@ -611,29 +609,29 @@ static void testAttention(int32_t dtype) {
 // ------------------------------------------------------------------ errors and resources
 
 static void testErrors() {
-    const ModelConfig config = smallConfig(QWEN3_DTYPE_F16);
-    BackendOptions options = cpuOptions(QWEN3_DTYPE_F16);
+    const ModelConfig config = smallConfig(DType::kF16);
+    BackendOptions options = cpuOptions(DType::kF16);
     options.device_id = 5;
     expectError(QWEN3_STATUS_DEVICE_NOT_FOUND, "InfiniCore sees 1 cpu device",
                 [&] { InfinicoreBackend(config, options); });
     options.device_id = -1;
     expectError(QWEN3_STATUS_DEVICE_NOT_FOUND, "cpu:-1", [&] { InfinicoreBackend(config, options); });
-    options = cpuOptions(QWEN3_DTYPE_F16);
-    options.device = QWEN3_DEVICE_HYGON;  // 0.1.0 cannot reach it whatever it was built for
+    options = cpuOptions(DType::kF16);
+    options.device = DeviceType::kHygon;  // 0.1.0 cannot reach it whatever it was built for
     expectError(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED, "--sugon-dcu", [&] { InfinicoreBackend(config, options); });
-    options = cpuOptions(QWEN3_DTYPE_F16);
-    options.dt_kv = QWEN3_DTYPE_BF16;
+    options = cpuOptions(DType::kF16);
+    options.dt_kv = DType::kBf16;
     expectError(QWEN3_STATUS_BAD_PARAM, "dt_kv is bf16", [&] { InfinicoreBackend(config, options); });
-    options = cpuOptions(QWEN3_DTYPE_F16);
-    options.dt_weight = QWEN3_DTYPE_F32;
+    options = cpuOptions(DType::kF16);
+    options.dt_weight = DType::kF32;
     expectError(QWEN3_STATUS_BAD_PARAM, "dt_weight is f32", [&] { InfinicoreBackend(config, options); });
     ModelConfig huge = config;
     huge.max_step_tokens = 65536;
     huge.d = 2000000000;
     expectError(QWEN3_STATUS_OUT_OF_MEMORY, "cannot allocate",
-                [&] { InfinicoreBackend(huge, cpuOptions(QWEN3_DTYPE_F16)); });
+                [&] { InfinicoreBackend(huge, cpuOptions(DType::kF16)); });
 
-    InfinicoreBackend ops(config, cpuOptions(QWEN3_DTYPE_F16), smallTuning());
+    InfinicoreBackend ops(config, cpuOptions(DType::kF16), smallTuning());
     CHECK(ops.description() == "backend=infinicore device=cpu:0 threads=2 avoids=add_rms_norm,embedding,paged_attention"
                                " self_test=passed",
           "%s", ops.description().c_str());
@@ -643,10 +641,10 @@ static void testErrors() {
     ops.allocate(3, 5);
     CHECK(ops.scratchBytes() == before + 30, "%zu", ops.scratchBytes());
 
-    const int32_t types[] = {QWEN3_DTYPE_F16, QWEN3_DTYPE_BF16, QWEN3_DTYPE_F32};
-    for (int32_t dtype : types) {
+    const DType types[] = {DType::kF16, DType::kBf16, DType::kF32};
+    for (DType dtype : types) {
         for (const bool transposed : {false, true}) {
-            Matrix w(dtype, QWEN3_DTYPE_F16, {4, 6}, config.d, transposed, true);
+            Matrix w(dtype, DType::kF16, {4, 6}, config.d, transposed, true);
             HostMatrix &part = w.source.parts[1];
             char *const bad = const_cast<char *>(static_cast<const char *>(part.data)) +
                               (2 * part.row_stride + 7 * part.col_stride) * dtypeSize(dtype);
@@ -661,14 +659,14 @@ static void testErrors() {
                 expectError(QWEN3_STATUS_BAD_WEIGHTS, "row 6, column 7",
                             [&] { ops.makeEmbedding({w.source, {}, borrow}, nullptr); });
             }
-            if (dtype == QWEN3_DTYPE_F16) {
+            if (dtype == DType::kF16) {
                 continue;
             }
             const float large = 1e5f;
             floatsTo(dtype, bad, &large, 1);
             expectError(QWEN3_STATUS_BAD_WEIGHTS, "overflows f16", [&] { ops.makeLinear(w.source, nullptr); });
         }
-        Matrix w(dtype, QWEN3_DTYPE_F16, {4}, config.d, false, true);
+        Matrix w(dtype, DType::kF16, {4}, config.d, false, true);
         const float nan = NAN;
         floatsTo(dtype, const_cast<char *>(static_cast<const char *>(w.source.parts[0].bias)) + 3 * dtypeSize(dtype),
                  &nan, 1);
@@ -682,13 +680,13 @@ static void testErrors() {
     }
 
     // After errors the backend goes on.
-    const Matrix table(QWEN3_DTYPE_F16, QWEN3_DTYPE_F16, {20}, config.d, false, false);
+    const Matrix table(DType::kF16, DType::kF16, {20}, config.d, false, false);
     const auto embedding = ops.makeEmbedding({table.source, {}, false}, nullptr);
     const Activation x = ops.allocate(config.max_step_tokens, config.d);
-    Step step(config, QWEN3_DTYPE_F16, {{0, 4, 0, nullptr}});  // tokens 0, 7, 14, 21
+    Step step(config, DType::kF16, {{0, 4, 0, nullptr}});  // tokens 0, 7, 14, 21
     ops.beginStep(step.plan);
     expectError(QWEN3_STATUS_BAD_PARAM, "token 21 at 3", [&] { ops.embed(x, *embedding); });
-    Step big(config, QWEN3_DTYPE_F16, {{0, 65, 0, nullptr}});
+    Step big(config, DType::kF16, {{0, 65, 0, nullptr}});
     expectError(QWEN3_STATUS_INTERNAL_ERROR, "65 tokens", [&] { ops.beginStep(big.plan); });
     expectError(QWEN3_STATUS_INTERNAL_ERROR, "no step", [&] { ops.embed(x, *embedding); });
     step.tokens[3] = 19;
@@ -716,17 +714,17 @@ static void testUnknownSignatures() {
 }
 
 static void testBlockMemory() {
-    const ModelConfig config = smallConfig(QWEN3_DTYPE_BF16);
-    InfinicoreBackend ops(config, cpuOptions(QWEN3_DTYPE_BF16), {});
+    const ModelConfig config = smallConfig(DType::kBf16);
+    InfinicoreBackend ops(config, cpuOptions(DType::kBf16), {});
     CHECK(ops.kvBlockTokens() == 160, "%u", ops.kvBlockTokens());  // dctx 150
     CHECK(ops.kvBlockBytes() == size_t(2) * 2 * 2 * 160 * 18 * 2, "%zu", ops.kvBlockBytes());
     ModelConfig long_config = config;
     long_config.dctx = 40960;
-    CHECK(InfinicoreBackend(long_config, cpuOptions(QWEN3_DTYPE_BF16), {}).kvBlockTokens() == 256, "block tokens");
+    CHECK(InfinicoreBackend(long_config, cpuOptions(DType::kBf16), {}).kvBlockTokens() == 256, "block tokens");
     const size_t n = ops.kvBlockBytes() / 2;
     void *a = ops.kvMemory().allocate(ops.kvBlockBytes()), *b = ops.kvMemory().allocate(ops.kvBlockBytes());
     CHECK(ops.download(a, n) == Floats(n, 0.0f), "zeroed");
-    const Floats values = rounded(QWEN3_DTYPE_BF16, randoms(n));
+    const Floats values = rounded(DType::kBf16, randoms(n));
     ops.upload(a, values.data(), n);
     ops.kvMemory().copy(b, a, ops.kvBlockBytes());
     CHECK(ops.download(b, n) == values, "copy");
@@ -738,18 +736,18 @@ static void testBlockMemory() {
 
 // Descriptors are found by value (epsilon included), stay bounded, and may be destroyed on any thread.
 static void testDescriptors() {
-    const ModelConfig config = smallConfig(QWEN3_DTYPE_F32);
+    const ModelConfig config = smallConfig(DType::kF32);
     std::unique_ptr<InfinicoreBackend> ops;
     std::unique_ptr<PackedNorm> weight;
     std::thread([&] {
         omp_set_num_threads(1);  // of this thread; the backend uses 2
-        ops = std::make_unique<InfinicoreBackend>(config, cpuOptions(QWEN3_DTYPE_F32), smallTuning());
+        ops = std::make_unique<InfinicoreBackend>(config, cpuOptions(DType::kF32), smallTuning());
         const Floats ones(config.d, 1.0f);
-        weight = ops->makeNorm({"norm", 0, QWEN3_DTYPE_F32, ones.data(), config.d}, nullptr);
+        weight = ops->makeNorm({"norm", 0, DType::kF32, ones.data(), config.d}, nullptr);
         const Activation x = ops->allocate(1, config.d), h = ops->allocate(1, config.d);
         const Floats values(config.d, 2.0f);
         ops->upload(x.data, values.data(), config.d);
-        const Step step(config, QWEN3_DTYPE_F32, {{0, 1, 0, nullptr}});
+        const Step step(config, DType::kF32, {{0, 1, 0, nullptr}});
         ops->beginStep(step.plan);
         for (int round = 0; round < 2; ++round) {
             for (int i = 0; i < 3000; ++i) {
@@ -772,10 +770,10 @@ static void testDescriptors() {
 
 int main() {
     testConvert();
-    for (int32_t dtype : {QWEN3_DTYPE_F32, QWEN3_DTYPE_F16, QWEN3_DTYPE_BF16}) {
+    for (DType dtype : {DType::kF32, DType::kF16, DType::kBf16}) {
         testLinear(dtype);
         testSwiglu(dtype);
-        for (int32_t norm_dtype : {QWEN3_DTYPE_F32, QWEN3_DTYPE_F16, QWEN3_DTYPE_BF16}) {
+        for (DType norm_dtype : {DType::kF32, DType::kF16, DType::kBf16}) {
             testNorms(dtype, norm_dtype);
         }
         testEmbedding(dtype);

@@ -46,7 +46,7 @@ std::vector<float> multiply(Linears &linears, const CpuLinear &layer, const std:
 
 // All rows together are bit for bit what each is alone and what two are, and near the exact products: within
 // `tolerance` of what the sum of random products is expected to be.
-void testFormat(Shape shape, int32_t dt_weight, uint32_t nthreads, double tolerance) {
+void testFormat(Shape shape, q3::DType dt_weight, uint32_t nthreads, double tolerance) {
     q3::ThreadPool pool(nthreads);
     Linears linears(selectKernels(), pool, roundUp(kRows, kMaxTileRows), shape.in, formatOf(dt_weight));
     std::vector<uint16_t> weights;
@@ -55,7 +55,7 @@ void testFormat(Shape shape, int32_t dt_weight, uint32_t nthreads, double tolera
     }
     weights[5] = q3::floatToBf16(1e-30F);  // a pair that bf12 keeps raw
     const q3::LinearSource source{
-        "w", 1, QWEN3_DTYPE_BF16, {{weights.data(), shape.out, shape.in, shape.in, 1, nullptr}}};
+        "w", 1, q3::DType::kBf16, {{weights.data(), shape.out, shape.in, shape.in, 1, nullptr}}};
     const auto layer = packPanels(source, dt_weight, pool);
     const std::vector<float> x = normals(size_t{kRows} * shape.in, 1.0F);
 
@@ -84,12 +84,12 @@ void testFormat(Shape shape, int32_t dt_weight, uint32_t nthreads, double tolera
 int main() {
     for (const Shape shape : {kDeep, kWide}) {
         for (const uint32_t nthreads : {1U, 3U}) {
-            testFormat(shape, QWEN3_DTYPE_F32, nthreads, 1e-4);
-            testFormat(shape, QWEN3_DTYPE_F16, nthreads, 1e-3);
-            testFormat(shape, QWEN3_DTYPE_BF16, nthreads, 1e-4);
-            testFormat(shape, QWEN3_DTYPE_BF12, nthreads, 1e-4);
-            testFormat(shape, QWEN3_DTYPE_INT8, nthreads, 0.05);  // several times the noise of the weights' rounding
-            testFormat(shape, QWEN3_DTYPE_INT4, nthreads, 0.6);
+            testFormat(shape, q3::DType::kF32, nthreads, 1e-4);
+            testFormat(shape, q3::DType::kF16, nthreads, 1e-3);
+            testFormat(shape, q3::DType::kBf16, nthreads, 1e-4);
+            testFormat(shape, q3::DType::kBf12, nthreads, 1e-4);
+            testFormat(shape, q3::DType::kInt8, nthreads, 0.05);  // several times the noise of the weights' rounding
+            testFormat(shape, q3::DType::kInt4, nthreads, 0.6);
         }
     }
     return q3test::finish("test_linear");

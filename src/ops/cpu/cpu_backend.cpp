@@ -48,27 +48,26 @@ std::unique_ptr<Backend> makeCpuBackend(const ModelConfig &config, const Backend
 }
 
 CpuBackend::CpuBackend(const ModelConfig &config, const BackendOptions &options)
-    : dt_weight_(options.dt_weight == QWEN3_DTYPE_DEFAULT ? options.dt_mat : options.dt_weight),
-      dt_kv_(options.dt_kv != QWEN3_DTYPE_DEFAULT
-                 ? options.dt_kv
-                 : (dt_weight_ == QWEN3_DTYPE_F32 ? QWEN3_DTYPE_F32 : QWEN3_DTYPE_F16)),
+    : dt_weight_(options.dt_weight == DType::kDefault ? options.dt_mat : options.dt_weight),
+      dt_kv_(options.dt_kv != DType::kDefault ? options.dt_kv
+                                              : (dt_weight_ == DType::kF32 ? DType::kF32 : DType::kF16)),
       kernels_(selectKernels()), rank_(options.rank), reduce_(options.reduce),
       pool_(static_cast<uint32_t>(options.nthreads)),
       linears_(kernels_, pool_, roundUp(config.max_step_tokens, kMaxTileRows),
                std::max({config.d, config.nh * config.dh, config.di}), formatOf(dt_weight_)),
       kv_(config, dt_kv_, kernels_), attention_(config, kernels_, kv_, pool_) {}
 
-int32_t CpuBackend::dtypeOf(const LinearSource &source) const {
-    const bool mixed = dt_weight_ == QWEN3_DTYPE_INT4_MIXED;
-    if (!mixed && dt_weight_ != QWEN3_DTYPE_INT4) {
+DType CpuBackend::dtypeOf(const LinearSource &source) const {
+    const bool mixed = dt_weight_ == DType::kInt4Mixed;
+    if (!mixed && dt_weight_ != DType::kInt4) {
         return dt_weight_;
     }
     const bool more = source.precision == Precision::kHigh || (mixed && source.precision == Precision::kRaised);
-    return more ? QWEN3_DTYPE_INT8 : QWEN3_DTYPE_INT4;
+    return more ? DType::kInt8 : DType::kInt4;
 }
 
 std::unique_ptr<PackedLinear> CpuBackend::makeLinear(const LinearSource &source, PackedReader *saved) {
-    const int32_t dtype = dtypeOf(source);
+    const DType dtype = dtypeOf(source);
     if (saved != nullptr) {
         return loadPanels(source, dtype, *saved, pool_, &arena_);
     }
@@ -102,7 +101,7 @@ std::string CpuBackend::packedLayout() {
     for (const Precision precision : {Precision::kPlain, Precision::kRaised, Precision::kHigh}) {
         const HostMatrix matrix{values.data(), kRows, kColumns, kColumns, 1, values.data()};
         for (const bool gate_up : {false, true}) {
-            const LinearSource source{"fingerprint", 0, QWEN3_DTYPE_F32, {matrix}, 0, precision, gate_up};
+            const LinearSource source{"fingerprint", 0, DType::kF32, {matrix}, 0, precision, gate_up};
             save(*packPanels(source, dtypeOf(source), pool_), hash);
         }
     }

@@ -66,10 +66,10 @@ public:
     std::string description() const override;
 
 private:
-    int32_t dtypeOf(const LinearSource &source) const;
+    DType dtypeOf(const LinearSource &source) const;
 
-    int32_t dt_weight_;
-    int32_t dt_kv_;
+    DType dt_weight_;
+    DType dt_kv_;
     const KernelTable &kernels_;
     uint32_t rank_;
     HostAllReduce *reduce_;  // null: the only rank

@@ -1,21 +1,22 @@
 #include "ops/cpu/formats.h"
 
 #include "ops/half.h"
+#include "ops/types.h"
 
 namespace q3::cpu {
 
-WeightFormat formatOf(int32_t dtype) {
+WeightFormat formatOf(DType dtype) {
     switch (dtype) {
-    case QWEN3_DTYPE_F32:
+    case DType::kF32:
         return kF32;
-    case QWEN3_DTYPE_F16:
+    case DType::kF16:
         return kF16;
-    case QWEN3_DTYPE_INT8:
+    case DType::kInt8:
         return kQ8;
-    case QWEN3_DTYPE_INT4:
-    case QWEN3_DTYPE_INT4_MIXED:
+    case DType::kInt4:
+    case DType::kInt4Mixed:
         return kQ4;
-    case QWEN3_DTYPE_BF12:
+    case DType::kBf12:
         return kBf12;
     default:
         return kBf16;

@@ -26,6 +26,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+namespace q3 {
+enum class DType : int32_t;  // ops/types.h, which files for one instruction set must not include
+}
+
 namespace q3::cpu {
 
 constexpr uint32_t kPanelRows = 16;
@@ -135,7 +139,7 @@ template <size_t First = 0, typename Use> constexpr void forEachFormat(const Use
 }
 
 // The format of weights that are packed as `dtype`, or of KV tiles that keep it.
-WeightFormat formatOf(int32_t dtype);
+WeightFormat formatOf(DType dtype);
 
 // The smallest bf16 not below a positive value: with a scale rounded down the largest value would be clipped.
 uint16_t bf16Up(float value);

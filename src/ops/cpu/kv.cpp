@@ -30,9 +30,9 @@ uint16_t storeCodes(const float *in, uint32_t n, int8_t *codes, size_t stride) {
 
 }  // namespace
 
-KvLayout::KvLayout(const ModelConfig &config, int32_t dtype, const KernelTable &kernels)
-    : kernels_(kernels), dtype_(dtype), codes_(dtype == QWEN3_DTYPE_INT8), format_(formatOf(dtype)),
-      nlayer_(config.nlayer), nkvh_(config.nkvh), dh_(config.dh), value_width_(roundUp(config.dh, kValueWidth)) {}
+KvLayout::KvLayout(const ModelConfig &config, DType dtype, const KernelTable &kernels)
+    : kernels_(kernels), dtype_(dtype), codes_(dtype == DType::kInt8), format_(formatOf(dtype)), nlayer_(config.nlayer),
+      nkvh_(config.nkvh), dh_(config.dh), value_width_(roundUp(config.dh, kValueWidth)) {}
 
 size_t KvLayout::blockBytes() const {
     return size_t{nlayer_} * nkvh_ * headBytes();

@@ -23,7 +23,7 @@ public:
     static constexpr uint32_t kBlockTokens = kPanelRows;
 
     // dtype: F32, F16, BF16 or INT8. The table must outlive the layout.
-    KvLayout(const ModelConfig &config, int32_t dtype, const KernelTable &kernels);
+    KvLayout(const ModelConfig &config, DType dtype, const KernelTable &kernels);
 
     size_t blockBytes() const;
     // Names all that decides where an element lies in a block of known size: files of blocks outlive the library.
@@ -54,7 +54,7 @@ private:
     size_t headBytes() const;
 
     const KernelTable &kernels_;
-    int32_t dtype_;
+    DType dtype_;
     bool codes_;  // int8
     WeightFormat format_;
     uint32_t nlayer_, nkvh_, dh_;

@@ -42,17 +42,17 @@ template <class Type> void store(void *data, size_t index, typename Type::Bits b
 }
 
 // Calls f with F16{}, BF16{} or F32{}.
-template <class Function> decltype(auto) withType(int32_t dtype, Function &&f) {
-    if (dtype == QWEN3_DTYPE_F16) {
+template <class Function> decltype(auto) withType(DType dtype, Function &&f) {
+    if (dtype == DType::kF16) {
         return f(F16{});
     }
-    if (dtype == QWEN3_DTYPE_BF16) {
+    if (dtype == DType::kBf16) {
         return f(BF16{});
     }
     return f(F32{});
 }
 
-inline void floatsTo(int32_t dtype, void *dst, const float *src, size_t n) {
+inline void floatsTo(DType dtype, void *dst, const float *src, size_t n) {
     withType(dtype, [&](auto type) {
         using Type = decltype(type);
         for (size_t i = 0; i < n; ++i) {
@@ -61,7 +61,7 @@ inline void floatsTo(int32_t dtype, void *dst, const float *src, size_t n) {
     });
 }
 
-inline void toFloats(int32_t dtype, float *dst, const void *src, size_t n) {
+inline void toFloats(DType dtype, float *dst, const void *src, size_t n) {
     withType(dtype, [&](auto type) {
         using Type = decltype(type);
         for (size_t i = 0; i < n; ++i) {

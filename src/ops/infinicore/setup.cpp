@@ -43,8 +43,8 @@ static infiniDtype_t activationType(const ModelConfig &config, const BackendOpti
         fail(QWEN3_STATUS_BAD_PARAM, "dt_logits is %d: the InfiniCore backend needs f16, bf16 or f32",
              int(config.dt_logits));
     }
-    const auto same = [&](const char *name, int32_t dtype) {
-        if (dtype != QWEN3_DTYPE_DEFAULT && dtype != config.dt_logits) {
+    const auto same = [&](const char *name, DType dtype) {
+        if (dtype != DType::kDefault && dtype != config.dt_logits) {
             fail(QWEN3_STATUS_BAD_PARAM, "%s is %s: with InfiniCore it must equal dt_logits, %s", name,
                  dtypeName(dtype), dtypeName(config.dt_logits));
         }
@@ -56,8 +56,8 @@ static infiniDtype_t activationType(const ModelConfig &config, const BackendOpti
 
 InfinicoreBackend::InfinicoreBackend(const ModelConfig &config, const BackendOptions &options, const Tuning &tuning)
     : config_(config), tuning_(tuning), dtype_(activationType(config, options)), size_(dtypeSize(config.dt_logits)),
-      device_(Device::open(options.device, options.device_id, options.nthreads)), kv_memory_(device_),
-      rank_(options.rank), reduce_(options.reduce) {
+      device_(Device::open(static_cast<int32_t>(options.device), options.device_id, options.nthreads)),
+      kv_memory_(device_), rank_(options.rank), reduce_(options.reduce) {
     DeviceScope scope(*device_);
     const size_t max_tokens = config.max_step_tokens;
     block_tokens_ = uint32_t(std::min<size_t>(tuning.block_tokens, (size_t(config.dctx) + 15) / 16 * 16));

@@ -11,10 +11,11 @@ const char *version() {
 
 std::vector<std::unique_ptr<Backend>> makeInfinicoreBackends(const std::vector<ModelConfig> &,
                                                              const std::vector<BackendOptions> &options, RankGroup &) {
+    const auto device = static_cast<int>(options[0].device);
     fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED,
          "device %s needs InfiniCore, and this library was built without it: run `%s`, then rebuild with "
          "`xmake f --infinicore=y` and `xmake`",
-         deviceName(options[0].device), installCommand(options[0].device));
+         deviceName(device), installCommand(device));
 }
 
 }  // namespace q3::infinicore

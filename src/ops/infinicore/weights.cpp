@@ -21,7 +21,7 @@ struct Origin {
     uint32_t first_row;
 };
 
-[[noreturn]] void failValue(const Origin &origin, uint32_t row, uint32_t col, float value, int32_t dtype) {
+[[noreturn]] void failValue(const Origin &origin, uint32_t row, uint32_t col, float value, DType dtype) {
     const std::string layer = origin.layer < 0 ? "" : " of layer " + std::to_string(origin.layer);
     const char *problem = std::isnan(value) ? "is NaN" : std::isinf(value) ? "is infinite" : "overflows";
     const std::string hint = std::isfinite(value) ? std::string(" ") + dtypeName(dtype) : "";
@@ -40,7 +40,7 @@ struct RowOrder {
 
 // dst[rows, cols] (contiguous, of type To) = rows [row, row + rows) of source (of type From).
 template <class From, class To>
-void convertRows(void *dst, const HostMatrix &source, uint32_t row, uint32_t rows, const Origin &origin, int32_t dtype,
+void convertRows(void *dst, const HostMatrix &source, uint32_t row, uint32_t rows, const Origin &origin, DType dtype,
                  const RowOrder &order) {
     const size_t cols = source.cols;
     const auto index = [&](size_t r, size_t c) {
@@ -83,7 +83,7 @@ void convertRows(void *dst, const HostMatrix &source, uint32_t row, uint32_t row
     }
 }
 
-void convert(void *dst, int32_t dst_dtype, const HostMatrix &source, int32_t src_dtype, uint32_t row, uint32_t rows,
+void convert(void *dst, DType dst_dtype, const HostMatrix &source, DType src_dtype, uint32_t row, uint32_t rows,
              const Origin &origin, const RowOrder &order = {}) {
     withType(src_dtype, [&](auto from) {
         withType(dst_dtype, [&](auto to) {
@@ -93,7 +93,7 @@ void convert(void *dst, int32_t dst_dtype, const HostMatrix &source, int32_t src
 }
 
 // The whole matrix, as contiguous [rows, cols] of dst_dtype, to dst on the device.
-void uploadMatrix(const Device &device, char *dst, int32_t dst_dtype, const HostMatrix &source, int32_t src_dtype,
+void uploadMatrix(const Device &device, char *dst, DType dst_dtype, const HostMatrix &source, DType src_dtype,
                   const Origin &origin, const RowOrder &order) {
     const size_t row_bytes = source.cols * dtypeSize(dst_dtype);
     const uint32_t step = uint32_t(std::clamp<size_t>(kStagingBytes / std::max<size_t>(row_bytes, 1), 1, source.rows));
@@ -139,8 +139,8 @@ void HostEmbedding::readRow(void *dst, uint32_t row) const {
     convert(dst, dst_dtype, table, table_dtype, row, 1, {"input_embd", -1, "", 0});
 }
 
-std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, const LinearSource &source,
-                                         int32_t dtype, uint32_t interleave) {
+std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, const LinearSource &source, DType dtype,
+                                         uint32_t interleave) {
     auto linear = std::make_unique<DeviceLinear>();
     shapeOf(source, linear->rows, linear->cols);
     const size_t size = dtypeSize(dtype);
@@ -168,14 +168,14 @@ std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, 
     return linear;
 }
 
-std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const NormSource &source, int32_t dtype,
+std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const NormSource &source, DType dtype,
                                          uint32_t interleave) {
     if (!isFloatDType(source.dtype)) {
         fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, int(source.dtype));
     }
     auto vector = std::make_unique<DeviceVector>();
     vector->size = source.size;
-    vector->dtype = source.dtype == dtype ? dtype : int32_t(QWEN3_DTYPE_F32);  // the norm operator takes either
+    vector->dtype = source.dtype == dtype ? dtype : DType::kF32;  // the norm operator takes either
     vector->data = Buffer(device, source.size * dtypeSize(vector->dtype));
     DeviceScope scope(*device);
     if (interleave != 0 && source.rope) {
@@ -190,7 +190,7 @@ std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, 
     return vector;
 }
 
-std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearSource &source, int32_t dtype,
+std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearSource &source, DType dtype,
                                              const DeviceLinear *head, bool borrow) {
     auto embedding = std::make_unique<HostEmbedding>();
     shapeOf(source, embedding->rows, embedding->cols);

@@ -20,7 +20,7 @@ class DeviceVector final : public PackedNorm {
 public:
     size_t bytes() const override { return data.bytes(); }
     uint32_t size = 0;
-    int32_t dtype = 0;
+    DType dtype = DType::kF32;
     Buffer data;
 };
 
@@ -32,7 +32,7 @@ public:
     void readRow(void *dst, uint32_t row) const;  // [cols] in dst_dtype
 
     uint32_t rows = 0, cols = 0;
-    int32_t dst_dtype = 0, table_dtype = 0;
+    DType dst_dtype = DType::kF32, table_dtype = DType::kF32;
     HostMatrix table{};  // borrowed, in `owned`, or the head's memory on the CPU device
     std::unique_ptr<char[]> owned;
     size_t owned_bytes = 0;
@@ -52,11 +52,11 @@ public:
 // interleave: 0, or dh: what is rotated (LinearSource::rope_rows, NormSource::rope) is packed so that the halves
 // of each head alternate, and the interleaved rope does what the NeoX rope does to heads in the given order. Scores
 // are sums over a head, in which the order does not matter.
-std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, const LinearSource &source,
-                                         int32_t dtype, uint32_t interleave);
-std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const NormSource &source, int32_t dtype,
+std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, const LinearSource &source, DType dtype,
                                          uint32_t interleave);
-std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearSource &source, int32_t dtype,
+std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const NormSource &source, DType dtype,
+                                         uint32_t interleave);
+std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearSource &source, DType dtype,
                                              const DeviceLinear *head, bool borrow);
 
 }  // namespace q3::infinicore

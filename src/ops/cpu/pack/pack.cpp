@@ -15,11 +15,11 @@
 namespace q3::cpu {
 namespace {
 
-float elementAsFloat(const char *p, int32_t dtype) {
+float elementAsFloat(const char *p, DType dtype) {
     switch (dtype) {
-    case QWEN3_DTYPE_F16:
+    case DType::kF16:
         return f16ToFloat(readAs<uint16_t>(p));
-    case QWEN3_DTYPE_BF16:
+    case DType::kBf16:
         return bf16ToFloat(readAs<uint16_t>(p));
     default:
         return readAs<float>(p);
@@ -104,19 +104,19 @@ void packBf12(PanelReader &reader, CpuLinear &linear, ThreadPool &pool) {
 }
 
 // The dtype that the reader turns elements into before they are packed.
-int32_t readsAs(WeightFormat format) {
+DType readsAs(WeightFormat format) {
     switch (format) {
     case kF16:
-        return QWEN3_DTYPE_F16;
+        return DType::kF16;
     case kBf16:
     case kBf12:
-        return QWEN3_DTYPE_BF16;
+        return DType::kBf16;
     case kF32:
     case kQ8:
     case kQ4:
         break;
     }
-    return QWEN3_DTYPE_F32;
+    return DType::kF32;
 }
 
 void packBias(const LinearSource &source, CpuLinear &linear) {
@@ -142,7 +142,7 @@ bool hasBias(const LinearSource &source) {
                        [](const HostMatrix &part) { return part.bias != nullptr; });
 }
 
-std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, Arena *arena) {
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, DType dtype, Arena *arena) {
     auto linear = std::make_unique<CpuLinear>();
     uint32_t rows = 0;
     for (const HostMatrix &part : source.parts) {
@@ -162,7 +162,7 @@ std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype
     return linear;
 }
 
-std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, ThreadPool &pool, Arena *arena) {
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, DType dtype, ThreadPool &pool, Arena *arena) {
     std::unique_ptr<CpuLinear> linear = emptyPanels(source, dtype, arena);
     PanelReader reader(source, readsAs(linear->format), {linear->out, linear->interleaved});
     reader.checkReadable();

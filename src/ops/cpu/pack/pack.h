@@ -42,7 +42,7 @@ public:
 // A row-major table, for token embeddings that are not shared with the head.
 class CpuTable final : public PackedLinear {
 public:
-    int32_t dtype = 0;
+    DType dtype = DType::kF32;
     uint32_t rows = 0, cols = 0;
     HostBuffer owned;            // or
     const void *data = nullptr;  // the caller's memory
@@ -57,11 +57,11 @@ public:
 };
 
 // A layer of the source's shape with zeroed panels; of bf12, without raw pairs yet.
-std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, int32_t dtype, Arena *arena);
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, DType dtype, Arena *arena);
 bool hasBias(const LinearSource &source);
 
 // arena: where to take memory from; null: mappings of its own.
-std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, int32_t dtype, ThreadPool &pool,
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, DType dtype, ThreadPool &pool,
                                       Arena *arena = nullptr);
 std::unique_ptr<CpuVector> packFloats(const NormSource &source);
 std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool);

@@ -103,7 +103,7 @@ void saveVector(const CpuVector &vector, PackedWriter &out) {
     out.blob(vector.data(), vector.bytes());
 }
 
-std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, int32_t dtype, PackedReader &in, ThreadPool &pool,
+std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, DType dtype, PackedReader &in, ThreadPool &pool,
                                       Arena *arena) {
     std::unique_ptr<CpuLinear> linear = emptyPanels(shape, dtype, arena);
     if (linear->format == kBf12) {

@@ -41,7 +41,7 @@ std::string describe(const char *name, int32_t layer) {
     return layer < 0 ? std::string(name) : std::string(name) + " of layer " + std::to_string(layer);
 }
 
-PanelReader::PanelReader(const LinearSource &source, int32_t dtype, const PanelShape &shape)
+PanelReader::PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape)
     : source_(source), dtype_(dtype), shape_(shape), zeros_(source.parts[0].cols * dtypeSize(source.dtype) + 64) {}
 
 PanelReader::Rows PanelReader::rows(uint32_t panel) const {
@@ -107,7 +107,7 @@ void PanelReader::gatherPairs(const Rows &rows, uint32_t k0, uint32_t count, uin
 
 // Elements as floats.
 void PanelReader::gatherFloats(const Rows &rows, uint32_t k0, uint32_t count, float *tile) const {
-    if (source_.dtype == QWEN3_DTYPE_F32) {
+    if (source_.dtype == DType::kF32) {
         if (rows.contiguous) {
             const char *start[kPanelRows];
             for (uint32_t j = 0; j < kPanelRows; ++j) {
@@ -125,7 +125,7 @@ void PanelReader::gatherFloats(const Rows &rows, uint32_t k0, uint32_t count, fl
     }
     uint32_t pairs[kMaxBlock / 2 * kPanelRows];
     gatherPairs(rows, k0, count, pairs);
-    if (source_.dtype == QWEN3_DTYPE_F16) {
+    if (source_.dtype == DType::kF16) {
         widen<f16ToFloat>(pairs, count, tile);
     } else {
         widen<bf16ToFloat>(pairs, count, tile);
@@ -139,7 +139,7 @@ void PanelReader::readFloats(const Rows &rows, uint32_t k0, uint32_t count, floa
     }
     for (uint32_t i = 0; i < count; ++i) {
         for (uint32_t j = 0; j < kPanelRows; ++j) {
-            if (findNonFinite(tile + size_t{i} * kPanelRows + j, 1, QWEN3_DTYPE_F32) == 0) {
+            if (findNonFinite(tile + size_t{i} * kPanelRows + j, 1, DType::kF32) == 0) {
                 report(rows, k0, i, j);
             }
         }
@@ -157,12 +157,12 @@ void PanelReader::readPairs(const Rows &rows, uint32_t k0, uint32_t count, uint3
         for (uint32_t i = 0; i < count; ++i) {
             for (uint32_t j = 0; j < kPanelRows; ++j) {
                 const float value = floats[size_t{i} * kPanelRows + j];
-                const uint32_t bits = dtype_ == QWEN3_DTYPE_F16 ? floatToF16(value) : floatToBf16(value);
+                const uint32_t bits = dtype_ == DType::kF16 ? floatToF16(value) : floatToBf16(value);
                 tile[size_t{i} / 2 * kPanelRows + j] |= bits << (i % 2 * 16);
             }
         }
     }
-    const uint16_t lowest = dtype_ == QWEN3_DTYPE_F16 ? 0x0400 : 0x0080;
+    const uint16_t lowest = dtype_ == DType::kF16 ? 0x0400 : 0x0080;
     if (!anyNonFinite<uint16_t>(tile, words * 2, lowest)) {
         return;
     }

@@ -25,7 +25,7 @@ public:
     static constexpr uint32_t kMaxBlock = 128;  // columns per call
 
     // dtype: what the elements become: F32, F16 or BF16. source must outlive the reader.
-    PanelReader(const LinearSource &source, int32_t dtype, const PanelShape &shape);
+    PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape);
 
     // Throws IO_ERROR if a file that the source lies in has become too short, which would end the process at first
     // read.
@@ -55,7 +55,7 @@ private:
 
     static constexpr uint64_t kNone = ~uint64_t{0};
     const LinearSource &source_;
-    int32_t dtype_;
+    DType dtype_;
     PanelShape shape_;
     std::vector<char> zeros_;           // one row
     std::atomic<uint64_t> bad_{kNone};  // row << 32 | column, the least of all threads

@@ -48,7 +48,7 @@ void Kernels::clear(const Tensor &tensor) {
     const size_t n = is_batch ? layout.shape[0] : 1, rows = layout.shape[is_batch ? 1 : 0];
     const size_t cols = layout.shape[is_batch ? 2 : 1], stride = is_batch ? size_t(layout.strides[0]) : 0;
     const size_t row_stride = size_t(layout.strides[is_batch ? 1 : 0]);
-    const size_t size = dtypeSize(layout.dtype);
+    const size_t size = dtypeSize(static_cast<DType>(layout.dtype));
     for (size_t i = 0; i < n; ++i) {
         for (size_t row = 0; row < rows; ++row) {
             std::memset(static_cast<char *>(tensor.data) + (i * stride + row * row_stride) * size, 0, cols * size);

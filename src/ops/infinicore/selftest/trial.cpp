@@ -9,10 +9,15 @@
 namespace q3::infinicore {
 namespace {
 
+// InfiniCore's dtypes have the numbers of ours.
+DType asDType(infiniDtype_t dtype) {
+    return static_cast<DType>(dtype);
+}
+
 constexpr size_t kAlignment = 256;
 
 size_t bytesPer(infiniDtype_t dtype) {
-    return dtype == INFINI_DTYPE_I64 ? 8 : dtype == INFINI_DTYPE_I32 ? 4 : dtypeSize(dtype);
+    return dtype == INFINI_DTYPE_I64 ? 8 : dtype == INFINI_DTYPE_I32 ? 4 : dtypeSize(asDType(dtype));
 }
 
 size_t extent(const TensorLayout &layout) {
@@ -25,8 +30,8 @@ size_t extent(const TensorLayout &layout) {
 
 void encode(const Operand &operand, char *target) {
     const size_t n = operand.values.size();
-    if (isFloatDType(operand.layout.dtype)) {
-        floatsTo(operand.layout.dtype, target, operand.values.data(), n);
+    if (isFloatDType(asDType(operand.layout.dtype))) {
+        floatsTo(asDType(operand.layout.dtype), target, operand.values.data(), n);
         return;
     }
     for (size_t i = 0; i < n; ++i) {
@@ -39,7 +44,7 @@ void encode(const Operand &operand, char *target) {
 }
 
 const char *nameOf(infiniDtype_t dtype) {
-    return dtype == INFINI_DTYPE_I64 ? "i64" : dtype == INFINI_DTYPE_I32 ? "i32" : dtypeName(dtype);
+    return dtype == INFINI_DTYPE_I64 ? "i64" : dtype == INFINI_DTYPE_I32 ? "i32" : dtypeName(asDType(dtype));
 }
 
 // "gemm bf16 [1, 64] [1, 1024] [1024, 64]"
@@ -92,9 +97,9 @@ Operand Trial::random(TensorLayout layout, float scale) {
         }
         value = sum * 1.7320508f * scale;
     }
-    std::vector<char> raw(operand.values.size() * dtypeSize(layout.dtype));
-    floatsTo(layout.dtype, raw.data(), operand.values.data(), operand.values.size());
-    toFloats(layout.dtype, operand.values.data(), raw.data(), operand.values.size());
+    std::vector<char> raw(operand.values.size() * dtypeSize(asDType(layout.dtype)));
+    floatsTo(asDType(layout.dtype), raw.data(), operand.values.data(), operand.values.size());
+    toFloats(asDType(layout.dtype), operand.values.data(), raw.data(), operand.values.size());
     return operand;
 }
 
@@ -146,10 +151,10 @@ Verdict Trial::run(OpKind kind, const std::vector<Operand *> &operands, const st
     }
     const Operand &out = *operands[0];
     std::vector<float> actual(out.values.size());
-    raw.resize(actual.size() * dtypeSize(out.layout.dtype));
+    raw.resize(actual.size() * dtypeSize(asDType(out.layout.dtype)));
     device_->downloadAsync(raw.data(), memory_.data() + out.offset, raw.size());
     device_->synchronize();
-    toFloats(out.layout.dtype, actual.data(), raw.data(), actual.size());
+    toFloats(asDType(out.layout.dtype), actual.data(), raw.data(), actual.size());
 
     double worst = 0, error_of_worst = 0, limit_of_worst = 0;
     std::array<size_t, 4> shape{1, 1, 1, 1}, i{};
