@@ -1,12 +1,18 @@
 """Builds wheels and source archives of this repository (PEP 517), the library included.
 
-pip calls the hooks at the end. Metadata and Python files are the affair of setuptools; the library
-is compiled by xmake, outside of the checkout, and comes into the wheel as ``infinicore_infer/lib``.
-Nothing is written into the checkout. An editable installation compiles nothing: it uses what
-``scripts/setup.sh`` or ``xmake build infinicore_infer`` leave in the checkout's build folder.
+pip calls the hooks at the end. Metadata and Python files are the affair of setuptools. xmake
+compiles the library and its InfiniCore module, outside of the checkout, and they come into the
+wheel as ``infinicore_infer/lib``. The module needs InfiniCore's headers only: those in $INFINI_ROOT
+or in the checkout's .infini, else those of the source archive, which pip fetches. An editable
+installation compiles nothing: it uses what ``scripts/setup.sh`` or ``xmake build infinicore_infer``
+leave in the checkout's build folder.
 
     pip wheel .                                           # compiles in a temporary folder
     pip wheel . --config-settings build-dir=build/wheel   # keeps objects there for the next time
+
+Wheels are tagged linux_x86_64. The libraries that they need are those of manylinux, of the versions
+that the compiling machine has: ``auditwheel show`` names the tag (Debian 12: manylinux_2_35), and
+``auditwheel repair`` gives it to a wheel that is to be published.
 """
 
 from __future__ import annotations
@@ -88,6 +94,32 @@ def _find_xmake() -> str:
     return found
 
 
+def _local_infinicore() -> Path | None:
+    for root in (os.environ.get("INFINI_ROOT"), ROOT / ".infini"):
+        if root and (Path(root) / "include" / "infiniop.h").is_file():
+            return Path(root)
+    return None
+
+
+def _infinicore(folder: Path) -> Path | None:
+    """Return a folder whose ``include`` has InfiniCore's headers, or None without a network."""
+    if local := _local_infinicore():
+        return local
+    # The scripts' folder is on the path: the hooks come from there.
+    from infinicore_infer.tools import install_infinicore as installer
+
+    fetched = folder / f"infinicore-{installer.VERSION}"
+    if not (fetched / "include" / "infiniop.h").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            installer.unpack(installer.download(folder, installer.Runner(False)), folder)
+        except (installer.InstallError, OSError) as error:
+            print(f"warning: the wheel is for the CPU only, without InfiniCore's headers: {error}")
+            return None
+    return fetched
+
+
 def _compile(folder: Path) -> list[Path]:
     """Compile what a wheel holds in a folder; return the files."""
     if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
@@ -96,6 +128,10 @@ def _compile(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     # Neither the checkout's configuration nor anybody's global one.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("XMAKE_")}
+    module = "infinicore_infer_infini" in (ROOT / "xmake.lua").read_text("utf-8")
+    infinicore = _infinicore(folder / "infinicore") if module else None
+    if infinicore:
+        environment["INFINI_ROOT"] = str(infinicore)
     environment |= {
         "XMAKE_CONFIGDIR": str(folder / "config"),
         "XMAKE_GLOBALDIR": str(folder / "global"),
@@ -111,18 +147,18 @@ def _compile(folder: Path) -> list[Path]:
         if done.returncode:
             raise SystemExit(f"error: xmake {arguments[0]} ended with status {done.returncode}")
 
-    configure = ("f", "-y", "-m", "release", "--require=no", "--infinicore=n")
+    headers = "headers" if infinicore else "n"
+    configure = ("f", "-y", "-m", "release", "--require=no", f"--infinicore={headers}")
     run(*configure, "-o", str(folder / "build"))
-    files = []
-    for target, name in (
-        ("infinicore_infer", "libinfinicore_infer.so"),
-        ("bench_machine", "bench_machine"),
-    ):
-        if target == "bench_machine" and os.uname().machine != "x86_64":
-            continue  # measures with x86-64's instructions
-        run("build", "-y", target)
-        files += sorted((folder / "build").glob(f"*/*/release/{name}"))
-    return files
+    run("build", "-y", "infinicore_infer")
+    names = ["libinfinicore_infer.so"]
+    if infinicore:
+        run("build", "-y", "infinicore_infer_infini")
+        names.append("libinfinicore_infer_infini.so")
+    if os.uname().machine == "x86_64":  # it measures with x86-64's instructions
+        run("build", "-y", "bench_machine")
+        names.append("bench_machine")
+    return [path for name in names for path in (folder / "build").glob(f"*/*/release/{name}")]
 
 
 @contextmanager
@@ -150,9 +186,10 @@ def _outside() -> Iterator[Path]:
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    """Return the pinned xmake, as one package."""
+    """Return the pinned xmake, as one package, and pip if headers have to be fetched."""
     lines = (ROOT / "scripts" / "requirements" / "build.txt").read_text("utf-8").splitlines()
-    return [line for line in lines if line.startswith("xmake-wheel")]
+    fetching = [] if _local_infinicore() else ["pip"]
+    return [line for line in lines if line.startswith("xmake-wheel")] + fetching
 
 
 def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:

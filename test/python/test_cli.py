@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -195,6 +197,23 @@ def test_undecodable_input_and_closed_output(text_folder: Path) -> None:
     shell = f'"{COMMAND[0]}" "{COMMAND[1]}" --model-path "{text_folder}" --prompt hi --raw | true'
     closed = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=60)
     assert "Traceback" not in closed.stderr
+
+
+@pytest.mark.parametrize(
+    ("read", "good", "bad"),
+    [
+        (arguments.count, {"0": 0, "12": 12}, ["-1", "1.5", "", "many"]),
+        (arguments.positive_count, {"1": 1, "012": 12}, ["0", "-1", "1e3", ""]),
+        (arguments.seconds, {"0.5": 0.5, "1e3": 1000.0}, ["0", "-1", "nan", "inf", "soon"]),
+        (arguments.memory_size, {"0": 0, "1.5K": 1536, "2 GiB": 2 << 30}, ["-1", "1X", "G", ""]),
+    ],
+)
+def test_values_of_options(read: Any, good: dict[str, float], bad: list[str]) -> None:
+    for text, value in good.items():
+        assert read(text) == value
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
+            read(text)
 
 
 def test_without_a_checkout(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -1,6 +1,7 @@
 """The package: what is in wheel and source archive, and whether it runs where no checkout is.
 
-The wheel is built as pip builds it, by xmake; build/wheel keeps the objects for the next time.
+The wheel is built as pip builds it, by xmake. build/wheel keeps the objects for the next time; the
+first time xmake's cache of the checkout's build has what it compiled from the same sources.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +32,7 @@ PROGRAMS = {
     *("qwen3", "qwen3-server", "qwen3-bench", "qwen3-doctor", "qwen3-quality"),
     "qwen3-install-infinicore",
 }
-# What every glibc system has; docs/development.md says which versions of them.
+# What every system with glibc has.
 SYSTEM_LIBRARIES = {
     *("libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6"),
     *("libpthread.so.0", "libdl.so.2", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"),
@@ -79,6 +81,9 @@ def pip(*arguments: object, cwd: Path) -> None:
 
 
 def build_wheel(folder: Path) -> Path:
+    cache = ROOT / "build" / "wheel" / "build" / ".build_cache"
+    if not cache.exists() and (ROOT / "build" / ".build_cache").exists():
+        shutil.copytree(ROOT / "build" / ".build_cache", cache)
     kept = ("--config-settings", "build-dir=build/wheel")
     pip("wheel", "--no-build-isolation", "-w", folder, *kept, ROOT, cwd=folder)
     (wheel,) = folder.glob("*.whl")
@@ -132,6 +137,8 @@ def test_wheel(wheel: Path) -> None:
     expected |= {"qwen3.py", "libinfinicore_infer.py", "infinicore_infer/py.typed"}
     expected |= {"infinicore_infer/server/static/chat.html"}
     expected |= {"infinicore_infer/lib/libinfinicore_infer.so"}
+    if "infinicore_infer_infini" in (ROOT / "xmake.lua").read_text("utf-8"):
+        expected |= {"infinicore_infer/lib/libinfinicore_infer_infini.so"}
     if machine == "x86_64":
         expected |= {"infinicore_infer/lib/bench_machine"}
     assert names == expected
@@ -194,8 +201,9 @@ def test_source_archive(tmp_path: Path) -> None:
     assert hook(f"prepare_metadata_for_build_wheel({str(tmp_path / 'info')!r})", unpacked) == INFO
     text = (tmp_path / "info" / INFO / "METADATA").read_bytes()
     assert (unpacked / "PKG-INFO").read_bytes() == text
-    (requirement,) = json.loads(hook("get_requires_for_build_wheel()", unpacked).replace("'", '"'))
-    assert re.fullmatch(r"xmake-wheel==[\d.]+", requirement)
+    # pip fetches InfiniCore's headers, which only a checkout has.
+    required = hook("get_requires_for_build_wheel()", unpacked)
+    assert re.fullmatch(r"\['xmake-wheel==[\d.]+', 'pip'\]", required)
 
 
 def test_editable_installation_points_to_the_checkout(tmp_path: Path) -> None:
@@ -239,13 +247,18 @@ def test_installed_package(installed: Path, tmp_path: Path) -> None:
     code = (
         "import infinicore_infer, libinfinicore_infer, qwen3\n"
         "print(infinicore_infer.__version__, infinicore_infer.__file__)\n"
-        "print(libinfinicore_infer.load_library()._name)"
+        "print(libinfinicore_infer.load_library()._name)\n"
+        "from infinicore_infer.tools import machine_limits\n"
+        "print(machine_limits._program())"
     )
     lines = run(installed / "python", "-c", code, cwd=tmp_path)[0].splitlines()
     version, path = lines[0].split(maxsplit=1)
     site = Path(path).parents[1]
     assert version == VERSION and site.is_relative_to(installed.parent)
     assert lines[1] == str(site / "infinicore_infer" / "lib" / "libinfinicore_infer.so")
+    if platform.machine() == "x86_64":
+        program = site / "infinicore_infer" / "lib" / "bench_machine"
+        assert lines[2] == str(program) and os.access(program, os.X_OK)
 
 
 def test_installed_on_the_oldest_cpu(installed: Path, tmp_path: Path) -> None:

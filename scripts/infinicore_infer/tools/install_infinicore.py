@@ -379,7 +379,10 @@ def download(work: Path, runner: Runner) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--no-binary", ":all:", "--no-build-isolation"]
     command += ["--dest", str(target), f"{NAME}=={VERSION}"]
-    env = {**os.environ, "PYTHONPATH": str(backend.parent), "PIP_ROOT_USER_ACTION": "ignore"}
+    # While pip builds this package, its variables for our build backend must not reach this pip.
+    foreign = ("_PYPROJECT_HOOKS_", "PEP517_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    env |= {"PYTHONPATH": str(backend.parent), "PIP_ROOT_USER_ACTION": "ignore"}
     runner.run(command, work, env, f"downloading {NAME} {VERSION}")
     archives = sorted(target.glob("*.tar.gz")) if target.is_dir() else []
     if len(archives) != 1:
