@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import uvicorn
-from infinicore_infer.server.launch import DrainingServer
+from infinicore_infer.server.draining import DrainingServer
 from infinicore_infer.server.service import Service, ServiceConfig
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 

@@ -93,6 +93,7 @@ CASES: list[tuple[str, Message]] = [
     (call('{"name": "f", "arguments":'), ("", "", [("f", "")])),
     (call('{"name": "f", "argum'), ("", "", [("f", "")])),
     (call('{"name": "f", "arguments": tru'), ("", "", [("f", "tru")])),
+    ('<tool_call>{"name": "f", "arguments": tru', ("", "", [("f", "tru")])),
     (call('{"name": "f", "arguments": {"x": oops, \'}}'), ("", "", [("f", '{"x": oops, \'}')])),
     (call('{"name": "f", "arguments": [1]}'), ("", "", [("f", "[1]")])),
     (call('{"name": "f", "arguments": 3}'), ("", "", [("f", "3")])),

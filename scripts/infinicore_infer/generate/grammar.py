@@ -93,7 +93,7 @@ class GrammarConstraint:
         thinking: bool,
         calls_only: bool = False,
     ) -> None:
-        """Begin before the first token of an answer.
+        """Constrain one answer.
 
         Args:
             matcher: A matcher of the grammar, which is only copied.
@@ -153,7 +153,7 @@ class Grammars:
     """Compiles grammars for a model's tokenizer; the latest ones are kept."""
 
     def __init__(self) -> None:
-        """Be without a model, until :meth:`attach`."""
+        """Compile nothing until :meth:`attach` brings a model."""
         self._model: GrammarModel | None = None
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._matcher = lru_cache(maxsize=64)(self._compile)

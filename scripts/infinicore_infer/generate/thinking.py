@@ -26,7 +26,7 @@ class ThinkingBudget:
         opened: bool,
         dvoc: int,
     ) -> None:
-        """Begin before the first token of an answer.
+        """Constrain one answer.
 
         Args:
             inner: What else limits the tokens.

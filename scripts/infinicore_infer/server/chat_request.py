@@ -80,24 +80,23 @@ class Sampling:
         for i, token in enumerate(self.stop_token_ids):
             if not 0 <= token < dvoc:
                 raise FieldError(f"stop_token_ids[{i}]", f"there is no token {token}")
-        return [
-            model.sampling_params(
-                max_steps=self.max_steps,
-                logprobs=self.logprobs,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-                min_p=self.min_p,
-                presence_penalty=self.presence_penalty,
-                frequency_penalty=self.frequency_penalty,
-                repetition_penalty=self.repetition_penalty,
-                seed=None if self.seed is None else (self.seed + i) % 2**64,
-                logit_bias=self.logit_bias or None,
-                stop=tuple(self.stop),
-                ignore_eos=self.ignore_eos,
-            )
-            for i in range(self.n)
-        ]
+        first = model.sampling_params(
+            max_steps=self.max_steps,
+            logprobs=self.logprobs,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            # A client's may be negative.
+            seed=None if self.seed is None else self.seed % 2**64,
+            logit_bias=self.logit_bias or None,
+            stop=tuple(self.stop),
+            ignore_eos=self.ignore_eos,
+        )
+        return [first.numbered(i) for i in range(self.n)]
 
 
 @dataclass(frozen=True, slots=True)

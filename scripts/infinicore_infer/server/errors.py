@@ -34,7 +34,6 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Store the parts."""
         super().__init__(message)
         self.status = status
         self.message = message

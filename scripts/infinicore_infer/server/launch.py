@@ -7,18 +7,14 @@ Example:
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import json
 import logging
-import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 from libinfinicore_infer import Qwen3Error, load_library
@@ -40,11 +36,10 @@ from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
 from infinicore_infer.server.app import make_app
+from infinicore_infer.server.draining import DrainingServer
 from infinicore_infer.server.service import Service, ServiceConfig
 
 _LOG = logging.getLogger("infinicore_infer.server")
-# Connections accepted in one round of the event loop.
-_ACCEPTS = 16
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -160,77 +155,35 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
-class DrainingServer(uvicorn.Server):
-    """A server that lets answers in progress end before it goes.
+def _service(args: argparse.Namespace, name: str) -> Service:
+    key, local = api_key(args), is_loopback(args.host)
+    if key is None and not local:
+        _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
+    hosts = frozenset(host.lower() for host in (*args.allowed_host, socket.gethostname()))
+    checked = args.allowed_host or (local and key is None)
+    return Service(
+        ServiceConfig(
+            model_name=name,
+            api_key=key,
+            max_body_bytes=args.max_body,
+            request_timeout=args.request_timeout,
+            ping_seconds=args.ping,
+            hosts=hosts if checked else None,
+        )
+    )
 
-    Attributes:
-        failed: Whether the model could not be loaded.
-    """
 
-    def __init__(self, config: uvicorn.Config, service: Service, drain_timeout: float) -> None:
-        """Be ready to run.
-
-        Args:
-            config: Uvicorn's settings, with the application.
-            service: The state behind it.
-            drain_timeout: Seconds that answers in progress have once a signal has come.
-        """
-        super().__init__(config)
-        self.failed = False
-        self._service = service
-        self._drain_timeout = drain_timeout
-        self._hurry = threading.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, through several handles of each socket.
-
-        libuv accepts one connection per handle and round of the loop. When many clients come at
-        once, the last would wait for so many rounds, a health check among them.
-        """
-        await super().startup(sockets)
-        loop = asyncio.get_running_loop()
-
-        def protocol() -> asyncio.Protocol:
-            made = self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-            assert isinstance(made, asyncio.Protocol)
-            return made
-
-        listening = [each for server in self.servers for each in server.sockets]
-        for each in listening:
-            for _ in range(_ACCEPTS - 1):
-                copy = socket.socket(fileno=os.dup(each.fileno()))
-                self.servers.append(
-                    await loop.create_server(protocol, sock=copy, backlog=self.config.backlog)
-                )
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, end answers at the second, end at once at the third."""
-        if self._service.async_engine is None:
-            self.should_exit = True
-            return
-        if self._service.draining:
-            self.should_exit = self.force_exit = self._hurry.is_set()
-            self._hurry.set()
-            return
-        _LOG.info("signal %d: finishing what is in progress", sig)
-        self._service.draining = True
-        engine = self._service.async_engine.engine
-
-        def wait() -> None:
-            engine.drain()
-            end = time.monotonic() + self._drain_timeout
-            while not engine.wait_idle(0.1):
-                if self._hurry.is_set() or time.monotonic() > end:
-                    _LOG.warning("some requests are ended before they are finished")
-                    # Their clients are told.
-                    engine.close()
-                    break
-            self.should_exit = True
-
-        # Not here: signal handlers interrupt code that may hold the engine's lock.
-        threading.Thread(target=wait, name="drain", daemon=True).start()
+def _engine_config(args: argparse.Namespace) -> EngineConfig:
+    return EngineConfig(
+        max_batch=args.max_batch,
+        max_queue=args.max_queue,
+        step_tokens=args.step_tokens,
+        step_seconds=args.step_seconds,
+        prefix_cache_bytes=args.prefix_cache,
+        prefix_dir=Path(args.prefix_dir) if args.prefix_dir else None,
+        prefix_disk_bytes=args.prefix_disk,
+        lookup=args.lookup,
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -239,32 +192,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"error: {folder}: no model folder (config.json is missing)", file=sys.stderr)
         return 1
     name = args.model_name or folder.resolve().name
-    key = api_key(args)
-    local = is_loopback(args.host)
-    if key is None and not local:
-        _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
-    hosts = frozenset(name.lower() for name in (*args.allowed_host, socket.gethostname()))
-    checked = args.allowed_host or (local and key is None)
-    service = Service(
-        ServiceConfig(
-            name,
-            key,
-            args.max_body,
-            args.request_timeout,
-            args.ping,
-            hosts if checked else None,
-        )
-    )
-    config = EngineConfig(
-        args.max_batch,
-        args.max_queue,
-        args.step_tokens,
-        args.step_seconds,
-        args.prefix_cache,
-        Path(args.prefix_dir) if args.prefix_dir else None,
-        args.prefix_disk,
-        args.lookup,
-    )
+    service, config = _service(args, name), _engine_config(args)
 
     def load() -> None:
         try:

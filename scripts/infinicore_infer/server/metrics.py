@@ -65,7 +65,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        """Start at zero; the engine comes later."""
+        """Count from zero; :meth:`watch` adds the engine's numbers."""
         self._registry = CollectorRegistry()
         self.requests = Counter(
             _PREFIX + "requests", "Requests", ("path", "status"), registry=self._registry

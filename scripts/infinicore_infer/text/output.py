@@ -35,7 +35,7 @@ class OutputParser:
     def __init__(
         self, *, thinking: bool = False, tools: bool = False, max_calls: int | None = None
     ) -> None:
-        """Begin before the first character.
+        """Read an answer from its first character.
 
         Args:
             thinking: Whether the prompt has opened ``<think>`` already.
@@ -67,8 +67,9 @@ class OutputParser:
             self._take(parts, self._reader.finish())
             while self.state != "call" and self._step(parts):
                 pass
-        after_all = self.state == "reasoning" or self.calls
-        self._emit(parts, self._text.rstrip() if after_all else self._text)
+        # Only a plain answer keeps the whitespace at its end.
+        plain = self.state != "reasoning" and not self.calls
+        self._emit(parts, self._text if plain else self._text.rstrip())
         self._text = ""
         return parts
 

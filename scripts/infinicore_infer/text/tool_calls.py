@@ -47,15 +47,6 @@ def _decode(text: str) -> str:
     return decoded.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _as_json(unit: str) -> str:
-    """Escape line ends in strings, which models forget; no JSON parser takes them as they are."""
-    return json.dumps(unit)[1:-1] if unit < " " else unit
-
-
-def _ignore(unit: str) -> None:
-    """Take text that says nothing about the call."""
-
-
 class CallReader:
     """Reads what follows ``<tool_call>``, up to ``</tool_call>``.
 
@@ -65,7 +56,6 @@ class CallReader:
     """
 
     def __init__(self) -> None:
-        """Begin after the tag."""
         self.rest: str | None = None
         self.count = 0
         self._text = ""
@@ -183,7 +173,10 @@ class CallReader:
             take(char)
             depth += (char in "{[") - (char in "}]")
             if char == '"':
-                yield from self._string(lambda unit: take(_as_json(unit)))
+                # Models forget to escape line ends, which no JSON parser takes as they are.
+                yield from self._string(
+                    lambda unit: take(json.dumps(unit)[1:-1] if unit < " " else unit)
+                )
                 if not self._quoted:
                     take('"')
 
@@ -261,7 +254,7 @@ class CallReader:
                         return False
                     key, at_value = None, False
                 else:
-                    yield from self._nested(_ignore)
+                    yield from self._nested(lambda unit: None)
             elif char in "}]":
                 return True
             elif char in ",:":

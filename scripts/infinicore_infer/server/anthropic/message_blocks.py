@@ -69,7 +69,7 @@ class MessageWriter:
     form: StreamForm = MESSAGE_STREAM
 
     def __init__(self, model: str, chat: Chat) -> None:
-        """Begin before the first token.
+        """Write the answer to a request.
 
         Args:
             model: The name that clients use.

@@ -93,7 +93,7 @@ class ChatWriter:
     form: StreamForm = COMPLETION_STREAM
 
     def __init__(self, service: Service, body: ChatBody, chat: Chat) -> None:
-        """Begin before the first token.
+        """Write the answers to a request.
 
         Args:
             service: The state behind the endpoints.

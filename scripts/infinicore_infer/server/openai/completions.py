@@ -119,7 +119,7 @@ class CompletionWriter:
     form: StreamForm = COMPLETION_STREAM
 
     def __init__(self, service: Service, body: CompletionBody, stream: AsyncStream) -> None:
-        """Begin before the first token.
+        """Write the answers to a request.
 
         Args:
             service: The state behind the endpoints.

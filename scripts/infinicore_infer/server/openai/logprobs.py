@@ -34,7 +34,7 @@ class CompletionLogprobs:
     """Builds the ``logprobs`` objects of a text completion; offsets go on from one to the next."""
 
     def __init__(self, tokenizer: Qwen3Tokenizer, top: int) -> None:
-        """Begin at the text's first character.
+        """Count offsets from the text's first character.
 
         Args:
             tokenizer: The model's.

@@ -70,7 +70,7 @@ class ResponseWriter:
     """Writes responses."""
 
     def __init__(self, settings: JsonObject, chat: Chat) -> None:
-        """Begin before the first token.
+        """Write the answer to a request.
 
         Args:
             settings: What the response repeats of its request.
