@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <numeric>
 #include <random>
 
 #include "runtime/cpu_info.h"
@@ -9,9 +10,6 @@
 
 namespace q3 {
 namespace {
-
-// Logit rows computed at a time: one pass over the head serves them all, at dvoc * 4 bytes each.
-constexpr uint32_t kLogitRows = 64;
 
 uint64_t randomSeed() {
     std::random_device device;
@@ -35,7 +33,8 @@ std::vector<ModelConfig> configsOf(const std::vector<RankSlice> &slices) {
     return configs;
 }
 
-// Whether the ranks' threads have CPUs of their own, so that polling for each other takes nobody's time.
+// Whether every thread of every rank has a CPU to itself. Then ranks may poll while they wait for each other: that
+// takes no time away from anybody.
 bool ranksMaySpin(const BackendOptions &options, size_t nranks) {
     return std::max<size_t>(nranks, static_cast<uint32_t>(options.nthreads)) <= availableCpus();
 }
@@ -68,7 +67,7 @@ Engine::Engine(const ModelConfig &config, float theta, const Qwen3Weights &weigh
              ranksPlaces(backend_options, slices_.size())),
       reduce_(group_.barrier(), group_.size()),
       backends_(makeBackends(configsOf(slices_), backend_options, dev_ids, group_, reduce_)), forward_(slices_.size()),
-      sampler_(config.dvoc), seed_(options.has_seed != 0 ? options.seed : randomSeed()) {
+      chooser_(config.dvoc), seed_(options.has_seed != 0 ? options.seed : randomSeed()) {
     std::vector<ModelWeights> packed = packWeights(config, slices_, weights, options, backends_, group_);
     group_.run([&](uint32_t rank) {
         forward_[rank] =
@@ -126,7 +125,8 @@ uint32_t Engine::cacheLength(const KVCache *cache) {
     return owned(cache, "cache", 0).length();
 }
 
-// Looks the handle up before it is dereferenced, so that a dropped or foreign one is an error and not a crash.
+// The cache that a caller's handle stands for. It is looked up before it is dereferenced, so that a handle of a dropped
+// cache or of another model is an error and not a crash.
 KVCache &Engine::owned(const KVCache *cache, const char *what, uint32_t index) {
     const auto found = caches_.find(cache);
     if (found == caches_.end()) {
@@ -164,7 +164,7 @@ void Engine::requireBlocks(uint64_t count, const char *what) const {
     }
 }
 
-// Takes all blocks that the call will need, or changes nothing.
+// Makes all blocks that the call writes to writable, or changes nothing.
 void Engine::reserve(const BatchArgs &args) {
     uint64_t needed = 0;
     std::vector<const BlockPool::Block *> shared;
@@ -172,6 +172,7 @@ void Engine::reserve(const BatchArgs &args) {
         needed += args.kv_caches[r]->blocksNeeded(args.req_pos[r], args.req_lens[r], shared);
     }
     std::sort(shared.begin(), shared.end());
+    // A cache that writes to a shared block needs a copy of it; when all its holders write, the last keeps the original.
     for (auto first = shared.begin(); first != shared.end();) {
         const auto next = std::upper_bound(first, shared.end(), *first);
         const auto writers = static_cast<uint32_t>(next - first);
@@ -213,57 +214,42 @@ void Engine::execute(const BatchArgs &args, const ChunkSink &sink) {
     }
 }
 
-// Cuts the call into steps of at most max_step_tokens, in the order of the tokens.
 void Engine::runChunks(const BatchArgs &args, const ChunkSink &sink) {
-    uint32_t request = 0;
-    uint32_t done = 0;  // tokens of `request` already run
-    for (uint32_t first = 0; first < args.ntok;) {
-        Chunk chunk;
-        chunk.first_token = first;
-        chunk.plans.resize(group_.size());
-        while (request < args.nreq && chunk.ntok < config_.max_step_tokens) {
-            const uint32_t left = args.req_lens[request] - done;
-            const uint32_t take = std::min(left, config_.max_step_tokens - chunk.ntok);
-            addSequence(chunk, take, args.req_pos[request] + done, *args.kv_caches[request]);
-            chunk.parts.push_back({request, done});
-            done += take;
-            if (take == left) {
-                ++request;
-                done = 0;
-            }
-        }
-        fillRope(chunk);
-        for (StepPlan &plan : chunk.plans) {
-            plan.tokens = args.tokens + first;
-            plan.ntok = chunk.ntok;
-            plan.rope_cos = rope_cos_.data();
-            plan.rope_sin = rope_sin_.data();
-        }
-        group_.run([&](uint32_t rank) { forward_[rank]->run(chunk.plans[rank], cancel_); });
+    for (const Chunk &chunk : cutIntoChunks(args, config_.max_step_tokens)) {
+        const std::vector<StepPlan> plans = plansOf(chunk, args);
+        group_.run([&](uint32_t rank) { forward_[rank]->run(plans[rank], cancel_); });
         sink(chunk);
-        first += chunk.ntok;
     }
 }
 
-void Engine::addSequence(Chunk &chunk, uint32_t ntok, uint32_t pos, const KVCache &cache) {
-    for (uint32_t rank = 0; rank < group_.size(); ++rank) {
-        chunk.plans[rank].sequences.push_back({chunk.ntok, ntok, pos, cache.blocks(rank)});
-    }
-    chunk.ntok += ntok;
-}
-
-void Engine::fillRope(Chunk &chunk) {
+// The plans of all ranks, which differ in the KV blocks only.
+std::vector<StepPlan> Engine::plansOf(const Chunk &chunk, const BatchArgs &args) {
     const size_t half = config_.dh / 2;
-    for (const Sequence &sequence : chunk.plans[0].sequences) {
-        for (uint32_t i = 0; i < sequence.ntok; ++i) {
-            const size_t row = sequence.row + i;
-            rope_.fill(sequence.pos + i, rope_cos_.data() + row * half, rope_sin_.data() + row * half);
+    for (const Piece &piece : chunk.pieces) {
+        const uint32_t pos = args.req_pos[piece.request] + piece.first;
+        for (uint32_t i = 0; i < piece.ntok; ++i) {
+            const size_t row = piece.row + i;
+            rope_.fill(pos + i, rope_cos_.data() + row * half, rope_sin_.data() + row * half);
         }
     }
+    std::vector<StepPlan> plans(group_.size());
+    for (uint32_t rank = 0; rank < group_.size(); ++rank) {
+        StepPlan &plan = plans[rank];
+        plan.tokens = args.tokens + chunk.first_token;
+        plan.ntok = chunk.ntok;
+        plan.rope_cos = rope_cos_.data();
+        plan.rope_sin = rope_sin_.data();
+        plan.sequences.reserve(chunk.pieces.size());
+        for (const Piece &piece : chunk.pieces) {
+            plan.sequences.push_back({piece.row, piece.ntok, args.req_pos[piece.request] + piece.first,
+                                      args.kv_caches[piece.request]->blocks(rank)});
+        }
+    }
+    return plans;
 }
 
 // Logits [nrows, dvoc] of rows of the step that ran last; each rank writes the columns of its part of the vocabulary.
-void Engine::computeLogits(const uint32_t *rows, uint32_t nrows, float *logits) {
+void Engine::readLogits(const uint32_t *rows, uint32_t nrows, float *logits) {
     group_.run(
         [&](uint32_t rank) { forward_[rank]->logits(rows, nrows, logits + slices_[rank].first_vocab, config_.dvoc); });
 }
@@ -274,95 +260,22 @@ void Engine::forward(const BatchArgs &args, float *logits) {
         uint32_t rows[kLogitRows];
         for (uint32_t first = 0; first < chunk.ntok; first += kLogitRows) {
             const uint32_t count = std::min(kLogitRows, chunk.ntok - first);
-            for (uint32_t i = 0; i < count; ++i) {
-                rows[i] = first + i;
-            }
-            computeLogits(rows, count, logits + size_t{chunk.first_token + first} * config_.dvoc);
+            std::iota(rows, rows + count, first);
+            readLogits(rows, count, logits + size_t{chunk.first_token + first} * config_.dvoc);
         }
     });
 }
 
 void Engine::infer(const BatchArgs &args, const Qwen3SamplingParams *params, Qwen3SampleResult *results) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    sampled_.resize(std::max<size_t>(sampled_.size(), args.nreq));
+    const Chooser::ReadLogits read_logits = [this](const uint32_t *rows, uint32_t nrows, float *logits) {
+        readLogits(rows, nrows, logits);
+    };
+    chooser_.begin(args, params);
+    execute(args, [&](const Chunk &chunk) { chooser_.choose(chunk, read_logits); });
+    chooser_.finish(results);
     for (uint32_t r = 0; r < args.nreq; ++r) {
-        Sampled &s = sampled_[r];
-        s.top_tokens.resize(params[r].top_logprobs);
-        s.top_logprobs.resize(params[r].top_logprobs);
-        s.history.clear();
-        s.settled = params[r].skip != 0;
-        s.result = {};
-        s.result.top_tokens = s.top_tokens.data();
-        s.result.top_logprobs = s.top_logprobs.data();
-    }
-    execute(args, [&](const Chunk &chunk) { sampleChunk(chunk, args, params); });
-    for (uint32_t r = 0; r < args.nreq; ++r) {
-        const Sampled &sampled = sampled_[r];
-        results[r].token = sampled.result.token;
-        results[r].logprob = sampled.result.logprob;
-        results[r].ntop = sampled.result.ntop;
-        results[r].naccepted = sampled.result.naccepted;
-        std::copy_n(sampled.top_tokens.begin(), sampled.result.ntop, results[r].top_tokens);
-        std::copy_n(sampled.top_logprobs.begin(), sampled.result.ntop, results[r].top_logprobs);
-        const auto rejected = static_cast<uint32_t>(params[r].ndraft) - sampled.result.naccepted;
-        args.kv_caches[r]->truncate(args.req_pos[r] + args.req_lens[r] - rejected);
-    }
-}
-
-// Chooses after the last token of each request that ends here, and after drafts as long as they are right.
-void Engine::sampleChunk(const Chunk &chunk, const BatchArgs &args, const Qwen3SamplingParams *params) {
-    std::vector<SampledRow> rows;
-    for (size_t i = 0; i < chunk.parts.size(); ++i) {
-        const Sequence &sequence = chunk.plans[0].sequences[i];
-        const uint32_t r = chunk.parts[i].request;
-        const uint32_t first = chunk.parts[i].first;
-        const uint32_t choose = args.req_lens[r] - 1 - static_cast<uint32_t>(params[r].ndraft);
-        for (uint32_t index = std::max(first, choose); index < first + sequence.ntok; ++index) {
-            rows.push_back({sequence.row + index - first, r, index});
-        }
-    }
-    for (size_t next = 0; next < rows.size();) {
-        SampledRow batch[kLogitRows];
-        uint32_t indices[kLogitRows];
-        uint32_t count = 0;
-        for (; next < rows.size() && count < kLogitRows; ++next) {
-            if (!sampled_[rows[next].request].settled) {
-                batch[count] = rows[next];
-                indices[count++] = rows[next].row;
-            }
-        }
-        if (count == 0) {
-            break;
-        }
-        logits_.resize(std::max(logits_.size(), size_t{count} * config_.dvoc));
-        computeLogits(indices, count, logits_.data());
-        for (uint32_t j = 0; j < count; ++j) {
-            sampleRow(batch[j], logits_.data() + size_t{j} * config_.dvoc, chunk, args, params);
-        }
-    }
-}
-
-void Engine::sampleRow(const SampledRow &row, float *logits, const Chunk &chunk, const BatchArgs &args,
-                       const Qwen3SamplingParams *params) {
-    Sampled &s = sampled_[row.request];
-    if (s.settled) {
-        return;
-    }
-    Qwen3SamplingParams p = params[row.request];
-    if (s.result.naccepted > 0) {
-        p.history = s.history.data();
-        p.nhistory += s.result.naccepted;
-        p.ngenerated += s.result.naccepted;
-    }
-    sampler_.sample(logits, p, args.req_pos[row.request] + row.index, s.result);
-    s.settled =
-        row.index + 1 == args.req_lens[row.request] || args.tokens[chunk.first_token + row.row + 1] != s.result.token;
-    if (!s.settled) {
-        if (s.result.naccepted == 0) {
-            s.history.assign(p.history, p.history + p.nhistory);
-        }
-        s.history.push_back(s.result.token);
-        ++s.result.naccepted;
+        args.kv_caches[r]->truncate(args.req_pos[r] + args.req_lens[r] - chooser_.rejected(r));
     }
 }
 

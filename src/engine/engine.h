@@ -1,5 +1,5 @@
-// One loaded model: its ranks (backend and weights of each), KV pool and caches, and the execution of checked batches.
-// Everything public is thread-safe; steps are serialised.
+// One loaded model at work: it owns the ranks (backend and weights of each), the KV pool and all caches, and runs calls
+// whose arguments have been checked. Everything public is thread-safe: one lock serialises steps and changes of caches.
 #pragma once
 
 #include <atomic>
@@ -11,8 +11,9 @@
 #include <vector>
 
 #include "engine/batch.h"
+#include "engine/chooser.h"
+#include "engine/chunk.h"
 #include "engine/kv_cache.h"
-#include "engine/sampler.h"
 #include "model/qwen3.h"
 #include "model/rope.h"
 #include "ops/factory.h"
@@ -21,7 +22,8 @@ namespace q3 {
 
 class Engine {
 public:
-    // dev_ids: one device, and so one rank, per entry.
+    // dev_ids has one entry for each rank: its device. weights and options have been checked. Throws what making
+    // backends and packing weights throw.
     Engine(const ModelConfig &config, float theta, const Qwen3Weights &weights, const BackendOptions &backend_options,
            const std::vector<int32_t> &dev_ids, const Qwen3ModelOptions &options);
 
@@ -36,12 +38,14 @@ public:
     // What saved caches depend on; computed at the first call, which reads all weights. Throws NOT_IMPLEMENTED.
     const std::string &kvIdentity();
 
-    // params [nreq] are complete and checked; results [nreq] are written only on success.
+    // Runs a call and chooses a token for each request. params [nreq] have been checked; results [nreq] are written
+    // only on success.
     void infer(const BatchArgs &args, const Qwen3SamplingParams *params, Qwen3SampleResult *results);
+    // Runs a call and writes the logits [ntok, dvoc] of all its tokens.
     void forward(const BatchArgs &args, float *logits);
-    void cancel() noexcept;
+    void cancel() noexcept;  // of the call that is running, if one is; never waits
 
-    // The seed of request `index` in the next plain inferBatch.
+    // The seed of the next request that brings none of its own.
     uint64_t nextSeed();
 
     const ModelConfig &config() const { return config_; }
@@ -50,26 +54,9 @@ public:
     void saveWeights(const char *path, const char *key) const;  // takes no lock: weights never change
 
 private:
-    std::vector<const ModelWeights *> weightsOfRanks() const;
-    // The part of a call that runs as one step.
-    struct Part {
-        uint32_t request;
-        uint32_t first;  // its first token here, counted from the request's
-    };
-    struct Chunk {
-        std::vector<StepPlan> plans;  // [ranks]: they differ in the KV blocks only
-        uint32_t ntok = 0;
-        uint32_t first_token = 0;
-        std::vector<Part> parts;  // of the plans' sequences
-    };
-    // A row of a chunk after which a token may have to be chosen.
-    struct SampledRow {
-        uint32_t row;
-        uint32_t request;
-        uint32_t index;  // token of the request
-    };
-    using ChunkSink = std::function<void(const Chunk &)>;
+    using ChunkSink = std::function<void(const Chunk &)>;  // called after each chunk has run
 
+    std::vector<const ModelWeights *> weightsOfRanks() const;
     KVCache *adopt(std::unique_ptr<KVCache> cache);
     std::shared_ptr<KVCache> guarded(std::unique_ptr<KVCache> cache);
     KVCache &owned(const KVCache *cache, const char *what, uint32_t index);
@@ -78,12 +65,8 @@ private:
     void reserve(const BatchArgs &args);
     void execute(const BatchArgs &args, const ChunkSink &sink);
     void runChunks(const BatchArgs &args, const ChunkSink &sink);
-    void addSequence(Chunk &chunk, uint32_t ntok, uint32_t pos, const KVCache &cache);
-    void fillRope(Chunk &chunk);
-    void computeLogits(const uint32_t *rows, uint32_t nrows, float *logits);
-    void sampleChunk(const Chunk &chunk, const BatchArgs &args, const Qwen3SamplingParams *params);
-    void sampleRow(const SampledRow &row, float *logits, const Chunk &chunk, const BatchArgs &args,
-                   const Qwen3SamplingParams *params);
+    std::vector<StepPlan> plansOf(const Chunk &chunk, const BatchArgs &args);
+    void readLogits(const uint32_t *rows, uint32_t nrows, float *logits);
 
     ModelConfig config_;
     Rope rope_;
@@ -93,7 +76,7 @@ private:
     std::vector<std::unique_ptr<Backend>> backends_;
     std::vector<std::unique_ptr<Qwen3Forward>> forward_;
     std::unique_ptr<BlockPool> pool_;
-    Sampler sampler_;
+    Chooser chooser_;
     std::atomic<uint64_t> seed_;
 
     std::once_flag kv_identified_;
@@ -105,17 +88,7 @@ private:
     std::atomic<bool> running_{false};
     std::atomic<bool> cancel_{false};
 
-    // Scratch of a step.
-    std::vector<float> rope_cos_, rope_sin_;
-    std::vector<float> logits_;
-    struct Sampled {
-        Qwen3SampleResult result;
-        std::vector<uint32_t> top_tokens;
-        std::vector<float> top_logprobs;
-        std::vector<uint32_t> history;  // the caller's and the accepted drafts
-        bool settled;                   // no further token is to be chosen
-    };
-    std::vector<Sampled> sampled_;
+    std::vector<float> rope_cos_, rope_sin_;  // of a step
 };
 
 }  // namespace q3
