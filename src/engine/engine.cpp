@@ -172,7 +172,8 @@ void Engine::reserve(const BatchArgs &args) {
         needed += args.kv_caches[r]->blocksNeeded(args.req_pos[r], args.req_lens[r], shared);
     }
     std::sort(shared.begin(), shared.end());
-    // A cache that writes to a shared block needs a copy of it; when all its holders write, the last keeps the original.
+    // A cache that writes to a shared block needs a copy of it; when all its holders write, the last keeps the
+    // original.
     for (auto first = shared.begin(); first != shared.end();) {
         const auto next = std::upper_bound(first, shared.end(), *first);
         const auto writers = static_cast<uint32_t>(next - first);

@@ -1,4 +1,5 @@
-// What an engine writes to files and reads from them. The lock is held for looking things up only, so steps go on.
+// What an engine writes to files and reads from them. Steps go on meanwhile: the lock is held only while caches and
+// blocks are looked up, shared or given back.
 #include <algorithm>
 
 #include "engine/engine.h"
@@ -27,7 +28,7 @@ const std::string &Engine::kvIdentity() {
     return kv_identity_;
 }
 
-// Gives blocks back under the lock.
+// A cache that takes the lock when it is dropped, because its blocks go back to the pool then.
 std::shared_ptr<KVCache> Engine::guarded(std::unique_ptr<KVCache> cache) {
     const auto drop = [this](KVCache *dropped) {
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -48,7 +49,7 @@ void Engine::saveCache(const KVCache *cache, const uint32_t *tokens, uint32_t le
         }
         copy = source.duplicate(length);
     }
-    // Shared blocks are copied before anybody writes to them.
+    // Whoever writes to the blocks from now on copies them first, because they are shared.
     const std::shared_ptr<KVCache> snapshot = guarded(std::move(copy));
     for (uint32_t i = 0; i < length; ++i) {
         if (tokens[i] >= config_.dvoc) {

@@ -6,7 +6,7 @@
 
 namespace q3 {
 
-// Calls function(rank); what it throws then names the rank if there are several.
+// Calls function(rank) for every rank. With several ranks, what it throws gets the rank's number into its message.
 template <typename Function> void BlockPool::onEveryRank(const Function &function) const {
     for (uint32_t rank = 0; rank < ranks(); ++rank) {
         try {
@@ -143,7 +143,7 @@ void KVCache::prepare(uint32_t pos, uint32_t ntok) {
     }
 }
 
-// Capacity is there already.
+// Allocates nothing: prepare() has reserved the capacity.
 void KVCache::setData(size_t index, const BlockPool::Block &block) {
     for (uint32_t rank = 0; rank < pool_.ranks(); ++rank) {
         data_[rank].resize(std::max(data_[rank].size(), index + 1));

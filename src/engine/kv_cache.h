@@ -1,8 +1,8 @@
 // KV caches as tables of reference-counted blocks drawn from one bounded pool per model.
 //
-// A block holds `block_tokens` tokens of all layers, in one piece of memory on each rank of the model; where is what
-// inside is the backend's business. Growing appends blocks, duplicating shares them, and a block that is shared is
-// copied before it is written. Nothing here knows the device: memory comes through BlockMemory.
+// A block holds `block_tokens` tokens of all layers, in one piece of memory on each rank of the model; what lies where
+// inside is the backend's business. Growing appends blocks, duplicating shares them, and a shared block is copied
+// before anybody writes to it. Nothing here knows the device: memory comes through BlockMemory.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,10 @@ public:
         uint32_t refs = 0;
     };
 
-    Block *take();                       // refs 1; throws what a rank's memory throws. The caller checks the limit.
-    Block *copyOf(const Block *source);  // likewise
+    // A block with one reference, whose content is unspecified or that of `source`. Both throw what a rank's memory
+    // throws. They do not look at the limit: the caller has.
+    Block *take();
+    Block *copyOf(const Block *source);
     void release(Block *block) noexcept;
 
     uint32_t ranks() const { return static_cast<uint32_t>(memories_.size()); }
@@ -50,7 +52,7 @@ private:
     uint32_t block_tokens_;
     uint64_t limit_bytes_;
     uint64_t used_blocks_ = 0;
-    std::vector<Block *> free_;  // kept for reuse: the next request is rarely far
+    std::vector<Block *> free_;  // blocks that nobody holds keep their memory, because the next request is rarely far
 };
 
 }  // namespace q3
@@ -67,11 +69,12 @@ public:
 
     std::unique_ptr<KVCache> duplicate(uint32_t length) const;
 
-    // Blocks that writing tokens [pos, pos + ntok) would append. Blocks it would write that are shared with other
-    // caches are added to `shared`: all but the last of a block's holders to write it must copy it.
+    // How many blocks writing tokens [pos, pos + ntok) would append. The blocks that it would write to and that other
+    // caches hold too are added to `shared`: they must be copied first, unless all other holders have copied them.
     uint64_t blocksNeeded(uint32_t pos, uint32_t ntok, std::vector<const q3::BlockPool::Block *> &shared) const;
 
-    // Makes [pos, pos + ntok) writable: own blocks, exclusively held. Strong guarantee: on a throw nothing changed.
+    // Makes the tokens [pos, pos + ntok) writable: afterwards nobody else holds their blocks. On a throw nothing has
+    // changed.
     void prepare(uint32_t pos, uint32_t ntok);
 
     // Keeps the first `length` tokens and gives the other blocks back.
@@ -86,5 +89,5 @@ private:
     q3::BlockPool &pool_;
     uint32_t length_ = 0;
     std::vector<q3::BlockPool::Block *> blocks_;
-    std::vector<std::vector<void *>> data_;  // [rank][i]: blocks_[i]->data[rank], the form backends read
+    std::vector<std::vector<void *>> data_;  // [rank][i] is blocks_[i]->data[rank], as backends read it
 };

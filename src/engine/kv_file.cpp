@@ -12,7 +12,7 @@ namespace {
 // Changes when the same name=value lines no longer mean the same bytes.
 constexpr int kFormat = 1;
 
-// Tables of a few positions tell any two settings of the rotary embedding apart.
+// Identifies the settings of the rotary embedding by what they do: the tables of a few positions tell any two apart.
 uint64_t ropeHash(const Rope &rope, uint32_t dh) {
     std::vector<float> table(dh);
     HashWriter hash;
@@ -47,7 +47,7 @@ std::vector<std::string> linesOf(const std::string &text) {
     fail(QWEN3_STATUS_CACHE_MISMATCH, "the KV cache in %s is of another model", path);
 }
 
-// Runs body and turns what packed files throw into an error with a message.
+// Returns body(); what packed files throw becomes an error whose message names the file.
 template <typename Body> auto reading(const char *path, const Body &body) {
     try {
         return body();

@@ -1,5 +1,5 @@
-// KV caches in files: the token ids, then the blocks of every rank, in a packed file whose identity says what they
-// depend on.
+// KV caches in files. A file holds the token ids, then the blocks of every rank; it is a packed file, whose identity
+// says what the blocks depend on.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +15,12 @@
 
 namespace q3 {
 
-// A line "name=value" for everything that the keys and values of given tokens depend on. Reads all weights, and takes
-// a second for some 10 GB. Throws NOT_IMPLEMENTED when the backend cannot save blocks.
+// What the keys and values of given tokens depend on, in lines of "name=value". It reads all weights, some 10 GB a
+// second. Throws NOT_IMPLEMENTED when the backend cannot save blocks.
 std::string kvIdentity(const ModelConfig &config, const Rope &rope, const std::vector<const ModelWeights *> &weights,
                        const std::vector<std::unique_ptr<Backend>> &backends);
 
-// Writes all of a cache whose blocks nobody changes meanwhile; tokens [cache.length()]. Throws IO_ERROR.
+// Writes a whole cache; tokens [cache.length()]. Nobody may write to its blocks meanwhile. Throws IO_ERROR.
 void writeKvFile(const char *path, const std::string &identity, const uint32_t *tokens, const KVCache &cache,
                  const BlockPool &pool);
 
@@ -31,7 +31,7 @@ public:
     KvFileReader(const char *path, const std::string &identity);
 
     const std::vector<uint32_t> &tokens() const { return tokens_; }
-    // Fills blocks that nobody else uses: those of tokens().size() tokens.
+    // Fills the blocks of `cache`, which has room for tokens().size() tokens and which nobody else uses.
     void readBlocks(const KVCache &cache, const BlockPool &pool);
 
 private:

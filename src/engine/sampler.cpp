@@ -21,11 +21,11 @@ uint64_t splitMix64(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-// Loops over a vocabulary of 150,000 are written over kLanes independent values, so that the compiler can vectorise
-// them: one row a step is nothing, a batch of them is a tenth of the step.
+// Loops over a vocabulary of 150,000 tokens keep kLanes independent values, so that the compiler can vectorise them.
+// For one row a step their time would not matter; for a batch of rows it is a tenth of the step.
 constexpr uint32_t kLanes = 8;
 
-// Logits whose maximum is known: 2,374 of them tell where the likeliest of 151,936 tokens are.
+// The maximum of every block of so many logits is kept: 2,374 maxima tell where the likeliest of 151,936 tokens are.
 constexpr uint32_t kBlock = 64;
 
 // How many of the likeliest tokens a draw without top_k looks at first: they mostly hold nearly all of the probability,
@@ -51,7 +51,7 @@ float largest(const float *logits, uint32_t count) {
     return best;
 }
 
-// exp(x) for x <= 0 within 3e-7 of itself (Cephes' polynomial); 0 stays a little above 0 below -87.
+// exp(x) for x <= 0, with a relative error of at most 3e-7 (Cephes' polynomial). Below -87 the result no longer falls.
 inline float expFast(float x) {
     x = x < -87.0F ? -87.0F : x;
     const float n = (x * 1.44269504F + 12582912.0F) - 12582912.0F;
@@ -132,7 +132,7 @@ void Sampler::adjust(float *logits, const Qwen3SamplingParams &params) {
         fail(QWEN3_STATUS_INTERNAL_ERROR, "the model produced %g as logit of token %u", static_cast<double>(*bad),
              static_cast<uint32_t>(bad - logits));
     }
-    // An adjusted logit stays at or below the largest float: two infinities would have no difference to compare.
+    // An adjusted logit stays at or below the largest float, because the difference of two infinities is NaN.
     const auto set = [&](uint32_t token, float value) {
         logits[token] = std::min(value, std::numeric_limits<float>::max());
     };
@@ -181,7 +181,8 @@ void Sampler::selectLikeliest(const float *logits, uint32_t count) {
     const auto likelier = [](const Candidate &a, const Candidate &b) {
         return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
     };
-    // As many blocks have a maximum of at least `bound`, and so many tokens at least a logit of it.
+    // At least `count` blocks have a maximum of `bound` or more, and so at least `count` tokens such a logit: a token
+    // below it is none of the likeliest.
     float bound = kBanned;
     if (count < maxima_.size()) {
         sorted_maxima_ = maxima_;
@@ -210,7 +211,7 @@ void Sampler::selectLikeliest(const float *logits, uint32_t count) {
 uint32_t Sampler::draw(const float *logits, float largest_logit, const Qwen3SamplingParams &params, uint32_t position) {
     const double scale = 1.0 / static_cast<double>(params.temperature);
     const double best = static_cast<double>(largest_logit);
-    // (x - best) first: with a tiny temperature the scaled logits themselves would overflow.
+    // The difference is taken before scaling: with a tiny temperature the scaled logits themselves would overflow.
     const auto weight = [&](float logit) { return std::exp((static_cast<double>(logit) - best) * scale); };
     const bool all = params.top_k == 0 || params.top_k >= dvoc_;
     double total = 0.0;
@@ -234,8 +235,9 @@ uint32_t Sampler::draw(const float *logits, float largest_logit, const Qwen3Samp
     }
 }
 
-// The candidate that a uniform number stands for, given the total weight of all that may be drawn. When the candidates
-// are only the likeliest of those (!complete) the answer may lie beyond them: then their number is returned.
+// Which candidate the uniform number `random` stands for; `total` is the weight of all tokens that may be drawn. Unless
+// `complete`, the candidates are only the likeliest of these, and the number may stand for a token beyond them: then
+// the number of candidates is returned.
 size_t Sampler::choose(const Qwen3SamplingParams &params, double random, double total, bool complete) const {
     size_t keep = probs_.size();
     bool cut = false;
@@ -273,7 +275,7 @@ void Sampler::reportLogprobs(const float *logits, float largest_logit, const Qwe
                              Qwen3SampleResult &result) {
     const double best = static_cast<double>(largest_logit);
     const double sum = sumExp(logits, dvoc_, largest_logit);
-    // The difference first: next to a large logit, log(sum) would vanish in rounding.
+    // The difference is taken first: added to a large logit, log(sum) would vanish in rounding.
     const auto logprob = [&, log_sum = std::log(sum)](float logit) {
         return static_cast<float>(static_cast<double>(logit) - best - log_sum);
     };

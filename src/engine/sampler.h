@@ -8,14 +8,14 @@
 
 namespace q3 {
 
-// Reusable scratch; one per model.
+// Keeps its scratch memory from call to call.
 class Sampler {
 public:
     explicit Sampler(uint32_t dvoc);
 
-    // logits [dvoc] is modified. position seeds the draw together with params.seed. Writes result.token, and the
+    // Overwrites logits [dvoc]. The draw depends on params.seed and position alone. Writes result.token, and the
     // log-probabilities unless params want none. Throws BAD_PARAM when the mask and biases leave no token, and
-    // INTERNAL_ERROR when a logit is NaN.
+    // INTERNAL_ERROR when a logit is NaN or +infinity.
     void sample(float *logits, const Qwen3SamplingParams &params, uint32_t position, Qwen3SampleResult &result);
 
 private:

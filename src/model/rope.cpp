@@ -8,7 +8,8 @@ namespace {
 
 constexpr double kTwoPi = 6.283185307179586;
 
-// YaRN: high frequencies stay, low ones are divided by the factor, a ramp over dimensions in between.
+// YaRN: high frequencies stay, low ones are divided by the factor, and those in between are mixed along a ramp over the
+// dimensions.
 void scaleYarn(std::vector<double> &inv_freq, double theta, const Qwen3ModelOptions &o) {
     const double dim = 2.0 * static_cast<double>(inv_freq.size());
     const double beta_fast = o.rope_beta_fast > 0.0F ? static_cast<double>(o.rope_beta_fast) : 32.0;
@@ -33,12 +34,12 @@ void scaleYarn(std::vector<double> &inv_freq, double theta, const Qwen3ModelOpti
     }
 }
 
-// Llama 3: by wavelength, with a smooth step between the two bounds.
+// Llama 3: short wavelengths stay, long ones are divided by the factor, with a smooth step between the two bounds.
 void scaleLlama3(std::vector<double> &inv_freq, const Qwen3ModelOptions &o) {
     const double low_factor = static_cast<double>(o.rope_low_freq_factor);
     const double high_factor = static_cast<double>(o.rope_high_freq_factor);
     for (double &f : inv_freq) {
-        const double turns = o.rope_original_ctx * f / kTwoPi;  // over the original context
+        const double turns = o.rope_original_ctx * f / kTwoPi;  // that the pair makes over the original context
         const double smooth = std::clamp((turns - low_factor) / (high_factor - low_factor), 0.0, 1.0);
         f = (1.0 - smooth) * f / static_cast<double>(o.rope_factor) + smooth * f;
     }

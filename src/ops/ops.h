@@ -15,7 +15,8 @@ class Ops {
 public:
     virtual ~Ops() = default;
 
-    virtual void beginStep(const StepPlan &plan) = 0;  // plan stays valid until the next beginStep
+    // The nodes below belong to this step until the next beginStep. The plan is valid whenever one of them is called.
+    virtual void beginStep(const StepPlan &plan) = 0;
     // x[ntok, d] = table[tokens]
     virtual void embed(Activation x, const PackedLinear &table) = 0;
     // x += delta (skipped when delta.data is null); h = x / sqrt(mean(x^2) + epsilon) * weight     [ntok, d]
