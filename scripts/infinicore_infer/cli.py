@@ -449,3 +449,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _USER_ERRORS as error:
         _note(f"error: {error}")
         return EXIT_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())
