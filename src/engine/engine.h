@@ -79,7 +79,7 @@ private:
     Chooser chooser_;
     std::atomic<uint64_t> seed_;
 
-    std::once_flag kv_identified_;
+    std::mutex kv_identity_mutex_;
     std::string kv_identity_;
 
     std::mutex mutex_;

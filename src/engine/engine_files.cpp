@@ -22,9 +22,11 @@ void Engine::saveWeights(const char *path, const char *key) const {
 }
 
 const std::string &Engine::kvIdentity() {
-    std::call_once(kv_identified_, [&] {  // stays unset when it throws
+    // Not std::call_once, which ends the process when it is left by an exception and there is no memory.
+    const std::lock_guard<std::mutex> lock(kv_identity_mutex_);
+    if (kv_identity_.empty()) {
         kv_identity_ = q3::kvIdentity(config_, rope_, weightsOfRanks(), backends_);
-    });
+    }
     return kv_identity_;
 }
 
@@ -70,6 +72,7 @@ KVCache *Engine::loadCache(const char *path, uint32_t *tokens, uint32_t capacity
     if (count > capacity) {
         fail(QWEN3_STATUS_BAD_PARAM, "the KV cache in %s holds %u tokens, capacity is %u", path, count, capacity);
     }
+    file.requireBlocks(*pool_);
     const std::shared_ptr<KVCache> cache = guarded(std::make_unique<KVCache>(*pool_));
     {
         const std::lock_guard<std::mutex> lock(mutex_);

@@ -1,7 +1,5 @@
 #include "engine/kv_file.h"
 
-#include <cstdio>
-#include <cstring>
 #include <sstream>
 
 #include "runtime/error.h"
@@ -10,7 +8,8 @@ namespace q3 {
 namespace {
 
 // Changes when the same name=value lines no longer mean the same bytes.
-constexpr int kFormat = 1;
+constexpr int kFormat = 2;
+constexpr char kKernels[] = "kernels=";
 
 // Identifies the settings of the rotary embedding by what they do: the tables of a few positions tell any two apart.
 uint64_t ropeHash(const Rope &rope, uint32_t dh) {
@@ -21,6 +20,10 @@ uint64_t ropeHash(const Rope &rope, uint32_t dh) {
         hash.append(table.data(), table.size() * sizeof(float));
     }
     return hash.hash();
+}
+
+bool startsWith(const std::string &text, const char *start) {
+    return text.rfind(start, 0) == 0;
 }
 
 std::vector<std::string> linesOf(const std::string &text) {
@@ -39,6 +42,14 @@ std::vector<std::string> linesOf(const std::string &text) {
         fail(QWEN3_STATUS_CACHE_MISMATCH, "%s holds no KV cache, or one of another version", path);
     }
     for (size_t i = 1; i < ours.size(); ++i) {
+        if (i < theirs.size() && theirs[i] != ours[i] && startsWith(theirs[i], kKernels) &&
+            startsWith(ours[i], kKernels)) {
+            fail(QWEN3_STATUS_CACHE_MISMATCH,
+                 "the KV cache in %s was computed by other kernels, whose results differ in the last bits: it has "
+                 "%.80s, "
+                 "this CPU has %s",
+                 path, theirs[i].c_str(), ours[i].c_str());
+        }
         if (i >= theirs.size() || theirs[i] != ours[i]) {
             fail(QWEN3_STATUS_CACHE_MISMATCH, "the KV cache in %s is of another model: it has %.80s, this model has %s",
                  path, i < theirs.size() ? theirs[i].c_str() : "nothing", ours[i].c_str());
@@ -53,9 +64,8 @@ template <typename Body> auto reading(const char *path, const Body &body) {
         return body();
     } catch (const PackedFileError &error) {
         if (error.reason() == PackedFileError::kAbsent) {
-            char reason[128];
             fail(QWEN3_STATUS_IO_ERROR, "could not open the file %s: %s", path,
-                 strerror_r(error.systemError(), reason, sizeof reason));
+                 systemReason(error.systemError()).c_str());
         }
         if (error.reason() == PackedFileError::kStale) {
             fail(QWEN3_STATUS_CACHE_MISMATCH, "the file %s is of another version of the format", path);
@@ -77,14 +87,14 @@ std::string kvIdentity(const ModelConfig &config, const Rope &rope, const std::v
         writeWeights(*weights[rank], hash, *backends[rank]);
     }
     char text[512];
-    std::snprintf(text, sizeof text,
-                  "kv-file=%d %s\nsizes=nlayer %u, d %u, nh %u, nkvh %u, dh %u, di %u, dvoc %u\nepsilon=%a\n"
-                  "rope=%016llx\nndev=%zu\nkv=%s, %u tokens in %zu bytes\nweights=%016llx\n",
-                  kFormat, QWEN3_VERSION_STRING, config.nlayer, config.d, config.nh, config.nkvh, config.dh, config.di,
-                  config.dvoc, static_cast<double>(config.epsilon),
-                  static_cast<unsigned long long>(ropeHash(rope, config.dh)), backends.size(), layout.c_str(),
-                  backends[0]->kvBlockTokens(), backends[0]->kvBlockBytes(),
-                  static_cast<unsigned long long>(hash.hash()));
+    formatText(text, sizeof text,
+               "kv-file=%d %s\nsizes=nlayer %u, d %u, nh %u, nkvh %u, dh %u, di %u, dvoc %u\nepsilon=%a\n"
+               "rope=%016llx\nndev=%zu\nkv=%s, %u tokens in %zu bytes\nweights=%016llx\n%s%s\n",
+               kFormat, QWEN3_VERSION_STRING, config.nlayer, config.d, config.nh, config.nkvh, config.dh, config.di,
+               config.dvoc, static_cast<double>(config.epsilon),
+               static_cast<unsigned long long>(ropeHash(rope, config.dh)), backends.size(), layout.c_str(),
+               backends[0]->kvBlockTokens(), backends[0]->kvBlockBytes(), static_cast<unsigned long long>(hash.hash()),
+               kKernels, backends[0]->numerics().c_str());
     return text;
 }
 
@@ -112,6 +122,14 @@ KvFileReader::KvFileReader(const char *path, const std::string &identity)
         }
         tokens_.resize(bytes / sizeof(uint32_t));
         reader_.read(tokens_.data(), bytes, inline_);
+    });
+}
+
+void KvFileReader::requireBlocks(const BlockPool &pool) const {
+    reading(path_.c_str(), [&] {
+        if (!reader_.holds(pool.blocksFor(tokens_.size()) * pool.ranks(), pool.blockBytes() / pool.ranks())) {
+            throw PackedFileError(PackedFileError::kCorrupt);
+        }
     });
 }
 

@@ -31,6 +31,8 @@ public:
     KvFileReader(const char *path, const std::string &identity);
 
     const std::vector<uint32_t> &tokens() const { return tokens_; }
+    // Throws unless the file has the blocks of all tokens: ask before memory is taken for them.
+    void requireBlocks(const BlockPool &pool) const;
     // Fills the blocks of `cache`, which has room for tokens().size() tokens and which nobody else uses.
     void readBlocks(const KVCache &cache, const BlockPool &pool);
 

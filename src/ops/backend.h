@@ -50,6 +50,8 @@ public:
     // What the bytes of blocks depend on besides the model; they are in host memory then. Empty (as here) when blocks
     // cannot be saved.
     virtual std::string kvLayout() const { return {}; }
+    // A name that backends share which compute the same bits from the same weights; where kvLayout() is not empty.
+    virtual std::string numerics() const { return {}; }
 
     // --- information
     virtual size_t scratchBytes() const = 0;

@@ -1,7 +1,11 @@
-// What the library believes of the machine: limits of control groups in a made-up /proc and /sys.
+// What the library believes of the machine: limits of control groups in a made-up /proc and /sys; and reading from
+// mapped files that others cut short.
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <string>
@@ -9,6 +13,7 @@
 #include "check.h"
 #include "runtime/cgroup.h"
 #include "runtime/cpu_info.h"
+#include "runtime/readable.h"
 
 namespace {
 
@@ -140,9 +145,32 @@ void testContainers() {
     CHECK(q3::cgroupMemoryLeft(root.path()) == kGiB);
 }
 
+// A mapping of a file that is cut short: what is left can be copied, what is gone is an error.
+void testCopiesOfMappedFiles() {
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    FILE *file = std::tmpfile();
+    std::string content(3 * page, 'x');
+    content[page - 1] = 'y';
+    CHECK(std::fwrite(content.data(), 1, content.size(), file) == content.size() && std::fflush(file) == 0);
+    void *mapping = mmap(nullptr, content.size(), PROT_READ, MAP_SHARED, fileno(file), 0);
+    const auto *data = static_cast<const char *>(mapping);
+    std::string copy(content.size(), ' ');
+    CHECK(q3::copyReadable(copy.data(), data, content.size()) && copy == content);
+    CHECK(q3::copyReadable(copy.data(), data + 1, 0));
+    CHECK(ftruncate(fileno(file), static_cast<off_t>(page)) == 0);
+    copy.assign(content.size(), ' ');
+    CHECK(q3::copyReadable(copy.data(), data, page) && copy.compare(0, page, content, 0, page) == 0);
+    CHECK(!q3::copyReadable(copy.data(), data, page + 1));
+    CHECK(!q3::copyReadable(copy.data(), data + page - 1, 2));
+    CHECK(!q3::copyReadable(copy.data(), data + page, 1));
+    munmap(mapping, content.size());
+    std::fclose(file);
+}
+
 }  // namespace
 
 int main() {
+    testCopiesOfMappedFiles();
     testNoLimits();
     testVersion2();
     testVersion1();

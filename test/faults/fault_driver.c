@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <fenv.h>
 #include <locale.h>
+#include <math.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -488,13 +489,13 @@ static void forks(char **argv) {
 }
 
 /* The number behind a name in a file of /proc. */
-static unsigned long long statusField(const char *path, const char *name) {
+static unsigned long long statusField(const char *path, const char *name, int base) {
     char line[256];
     unsigned long long value = 0;
     FILE *file = fopen(path, "r");
     while (file != NULL && fgets(line, sizeof line, file) != NULL) {
         if (strncmp(line, name, strlen(name)) == 0) {
-            value = strtoull(line + strlen(name), NULL, 16);
+            value = strtoull(line + strlen(name), NULL, base);
         }
     }
     if (file != NULL) {
@@ -520,7 +521,7 @@ static void signals(char **argv) {
             }
             char path[300];
             snprintf(path, sizeof path, "/proc/self/task/%d/status", id);
-            const unsigned long long blocked = statusField(path, "SigBlk:");
+            const unsigned long long blocked = statusField(path, "SigBlk:", 16);
             ++others;
             for (int number = 1; number < 32; ++number) {
                 const int fault = number == SIGBUS || number == SIGFPE || number == SIGILL || number == SIGSEGV ||
@@ -769,6 +770,107 @@ static void limits(char **argv) {
     closeSubject(&s);
 }
 
+/* forged FOLDER: a small file that says to hold a long cache must not make anybody take memory for it. */
+static uint64_t hashWords(const void *data, size_t bytes); /* hashBytes of src/runtime */
+
+static void forged(char **argv) {
+    /* A cache of many tokens whose file keeps its tokens but has lost its blocks, all hashes right. */
+    char path[4096];
+    snprintf(path, sizeof path, "%s/file", argv[0]);
+    enum { LONG = 60000 };
+    g_meta.dctx = 1 << 17;
+    g_options.kv_limit_bytes = (uint64_t)1 << 40;
+    Subject s = {NULL, NULL, path};
+    learnExpected();
+    openSubject(&s, &kOperations[2]);
+    CHECK(doSaveCache(&s) == QWEN3_STATUS_SUCCESS, "%s", qwen3LastError());
+    static char file[1 << 20];
+    FILE *in = fopen(path, "rb");
+    const size_t bytes = fread(file, 1, sizeof file, in);
+    fclose(in);
+    /* header: magic 8, version 4, unused 4, identity_bytes, index_offset, index_words, index_hash, file_bytes, hash */
+    uint64_t header[8];
+    memcpy(header, file, sizeof header);
+    const uint64_t identity_bytes = header[2], index_offset = header[3];
+    CHECK(bytes == header[6], "the header is another one");
+    static char identity[4096];
+    memcpy(identity, file + index_offset, identity_bytes);
+    static uint32_t tokens[LONG];
+    const uint64_t end = 4096 + sizeof tokens;
+    const uint64_t index[3] = {4096, sizeof tokens, hashWords(tokens, sizeof tokens)};
+    const uint64_t both[2] = {hashWords(identity, identity_bytes), hashWords(index, sizeof index)};
+    header[3] = end;
+    header[4] = 3;
+    header[5] = hashWords(both, sizeof both);
+    header[6] = end + identity_bytes + sizeof index;
+    header[7] = hashWords(header, 7 * sizeof(uint64_t));
+    FILE *out = fopen(path, "wb");
+    fwrite(header, 1, sizeof header, out);
+    fseek(out, 4096, SEEK_SET);
+    fwrite(tokens, 1, sizeof tokens, out);
+    fwrite(identity, 1, identity_bytes, out);
+    fwrite(index, 1, sizeof index, out);
+    fclose(out);
+    static uint32_t read[LONG];
+    uint32_t length = 0;
+    struct rlimit old, small;
+    getrlimit(RLIMIT_AS, &old);
+    small = old;
+    small.rlim_cur = statusField("/proc/self/status", "VmSize:", 10) * 1024 + (16u << 20);
+    setrlimit(RLIMIT_AS, &small);
+    CHECK(qwen3LoadKVCache(s.model, path, read, LONG, &length) == NULL, "a forged cache was loaded");
+    setrlimit(RLIMIT_AS, &old);
+    CHECK(qwen3LastStatus() == QWEN3_STATUS_IO_ERROR && strstr(qwen3LastError(), "damaged") != NULL, "%s",
+          qwen3LastError());
+    CHECK(statsOf(s.model).ncaches == 1, "a cache is left");
+    closeSubject(&s);
+}
+
+static uint64_t hashWords(const void *data, size_t bytes) {
+    const uint64_t odd = 0x9e3779b97f4a7c15u;
+    uint64_t lanes[8], hash = bytes;
+    for (size_t i = 0; i < 8; ++i) {
+        lanes[i] = odd * (2 * i + 1);
+    }
+    for (size_t at = 0; at < bytes; at += 64) {
+        uint64_t words[8] = {0};
+        memcpy(words, (const char *)data + at, bytes - at < 64 ? bytes - at : 64);
+        for (size_t i = 0; i < 8; ++i) {
+            const uint64_t product = (lanes[i] ^ words[i]) * odd;
+            lanes[i] = product << 29 | product >> 35;
+        }
+    }
+    for (size_t i = 0; i < 8; ++i) {
+        hash = (hash ^ lanes[i]) * odd;
+        hash ^= hash >> 32;
+    }
+    return hash;
+}
+
+/* save PATH and load PATH: for machines with other kernels; prints whether it was loaded, and a hash of the logits. */
+static void exchange(char *path, int load) {
+    Subject s = {NULL, NULL, path};
+    Qwen3Model *model = create();
+    if (model == NULL) { /* a CPU without these kernels */
+        exit(2);
+    }
+    destroyQwen3Model(model);
+    learnExpected();
+    openSubject(&s, &kOperations[2]);
+    const int32_t status = (load ? doLoadCache : doSaveCache)(&s);
+    CHECK(status == QWEN3_STATUS_SUCCESS || (load && status == QWEN3_STATUS_CACHE_MISMATCH), "%s", qwen3LastError());
+    CHECK(status == QWEN3_STATUS_SUCCESS || strstr(qwen3LastError(), "kernels") != NULL, "%s", qwen3LastError());
+    printf("%s %016llx\n", status == QWEN3_STATUS_SUCCESS ? "done" : "refused",
+           (unsigned long long)hashWords(g_expected, sizeof g_expected));
+    closeSubject(&s);
+}
+static void saveFor(char **argv) {
+    exchange(argv[0], 0);
+}
+static void loadFrom(char **argv) {
+    exchange(argv[0], 1);
+}
+
 /* A mapping of a file that holds the tensors. */
 static float *mapTensors(const char *path, int *fd) {
     const size_t bytes = tensorFloats() * sizeof(float);
@@ -829,6 +931,62 @@ static void truncated(char **argv) {
     printf("%d of %d loads failed\n", failed, rounds);
 }
 
+/* ------------------------------------------------------------------ stopping */
+
+typedef struct {
+    Qwen3Model *model;
+    const volatile float *logits;
+    int asked;
+} Watch;
+
+/* Asks to stop when the first logit is there: the layers are done by then. */
+static void *cancelAtLogits(void *argument) {
+    Watch *watch = argument;
+    while (!g_stop && isnan(watch->logits[0])) {
+    }
+    watch->asked = !isnan(watch->logits[0]);
+    qwen3Cancel(watch->model);
+    return NULL;
+}
+
+/* cancel: a step that computes little but logits is stopped amid them. */
+static void cancelled(char **argv) {
+    (void)argv;
+    enum { ROWS = 512, BIG = 60000 };
+    g_meta.dvoc = BIG;
+    g_meta.nlayer = g_weights.nlayer = 1;
+    g_meta.dctx = ROWS;
+    g_options.max_step_tokens = ROWS;
+    float *table = calloc((size_t)BIG * WIDTH, sizeof(float));
+    g_weights.input_embd = table;
+    g_weights.output_embd = NULL;
+    Qwen3Model *model = create();
+    CHECK(model != NULL, "%s", qwen3LastError());
+    KVCache *cache = createKVCache(model);
+    static uint32_t tokens[ROWS];
+    const uint32_t pos = 0, ntok = ROWS;
+    float *logits = malloc((size_t)ROWS * BIG * sizeof(float));
+    g_stop = 0;
+    for (size_t i = 0; i < (size_t)ROWS * BIG; ++i) {
+        logits[i] = NAN;
+    }
+    Watch watch = {model, logits, 0};
+    pthread_t thread;
+    pthread_create(&thread, NULL, cancelAtLogits, &watch);
+    const int32_t status = forwardBatch(model, tokens, ntok, &ntok, 1, &pos, &cache, logits);
+    g_stop = 1;
+    pthread_join(thread, NULL);
+    CHECK(watch.asked, "logits came too late to stop");
+    CHECK(status == QWEN3_STATUS_CANCELLED, "%s", qwen3StatusName(status));
+    CHECK(isnan(logits[(size_t)ROWS * BIG - 1]), "all logits were computed");
+    uint32_t length = 1;
+    CHECK(qwen3KVCacheLength(model, cache, &length) == QWEN3_STATUS_SUCCESS && length == 0, "%u tokens stay", length);
+    dropKVCache(model, cache);
+    destroyQwen3Model(model);
+    free(logits);
+    free(table);
+}
+
 /* ------------------------------------------------------------------ commands */
 
 int fault_main(int argc, char **argv) {
@@ -842,7 +1000,9 @@ int fault_main(int argc, char **argv) {
         {"floats", floats, 3},      {"locale", locales, 2},
         {"write", writeForEver, 1}, {"after-kill", afterKill, 1},
         {"damage", damage, 3},      {"limits", limits, 1},
-        {"truncate", truncated, 3},
+        {"truncate", truncated, 3}, {"forged", forged, 1},
+        {"save", saveFor, 1},       {"load", loadFrom, 1},
+        {"cancel", cancelled, 0},
     };
     *(void **)&fault_arm = dlsym(RTLD_DEFAULT, "fault_arm");
     *(void **)&fault_disarm = dlsym(RTLD_DEFAULT, "fault_disarm");

@@ -12,6 +12,7 @@
 #include "ops/cpu/kernels/kernels.h"
 #include "ops/cpu/kv.h"
 #include "ops/cpu/linear.h"
+#include "ops/cpu/numerics.h"
 #include "ops/cpu/pack/pack.h"
 #include "ops/ops.h"
 #include "runtime/ranks.h"
@@ -44,6 +45,7 @@ public:
     size_t kvBlockBytes() const override { return kv_.blockBytes(); }
     BlockMemory &kvMemory() override { return kv_memory_; }
     std::string kvLayout() const override { return kv_.name(); }
+    std::string numerics() const override { return numericsOf(kernels_); }
 
     void beginStep(const StepPlan &plan) override {
         plan_ = &plan;
