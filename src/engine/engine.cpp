@@ -220,6 +220,14 @@ void Engine::runChunks(const BatchArgs &args, const ChunkSink &sink) {
         const std::vector<StepPlan> plans = plansOf(chunk, args);
         group_.run([&](uint32_t rank) { forward_[rank]->run(plans[rank], cancel_); });
         sink(chunk);
+        stopIfCancelled("after the logits");
+    }
+}
+
+// With a large vocabulary logits take as long as layers do.
+void Engine::stopIfCancelled(const char *where) const {
+    if (cancel_.load(std::memory_order_relaxed)) {
+        fail(QWEN3_STATUS_CANCELLED, "cancelled %s", where);
     }
 }
 
@@ -251,6 +259,7 @@ std::vector<StepPlan> Engine::plansOf(const Chunk &chunk, const BatchArgs &args)
 
 // Logits [nrows, dvoc] of rows of the step that ran last; each rank writes the columns of its part of the vocabulary.
 void Engine::readLogits(const uint32_t *rows, uint32_t nrows, float *logits) {
+    stopIfCancelled("before logits");
     group_.run(
         [&](uint32_t rank) { forward_[rank]->logits(rows, nrows, logits + slices_[rank].first_vocab, config_.dvoc); });
 }

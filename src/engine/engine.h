@@ -66,6 +66,7 @@ private:
     void execute(const BatchArgs &args, const ChunkSink &sink);
     void runChunks(const BatchArgs &args, const ChunkSink &sink);
     std::vector<StepPlan> plansOf(const Chunk &chunk, const BatchArgs &args);
+    void stopIfCancelled(const char *where) const;
     void readLogits(const uint32_t *rows, uint32_t nrows, float *logits);
 
     ModelConfig config_;

@@ -199,6 +199,11 @@ def test_fork(programs: Path, tmp_path: Path) -> None:
     run(programs, "fork", tmp_path)
 
 
+def test_cancelled_amid_logits(programs: Path) -> None:
+    """A step stops before its next rows of logits, and nothing of it stays."""
+    run(programs, "cancel")
+
+
 def test_signals(programs: Path) -> None:
     run(programs, "signals")
 
