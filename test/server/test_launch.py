@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,14 +20,17 @@ from infinicore_infer.arguments import memory_size
 from infinicore_infer.server.launch import build_parser
 from python.helpers import SCRIPTS
 
+PROGRAM = (sys.executable, str(SCRIPTS / "launch_server.py"))
 MESSAGES = [{"role": "user", "content": "Tell me a story."}]
 
 
 @contextmanager
-def launched(log: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    command = [sys.executable, str(SCRIPTS / "launch_server.py"), "--port", "0", "--threads", "1"]
+def launched(
+    log: Path, *arguments: str, program: Sequence[str] = PROGRAM
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    command = [*program, "--port", "0", "--threads", "1", *arguments]
     with log.open("wb") as file:
-        process = subprocess.Popen([*command, *arguments], stderr=file, stdout=file)
+        process = subprocess.Popen(command, stderr=file, stdout=file)
     try:
         for _ in range(300):
             found = re.search(r"running on (http://[\d.]+:\d+)", log.read_text("utf-8"))
@@ -108,6 +111,23 @@ def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}", "utf-8")
     run = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=20)
     assert run.returncode == 1 and "error: " in run.stderr and "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--kv-memory", "1K"), r"--kv-memory\) is 1024, .* take 32768 bytes"),
+        (("--max-bodies-memory", "1M"), "--max-bodies-memory 1048576 is less than --max-body"),
+    ],
+)
+def test_limits_that_let_nothing_through(options: tuple[str, ...], problem: str) -> None:
+    """They end the program at once, not each request later."""
+    run = subprocess.run(
+        [*PROGRAM, "--port", "0", *options], capture_output=True, text=True, timeout=60
+    )
+    (error,) = (line for line in run.stderr.splitlines() if line.startswith("error: "))
+    assert run.returncode == 1 and re.search(problem, error), run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_options() -> None:

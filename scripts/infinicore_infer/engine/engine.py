@@ -68,7 +68,7 @@ class Engine:
 
         Raises:
             OSError: The folder for prefixes cannot be used.
-            ValueError: ``lookup`` is out of range.
+            ValueError: ``lookup`` is out of range, or the model's KV memory holds nothing.
             NotImplementedError: The backend can neither keep prefixes on disk nor verify guesses.
         """
         self.model = model
@@ -76,6 +76,12 @@ class Engine:
         model.check_lookup(self.config.lookup)
         stats = model.stats()
         blocks = stats["kv_limit_bytes"] // stats["kv_block_bytes"]
+        if blocks == 0:
+            raise ValueError(
+                f"kv_limit_bytes (--kv-memory) is {stats['kv_limit_bytes']}, which holds nothing: "
+                f"keys and values of {stats['kv_block_tokens']} tokens, the least there is, take "
+                f"{stats['kv_block_bytes']} bytes"
+            )
         self.context_length = min(model.context_length, blocks * stats["kv_block_tokens"])
         kept = self.config.prefix_cache_bytes
         capacity = stats["kv_limit_bytes"] // 2 if kept is None else kept

@@ -27,8 +27,8 @@ from infinicore_infer.server.service import Service
 _LOG = logging.getLogger("infinicore_infer.server")
 
 # Probes have no keys; the page asks for it.
-_PROBES = ("/health", "/v1/health")
-_OPEN_PATHS = (*_PROBES, "/")
+PROBES = ("/health", "/v1/health")
+_OPEN_PATHS = (*PROBES, "/")
 
 # Browsers let pages of other origins make these without asking, as they change nothing.
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -180,7 +180,7 @@ class Gate:
             "seconds": round(seconds, 6),
         }
         _LOG.log(
-            logging.DEBUG if path in (*_PROBES, "/metrics") else logging.INFO,
+            logging.DEBUG if path in (*PROBES, "/metrics") else logging.INFO,
             "id=%s method=%s path=%r status=%d seconds=%.3f",
             *(request_id, method, path, status, seconds),
             extra={"fields": fields},

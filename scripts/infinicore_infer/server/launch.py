@@ -36,6 +36,8 @@ from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
 from infinicore_infer.server.app import make_app
+from infinicore_infer.server.bodies import BodyLimits
+from infinicore_infer.server.connections import ConnectionLimits, protocol_class, usable_connections
 from infinicore_infer.server.draining import DrainingServer
 from infinicore_infer.server.service import Service, ServiceConfig
 
@@ -99,6 +101,36 @@ def build_parser() -> argparse.ArgumentParser:
         default=16 << 20,
         metavar="SIZE",
         help="longest body of a request (default: 16M)",
+    )
+    add(
+        "--max-bodies-memory",
+        type=memory_size,
+        metavar="SIZE",
+        help="memory that the bodies of all requests which are being read may take together; the "
+        "largest gets status 503 when it is not enough (default: 256M, or twice --max-body)",
+    )
+    add(
+        "--head-timeout",
+        type=seconds,
+        default=20.0,
+        metavar="S",
+        help="seconds that a client may take to send the head of a request (default: %(default)g)",
+    )
+    add(
+        "--body-timeout",
+        type=seconds,
+        default=60.0,
+        metavar="S",
+        help="seconds that it may take to send the body; then it gets status 408 "
+        "(default: %(default)g)",
+    )
+    add(
+        "--max-connections",
+        type=positive_count,
+        default=1000,
+        metavar="N",
+        help="number of connections at a time; for one more, the one that has been idle for "
+        "longest is closed (default: %(default)s, or what the limit of open files allows)",
     )
     add(
         "--ping",
@@ -186,6 +218,20 @@ def _engine_config(args: argparse.Namespace) -> EngineConfig:
     )
 
 
+def _bodies_memory(args: argparse.Namespace) -> int:
+    """Return --max-bodies-memory.
+
+    Raises:
+        ValueError: It is too small for a single body.
+    """
+    given: int | None = args.max_bodies_memory
+    if given is None:
+        return max(256 << 20, 2 * int(args.max_body))
+    if given < args.max_body:
+        raise ValueError(f"--max-bodies-memory {given} is less than --max-body {args.max_body}")
+    return given
+
+
 def _run(args: argparse.Namespace) -> int:
     folder = model_folder(args.model_path)
     if not (folder / "config.json").is_file():
@@ -193,6 +239,10 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     name = args.model_name or folder.resolve().name
     service, config = _service(args, name), _engine_config(args)
+    bodies_memory = _bodies_memory(args)
+    limits = ConnectionLimits(
+        usable_connections(args.max_connections), args.head_timeout, args.body_timeout
+    )
 
     def load() -> None:
         try:
@@ -234,9 +284,11 @@ def _run(args: argparse.Namespace) -> int:
     )
     server = DrainingServer(
         uvicorn.Config(
-            app,
+            BodyLimits(app, args.body_timeout, bodies_memory),
             host=args.host,
             port=args.port,
+            http=protocol_class(limits),
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
