@@ -5,6 +5,7 @@
 
 #include "api/boundary.h"
 #include "api/structs.h"
+#include "api/tensors.h"
 #include "api/validate.h"
 #include "engine/engine.h"
 #include "ops/factory.h"
@@ -42,14 +43,13 @@ Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwen3Weights *weight
     Qwen3Model *created = nullptr;
     guard("createQwen3Model", [&] {
         requirePointer(meta, "meta");
-        requirePointer(weights, "weights");
         const Qwen3ModelOptions checked = readOptions(options);
         const ModelConfig config = readMeta(*meta, checked);
-        checkWeights(*meta, *weights);
+        const ModelTensors tensors = readTensors(config, weights, checked);
         const std::vector<int32_t> devices = checkDevices(device, ndev, dev_ids);
-        const BackendOptions backend = backendOptions(checked, device, *weights);
+        const BackendOptions backend = backendOptions(checked, device, tensors.mainDType());
         std::unique_ptr<Qwen3Model> model(
-            new Qwen3Model{{config, meta->theta, *weights, backend, devices, checked}, "", {}});
+            new Qwen3Model{{config, meta->theta, tensors, backend, devices, checked}, "", {}});
         model->build_info = libraryInfo() + " " + model->engine.description();
         created = model.release();
     });

@@ -15,12 +15,12 @@ constexpr uint32_t kMaxStepTokens = 65536;
 constexpr uint32_t kDefaultStepTokens = 512;
 constexpr uint32_t kMaxTopLogprobs = 128;
 constexpr int32_t kMaxRanks = 1024;
+constexpr size_t kMaxLayers = 65536;  // what describes a layer is allocated before anything says that it exists
 
 // One factor of a tensor's size: bounded so that products of four of them fit 64 bits.
-uint32_t readSize(size_t value, const char *name) {
-    constexpr size_t kLimit = size_t{1} << 24;
-    if (value == 0 || value > kLimit) {
-        fail(QWEN3_STATUS_BAD_PARAM, "meta.%s is %zu, must be 1 to %zu", name, value, kLimit);
+uint32_t readSize(size_t value, const char *name, size_t limit = size_t{1} << 24) {
+    if (value == 0 || value > limit) {
+        fail(QWEN3_STATUS_BAD_PARAM, "meta.%s is %zu, must be 1 to %zu", name, value, limit);
     }
     return static_cast<uint32_t>(value);
 }
@@ -81,6 +81,10 @@ void checkRope(const Qwen3ModelOptions &o) {
 
 }  // namespace
 
+void requireFloatDType(int32_t dtype, const char *name) {
+    requireDType(dtype, name, false);
+}
+
 void requirePointer(const void *pointer, const char *name) {
     if (pointer == nullptr) {
         fail(QWEN3_STATUS_NULL_POINTER, "%s is NULL", name);
@@ -92,11 +96,6 @@ Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options) {
     out.struct_size = sizeof out;
     if (options != nullptr) {
         readStruct(options, "options", out);
-    }
-    if (out.ntensors > 0) {
-        requirePointer(out.tensors, "options.tensors");
-        const StructArray<const Qwen3Tensor> tensors(out.tensors, "options.tensors");
-        fail(QWEN3_STATUS_NOT_IMPLEMENTED, "options.ntensors is %zu: tensors are not implemented yet", out.ntensors);
     }
     requireRange(out.backend, QWEN3_BACKEND_AUTO, QWEN3_BACKEND_INFINICORE, "options.backend");
     requireRange(out.nthreads, 0, kMaxThreads, "options.nthreads");
@@ -112,7 +111,7 @@ Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options) {
 
 ModelConfig readMeta(const Qwen3Meta &meta, const Qwen3ModelOptions &options) {
     ModelConfig c{};
-    c.nlayer = readSize(meta.nlayer, "nlayer");
+    c.nlayer = readSize(meta.nlayer, "nlayer", kMaxLayers);
     c.d = readSize(meta.d, "d");
     c.nh = readSize(meta.nh, "nh");
     c.nkvh = readSize(meta.nkvh, "nkvh");
@@ -142,80 +141,6 @@ ModelConfig readMeta(const Qwen3Meta &meta, const Qwen3ModelOptions &options) {
     return c;
 }
 
-namespace {
-
-void requireLayers(const void *const *array, const char *name, size_t nlayer) {
-    if (array == nullptr) {
-        fail(QWEN3_STATUS_NULL_POINTER, "weights.%s is NULL", name);
-    }
-    for (size_t i = 0; i < nlayer; ++i) {
-        if (array[i] == nullptr) {
-            fail(QWEN3_STATUS_NULL_POINTER, "weights.%s[%zu] is NULL", name, i);
-        }
-    }
-}
-
-struct NamedArray {
-    const void *const *array;
-    const char *name;
-};
-
-// Exactly one of a fused array and its split arrays.
-void requireFusedOrSplit(const NamedArray &fused, const std::vector<NamedArray> &split, size_t nlayer) {
-    if (fused.array != nullptr) {
-        requireLayers(fused.array, fused.name, nlayer);
-    }
-    for (const NamedArray &part : split) {
-        if (fused.array == nullptr) {
-            requireLayers(part.array, part.name, nlayer);
-        } else if (part.array != nullptr) {
-            fail(QWEN3_STATUS_BAD_PARAM, "weights.%s and weights.%s are both given: one must be NULL", fused.name,
-                 part.name);
-        }
-    }
-}
-
-void requireOptional(const NamedArray &bias, const NamedArray &matrix, size_t nlayer) {
-    if (bias.array == nullptr) {
-        return;
-    }
-    if (matrix.array == nullptr) {
-        fail(QWEN3_STATUS_BAD_PARAM, "weights.%s is given, but weights.%s, which it belongs to, is NULL", bias.name,
-             matrix.name);
-    }
-    requireLayers(bias.array, bias.name, nlayer);
-}
-
-}  // namespace
-
-void checkWeights(const Qwen3Meta &meta, const Qwen3Weights &w) {
-    const size_t n = meta.nlayer;
-    if (w.nlayer != n) {
-        fail(QWEN3_STATUS_BAD_PARAM, "weights.nlayer is %zu, meta.nlayer is %zu", w.nlayer, n);
-    }
-    requireDType(w.dt_norm, "weights.dt_norm", false);
-    requireDType(w.dt_mat, "weights.dt_mat", false);
-    requirePointer(w.input_embd, "weights.input_embd");
-    requirePointer(w.output_norm, "weights.output_norm");
-    requireLayers(w.attn_norm, "attn_norm", n);
-    requireLayers(w.attn_q_norm, "attn_q_norm", n);
-    requireLayers(w.attn_k_norm, "attn_k_norm", n);
-    requireLayers(w.ffn_norm, "ffn_norm", n);
-    requireLayers(w.attn_o, "attn_o", n);
-    requireLayers(w.ffn_down, "ffn_down", n);
-    const NamedArray qkv{w.attn_qkv, "attn_qkv"};
-    const NamedArray q{w.attn_q, "attn_q"};
-    const NamedArray k{w.attn_k, "attn_k"};
-    const NamedArray v{w.attn_v, "attn_v"};
-    requireFusedOrSplit(qkv, {q, k, v}, n);
-    requireFusedOrSplit({w.ffn_gate_up, "ffn_gate_up"}, {{w.ffn_gate, "ffn_gate"}, {w.ffn_up, "ffn_up"}}, n);
-    requireOptional({w.attn_qkv_b, "attn_qkv_b"}, qkv, n);
-    requireOptional({w.attn_q_b, "attn_q_b"}, q, n);
-    requireOptional({w.attn_k_b, "attn_k_b"}, k, n);
-    requireOptional({w.attn_v_b, "attn_v_b"}, v, n);
-    requireOptional({w.attn_o_b, "attn_o_b"}, {w.attn_o, "attn_o"}, n);
-}
-
 std::vector<int32_t> checkDevices(int32_t device, int32_t ndev, const int32_t *dev_ids) {
     requireRange(device, QWEN3_DEVICE_CPU, QWEN3_DEVICE_ALI, "device");
     requireRange(ndev, 1, kMaxRanks, "ndev");
@@ -241,14 +166,14 @@ std::vector<int32_t> checkDevices(int32_t device, int32_t ndev, const int32_t *d
     return ids;
 }
 
-BackendOptions backendOptions(const Qwen3ModelOptions &options, int32_t device, const Qwen3Weights &weights) {
+BackendOptions backendOptions(const Qwen3ModelOptions &options, int32_t device, DType dt_mat) {
     BackendOptions out{};
     out.backend = static_cast<BackendKind>(options.backend);
     out.device = static_cast<DeviceType>(device);
     out.nthreads = options.nthreads;
     out.dt_weight = static_cast<DType>(options.dt_weight);
     out.dt_kv = static_cast<DType>(options.dt_kv);
-    out.dt_mat = static_cast<DType>(weights.dt_mat);
+    out.dt_mat = dt_mat;
     out.kv_limit_bytes = options.kv_limit_bytes;
     return out;
 }

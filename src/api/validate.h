@@ -11,14 +11,14 @@
 namespace q3 {
 
 void requirePointer(const void *pointer, const char *name);
+void requireFloatDType(int32_t dtype, const char *name);
 
 // A full-size copy of a caller's options of whatever version, defaults filled in and ranges checked.
 Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options);
 ModelConfig readMeta(const Qwen3Meta &meta, const Qwen3ModelOptions &options);
-void checkWeights(const Qwen3Meta &meta, const Qwen3Weights &weights);
 std::vector<int32_t> checkDevices(int32_t device, int32_t ndev, const int32_t *dev_ids);  // [ndev] device indices
 // What the backends need of arguments that have passed the checks above.
-BackendOptions backendOptions(const Qwen3ModelOptions &options, int32_t device, const Qwen3Weights &weights);
+BackendOptions backendOptions(const Qwen3ModelOptions &options, int32_t device, DType dt_mat);
 
 void checkBatch(const ModelConfig &config, const BatchArgs &args);
 

@@ -58,7 +58,7 @@ private:
 
 }  // namespace
 
-Engine::Engine(const ModelConfig &config, float theta, const Qwen3Weights &weights,
+Engine::Engine(const ModelConfig &config, float theta, const ModelTensors &tensors,
                const BackendOptions &backend_options, const std::vector<int32_t> &dev_ids,
                const Qwen3ModelOptions &options)
     : config_(config), rope_(config.dh, theta, options),
@@ -68,7 +68,7 @@ Engine::Engine(const ModelConfig &config, float theta, const Qwen3Weights &weigh
       reduce_(group_.barrier(), group_.size()),
       backends_(makeBackends(configsOf(slices_), backend_options, dev_ids, group_, reduce_)), forward_(slices_.size()),
       chooser_(config.dvoc), seed_(options.has_seed != 0 ? options.seed : randomSeed()) {
-    std::vector<ModelWeights> packed = packWeights(config, slices_, weights, options, backends_, group_);
+    std::vector<ModelWeights> packed = packWeights(config, slices_, tensors, options, backends_, group_);
     group_.run([&](uint32_t rank) {
         forward_[rank] =
             std::make_unique<Qwen3Forward>(slices_[rank].config, std::move(packed[rank]), *backends_[rank]);

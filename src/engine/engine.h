@@ -22,9 +22,9 @@ namespace q3 {
 
 class Engine {
 public:
-    // dev_ids has one entry for each rank: its device. weights and options have been checked. Throws what making
+    // dev_ids has one entry for each rank: its device. tensors and options have been checked. Throws what making
     // backends and packing weights throw.
-    Engine(const ModelConfig &config, float theta, const Qwen3Weights &weights, const BackendOptions &backend_options,
+    Engine(const ModelConfig &config, float theta, const ModelTensors &tensors, const BackendOptions &backend_options,
            const std::vector<int32_t> &dev_ids, const Qwen3ModelOptions &options);
 
     KVCache *createCache();

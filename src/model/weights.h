@@ -1,4 +1,4 @@
-// Packed weights of a model, and how they are made from the C API's Qwen3Weights: the only file that knows that layout.
+// Packed weights of a model, and how they are made from its tensors.
 #pragma once
 
 #include <memory>
@@ -6,16 +6,33 @@
 #include <vector>
 
 #include "model/split.h"
+#include "model/tensors.h"
 #include "ops/backend.h"
 #include "runtime/packed_file.h"
 #include "runtime/ranks.h"
 
 namespace q3 {
 
-struct LayerWeights {
-    std::unique_ptr<PackedNorm> attn_norm, q_norm, k_norm, ffn_norm;
-    std::unique_ptr<PackedLinear> attn_qkv, attn_o, ffn_gate_up, ffn_down;
+// The weights of a layer, packed or to be packed.
+template <typename Norm, typename Linear> struct LayerOf {
+    Norm attn_norm, q_norm, k_norm, ffn_norm;
+    Linear attn_qkv, attn_o, ffn_gate_up, ffn_down;
 };
+using LayerWeights = LayerOf<std::unique_ptr<PackedNorm>, std::unique_ptr<PackedLinear>>;
+using LayerSources = LayerOf<NormSource, LinearSource>;
+
+// Calls visit with each member of the layers in turn, the same one of all of them: the order in which weights are
+// packed and saved.
+template <typename Visit, typename... Layers> void eachWeight(const Visit &visit, Layers &...layers) {
+    visit(layers.attn_norm...);
+    visit(layers.q_norm...);
+    visit(layers.k_norm...);
+    visit(layers.ffn_norm...);
+    visit(layers.attn_qkv...);
+    visit(layers.attn_o...);
+    visit(layers.ffn_gate_up...);
+    visit(layers.ffn_down...);
+}
 
 // What one rank holds.
 struct ModelWeights {
@@ -30,9 +47,9 @@ struct ModelWeights {
 };
 
 // Packs everything, each rank its own slice on its own thread, or loads options.cache_path if that file fits, each rank
-// its own part; weights and options must have passed validation. Throws BAD_WEIGHTS, CANCELLED, OUT_OF_MEMORY.
+// its own part; tensors and options must have passed validation. Throws BAD_WEIGHTS, CANCELLED, OUT_OF_MEMORY.
 std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vector<RankSlice> &slices,
-                                      const Qwen3Weights &weights, const Qwen3ModelOptions &options,
+                                      const ModelTensors &tensors, const Qwen3ModelOptions &options,
                                       const std::vector<std::unique_ptr<Backend>> &backends, RankGroup &group);
 
 // Hands out all packed weights of a rank in a fixed order, but for an embedding that is borrowed or shared.

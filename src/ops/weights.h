@@ -14,10 +14,12 @@ namespace q3 {
 // A rectangle of weights in the caller's memory: element (row, col) at data[row * row_stride + col * col_stride],
 // strides in elements. Rows are output features.
 struct HostMatrix {
-    const void *data;
-    uint32_t rows, cols;
-    size_t row_stride, col_stride;
-    const void *bias;  // [rows] of the same dtype, or null
+    const void *data = nullptr;
+    DType dtype = DType::kDefault;
+    uint32_t rows = 0, cols = 0;
+    size_t row_stride = 0, col_stride = 0;
+    const void *bias = nullptr;  // [rows], or null
+    DType bias_dtype = DType::kDefault;
 };
 
 // How much a matrix's rounding matters to the model, for formats that give some matrices more bits than others.
@@ -27,16 +29,24 @@ enum class Precision : uint8_t {
     kHigh,    // more bits in any case
 };
 
-// A linear layer, whose parts are stacked by rows (q, k, v; gate, up).
+// A linear layer, whose parts are stacked by rows (q, k, v; gate, up). Their dtypes may differ.
 struct LinearSource {
     const char *name;  // for messages: "attn_qkv"
     int32_t layer;     // -1 outside layers
-    DType dtype;
     std::vector<HostMatrix> parts;
     uint32_t rope_rows = 0;  // the first rows of all parts together that qkNormRopeStore rotates, heads of dh rows
     Precision precision = Precision::kPlain;
     bool gate_up = false;  // for linearSwiglu: the parts' rows are those of gate, then as many of up
 };
+
+// The parts' dtype, or F32, which holds them all exactly, if they differ.
+inline DType commonDType(const LinearSource &source) {
+    DType dtype = source.parts[0].dtype;
+    for (const HostMatrix &part : source.parts) {
+        dtype = part.dtype == dtype ? dtype : DType::kF32;
+    }
+    return dtype;
+}
 
 struct NormSource {
     const char *name;

@@ -68,7 +68,7 @@ std::vector<float> normals(size_t n, float deviation) {
 // A layer of [rows, k] with values as trained weights have them.
 std::unique_ptr<CpuLinear> randomLayer(uint32_t rows, uint32_t k, DType dtype, ThreadPool &pool) {
     const std::vector<float> values = normals(size_t{rows} * k, 0.02F);
-    const LinearSource source{"bench", 0, DType::kF32, {{values.data(), rows, k, k, 1, nullptr}}};
+    const LinearSource source{"bench", 0, {{values.data(), DType::kF32, rows, k, k, 1}}};
     return packPanels(source, dtype, pool);
 }
 

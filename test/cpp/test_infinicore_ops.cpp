@@ -188,7 +188,7 @@ struct Matrix {  // a linear layer in several parts, each in its own memory, and
     Matrix(DType source_dtype_, DType dtype, std::vector<uint32_t> part_rows, uint32_t cols_, bool transposed,
            bool with_bias)
         : cols(cols_), source_dtype(source_dtype_) {
-        source = {"test_weight", 3, source_dtype, {}};
+        source = {"test_weight", 3, {}};
         memory.reserve(2 * part_rows.size());
         for (uint32_t n : part_rows) {
             const Floats part = rounded(source_dtype, randoms(size_t(n) * cols, 0.3f));
@@ -200,12 +200,14 @@ struct Matrix {  // a linear layer in several parts, each in its own memory, and
                 }
             }
             memory.push_back(encoded(source_dtype, padded));
-            HostMatrix matrix{memory.back().data() + 1, n, cols, transposed ? 1 : ld, transposed ? ld : 1, nullptr};
+            HostMatrix matrix{memory.back().data() + 1, source_dtype,       n, cols,
+                              transposed ? 1 : ld,      transposed ? ld : 1};
             Floats part_bias(n, 0.0f);
             if (with_bias && rows == 0) {  // later parts have none: zero
                 part_bias = rounded(source_dtype, randoms(n));
                 memory.push_back(encoded(source_dtype, part_bias));
                 matrix.bias = memory.back().data() + 1;
+                matrix.bias_dtype = source_dtype;
             }
             source.parts.push_back(matrix);
             values.insert(values.end(), part.begin(), part.end());

@@ -48,7 +48,8 @@ std::unique_ptr<Backend> makeCpuBackend(const ModelConfig &config, const Backend
 }
 
 CpuBackend::CpuBackend(const ModelConfig &config, const BackendOptions &options)
-    : dt_weight_(options.dt_weight == DType::kDefault ? options.dt_mat : options.dt_weight),
+    : as_given_(options.dt_weight == DType::kDefault),
+      dt_weight_(options.dt_weight == DType::kDefault ? options.dt_mat : options.dt_weight),
       dt_kv_(options.dt_kv != DType::kDefault ? options.dt_kv
                                               : (dt_weight_ == DType::kF32 ? DType::kF32 : DType::kF16)),
       kernels_(selectKernels()), rank_(options.rank), reduce_(options.reduce),
@@ -58,6 +59,9 @@ CpuBackend::CpuBackend(const ModelConfig &config, const BackendOptions &options)
       kv_(config, dt_kv_, kernels_), attention_(config, kernels_, kv_, pool_) {}
 
 DType CpuBackend::dtypeOf(const LinearSource &source) const {
+    if (as_given_) {
+        return commonDType(source);
+    }
     const bool mixed = dt_weight_ == DType::kInt4Mixed;
     if (!mixed && dt_weight_ != DType::kInt4) {
         return dt_weight_;
@@ -99,10 +103,10 @@ std::string CpuBackend::packedLayout() {
     }
     HashWriter hash;
     for (const Precision precision : {Precision::kPlain, Precision::kRaised, Precision::kHigh}) {
-        const HostMatrix matrix{values.data(), kRows, kColumns, kColumns, 1, values.data()};
+        const HostMatrix matrix{values.data(), DType::kF32, kRows, kColumns, kColumns, 1, values.data(), DType::kF32};
         for (const bool gate_up : {false, true}) {
-            const LinearSource source{"fingerprint", 0, DType::kF32, {matrix}, 0, precision, gate_up};
-            save(*packPanels(source, dtypeOf(source), pool_), hash);
+            const LinearSource source{"fingerprint", 0, {matrix}, 0, precision, gate_up};
+            save(*packPanels(source, as_given_ ? dt_weight_ : dtypeOf(source), pool_), hash);
         }
     }
     char text[64];

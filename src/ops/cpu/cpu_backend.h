@@ -70,7 +70,8 @@ public:
 private:
     DType dtypeOf(const LinearSource &source) const;
 
-    DType dt_weight_;
+    bool as_given_;    // each layer keeps the dtype of its source; else all take dt_weight_
+    DType dt_weight_;  // with as_given_, that of most layers
     DType dt_kv_;
     const KernelTable &kernels_;
     uint32_t rank_;

@@ -83,9 +83,9 @@ void convertRows(void *dst, const HostMatrix &source, uint32_t row, uint32_t row
     }
 }
 
-void convert(void *dst, DType dst_dtype, const HostMatrix &source, DType src_dtype, uint32_t row, uint32_t rows,
-             const Origin &origin, const RowOrder &order = {}) {
-    withType(src_dtype, [&](auto from) {
+void convert(void *dst, DType dst_dtype, const HostMatrix &source, uint32_t row, uint32_t rows, const Origin &origin,
+             const RowOrder &order = {}) {
+    withType(source.dtype, [&](auto from) {
         withType(dst_dtype, [&](auto to) {
             convertRows<decltype(from), decltype(to)>(dst, source, row, rows, origin, dst_dtype, order);
         });
@@ -93,8 +93,8 @@ void convert(void *dst, DType dst_dtype, const HostMatrix &source, DType src_dty
 }
 
 // The whole matrix, as contiguous [rows, cols] of dst_dtype, to dst on the device.
-void uploadMatrix(const Device &device, char *dst, DType dst_dtype, const HostMatrix &source, DType src_dtype,
-                  const Origin &origin, const RowOrder &order) {
+void uploadMatrix(const Device &device, char *dst, DType dst_dtype, const HostMatrix &source, const Origin &origin,
+                  const RowOrder &order) {
     const size_t row_bytes = source.cols * dtypeSize(dst_dtype);
     const uint32_t step = uint32_t(std::clamp<size_t>(kStagingBytes / std::max<size_t>(row_bytes, 1), 1, source.rows));
     std::vector<char> staging(device.isCpu() ? 0 : step * row_bytes);
@@ -102,9 +102,9 @@ void uploadMatrix(const Device &device, char *dst, DType dst_dtype, const HostMa
         const uint32_t rows = std::min(step, source.rows - row);
         char *const target = dst + row * row_bytes;
         if (device.isCpu()) {
-            convert(target, dst_dtype, source, src_dtype, row, rows, origin, order);
+            convert(target, dst_dtype, source, row, rows, origin, order);
         } else {
-            convert(staging.data(), dst_dtype, source, src_dtype, row, rows, origin, order);
+            convert(staging.data(), dst_dtype, source, row, rows, origin, order);
             device.upload(target, staging.data(), rows * row_bytes);
         }
     }
@@ -115,14 +115,14 @@ void shapeOf(const LinearSource &source, uint32_t &rows, uint32_t &cols) {
     if (source.parts.empty()) {
         fail(QWEN3_STATUS_INTERNAL_ERROR, "weight %s has no parts", source.name);
     }
-    if (!isFloatDType(source.dtype)) {
-        fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, int(source.dtype));
-    }
     rows = 0;
     cols = source.parts[0].cols;
     for (const HostMatrix &part : source.parts) {
         if (part.cols != cols || part.rows == 0 || part.data == nullptr) {
             fail(QWEN3_STATUS_INTERNAL_ERROR, "weight %s has parts that do not fit", source.name);
+        }
+        if (!isFloatDType(part.dtype)) {
+            fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, int(part.dtype));
         }
         rows += part.rows;
     }
@@ -131,12 +131,12 @@ void shapeOf(const LinearSource &source, uint32_t &rows, uint32_t &cols) {
 }  // namespace
 
 void HostEmbedding::readRow(void *dst, uint32_t row) const {
-    if (table_dtype == dst_dtype && table.col_stride == 1) {
+    if (table.dtype == dst_dtype && table.col_stride == 1) {
         const size_t size = dtypeSize(dst_dtype);
         std::memcpy(dst, static_cast<const char *>(table.data) + row * table.row_stride * size, cols * size);
         return;
     }
-    convert(dst, dst_dtype, table, table_dtype, row, 1, {"input_embd", -1, "", 0});
+    convert(dst, dst_dtype, table, row, 1, {"input_embd", -1, "", 0});
 }
 
 std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, const LinearSource &source, DType dtype,
@@ -157,10 +157,10 @@ std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, 
         const uint32_t rotated = source.rope_rows > first_row ? std::min(source.rope_rows - first_row, part.rows) : 0;
         const RowOrder order{interleave == 0 ? 0 : rotated, interleave};
         uploadMatrix(*device, linear->weight.data() + size_t(first_row) * linear->cols * size, dtype, part,
-                     source.dtype, {source.name, source.layer, "", first_row}, order);
+                     {source.name, source.layer, "", first_row}, order);
         if (part.bias != nullptr) {
-            const HostMatrix column{part.bias, part.rows, 1, 1, 1, nullptr};
-            uploadMatrix(*device, linear->bias.data() + first_row * size, dtype, column, source.dtype,
+            const HostMatrix column{part.bias, part.bias_dtype, part.rows, 1, 1, 1};
+            uploadMatrix(*device, linear->bias.data() + first_row * size, dtype, column,
                          {source.name, source.layer, " bias", first_row}, order);
         }
         first_row += part.rows;
@@ -179,14 +179,13 @@ std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, 
     vector->data = Buffer(device, source.size * dtypeSize(vector->dtype));
     DeviceScope scope(*device);
     if (interleave != 0 && source.rope) {
-        const HostMatrix column{source.data, source.size, 1, 1, 1, nullptr};
-        uploadMatrix(*device, vector->data.data(), vector->dtype, column, source.dtype,
-                     {source.name, source.layer, "", 0}, {source.size, interleave});
+        const HostMatrix column{source.data, source.dtype, source.size, 1, 1, 1};
+        uploadMatrix(*device, vector->data.data(), vector->dtype, column, {source.name, source.layer, "", 0},
+                     {source.size, interleave});
         return vector;
     }
-    const HostMatrix row{source.data, 1, source.size, source.size, 1, nullptr};
-    uploadMatrix(*device, vector->data.data(), vector->dtype, row, source.dtype, {source.name, source.layer, "", 0},
-                 {});
+    const HostMatrix row{source.data, source.dtype, 1, source.size, source.size, 1};
+    uploadMatrix(*device, vector->data.data(), vector->dtype, row, {source.name, source.layer, "", 0}, {});
     return vector;
 }
 
@@ -197,8 +196,7 @@ std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearS
     embedding->dst_dtype = dtype;
     const uint32_t rows = embedding->rows, cols = embedding->cols;
     if (device.isCpu() && head != nullptr && head->rows == rows && head->cols == cols) {
-        embedding->table = {head->weight.data(), rows, cols, cols, 1, nullptr};  // checked when it was packed
-        embedding->table_dtype = dtype;
+        embedding->table = {head->weight.data(), dtype, rows, cols, cols, 1};  // checked when it was packed
         return embedding;
     }
     const size_t row_bytes = cols * dtypeSize(dtype);
@@ -212,17 +210,15 @@ std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearS
     for (const HostMatrix &part : source.parts) {
         const Origin origin{source.name, source.layer, "", first_row};
         for (uint32_t row = 0; row < part.rows; ++row) {
-            convert(borrow ? scratch.data() : embedding->owned.get() + (first_row + row) * row_bytes, dtype, part,
-                    source.dtype, row, 1, origin);
+            convert(borrow ? scratch.data() : embedding->owned.get() + (first_row + row) * row_bytes, dtype, part, row,
+                    1, origin);
         }
         first_row += part.rows;
     }
     if (borrow) {
         embedding->table = source.parts[0];
-        embedding->table_dtype = source.dtype;
     } else {
-        embedding->table = {embedding->owned.get(), rows, cols, cols, 1, nullptr};
-        embedding->table_dtype = dtype;
+        embedding->table = {embedding->owned.get(), dtype, rows, cols, cols, 1};
     }
     return embedding;
 }

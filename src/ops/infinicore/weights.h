@@ -32,7 +32,7 @@ public:
     void readRow(void *dst, uint32_t row) const;  // [cols] in dst_dtype
 
     uint32_t rows = 0, cols = 0;
-    DType dst_dtype = DType::kF32, table_dtype = DType::kF32;
+    DType dst_dtype = DType::kF32;
     HostMatrix table{};  // borrowed, in `owned`, or the head's memory on the CPU device
     std::unique_ptr<char[]> owned;
     size_t owned_bytes = 0;

@@ -15,17 +15,6 @@
 namespace q3::cpu {
 namespace {
 
-float elementAsFloat(const char *p, DType dtype) {
-    switch (dtype) {
-    case DType::kF16:
-        return f16ToFloat(readAs<uint16_t>(p));
-    case DType::kBf16:
-        return bf16ToFloat(readAs<uint16_t>(p));
-    default:
-        return readAs<float>(p);
-    }
-}
-
 // Panels a thread claims at a time. It is the one that touches their memory first, and two threads that do so in one
 // huge page both clear it.
 uint32_t packGrain(const CpuLinear &linear) {
@@ -123,8 +112,8 @@ void packBias(const LinearSource &source, CpuLinear &linear) {
     uint32_t row = 0;
     for (const HostMatrix &part : source.parts) {
         for (uint32_t i = 0; i < part.rows && part.bias != nullptr; ++i) {
-            const char *p = static_cast<const char *>(part.bias) + i * dtypeSize(source.dtype);
-            const float value = elementAsFloat(p, source.dtype);
+            const char *p = static_cast<const char *>(part.bias) + i * dtypeSize(part.bias_dtype);
+            const float value = elementAsFloat(p, part.bias_dtype);
             if (!std::isfinite(value)) {
                 fail(QWEN3_STATUS_BAD_WEIGHTS, "the bias of %s is NaN or infinite at index %u",
                      describe(source.name, source.layer).c_str(), row + i);
@@ -212,18 +201,23 @@ std::unique_ptr<CpuVector> packFloats(const NormSource &source) {
 std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool) {
     const HostMatrix &matrix = source.parts[0];
     auto table = std::make_unique<CpuTable>();
-    table->dtype = source.dtype;
+    table->dtype = matrix.dtype;
     table->rows = matrix.rows;
     table->cols = matrix.cols;
+    table->row_stride = matrix.row_stride;
     table->data = matrix.data;
     if (!borrow) {
-        const size_t row_bytes = matrix.cols * dtypeSize(source.dtype);
+        const size_t row_bytes = matrix.cols * dtypeSize(matrix.dtype);
+        const char *data = static_cast<const char *>(matrix.data);
         table->owned = HostBuffer(matrix.rows * row_bytes);
         pool.parallelFor(matrix.rows, 256, [&](uint32_t begin, uint32_t end, uint32_t) {
-            std::memcpy(table->owned.as<char>() + begin * row_bytes,
-                        static_cast<const char *>(matrix.data) + begin * row_bytes, (end - begin) * row_bytes);
+            for (uint32_t row = begin; row < end; ++row) {
+                std::memcpy(table->owned.as<char>() + row * row_bytes,
+                            data + row * matrix.row_stride * dtypeSize(matrix.dtype), row_bytes);
+            }
         });
         table->data = table->owned.data();
+        table->row_stride = table->cols;
     }
     return table;
 }
@@ -253,7 +247,7 @@ void readRow(const PackedLinear &table, uint32_t row, float *out) {
     }
     const auto &plain = static_cast<const CpuTable &>(table);
     const size_t size = dtypeSize(plain.dtype);
-    const char *start = static_cast<const char *>(plain.data) + size_t{row} * plain.cols * size;
+    const char *start = static_cast<const char *>(plain.data) + row * plain.row_stride * size;
     for (uint32_t i = 0; i < plain.cols; ++i) {
         out[i] = elementAsFloat(start + i * size, plain.dtype);
     }

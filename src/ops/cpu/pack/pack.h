@@ -44,6 +44,7 @@ class CpuTable final : public PackedLinear {
 public:
     DType dtype = DType::kF32;
     uint32_t rows = 0, cols = 0;
+    size_t row_stride = 0;       // elements
     HostBuffer owned;            // or
     const void *data = nullptr;  // the caller's memory
     size_t bytes() const override { return owned.bytes(); }

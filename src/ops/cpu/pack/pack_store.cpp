@@ -73,9 +73,10 @@ size_t biasBytes(const CpuLinear &linear) {
 // An owned table without its content, or one that is the caller's memory.
 std::unique_ptr<CpuTable> emptyTable(const LinearSource &shape) {
     auto table = std::make_unique<CpuTable>();
-    table->dtype = shape.dtype;
+    table->dtype = shape.parts[0].dtype;
     table->rows = shape.parts[0].rows;
     table->cols = shape.parts[0].cols;
+    table->row_stride = shape.parts[0].row_stride;
     table->data = shape.parts[0].data;
     return table;
 }
@@ -132,6 +133,7 @@ std::unique_ptr<CpuTable> loadTable(const LinearSource &shape, bool borrow, Pack
         table->owned = HostBuffer(bytes);
         in.read(table->owned.data(), bytes, pool);
         table->data = table->owned.data();
+        table->row_stride = table->cols;
     }
     return table;
 }

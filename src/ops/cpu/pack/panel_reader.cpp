@@ -37,19 +37,30 @@ template <float (*toFloat)(uint16_t)> void widen(const uint32_t *pairs, uint32_t
 
 }  // namespace
 
+float elementAsFloat(const char *data, DType dtype) {
+    switch (dtype) {
+    case DType::kF16:
+        return f16ToFloat(readAs<uint16_t>(data));
+    case DType::kBf16:
+        return bf16ToFloat(readAs<uint16_t>(data));
+    default:
+        return readAs<float>(data);
+    }
+}
+
 std::string describe(const char *name, int32_t layer) {
     return layer < 0 ? std::string(name) : std::string(name) + " of layer " + std::to_string(layer);
 }
 
 PanelReader::PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape)
-    : source_(source), dtype_(dtype), shape_(shape), zeros_(source.parts[0].cols * dtypeSize(source.dtype) + 64) {}
+    : source_(source), dtype_(dtype), shape_(shape), zeros_(source.parts[0].cols * sizeof(float) + 64) {}
 
 PanelReader::Rows PanelReader::rows(uint32_t panel) const {
     const uint32_t block = shape_.interleave ? panel / 2 : panel;
     const uint32_t offset = shape_.interleave && panel % 2 == 1 ? shape_.out : 0;
-    const size_t size = dtypeSize(source_.dtype);
     Rows result{};
     result.contiguous = true;
+    result.one_dtype = true;
     result.first = offset + block * kPanelRows;
     size_t part = 0;
     uint32_t part_begin = 0;
@@ -57,6 +68,7 @@ PanelReader::Rows PanelReader::rows(uint32_t panel) const {
         const uint32_t row = result.first + j;
         if (row >= offset + shape_.out) {
             result.data[j] = zeros_.data();
+            result.dtypes[j] = result.dtypes[0];
             continue;
         }
         while (row - part_begin >= source_.parts[part].rows) {
@@ -64,6 +76,9 @@ PanelReader::Rows PanelReader::rows(uint32_t panel) const {
             ++part;
         }
         const HostMatrix &matrix = source_.parts[part];
+        const size_t size = dtypeSize(matrix.dtype);
+        result.dtypes[j] = matrix.dtype;
+        result.one_dtype = result.one_dtype && matrix.dtype == result.dtypes[0];
         result.data[j] = static_cast<const char *>(matrix.data) + (row - part_begin) * matrix.row_stride * size;
         result.col_stride[j] = matrix.col_stride * size;
         result.contiguous = result.contiguous && matrix.col_stride == 1;
@@ -72,10 +87,10 @@ PanelReader::Rows PanelReader::rows(uint32_t panel) const {
 }
 
 void PanelReader::checkReadable() const {
-    const size_t size = dtypeSize(source_.dtype);
     for (const HostMatrix &part : source_.parts) {
-        const size_t bytes = ((part.rows - 1) * part.row_stride + (part.cols - 1) * part.col_stride + 1) * size;
-        if (!isReadable(part.data, bytes) || (part.bias != nullptr && !isReadable(part.bias, part.rows * size))) {
+        const size_t elements = (part.rows - 1) * part.row_stride + (part.cols - 1) * part.col_stride + 1;
+        if (!isReadable(part.data, elements * dtypeSize(part.dtype)) ||
+            (part.bias != nullptr && !isReadable(part.bias, part.rows * dtypeSize(part.bias_dtype)))) {
             failUnreadable(describe(source_.name, source_.layer).c_str());
         }
     }
@@ -107,7 +122,16 @@ void PanelReader::gatherPairs(const Rows &rows, uint32_t k0, uint32_t count, uin
 
 // Elements as floats.
 void PanelReader::gatherFloats(const Rows &rows, uint32_t k0, uint32_t count, float *tile) const {
-    if (source_.dtype == DType::kF32) {
+    if (!rows.one_dtype) {
+        for (uint32_t i = 0; i < count; ++i) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                tile[size_t{i} * kPanelRows + j] =
+                    elementAsFloat(rows.data[j] + (k0 + i) * rows.col_stride[j], rows.dtypes[j]);
+            }
+        }
+        return;
+    }
+    if (rows.dtypes[0] == DType::kF32) {
         if (rows.contiguous) {
             const char *start[kPanelRows];
             for (uint32_t j = 0; j < kPanelRows; ++j) {
@@ -125,7 +149,7 @@ void PanelReader::gatherFloats(const Rows &rows, uint32_t k0, uint32_t count, fl
     }
     uint32_t pairs[kMaxBlock / 2 * kPanelRows];
     gatherPairs(rows, k0, count, pairs);
-    if (source_.dtype == DType::kF16) {
+    if (rows.dtypes[0] == DType::kF16) {
         widen<f16ToFloat>(pairs, count, tile);
     } else {
         widen<bf16ToFloat>(pairs, count, tile);
@@ -148,7 +172,7 @@ void PanelReader::readFloats(const Rows &rows, uint32_t k0, uint32_t count, floa
 
 void PanelReader::readPairs(const Rows &rows, uint32_t k0, uint32_t count, uint32_t *tile) {
     const size_t words = (size_t{count} + 1) / 2 * kPanelRows;
-    if (dtype_ == source_.dtype) {
+    if (rows.one_dtype && dtype_ == rows.dtypes[0]) {
         gatherPairs(rows, k0, count, tile);
     } else {
         float floats[kMaxBlock * kPanelRows];

@@ -11,6 +11,9 @@
 
 namespace q3::cpu {
 
+// The element at `data`, of a float dtype.
+float elementAsFloat(const char *data, DType dtype);
+
 // A tensor in messages: "attn_qkv of layer 3"; layer -1: outside layers.
 std::string describe(const char *name, int32_t layer);
 
@@ -35,6 +38,8 @@ public:
     struct Rows {
         const char *data[kPanelRows];
         size_t col_stride[kPanelRows];  // bytes; 0 for rows past the end
+        DType dtypes[kPanelRows];
+        bool one_dtype;  // all have dtypes[0]
         bool contiguous;
         uint32_t first;  // row of the layer that data[0] is
     };

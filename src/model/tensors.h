@@ -1,0 +1,43 @@
+// Where the tensors of a model lie in the caller's memory, however the caller described them (src/api/tensors.cpp):
+// what packing starts from.
+#pragma once
+
+#include <vector>
+
+#include "ops/weights.h"
+
+namespace q3 {
+
+struct HostNorm {
+    const void *data = nullptr;  // contiguous
+    DType dtype = DType::kDefault;
+};
+
+// Fused projections are given as their parts, which are rows of one matrix.
+struct LayerTensors {
+    HostNorm attn_norm, q_norm, k_norm, ffn_norm;
+    HostMatrix q, k, v, o, gate, up, down;
+};
+
+struct ModelTensors {
+    HostMatrix input_embd;
+    HostNorm output_norm;
+    HostMatrix output_embd;  // without data when the head is tied to the embedding
+    std::vector<LayerTensors> layers;
+
+    bool tied() const { return output_embd.data == nullptr; }
+    const HostMatrix &head() const { return tied() ? input_embd : output_embd; }
+    // The dtype that most elements of the layers' matrices have.
+    DType mainDType() const;
+};
+
+inline uint64_t bytesOf(const HostMatrix &matrix) {
+    return uint64_t{matrix.rows} * matrix.cols * dtypeSize(matrix.dtype);
+}
+uint64_t bytesOf(const LayerTensors &layer);  // of the matrices
+
+// Rows [first, first + count) of a matrix, or columns, which all have the whole bias.
+HostMatrix rowsOf(const HostMatrix &matrix, uint32_t first, uint32_t count);
+HostMatrix columnsOf(const HostMatrix &matrix, uint32_t first, uint32_t count);
+
+}  // namespace q3
