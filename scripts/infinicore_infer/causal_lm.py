@@ -23,7 +23,11 @@ from numpy.typing import NDArray
 
 from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
-from infinicore_infer.checkpoint.weights import Qwen3WeightsImpl, Qwen3WeightsNaming
+from infinicore_infer.checkpoint.weights import (
+    Qwen3TensorList,
+    Qwen3WeightsImpl,
+    Qwen3WeightsNaming,
+)
 from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.generate.results import GenerationPiece, GenerationResult, TokenLogprobs
@@ -177,7 +181,7 @@ class Qwen3ForCausalLM:
             self._weight_cache = CheckpointCache(self._checkpoint, weight_dtype, directory, ndev)
             self._weight_cache.prepare(options)
         try:
-            weights = Qwen3WeightsImpl(self.meta, self._checkpoint)
+            weights = Qwen3TensorList(self.meta, self._checkpoint)
             reporter = LoadProgress(self._checkpoint, sys.stderr if progress else None)
             self.native = NativeModel(
                 self.meta, weights, options, self.device, ids, reporter, self._load_tokenizer

@@ -12,13 +12,15 @@ import torch
 from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.checkpoint.weights import (
+    Qwen3TensorList,
     Qwen3WeightsImpl,
     Qwen3WeightsNaming,
     WeightsError,
     field_shapes,
 )
-from libinfinicore_infer import DataType
+from libinfinicore_infer import DataType, Qwen3ModelOptions, TensorRole
 from python.helpers import edit_json
+from qwen3 import Qwen3ForCausalLM
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 from safetensors.torch import load_file, save_file
 
@@ -158,3 +160,45 @@ def test_dtypes(tmp_path: Path) -> None:
 
     with pytest.raises(WeightsError, match=rf"matrices.*mixed.*F16: {Q0}\.weight"):
         build(change(norms_f32, mix))
+
+
+def test_list_names_every_tensor_with_its_own_dtype(tmp_path: Path) -> None:
+    folder = make(tmp_path, dtype="bf16", tied=False, bias=True, nlayer=2)
+    half = {f"{Q0}.weight": torch.float16, "model.layers.1.self_attn.q_norm.weight": torch.float32}
+    change(folder, lambda t: t.update({name: t[name].to(dtype) for name, dtype in half.items()}))
+    meta, checkpoint = Qwen3MetaFromConfig(folder), Checkpoint(folder)
+    found = Qwen3TensorList(meta, checkpoint)
+    options = Qwen3ModelOptions()
+    found.attach(options)
+    assert options.ntensors == len(found.array) == len(checkpoint)
+    naming, shapes = Qwen3WeightsNaming(), field_shapes(meta)
+    seen = set()
+    for i in range(options.ntensors):
+        tensor = options.tensors[i]
+        field = TensorRole(tensor.role).name.lower()
+        in_layer = field not in ("input_embd", "output_norm", "output_embd")
+        name = getattr(naming, field)(*([tensor.layer] if in_layer else []))
+        seen.add(name)
+        assert in_layer or tensor.layer == 0
+        assert (tensor.rows, tensor.cols) == (*shapes[field], 1)[:2]
+        assert tensor.data == checkpoint[name].address
+        assert DataType(tensor.dtype).name == checkpoint[name].dtype
+        assert (tensor.row_stride, tensor.layout, tensor.scales) == (0, 0, None)
+    assert seen == set(checkpoint)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
+def test_checkpoints_of_mixed_dtypes_load(dtype: str, tmp_path: Path) -> None:
+    """The same values in other dtypes make the same model."""
+    folder = make(tmp_path, dtype="bf16", tied=False)
+    tokens = [3, 1, 4, 1, 5]
+    with Qwen3ForCausalLM(folder, dtype=dtype, cache=False, threads=2) as model:
+        expected = model.forward(tokens)
+
+    def mix(t: Tensors) -> None:
+        for i, name in enumerate(sorted(t)):
+            if i % 2 == 0 or "norm" in name:
+                t[name] = t[name].float()
+
+    with Qwen3ForCausalLM(change(folder, mix), dtype=dtype, cache=False, threads=2) as model:
+        np.testing.assert_array_equal(model.forward(tokens), expected)

@@ -9,7 +9,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable, Mapping
 
-from libinfinicore_infer import DataType, Qwen3Meta, Qwen3Weights
+from libinfinicore_infer import (
+    DataType,
+    Qwen3Meta,
+    Qwen3ModelOptions,
+    Qwen3Tensor,
+    Qwen3Weights,
+    TensorRole,
+)
 
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.checkpoint.safetensors import Tensor
@@ -120,6 +127,7 @@ class Qwen3WeightsNaming:
         return name.endswith("rotary_emb.inv_freq")
 
 
+_TABLE_FIELDS = ("input_embd", "output_norm", "output_embd")
 _NORM_FIELDS = ("attn_norm", "attn_q_norm", "attn_k_norm", "ffn_norm")
 _MATRIX_FIELDS = ("attn_q", "attn_k", "attn_v", "attn_o", "ffn_gate", "ffn_up", "ffn_down")
 _BIAS_FIELDS = ("attn_q_b", "attn_k_b", "attn_v_b", "attn_o_b")
@@ -155,10 +163,14 @@ def _some(items: list[str]) -> str:
     return listed + (f", ... ({len(items)} in all)" if len(items) > _MAX_LISTED else "")
 
 
-class Qwen3WeightsImpl(Qwen3Weights):
-    """The library's ``Qwen3Weights``, pointing into a checkpoint's tensors.
+class CheckedTensors:
+    """A checkpoint's tensors, whose names, shapes and dtypes fit the model's configuration.
 
-    The checkpoint must stay open as long as the pointers are used.
+    Attributes:
+        tensors: The checkpoint.
+        naming: Names of the tensors.
+        names: The tensor names of every field of ``Qwen3Weights``, one per layer for the fields of
+            layers.
     """
 
     def __init__(
@@ -167,68 +179,43 @@ class Qwen3WeightsImpl(Qwen3Weights):
         tensors: Mapping[str, Tensor],
         naming: Qwen3WeightsNaming | None = None,
     ) -> None:
-        """Check all tensors against the configuration and take their addresses.
+        """Check all tensors against the configuration.
 
         Args:
             meta: The model's configuration.
-            tensors: The checkpoint, such as :class:`safetensors_io.Checkpoint`.
+            tensors: The checkpoint, such as :class:`.Checkpoint`.
             naming: Names of the tensors; ``None``: found out from the checkpoint.
 
         Raises:
             WeightsError: Tensors are missing, unexpected, or of a wrong shape or dtype; one message
                 names them all.
         """
-        self._tensors = tensors  # keeps the memory behind the pointers alive
-        naming = naming or Qwen3WeightsNaming.match(tensors)
-        self.naming = naming
-        names = self._expected_names(meta, naming)
-        self._check_names(meta, naming, names)
-        dt_norm, dt_mat = self._check_tensors(meta, names)
-        super().__init__(
-            nlayer=meta.nlayer, dt_norm=dt_norm, dt_mat=dt_mat, transpose_linear_weights=1
-        )
-        self.input_embd = tensors[naming.input_embd()].address
-        self.output_norm = tensors[naming.output_norm()].address
-        if not meta.tie_word_embeddings:
-            self.output_embd = tensors[naming.output_embd()].address
-        for field in self._layer_fields(meta):
-            array = (ctypes.c_void_p * meta.nlayer)(*(tensors[n].address for n in names[field]))
-            setattr(self, field, ctypes.cast(array, ctypes.POINTER(ctypes.c_void_p)))
+        self.tensors = tensors
+        self.naming = naming or Qwen3WeightsNaming.match(tensors)
+        self.names = self._expected_names(meta)
+        self._check(meta)
 
-    @staticmethod
-    def _layer_fields(meta: Qwen3MetaFromConfig) -> tuple[str, ...]:
-        return _NORM_FIELDS + _MATRIX_FIELDS + (_BIAS_FIELDS if meta.attention_bias else ())
-
-    @classmethod
-    def _expected_names(
-        cls, meta: Qwen3MetaFromConfig, naming: Qwen3WeightsNaming
-    ) -> dict[str, list[str]]:
-        """Return the tensor names of every field, one per layer for per-layer fields."""
-        names = {"input_embd": [naming.input_embd()], "output_norm": [naming.output_norm()]}
-        if not meta.tie_word_embeddings:
-            names["output_embd"] = [naming.output_embd()]
-        for field in cls._layer_fields(meta):
-            name_of: Callable[[int], str] = getattr(naming, field)
+    def _expected_names(self, meta: Qwen3MetaFromConfig) -> dict[str, list[str]]:
+        tables = [f for f in _TABLE_FIELDS if f != "output_embd" or not meta.tie_word_embeddings]
+        names = {field: [getattr(self.naming, field)()] for field in tables}
+        biases = _BIAS_FIELDS if meta.attention_bias else ()
+        for field in _NORM_FIELDS + _MATRIX_FIELDS + biases:
+            name_of: Callable[[int], str] = getattr(self.naming, field)
             names[field] = [name_of(i) for i in range(meta.nlayer)]
         return names
 
-    def _check_names(
-        self,
-        meta: Qwen3MetaFromConfig,
-        naming: Qwen3WeightsNaming,
-        names: dict[str, list[str]],
-    ) -> None:
-        expected = {name for group in names.values() for name in group}
+    def _check(self, meta: Qwen3MetaFromConfig) -> None:
+        expected = [name for group in self.names.values() for name in group]
+        head = self.naming.output_embd()
         # Checkpoints with tied embeddings often store the same matrix again as lm_head.
-        allowed = expected | {naming.output_embd()}
-        missing = [name for group in names.values() for name in group if name not in self._tensors]
-        unexpected = [n for n in self._tensors if n not in allowed and not naming.is_ignored(n)]
+        allowed = {*expected, head}
+        missing = [name for name in expected if name not in self.tensors]
+        ignored = self.naming.is_ignored
+        unexpected = [n for n in self.tensors if n not in allowed and not ignored(n)]
         problems = []
-        if naming.output_embd() in missing:
-            missing.remove(naming.output_embd())
-            problems.append(
-                f"{naming.output_embd()} is missing although 'tie_word_embeddings' is false"
-            )
+        if head in missing:
+            missing.remove(head)
+            problems.append(f"{head} is missing although 'tie_word_embeddings' is false")
         missing_biases = [name for name in missing if name.endswith(".bias")]
         if missing_biases:
             missing = [name for name in missing if name not in missing_biases]
@@ -246,16 +233,16 @@ class Qwen3WeightsImpl(Qwen3Weights):
         if unexpected:
             problems.append(f"unexpected tensors: {_some(unexpected)}")
         # Shapes of the tensors that are there belong in the same message.
-        problems += self._shape_problems(meta, names)
+        problems += self._shape_problems(meta)
         if problems:
             raise WeightsError(f"weights do not fit {meta.source}: " + "; ".join(problems))
 
-    def _shape_problems(self, meta: Qwen3Meta, names: dict[str, list[str]]) -> list[str]:
+    def _shape_problems(self, meta: Qwen3Meta) -> list[str]:
         shapes = field_shapes(meta)
         wrong_shape, wrong_dtype = [], []
-        for field, group in names.items():
+        for field, group in self.names.items():
             for name in group:
-                tensor = self._tensors.get(name)
+                tensor = self.tensors.get(name)
                 if tensor is None:
                     continue
                 if tensor.shape != shapes[field]:
@@ -269,7 +256,47 @@ class Qwen3WeightsImpl(Qwen3Weights):
             problems.append(f"dtypes other than F32, F16 and BF16: {_some(wrong_dtype)}")
         return problems
 
-    def _check_tensors(
+
+class Qwen3WeightsImpl(Qwen3Weights):
+    """The library's ``Qwen3Weights``, pointing into a checkpoint's tensors.
+
+    The checkpoint must stay open as long as the pointers are used. All norms must have one dtype,
+    and all matrices and biases one; :class:`Qwen3TensorList` knows no such limit.
+    """
+
+    def __init__(
+        self,
+        meta: Qwen3MetaFromConfig,
+        tensors: Mapping[str, Tensor],
+        naming: Qwen3WeightsNaming | None = None,
+    ) -> None:
+        """Check all tensors against the configuration and take their addresses.
+
+        Args:
+            meta: The model's configuration.
+            tensors: The checkpoint, such as :class:`.Checkpoint`.
+            naming: Names of the tensors; ``None``: found out from the checkpoint.
+
+        Raises:
+            WeightsError: Tensors are missing, unexpected, or of a wrong shape or dtype; one message
+                names them all.
+        """
+        checked = CheckedTensors(meta, tensors, naming)
+        self._tensors = tensors  # keeps the memory behind the pointers alive
+        self.naming = checked.naming
+        dt_norm, dt_mat = self._check_dtypes(meta, checked.names)
+        super().__init__(
+            nlayer=meta.nlayer, dt_norm=dt_norm, dt_mat=dt_mat, transpose_linear_weights=1
+        )
+        for field, names in checked.names.items():
+            addresses = [tensors[name].address for name in names]
+            if field in _TABLE_FIELDS:
+                setattr(self, field, addresses[0])
+            else:
+                array = (ctypes.c_void_p * meta.nlayer)(*addresses)
+                setattr(self, field, ctypes.cast(array, ctypes.POINTER(ctypes.c_void_p)))
+
+    def _check_dtypes(
         self, meta: Qwen3MetaFromConfig, names: dict[str, list[str]]
     ) -> tuple[DataType, DataType]:
         """Return the dtype of the norms and of the matrices, each of which must be one."""
@@ -289,3 +316,55 @@ class Qwen3WeightsImpl(Qwen3Weights):
         if problems:
             raise WeightsError(f"weights do not fit {meta.source}: " + "; ".join(problems))
         return result[0], result[1]
+
+
+class Qwen3TensorList:
+    """The library's ``Qwen3ModelOptions.tensors``, pointing into a checkpoint's tensors.
+
+    Each tensor keeps the dtype that it has in the file. The checkpoint must stay open as long as
+    the pointers are used, and this object until the model is created.
+    """
+
+    def __init__(
+        self,
+        meta: Qwen3MetaFromConfig,
+        tensors: Mapping[str, Tensor],
+        naming: Qwen3WeightsNaming | None = None,
+    ) -> None:
+        """Check all tensors against the configuration and take their addresses.
+
+        Args:
+            meta: The model's configuration.
+            tensors: The checkpoint, such as :class:`.Checkpoint`.
+            naming: Names of the tensors; ``None``: found out from the checkpoint.
+
+        Raises:
+            WeightsError: Tensors are missing, unexpected, or of a wrong shape or dtype; one message
+                names them all.
+        """
+        self._tensors = tensors  # keeps the memory behind the pointers alive
+        checked = CheckedTensors(meta, tensors, naming)
+        self.naming = checked.naming
+        entries = [
+            self._entry(field, layer, tensors[name])
+            for field, names in checked.names.items()
+            for layer, name in enumerate(names)
+        ]
+        self.array = (Qwen3Tensor * len(entries))(*entries)
+
+    @staticmethod
+    def _entry(field: str, layer: int, tensor: Tensor) -> Qwen3Tensor:
+        rows, cols = (*tensor.shape, 1)[:2]
+        return Qwen3Tensor(
+            role=TensorRole[field.upper()],
+            dtype=_DTYPES[tensor.dtype],
+            layer=layer,
+            rows=rows,
+            cols=cols,
+            data=tensor.address,
+        )
+
+    def attach(self, options: Qwen3ModelOptions) -> None:
+        """Make ``createQwen3ModelEx`` with these options take its weights from here."""
+        options.tensors = self.array
+        options.ntensors = len(self.array)

@@ -25,6 +25,7 @@ from libinfinicore_infer import (
     Qwen3SampleResult,
     Qwen3SamplingParams,
     Qwen3Stats,
+    Qwen3Weights,
     check,
     check_handle,
     load_library,
@@ -32,7 +33,7 @@ from libinfinicore_infer import (
 from numpy.typing import NDArray
 
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
-from infinicore_infer.checkpoint.weights import Qwen3WeightsImpl
+from infinicore_infer.checkpoint.weights import Qwen3TensorList
 from infinicore_infer.native.load import LoadProgress, run_beside
 
 
@@ -199,7 +200,7 @@ class NativeModel:
     def __init__(
         self,
         meta: Qwen3MetaFromConfig,
-        weights: Qwen3WeightsImpl,
+        weights: Qwen3Weights | Qwen3TensorList,
         options: Qwen3ModelOptions,
         device: DeviceType,
         dev_ids: Sequence[int],
@@ -211,7 +212,7 @@ class NativeModel:
         Args:
             meta: The model's configuration.
             weights: Where its tensors are.
-            options: Settings; ``progress`` is set here.
+            options: Settings; ``progress`` and ``tensors`` are set here.
             device: The kind of device.
             dev_ids: Which ones.
             progress: Draws a bar and knows the mappings to release.
@@ -232,6 +233,11 @@ class NativeModel:
         self.bin: deque[int] = deque()
         self._handle: int | None = None
         progress.attach(self._lib, options)
+        plain = None  # Qwen3Weights, or what the options say
+        if isinstance(weights, Qwen3TensorList):
+            weights.attach(options)
+        else:
+            plain = byref(weights)
         ids = (c_int32 * len(dev_ids))(*dev_ids)
 
         handles: list[int] = []
@@ -240,7 +246,7 @@ class NativeModel:
             handle = check_handle(
                 self._lib,
                 self._lib.createQwen3ModelEx(
-                    byref(meta), byref(weights), device, len(dev_ids), ids, byref(options)
+                    byref(meta), plain, device, len(dev_ids), ids, byref(options)
                 ),
             )
             self._finalizer = weakref.finalize(self, self._lib.destroyQwen3Model, handle)

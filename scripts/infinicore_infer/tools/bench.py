@@ -166,7 +166,7 @@ class Bench:
         device = DeviceType.parse(args.device)
         start = time.perf_counter()
         progress = LoadProgress()
-        self.model = NativeModel(self.meta, weights, options, device, [0], progress)  # type: ignore[arg-type]
+        self.model = NativeModel(self.meta, weights, options, device, [0], progress)
         self.load_seconds = time.perf_counter() - start
         self.threads = self.model.stats()["nthreads"]
         self.rng = np.random.default_rng(1)
