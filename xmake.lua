@@ -1,6 +1,6 @@
 -- Builds libinfinicore_infer and its C++ tests.
---   xmake f -m release|debug [--infinicore=y|n] [--sanitizer=address|thread]   configure
---   xmake                                    build the library
+--   xmake f -m release|debug [--infinicore=y|n|headers] [--sanitizer=address|thread]   configure
+--   xmake                                    build the library, and the InfiniCore module where its headers are
 --   xmake build -g tests                     build the C++ tests
 --   xmake build -g fake                      build the fake accelerator that tests put in InfiniCore's place
 --   xmake install -o PREFIX infinicore_infer install library, headers and pkg-config file
@@ -12,8 +12,10 @@ add_rules("mode.release", "mode.debug")
 option("infinicore")
     set_showmenu(true)
     set_default("auto")
-    set_values("auto", "y", "n")
-    set_description("Build the InfiniCore backend (auto: if found at INFINI_ROOT or .infini)")
+    set_values("auto", "y", "n", "headers")
+    set_description("Build the module of the InfiniCore backend",
+                    "auto: if InfiniCore's headers are in INFINI_ROOT/include or .infini/include",
+                    "headers: the module is for other machines and does not look for this machine's InfiniCore")
 option_end()
 
 option("sanitizer")
@@ -34,7 +36,7 @@ end
 local root = infini_root()
 local wish = tostring(get_config("infinicore"))  -- y and n arrive as booleans
 local found = os.isfile(path.join(root, "include", "infiniop.h"))
-local with_infinicore = wish == "true" or wish == "y" or (wish ~= "false" and wish ~= "n" and found)
+local with_infinicore = wish ~= "false" and wish ~= "n" and (wish ~= "auto" or found)
 
 if get_config("sanitizer") == "address" then
     add_cxflags("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", {force = true})
@@ -50,18 +52,13 @@ end
 add_cxflags("-ffp-contract=off", {force = true})
 add_includedirs("include", "src")
 
-rule("infinicore_backend")
+-- The InfiniCore backend: compiled with its headers, linked to nothing of it (src/ops/infinicore/device/library.cpp).
+rule("infinicore_user")
     on_load(function(target)
-        if not with_infinicore then
-            return
-        end
         target:add("sysincludedirs", path.join(root, "include"))
-        target:add("linkdirs", path.join(root, "lib"))
-        -- libinfiniop uses OpenMP without naming its run-time library.
-        target:add("links", "infiniop", "infinirt", "infiniccl")
-        target:add("syslinks", "gomp")
-        target:add("rpathdirs", path.join(root, "lib"))
-        target:add("ldflags", "-Wl,-rpath-link," .. path.join(root, "lib"), {force = true})
+        if wish ~= "headers" then
+            target:add("rpathdirs", path.join(root, "lib"))
+        end
     end)
 rule_end()
 
@@ -74,7 +71,7 @@ target("q3_core")
     if is_mode("release") then
         set_optimize("fastest")
     end
-    add_files("src/runtime/*.cpp", "src/engine/*.cpp", "src/model/*.cpp", "src/ops/*.cpp")
+    add_files("src/runtime/*.cpp", "src/engine/*.cpp", "src/model/*.cpp", "src/ops/*.cpp", "src/ops/module/*.cpp")
     add_files("src/ops/cpu/*.cpp", "src/ops/cpu/pack/*.cpp", "src/ops/cpu/kernels/*.cpp|isa_*.cpp")
     if is_arch("x86_64", "x64", "i386") then
         local avx2 = {"-mavx2", "-mfma", "-mf16c"}
@@ -91,24 +88,56 @@ target("q3_core")
         add_files("src/ops/cpu/kernels/isa_neon_dotprod.cpp", {cxflags = "-march=armv8.2-a+dotprod"})
         add_files("src/ops/cpu/kernels/isa_neon_i8mm.cpp", {cxflags = "-march=armv8.2-a+dotprod+i8mm"})
     end
-    add_rules("infinicore_backend")
-    if with_infinicore then
-        add_files("src/ops/infinicore/**.cpp|stub.cpp")
-    else
-        add_files("src/ops/infinicore/stub.cpp")
-    end
-    add_syslinks("pthread", {public = true})
+    add_syslinks("pthread", "dl", {public = true})
 target_end()
+
+-- Flags of a module: one symbol goes out, nothing of the process comes in but system libraries.
+local function module_target()
+    set_kind("shared")
+    if is_mode("release") then
+        set_optimize("fastest")
+    end
+    add_cxflags("-fvisibility=hidden", "-fvisibility-inlines-hidden", {force = true})
+    add_shflags("-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic",
+                "-Wl,--version-script=" .. path.join(os.projectdir(), "src", "ops", "module", "exports.map"), {force = true})
+    if get_config("sanitizer") == "none" then
+        add_shflags("-Wl,-z,defs", {force = true})
+    end
+end
+
+if with_infinicore then
+    target("q3_infinicore")
+        set_kind("static")
+        set_symbols("hidden")
+        set_default(false)
+        add_cxflags("-fPIC", "-fvisibility=hidden", {force = true})
+        if is_mode("release") then
+            set_optimize("fastest")
+        end
+        add_files("src/ops/infinicore/**.cpp|module.cpp")
+        add_deps("q3_core")
+        add_rules("infinicore_user")
+    target_end()
+
+    target("infinicore_infer_infini")
+        module_target()
+        add_files("src/ops/infinicore/module.cpp")
+        add_deps("q3_infinicore", "q3_core")
+        add_rules("infinicore_user")
+    target_end()
+end
 
 target("infinicore_infer")
     set_kind("shared")
     add_deps("q3_core")
+    if with_infinicore then
+        add_deps("infinicore_infer_infini", {inherit = false})  -- built with it, not linked
+    end
     add_files("src/api/*.cpp")
     if is_mode("release") then
         set_optimize("fastest")
     end
     add_cxflags("-fvisibility=hidden", "-fvisibility-inlines-hidden", {force = true})
-    add_rules("infinicore_backend")
     add_shflags("-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic",
                 "-Wl,--version-script=" .. path.join(os.projectdir(), "src", "api", "exports.map"), {force = true})
     add_headerfiles("include/(infinicore_infer.h)", "include/(infinicore_infer/models/*.h)")
@@ -135,6 +164,9 @@ target("infinicore_infer")
         os.tryrm(path.join(lib, soname))
         os.ln(file, path.join(lib, soname))
         os.ln(soname, path.join(lib, "libinfinicore_infer.so"))
+        if with_infinicore then
+            os.cp(path.join(target:targetdir(), "libinfinicore_infer_infini.so"), lib)
+        end
         local function write(name, text)
             local values = {PREFIX = path.absolute(prefix), VERSION = version, MAJOR = version:match("%d+"),
                             FILE = file, SONAME = soname}
@@ -186,8 +218,12 @@ for _, pattern in ipairs({"test_*.cpp", "test_*.c"}) do
                 if pattern == "test_*.c" then
                     add_files("src/api/*.cpp")
                 end
+                if name == "test_infinicore_ops" then
+                    add_deps("q3_infinicore")
+                    add_rules("infinicore_user")
+                    add_syslinks("gomp")
+                end
                 add_deps("q3_core")
-                add_rules("infinicore_backend")
                 add_syslinks("m")
             target_end()
         end
@@ -213,8 +249,8 @@ target("q3_fault_driver")
     add_syslinks("dl", "m", "pthread")
 target_end()
 
--- A fake accelerator with InfiniCore's C API: tests put its folder into LD_LIBRARY_PATH. "fake" has that of 0.1.0;
--- "fake_newer" that of InfiniCore's main as test/fake_device/include declares it, and a library compiled against that.
+-- A fake accelerator with InfiniCore's C API: tests put its folder into INFINI_ROOT. "fake" has that of 0.1.0;
+-- "fake_newer" that of InfiniCore's main as test/fake_device/include declares it, and a module compiled against that.
 if with_infinicore then
     local variants = {fake = path.join(root, "include"), fake_newer = "test/fake_device/include"}
     for variant, headers in pairs(variants) do
@@ -225,7 +261,7 @@ if with_infinicore then
                 set_default(false)
                 set_basename(name)
                 set_optimize("fastest")
-                set_targetdir("$(builddir)/$(plat)/$(arch)/$(mode)/" .. variant)
+                set_targetdir("$(builddir)/$(plat)/$(arch)/$(mode)/" .. variant .. "/lib")
                 add_cxflags("-fvisibility=hidden", {force = true})
                 add_sysincludedirs(headers)
                 add_files("test/fake_device/" .. name .. (name == "infinirt" and "/*.cpp" or ".cpp"))
@@ -239,25 +275,28 @@ if with_infinicore then
         end
     end
 
-    target("fake_newer_infer")
-        set_kind("shared")
+    target("fake_newer_module")
+        module_target()
         set_group("fake")
         set_default(false)
-        set_basename("infinicore_infer")
+        set_basename("infinicore_infer_infini")
         set_targetdir("$(builddir)/$(plat)/$(arch)/$(mode)/fake_newer")
-        -- The backend and the API; of the archive only what these lack.
-        add_files("src/api/*.cpp", "src/ops/infinicore/**.cpp|stub.cpp")
-        add_deps("q3_core", "fake_newer_infinirt", "fake_newer_infiniop", "fake_newer_infiniccl")
+        add_files("src/ops/infinicore/**.cpp")
+        add_deps("q3_core")
         add_sysincludedirs("test/fake_device/include")
-        add_syslinks("gomp")
-        if is_mode("release") then
-            set_optimize("fastest")
-        end
-        add_cxflags("-fvisibility=hidden", "-fvisibility-inlines-hidden", {force = true})
-        add_shflags("-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic",
-                    "-Wl,--version-script=" .. path.join(os.projectdir(), "src", "api", "exports.map"), {force = true})
     target_end()
 end
+
+-- A module whose backend is the CPU's, with failures on request: what tests of the seam load. Needs no InfiniCore.
+target("fake_module")
+    module_target()
+    set_group("fake")
+    set_default(false)
+    set_basename("infinicore_infer_infini")
+    set_targetdir("$(builddir)/$(plat)/$(arch)/$(mode)/fake_module")
+    add_files("test/fake_module/*.cpp")
+    add_deps("q3_core")
+target_end()
 
 -- Single kernels.
 target("bench_kernels")
@@ -266,7 +305,6 @@ target("bench_kernels")
     set_default(false)
     add_files("test/bench/kernels.cpp")
     add_deps("q3_core")
-    add_rules("infinicore_backend")
 target_end()
 
 -- Measures the machine for qwen3-bench.

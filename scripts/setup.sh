@@ -203,13 +203,15 @@ library() {
     local stamp=build/.setup.stamp key sources newer
     sources=$(find xmake.lua include src -type f | LC_ALL=C sort)
     key=$({
-        echo "$infinicore ${INFINI_ROOT:-} ${CXX:-} ${CC:-}"
+        echo "$infinicore ${INFINI_ROOT:-} ${CXX:-} ${CC:-} module"
         echo "$sources"
     } | sha256sum)
     if [[ -f $stamp && $(<"$stamp") == "$key" ]] && compgen -G 'build/*/*/release/libinfinicore_infer.so' >/dev/null; then
         newer=$(find xmake.lua include src -newer "$stamp" -print -quit)
         if [[ -z $newer && $infinicore == y ]]; then
-            newer=$(find "$INFINI_ROOT/lib" "$INFINI_ROOT/include" -newer "$stamp" -print -quit)
+            # Compiled with its headers; its libraries are found when a model asks for them.
+            compgen -G 'build/*/*/release/libinfinicore_infer_infini.so' >/dev/null || newer=module
+            [[ -n $newer ]] || newer=$(find "$INFINI_ROOT/include" -newer "$stamp" -print -quit)
         fi
         [[ -n $newer ]] || return 0
     fi

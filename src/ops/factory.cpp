@@ -3,7 +3,8 @@
 #include <algorithm>
 
 #include "ops/cpu/cpu_backend.h"
-#include "ops/infinicore/infinicore.h"
+#include "ops/module/loader.h"
+#include "ops/module/module_backend.h"
 #include "runtime/cpu_info.h"
 #include "runtime/error.h"
 #include "runtime/numa.h"
@@ -34,7 +35,7 @@ std::vector<std::unique_ptr<Backend>> makeBackends(const std::vector<ModelConfig
         options[rank].reduce = on_cpu && group.size() > 1 ? &reduce : nullptr;
     }
     if (with_infinicore) {
-        return infinicore::makeInfinicoreBackends(configs, options, group);
+        return module::makeModuleBackends(configs, options, group, reduce);
     }
     std::vector<std::unique_ptr<Backend>> backends(configs.size());
     group.run([&](uint32_t rank) { backends[rank] = cpu::makeCpuBackend(configs[rank], options[rank]); });
@@ -43,7 +44,7 @@ std::vector<std::unique_ptr<Backend>> makeBackends(const std::vector<ModelConfig
 
 std::string libraryInfo() {
     return std::string("version=") + QWEN3_VERSION_STRING + " isa=" + cpu::isaName() +
-           " infinicore=" + infinicore::version();
+           " infinicore=" + module::infinicoreVersion();
 }
 
 }  // namespace q3

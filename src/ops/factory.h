@@ -12,7 +12,7 @@ namespace q3 {
 
 // The backends of all ranks, made on the ranks' threads: configs[rank] is the rank's part of the model, dev_ids[rank]
 // its device; options.nthreads and kv_limit_bytes are divided. `group` and `reduce` must outlive them. Throws
-// DEVICE_TYPE_NOT_SUPPORTED and how to install InfiniCore when this build has none.
+// DEVICE_TYPE_NOT_SUPPORTED and what to do when InfiniCore, or our module for it, is missing.
 std::vector<std::unique_ptr<Backend>> makeBackends(const std::vector<ModelConfig> &configs,
                                                    const BackendOptions &options, const std::vector<int32_t> &dev_ids,
                                                    RankGroup &group, HostAllReduce &reduce);

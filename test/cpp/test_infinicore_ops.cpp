@@ -42,8 +42,8 @@ static double unit(DType dtype) {
 }
 
 static std::mt19937 generator(1);
-static Floats randoms(size_t n, float scale = 1.0f) {
-    std::normal_distribution<float> normal(0.0f, scale);
+static Floats randoms(size_t n, float scale = 1.0F) {
+    std::normal_distribution<float> normal(0.0F, scale);
     Floats values(n);
     for (float &value : values) {
         value = normal(generator);
@@ -94,7 +94,7 @@ static ModelConfig smallConfig(DType dtype) {
     config.di = 29;
     config.dctx = 150;
     config.dvoc = 61;
-    config.epsilon = 1e-6f;
+    config.epsilon = 1e-6F;
     config.dt_logits = dtype;
     config.max_step_tokens = 64;
     return config;
@@ -116,25 +116,27 @@ static Tuning smallTuning() {
 
 static void testConvert() {
     for (uint32_t bits = 0; bits < 0x10000; ++bits) {
-        const float half = F16::toFloat(uint16_t(bits)), brain = BF16::toFloat(uint16_t(bits));
-        const int exponent = int(bits >> 10 & 31), mantissa = int(bits & 1023);
+        const float half = F16::toFloat(static_cast<uint16_t>(bits));
+        const float brain = BF16::toFloat(static_cast<uint16_t>(bits));
+        const int exponent = static_cast<int>(bits >> 10 & 31);
+        const int mantissa = static_cast<int>(bits & 1023);
         if (exponent < 31) {
             double value = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
             if (bits & 0x8000) {
                 value = -value;
             }
-            CHECK(half == value, "f16 %04x is %g", bits, double(half));
+            CHECK(half == value, "f16 %04x is %g", bits, static_cast<double>(half));
             CHECK(F16::fromFloat(half) == bits, "f16 %04x", bits);
         }
         if (!std::isnan(brain)) {
             CHECK(BF16::fromFloat(brain) == bits, "bf16 %04x", bits);
         }
     }
-    CHECK(F16::fromFloat(65519.9f) == 0x7bff && F16::fromFloat(65520.0f) == 0x7c00, "f16 overflow");
-    CHECK(F16::fromFloat(1.0f + 0x1p-11f) == 0x3c00 && F16::fromFloat(1.0f + 0x3p-11f) == 0x3c02, "f16 ties");
-    CHECK(F16::fromFloat(0x1p-25f) == 0 && F16::fromFloat(0x3p-25f) == 2, "f16 subnormal ties");
-    CHECK(F16::fromFloat(-0x1p-14f + 0x1p-26f) == 0x8400, "f16 rounds up to normal");
-    CHECK(BF16::fromFloat(1.0f + 0x1p-8f) == 0x3f80 && BF16::fromFloat(1.0f + 0x3p-8f) == 0x3f82, "bf16 ties");
+    CHECK(F16::fromFloat(65519.9F) == 0x7bff && F16::fromFloat(65520.0F) == 0x7c00, "f16 overflow");
+    CHECK(F16::fromFloat(1.0F + 0x1p-11F) == 0x3c00 && F16::fromFloat(1.0F + 0x3p-11F) == 0x3c02, "f16 ties");
+    CHECK(F16::fromFloat(0x1p-25F) == 0 && F16::fromFloat(0x3p-25F) == 2, "f16 subnormal ties");
+    CHECK(F16::fromFloat(-0x1p-14F + 0x1p-26F) == 0x8400, "f16 rounds up to normal");
+    CHECK(BF16::fromFloat(1.0F + 0x1p-8F) == 0x3f80 && BF16::fromFloat(1.0F + 0x3p-8F) == 0x3f82, "bf16 ties");
     CHECK(std::isnan(F16::toFloat(F16::fromFloat(NAN))) && std::isnan(BF16::toFloat(BF16::fromFloat(NAN))), "NaN");
 }
 
@@ -143,7 +145,8 @@ static void testConvert() {
 struct Step {
     StepPlan plan;
     std::vector<uint32_t> tokens;
-    Floats cos, sin;
+    Floats cos;
+    Floats sin;
     std::vector<std::vector<void *>> blocks;
 
     // sequences: (tokens, position, blocks)
@@ -157,8 +160,8 @@ struct Step {
                 tokens.push_back((sequence.pos + i) * 7 % config.dvoc);
                 for (uint32_t j = 0; j < config.dh / 2; ++j) {
                     const double angle = (sequence.pos + i) * std::pow(1e4, -2.0 * j / config.dh);
-                    cos.push_back(float(std::cos(angle)));
-                    sin.push_back(float(std::sin(angle)));
+                    cos.push_back(static_cast<float>(std::cos(angle)));
+                    sin.push_back(static_cast<float>(std::sin(angle)));
                 }
             }
         }
@@ -173,17 +176,20 @@ struct Step {
         sin_rounded = rounded(dtype, sin);
     }
     Step(const Step &) = delete;
-    Floats cos_rounded, sin_rounded;
+    Floats cos_rounded;
+    Floats sin_rounded;
 };
 
 // ------------------------------------------------------------------ weights and row-wise nodes
 
 struct Matrix {  // a linear layer in several parts, each in its own memory, and its values as the backend sees them
-    uint32_t rows = 0, cols;
+    uint32_t rows = 0;
+    uint32_t cols;
     DType source_dtype;
     std::vector<std::vector<char>> memory;
     LinearSource source;
-    Floats values, bias;
+    Floats values;
+    Floats bias;
 
     Matrix(DType source_dtype_, DType dtype, std::vector<uint32_t> part_rows, uint32_t cols_, bool transposed,
            bool with_bias)
@@ -191,7 +197,7 @@ struct Matrix {  // a linear layer in several parts, each in its own memory, and
         source = {"test_weight", 3, {}};
         memory.reserve(2 * part_rows.size());
         for (uint32_t n : part_rows) {
-            const Floats part = rounded(source_dtype, randoms(size_t(n) * cols, 0.3f));
+            const Floats part = rounded(source_dtype, randoms(static_cast<size_t>(n) * cols, 0.3F));
             const size_t ld = (transposed ? n : cols) + 3;  // a rectangle of something wider
             Floats padded((transposed ? cols : n) * ld, NAN);
             for (uint32_t r = 0; r < n; ++r) {
@@ -202,7 +208,7 @@ struct Matrix {  // a linear layer in several parts, each in its own memory, and
             memory.push_back(encoded(source_dtype, padded));
             HostMatrix matrix{memory.back().data() + 1, source_dtype,       n, cols,
                               transposed ? 1 : ld,      transposed ? ld : 1};
-            Floats part_bias(n, 0.0f);
+            Floats part_bias(n, 0.0F);
             if (with_bias && rows == 0) {  // later parts have none: zero
                 part_bias = rounded(source_dtype, randoms(n));
                 memory.push_back(encoded(source_dtype, part_bias));
@@ -221,10 +227,11 @@ struct Matrix {  // a linear layer in several parts, each in its own memory, and
 
 // y = W x + b in double, and how far off the backend may be.
 static void referenceLinear(const Matrix &w, const float *x, uint32_t row, DType dtype, double &y, double &tolerance) {
-    double sum = 0, absolute = 0;
+    double sum = 0;
+    double absolute = 0;
     for (uint32_t c = 0; c < w.cols; ++c) {
-        sum += double(w.values[row * w.cols + c]) * x[c];
-        absolute += std::abs(double(w.values[row * w.cols + c]) * x[c]);
+        sum += static_cast<double>(w.values[row * w.cols + c]) * x[c];
+        absolute += std::abs(static_cast<double>(w.values[row * w.cols + c]) * x[c]);
     }
     y = sum + w.bias[row];
     tolerance = 1.01 * unit(dtype) * (std::abs(sum) + std::abs(y)) + (w.cols + 2) * kUnit32 * absolute + 1e-7;
@@ -232,7 +239,7 @@ static void referenceLinear(const Matrix &w, const float *x, uint32_t row, DType
 
 static void testLinear(DType dtype) {
     const ModelConfig config = smallConfig(dtype);
-    InfinicoreBackend ops(config, cpuOptions(dtype), smallTuning());
+    InfinicoreBackend ops(config, cpuOptions(dtype), {}, smallTuning());
     const Step step(config, dtype, {{0, 13, 0, nullptr}});
     const uint32_t ntok = step.plan.ntok;
     for (DType source_dtype : {DType::kF16, DType::kBf16, DType::kF32}) {
@@ -247,7 +254,8 @@ static void testLinear(DType dtype) {
             ops.upload(out.data, garbage.data(), garbage.size());
             ops.beginStep(step.plan);
             ops.linear(out, in, *packed);
-            std::vector<double> expected(ntok * w.rows), tolerance(ntok * w.rows);
+            std::vector<double> expected(ntok * w.rows);
+            std::vector<double> tolerance(ntok * w.rows);
             for (uint32_t i = 0; i < ntok * w.rows; ++i) {
                 referenceLinear(w, &x[i / w.rows * w.cols], i % w.rows, dtype, expected[i], tolerance[i]);
             }
@@ -262,7 +270,7 @@ static void testLinear(DType dtype) {
 
 static void testSwiglu(DType dtype) {
     const ModelConfig config = smallConfig(dtype);
-    InfinicoreBackend ops(config, cpuOptions(dtype), smallTuning());
+    InfinicoreBackend ops(config, cpuOptions(dtype), {}, smallTuning());
     const Step step(config, dtype, {{0, 11, 0, nullptr}});
     const uint32_t ntok = step.plan.ntok;
     const Matrix w(dtype, dtype, {config.di, config.di}, config.d, false, false);
@@ -274,9 +282,13 @@ static void testSwiglu(DType dtype) {
     ops.upload(h.data, x.data(), x.size());
     ops.beginStep(step.plan);
     ops.linearSwiglu(act, h, *packed);
-    std::vector<double> expected(ntok * config.di), tolerance(expected.size());
+    std::vector<double> expected(ntok * config.di);
+    std::vector<double> tolerance(expected.size());
     for (uint32_t i = 0; i < expected.size(); ++i) {
-        double gate, up, gate_tolerance, up_tolerance;
+        double gate;
+        double up;
+        double gate_tolerance;
+        double up_tolerance;
         const float *row = &x[i / config.di * config.d];
         referenceLinear(w, row, i % config.di, dtype, gate, gate_tolerance);
         referenceLinear(w, row, config.di + i % config.di, dtype, up, up_tolerance);
@@ -294,37 +306,42 @@ static void referenceNorm(const double *x, const Floats &w, float epsilon, DType
     for (size_t i = 0; i < w.size(); ++i) {
         sum += x[i] * x[i];
     }
-    const double scale = 1 / std::sqrt(sum / double(w.size()) + epsilon);
+    const double scale = 1 / std::sqrt(sum / static_cast<double>(w.size()) + epsilon);
     for (size_t i = 0; i < w.size(); ++i) {
         y[i] = x[i] * scale * w[i];
-        tolerance[i] = (unit(dtype) * 1.01 + double(w.size() + 8) * kUnit32) * std::abs(y[i]) + 1e-7;
+        tolerance[i] = (unit(dtype) * 1.01 + static_cast<double>(w.size() + 8) * kUnit32) * std::abs(y[i]) + 1e-7;
     }
 }
 
 static void testNorms(DType dtype, DType norm_dtype) {
     const ModelConfig config = smallConfig(dtype);
-    InfinicoreBackend ops(config, cpuOptions(dtype), smallTuning());
+    InfinicoreBackend ops(config, cpuOptions(dtype), {}, smallTuning());
     const Step step(config, dtype, {{0, 9, 0, nullptr}});
-    const uint32_t ntok = step.plan.ntok, d = config.d, n = ntok * d;
+    const uint32_t ntok = step.plan.ntok;
+    const uint32_t d = config.d;
+    const uint32_t n = ntok * d;
     const Floats w = rounded(norm_dtype, randoms(d));
     const std::vector<char> raw = encoded(norm_dtype, w);
     const auto weight = ops.makeNorm({"norm", 0, norm_dtype, raw.data() + 1, d}, nullptr);
     const Activation x = ops.allocate(ntok, d), h = ops.allocate(ntok, d), delta = ops.allocate(ntok, d);
-    const Floats x0 = rounded(dtype, randoms(n)), delta0 = rounded(dtype, randoms(n));
+    const Floats x0 = rounded(dtype, randoms(n));
+    const Floats delta0 = rounded(dtype, randoms(n));
 
     for (bool with_delta : {false, true}) {
         ops.upload(x.data, x0.data(), n);
         ops.upload(delta.data, delta0.data(), n);
         ops.beginStep(step.plan);
         const std::vector<uint32_t> rows = {8, 2, 3, 4, 0};
-        const Activation gathered = ops.allocate(uint32_t(rows.size()), d);
+        const Activation gathered = ops.allocate(static_cast<uint32_t>(rows.size()), d);
         const Activation used = with_delta ? delta : Activation{};
-        ops.gatherRmsnorm(gathered, x, used, rows.data(), uint32_t(rows.size()), *weight, config.epsilon);
+        ops.gatherRmsnorm(gathered, x, used, rows.data(), static_cast<uint32_t>(rows.size()), *weight, config.epsilon);
         ops.addRmsnorm(h, x, used, *weight, config.epsilon);
         const Floats sums = ops.download(x.data, n);
-        std::vector<double> exact(n), expected(n), tolerance(n);
+        std::vector<double> exact(n);
+        std::vector<double> expected(n);
+        std::vector<double> tolerance(n);
         for (uint32_t i = 0; i < n; ++i) {
-            exact[i] = double(x0[i]) + (with_delta ? delta0[i] : 0);
+            exact[i] = static_cast<double>(x0[i]) + (with_delta ? delta0[i] : 0);
             tolerance[i] = unit(dtype) * std::abs(exact[i]) * 1.001;
         }
         expectNear("x += delta", sums, exact, tolerance);
@@ -333,7 +350,8 @@ static void testNorms(DType dtype, DType norm_dtype) {
             referenceNorm(&exact[i * d], w, config.epsilon, dtype, &expected[i * d], &tolerance[i * d]);
         }
         expectNear("addRmsnorm", ops.download(h.data, n), expected, tolerance);
-        std::vector<double> gathered_expected, gathered_tolerance;
+        std::vector<double> gathered_expected;
+        std::vector<double> gathered_tolerance;
         for (uint32_t row : rows) {
             gathered_expected.insert(gathered_expected.end(), &expected[row * d], &expected[row * d] + d);
             gathered_tolerance.insert(gathered_tolerance.end(), &tolerance[row * d], &tolerance[row * d] + d);
@@ -345,7 +363,7 @@ static void testNorms(DType dtype, DType norm_dtype) {
 
 static void testEmbedding(DType dtype) {
     const ModelConfig config = smallConfig(dtype);
-    InfinicoreBackend ops(config, cpuOptions(dtype), smallTuning());
+    InfinicoreBackend ops(config, cpuOptions(dtype), {}, smallTuning());
     const Step step(config, dtype, {{0, 20, 0, nullptr}});
     const uint32_t ntok = step.plan.ntok;
     const Activation x = ops.allocate(ntok, config.d);
@@ -368,7 +386,7 @@ static void testEmbedding(DType dtype) {
         test("owned", *owned);
         test("tied", *tied);
         CHECK(borrowed->bytes() == 0 && tied->bytes() == 0, "bytes");
-        CHECK(owned->bytes() == size_t(config.dvoc) * config.d * dtypeSize(dtype), "bytes");
+        CHECK(owned->bytes() == static_cast<size_t>(config.dvoc) * config.d * dtypeSize(dtype), "bytes");
     }
 }
 
@@ -380,15 +398,16 @@ class AttentionTest {
 public:
     AttentionTest(DType dtype, const Tuning &tuning,
                   const std::vector<std::vector<std::pair<uint32_t, uint32_t>>> &steps)
-        : dtype_(dtype), config_(smallConfig(dtype)), ops_(config_, cpuOptions(dtype), tuning) {
+        : dtype_(dtype), config_(smallConfig(dtype)), ops_(config_, cpuOptions(dtype), {}, tuning) {
         Floats w = rounded(dtype, randoms(2 * config_.dh));
         for (float &value : w) {
-            value = std::abs(value) + 0.3f;
+            value = std::abs(value) + 0.3F;
         }
         w = rounded(dtype, w);
         q_weight_.assign(w.begin(), w.begin() + config_.dh);
         k_weight_.assign(w.begin() + config_.dh, w.end());
-        const auto raw_q = encoded(dtype, q_weight_), raw_k = encoded(dtype, k_weight_);
+        const auto raw_q = encoded(dtype, q_weight_);
+        const auto raw_k = encoded(dtype, k_weight_);
         q_norm_ = ops_.makeNorm({"attn_q_norm", 0, dtype, raw_q.data() + 1, config_.dh}, nullptr);
         k_norm_ = ops_.makeNorm({"attn_k_norm", 0, dtype, raw_k.data() + 1, config_.dh}, nullptr);
         qkv_ = ops_.allocate(config_.max_step_tokens, config_.qkvWidth());
@@ -410,7 +429,8 @@ private:
     struct History {
         std::vector<void *> blocks;
         uint32_t length = 0;
-        Floats keys, values;  // [length, nkvh * dh], layer 1
+        Floats keys;  // [length, nkvh * dh], layer 1
+        Floats values;
     };
 
     void run(const std::vector<std::pair<uint32_t, uint32_t>> &requests) {  // (sequence, tokens)
@@ -428,14 +448,15 @@ private:
             blocks.push_back(history.blocks);
         }
         const Step step(config_, dtype_, sequences, blocks);
-        const uint32_t ntok = step.plan.ntok, width = config_.qkvWidth();
+        const uint32_t ntok = step.plan.ntok;
+        const uint32_t width = config_.qkvWidth();
         for (uint32_t layer = 0; layer < config_.nlayer; ++layer) {
             // A row's values depend on its sequence, position and layer only, so that outputs can be compared.
             Floats input;
             for (size_t s = 0; s < requests.size(); ++s) {
                 for (uint32_t i = 0; i < requests[s].second; ++i) {
                     generator.seed((requests[s].first * 1000 + sequences[s].pos + i) * 2 + layer);
-                    const Floats row = randoms(width, 2.0f);
+                    const Floats row = randoms(width, 2.0F);
                     input.insert(input.end(), row.begin(), row.end());
                 }
             }
@@ -445,10 +466,10 @@ private:
                 ops_.beginStep(step.plan);
             }
             ops_.qkNormRopeStore(qkv_, *q_norm_, *k_norm_, config_.epsilon, layer);
-            const Floats qkv = ops_.download(qkv_.data, size_t(ntok) * width);
+            const Floats qkv = ops_.download(qkv_.data, static_cast<size_t>(ntok) * width);
             checkNormRope(step, input, qkv);
             ops_.attention(out_, qkv_, layer);
-            const Floats out = ops_.download(out_.data, size_t(ntok) * config_.nh * config_.dh);
+            const Floats out = ops_.download(out_.data, static_cast<size_t>(ntok) * config_.nh * config_.dh);
             if (layer + 1 == config_.nlayer) {
                 checkAttention(step, requests, qkv, out);
                 outputs.insert(outputs.end(), out.begin(), out.end());
@@ -457,11 +478,17 @@ private:
     }
 
     void checkNormRope(const Step &step, const Floats &input, const Floats &qkv) {
-        const uint32_t dh = config_.dh, half = dh / 2, heads = config_.nh + 2 * config_.nkvh;
-        std::vector<double> expected(qkv.size()), tolerance(qkv.size());
+        const uint32_t dh = config_.dh;
+        const uint32_t half = dh / 2;
+        const uint32_t heads = config_.nh + 2 * config_.nkvh;
+        std::vector<double> expected(qkv.size());
+        std::vector<double> tolerance(qkv.size());
         for (uint32_t head = 0; head < step.plan.ntok * heads; ++head) {
-            const uint32_t token = head / heads, h = head % heads;
-            std::vector<double> x(&input[head * dh], &input[head * dh] + dh), y(dh), t(dh);
+            const uint32_t token = head / heads;
+            const uint32_t h = head % heads;
+            std::vector<double> x(&input[head * dh], &input[head * dh] + dh);
+            std::vector<double> y(dh);
+            std::vector<double> t(dh);
             if (h >= config_.nh + config_.nkvh) {  // values stay as they are
                 std::copy(x.begin(), x.end(), &expected[head * dh]);
                 continue;
@@ -469,7 +496,8 @@ private:
             referenceNorm(x.data(), h < config_.nh ? q_weight_ : k_weight_, config_.epsilon, dtype_, y.data(),
                           t.data());
             for (uint32_t i = 0; i < half; ++i) {
-                const double c = step.cos_rounded[token * half + i], s = step.sin_rounded[token * half + i];
+                const double c = step.cos_rounded[token * half + i];
+                const double s = step.sin_rounded[token * half + i];
                 expected[head * dh + i] = y[i] * c - y[i + half] * s;
                 expected[head * dh + half + i] = y[i] * s + y[i + half] * c;
                 const double error = t[i] + t[i + half] + 3 * kUnit32 * (std::abs(y[i]) + std::abs(y[i + half]));
@@ -482,8 +510,11 @@ private:
 
     void checkAttention(const Step &step, const std::vector<std::pair<uint32_t, uint32_t>> &requests, const Floats &qkv,
                         const Floats &out) {
-        const uint32_t dh = config_.dh, width = config_.qkvWidth(), kv = config_.nkvh * dh;
-        std::vector<double> expected(out.size()), tolerance(out.size());
+        const uint32_t dh = config_.dh;
+        const uint32_t width = config_.qkvWidth();
+        const uint32_t kv = config_.nkvh * dh;
+        std::vector<double> expected(out.size());
+        std::vector<double> tolerance(out.size());
         for (size_t s = 0; s < requests.size(); ++s) {
             const Sequence &sequence = step.plan.sequences[s];
             History &history = sequences_[requests[s].first];
@@ -503,16 +534,20 @@ private:
     }
 
     void attendOne(const History &history, const float *q, uint32_t offset, double *expected, double *tolerance) {
-        const uint32_t dh = config_.dh, kv = config_.nkvh * dh;
+        const uint32_t dh = config_.dh;
+        const uint32_t kv = config_.nkvh * dh;
         std::vector<double> p(history.length);
-        double highest = -1e300, error = 0, sum = 0;
+        double highest = -1e300;
+        double error = 0;
+        double sum = 0;
         for (uint32_t j = 0; j < history.length; ++j) {
-            double dot = 0, absolute = 0;
+            double dot = 0;
+            double absolute = 0;
             for (uint32_t i = 0; i < dh; ++i) {
-                dot += double(q[i]) * history.keys[j * kv + offset + i];
-                absolute += std::abs(double(q[i]) * history.keys[j * kv + offset + i]);
+                dot += static_cast<double>(q[i]) * history.keys[j * kv + offset + i];
+                absolute += std::abs(static_cast<double>(q[i]) * history.keys[j * kv + offset + i]);
             }
-            p[j] = dot / std::sqrt(double(dh));
+            p[j] = dot / std::sqrt(static_cast<double>(dh));
             highest = std::max(highest, p[j]);
             error = std::max(error, unit(dtype_) * std::abs(p[j]) + (dh + 4) * kUnit32 * absolute);
         }
@@ -537,17 +572,19 @@ private:
 
     // Layer 1 of the blocks holds exactly the keys and values of the sequence.
     void checkBlocks(const History &history) {
-        const uint32_t block_tokens = ops_.kvBlockTokens(), dh = config_.dh, kv = config_.nkvh * dh;
+        const uint32_t block_tokens = ops_.kvBlockTokens();
+        const uint32_t dh = config_.dh;
+        const uint32_t kv = config_.nkvh * dh;
         const size_t n = ops_.kvBlockBytes() / dtypeSize(dtype_);
         for (size_t b = 0; b < history.blocks.size(); ++b) {
             const Floats block = ops_.download(history.blocks[b], n);
             for (uint32_t t = 0; t < block_tokens; ++t) {
                 const size_t token = b * block_tokens + t;
                 for (uint32_t i = 0; i < kv; ++i) {
-                    const size_t at = n / 2 + (size_t(i / dh) * block_tokens + t) * dh + i % dh;
+                    const size_t at = n / 2 + (static_cast<size_t>(i / dh) * block_tokens + t) * dh + i % dh;
                     const bool filled = token < history.length;
-                    const float key = filled ? history.keys[token * kv + i] : 0.0f;
-                    const float value = filled ? history.values[token * kv + i] : 0.0f;
+                    const float key = filled ? history.keys[token * kv + i] : 0.0F;
+                    const float value = filled ? history.values[token * kv + i] : 0.0F;
                     CHECK(block[at] == key && block[at + n / 4] == value, "block %zu token %u index %u", b, t, i);
                 }
             }
@@ -557,7 +594,8 @@ private:
     const DType dtype_;
     const ModelConfig config_;
     InfinicoreBackend ops_;
-    Floats q_weight_, k_weight_;
+    Floats q_weight_;
+    Floats k_weight_;
     std::unique_ptr<PackedNorm> q_norm_, k_norm_;
     Activation qkv_, out_;
     std::vector<History> sequences_;
@@ -597,7 +635,7 @@ static void testAttention(DType dtype) {
                 rows += steps[s][r].second;
             }
         }
-        return first.begin() + ptrdiff_t(rows * width);
+        return first.begin() + static_cast<ptrdiff_t>(rows * width);
     };
     CHECK(std::equal(row(0, 2), row(0, 2) + 16 * width, alone.outputs.begin()), "batched prefill differs");
     CHECK(std::equal(row(1, 3), row(1, 3) + width, alone.outputs.begin() + 16 * width), "decode differs");
@@ -633,7 +671,7 @@ static void testErrors() {
     expectError(QWEN3_STATUS_OUT_OF_MEMORY, "cannot allocate",
                 [&] { InfinicoreBackend(huge, cpuOptions(DType::kF16)); });
 
-    InfinicoreBackend ops(config, cpuOptions(DType::kF16), smallTuning());
+    InfinicoreBackend ops(config, cpuOptions(DType::kF16), {}, smallTuning());
     CHECK(ops.description() == "backend=infinicore device=cpu:0 threads=2 avoids=add_rms_norm,embedding,paged_attention"
                                " self_test=passed",
           "%s", ops.description().c_str());
@@ -664,7 +702,7 @@ static void testErrors() {
             if (dtype == DType::kF16) {
                 continue;
             }
-            const float large = 1e5f;
+            const float large = 1e5F;
             floatsTo(dtype, bad, &large, 1);
             expectError(QWEN3_STATUS_BAD_WEIGHTS, "overflows f16", [&] { ops.makeLinear(w.source, nullptr); });
         }
@@ -674,7 +712,7 @@ static void testErrors() {
                  &nan, 1);
         expectError(QWEN3_STATUS_BAD_WEIGHTS, "test_weight bias of layer 3: row 3",
                     [&] { ops.makeLinear(w.source, nullptr); });
-        Floats norm(config.d, 1.0f);
+        Floats norm(config.d, 1.0F);
         norm[8] = INFINITY;
         const auto raw = encoded(dtype, norm);
         expectError(QWEN3_STATUS_BAD_WEIGHTS, "weight norm: row 0, column 8 (inf)",
@@ -717,15 +755,16 @@ static void testUnknownSignatures() {
 
 static void testBlockMemory() {
     const ModelConfig config = smallConfig(DType::kBf16);
-    InfinicoreBackend ops(config, cpuOptions(DType::kBf16), {});
+    InfinicoreBackend ops(config, cpuOptions(DType::kBf16), {}, {});
     CHECK(ops.kvBlockTokens() == 160, "%u", ops.kvBlockTokens());  // dctx 150
-    CHECK(ops.kvBlockBytes() == size_t(2) * 2 * 2 * 160 * 18 * 2, "%zu", ops.kvBlockBytes());
+    CHECK(ops.kvBlockBytes() == size_t{2} * 2 * 2 * 160 * 18 * 2, "%zu", ops.kvBlockBytes());
     ModelConfig long_config = config;
     long_config.dctx = 40960;
-    CHECK(InfinicoreBackend(long_config, cpuOptions(DType::kBf16), {}).kvBlockTokens() == 256, "block tokens");
+    CHECK(InfinicoreBackend(long_config, cpuOptions(DType::kBf16), {}, {}).kvBlockTokens() == 256, "block tokens");
     const size_t n = ops.kvBlockBytes() / 2;
-    void *a = ops.kvMemory().allocate(ops.kvBlockBytes()), *b = ops.kvMemory().allocate(ops.kvBlockBytes());
-    CHECK(ops.download(a, n) == Floats(n, 0.0f), "zeroed");
+    void *a = ops.kvMemory().allocate(ops.kvBlockBytes());
+    void *b = ops.kvMemory().allocate(ops.kvBlockBytes());
+    CHECK(ops.download(a, n) == Floats(n, 0.0F), "zeroed");
     const Floats values = rounded(DType::kBf16, randoms(n));
     ops.upload(a, values.data(), n);
     ops.kvMemory().copy(b, a, ops.kvBlockBytes());
@@ -733,7 +772,7 @@ static void testBlockMemory() {
     ops.kvMemory().release(a);
     ops.kvMemory().release(b);
     ops.kvMemory().release(nullptr);
-    expectError(QWEN3_STATUS_OUT_OF_MEMORY, "cannot allocate", [&] { ops.kvMemory().allocate(size_t(1) << 60); });
+    expectError(QWEN3_STATUS_OUT_OF_MEMORY, "cannot allocate", [&] { ops.kvMemory().allocate(size_t{1} << 60); });
 }
 
 // Descriptors are found by value (epsilon included), stay bounded, and may be destroyed on any thread.
@@ -743,17 +782,17 @@ static void testDescriptors() {
     std::unique_ptr<PackedNorm> weight;
     std::thread([&] {
         omp_set_num_threads(1);  // of this thread; the backend uses 2
-        ops = std::make_unique<InfinicoreBackend>(config, cpuOptions(DType::kF32), smallTuning());
-        const Floats ones(config.d, 1.0f);
+        ops = std::make_unique<InfinicoreBackend>(config, cpuOptions(DType::kF32), module::HostRanks{}, smallTuning());
+        const Floats ones(config.d, 1.0F);
         weight = ops->makeNorm({"norm", 0, DType::kF32, ones.data(), config.d}, nullptr);
         const Activation x = ops->allocate(1, config.d), h = ops->allocate(1, config.d);
-        const Floats values(config.d, 2.0f);
+        const Floats values(config.d, 2.0F);
         ops->upload(x.data, values.data(), config.d);
         const Step step(config, DType::kF32, {{0, 1, 0, nullptr}});
         ops->beginStep(step.plan);
         for (int round = 0; round < 2; ++round) {
             for (int i = 0; i < 3000; ++i) {
-                const float epsilon = float(i) * 0.01f;
+                const float epsilon = static_cast<float>(i) * 0.01F;
                 ops->addRmsnorm(h, x, {}, *weight, epsilon);
                 if (i % 100 != 0) {
                     continue;
@@ -762,7 +801,7 @@ static void testDescriptors() {
                 CHECK(std::abs(ops->download(h.data, 1)[0] - expected) < 1e-5, "epsilon %g", epsilon);
             }
         }
-        const size_t size = ops->kernels().cache().size();
+        const size_t size = ops->operators().cache().size();
         CHECK(size <= 2 * DescriptorCache::kGeneration && size > DescriptorCache::kGeneration, "%zu descriptors", size);
         CHECK(omp_get_max_threads() == 1, "the caller's OpenMP setting changed");
     }).join();

@@ -19,6 +19,12 @@ DEMO = ROOT / "test" / "data" / "qwen3-tiny"
 RunCase = Callable[..., Any]
 Refusal = Callable[[int, dict[str, object]], dict[str, str]]
 
+
+def with_root(root: Path, **variables: str) -> dict[str, str]:
+    """The environment of a process that finds InfiniCore in ``root``."""
+    return {**os.environ, "INFINI_ROOT": str(root), **variables}
+
+
 SPECS = {
     "f32": CheckpointSpec("f32", dctx=700),
     "bf16": CheckpointSpec("bf16", dtype="bf16", bias=True, tied=False, nh=6, nkvh=3, seed=1),
@@ -37,9 +43,9 @@ SPECS = {
 
 @pytest.fixture(scope="session")
 def fake_folder() -> Path:
-    """The folder of the fake libraries, built in the configured release tree."""
+    """The root of the fake InfiniCore, built in the configured release tree."""
     if b"infinicore=none" in load_library().qwen3BuildInfo(None):
-        pytest.skip("the library was built without InfiniCore")
+        pytest.skip("the InfiniCore module was not built")
     result = subprocess.run(
         [str(ROOT / ".venv/bin/xmake"), "build", "-y", "-g", "fake"],
         cwd=ROOT,
@@ -71,7 +77,7 @@ def run_case(fake_folder: Path) -> RunCase:
     """Runs a function of cases.py on the fake accelerator and returns its result.
 
     ``expect`` is the exit status; the standard error is returned when it is not 0. Other keywords:
-    ``environment``, the FAKE_INFINI_ variables; ``newer``, to use the library and the fake that are
+    ``environment``, the FAKE_INFINI_ variables; ``newer``, to use the module and the fake that are
     compiled against newer InfiniCore's declarations; and the function's own arguments.
     """
 
@@ -86,16 +92,11 @@ def run_case(fake_folder: Path) -> RunCase:
         variables = {f"FAKE_INFINI_{k.upper()}": str(v) for k, v in (environment or {}).items()}
         folder = fake_folder.parent / "fake_newer" if newer else fake_folder
         if newer:
-            variables["INFINICORE_INFER_LIB"] = str(folder / "libinfinicore_infer.so")
+            variables["INFINICORE_INFER_MODULE"] = str(folder / "libinfinicore_infer_infini.so")
         result = subprocess.run(
             [sys.executable, "-m", "infinicore.cases", case, json.dumps(arguments, default=str)],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "LD_LIBRARY_PATH": str(folder),
-                "PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT / 'test'}",
-                **variables,
-            },
+            env=with_root(folder, PYTHONPATH=f"{ROOT / 'scripts'}:{ROOT / 'test'}", **variables),
             capture_output=True,
             text=True,
             timeout=120,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections import Counter
+from pathlib import Path
 
 LIVE = ("device", "host", "stream", "event", "handle", "descriptor", "tensor", "comm")
+
+
+def fake_library(name: str) -> ctypes.CDLL:
+    """One of InfiniCore's libraries, in INFINI_ROOT or where the loader looks."""
+    root = os.environ.get("INFINI_ROOT")
+    return ctypes.CDLL(str(Path(root) / "lib" / name) if root else name)
 
 
 class Fake:
     """Counters, failures and rules of the fake accelerator of this process."""
 
     def __init__(self) -> None:
-        # By name: the file that the library's own dependency on it has loaded.
-        self.lib = ctypes.CDLL("libinfinirt.so")
+        self.lib = fake_library("libinfinirt.so")  # the one that the backend loads, too
         self.lib.fake_infini_get.restype = ctypes.c_int64
         self.lib.fake_infini_get.argtypes = [ctypes.c_char_p]
         self.lib.fake_infini_violation.restype = ctypes.c_char_p

@@ -16,7 +16,7 @@ from ctypes import byref, c_float, c_int32, c_size_t, c_ssize_t, c_void_p
 from typing import Any
 
 import numpy as np
-from infinicore.fake import Fake
+from infinicore.fake import Fake, fake_library
 
 NVIDIA, F32, I32 = 1, 13, 5
 H2D, D2H, D2D = 1, 2, 3
@@ -34,8 +34,8 @@ class Runtime:
     def __init__(self) -> None:
         self.fake = Fake()
         self.rt = self.fake.lib
-        self.op = ctypes.CDLL("libinfiniop.so")
-        self.ccl = ctypes.CDLL("libinfiniccl.so")
+        self.op = fake_library("libinfiniop.so")
+        self.ccl = fake_library("libinfiniccl.so")
         self.device(0)
         self.stream = self.new(self.rt.infinirtStreamCreate)
 

@@ -6,7 +6,6 @@ That results are right and do not depend on the batch: test_model_tests.py.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from infinicore.conftest import Refusal, RunCase
+from infinicore.conftest import Refusal, RunCase, with_root
 
 Folders = Callable[[str], Path]
 
@@ -249,7 +248,7 @@ def test_doctor(
     variables = {f"FAKE_INFINI_{name.upper()}": str(v) for name, v in environment.items()}
     result = subprocess.run(
         [sys.executable, "-m", "infinicore_infer.tools.doctor", "--json"],
-        env={**os.environ, "LD_LIBRARY_PATH": str(fake_folder), **variables},
+        env=with_root(fake_folder, **variables),
         capture_output=True,
         text=True,
         timeout=120,

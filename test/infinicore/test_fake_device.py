@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from infinicore.conftest import ROOT
+from infinicore.conftest import ROOT, with_root
 
 # What the call returns, what the violation says (None: none), what is left allocated.
 EXPECTED: dict[str, tuple[Any, str | None, dict[str, int]]] = {
@@ -41,13 +40,12 @@ def run(folder: Path, *names: str, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, "-m", "infinicore.misuse", *names],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "LD_LIBRARY_PATH": str(folder),
-            "PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT / 'test'}",
-            "FAKE_INFINI_COUNT": "2",
+        env=with_root(
+            folder,
+            PYTHONPATH=f"{ROOT / 'scripts'}:{ROOT / 'test'}",
+            FAKE_INFINI_COUNT="2",
             **environment,
-        },
+        ),
         capture_output=True,
         text=True,
         timeout=60,

@@ -3,19 +3,18 @@
 What is chosen takes a minute and a half. Everything takes minutes for each number of devices::
 
     xmake build -g fake
-    FAKE_INFINI_COUNT=8 LD_LIBRARY_PATH=build/linux/x86_64/release/fake \\
+    FAKE_INFINI_COUNT=8 INFINI_ROOT=build/linux/x86_64/release/fake \\
         python -m pytest test/parity --device nvidia --ndev 2
 """
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from infinicore.conftest import ROOT
+from infinicore.conftest import ROOT, with_root
 
 PARITY = ROOT / "test" / "parity"
 
@@ -27,7 +26,7 @@ def run(fake_folder: Path, ndev: int, *arguments: str, atleast: int) -> None:
     result = subprocess.run(
         command,
         cwd=PARITY,
-        env={**os.environ, "LD_LIBRARY_PATH": str(fake_folder), "FAKE_INFINI_COUNT": "8"},
+        env=with_root(fake_folder, FAKE_INFINI_COUNT="8"),
         capture_output=True,
         text=True,
         timeout=600,

@@ -18,7 +18,7 @@ BACKEND = ROOT / "src" / "ops" / "infinicore"
 # file, what is replaced, by what, the case that runs, its arguments, what it then says
 MUTANTS: dict[str, tuple[str, str, str, str, dict[str, Any], str]] = {
     "logits are read before they have arrived": (
-        "infinicore_ops.cpp",
+        "nodes.cpp",
         r"\n        device_->synchronize\(\);\n        (staging_busy_ = false;\n        for )",
         r"\n        \1",
         "works",
@@ -26,7 +26,7 @@ MUTANTS: dict[str, tuple[str, str, str, str, dict[str, Any], str]] = {
         "the model produced -?nan",
     ),
     "staging buffers are written while in use": (
-        "infinicore_ops.cpp",
+        "nodes.cpp",
         r"(if \(staging_busy_\).*\n)        device_->synchronize\(\);\n",
         r"\1",
         "failing",
@@ -34,7 +34,7 @@ MUTANTS: dict[str, tuple[str, str, str, str, dict[str, Any], str]] = {
         "the host changed the source before the stream had read it",
     ),
     "a buffer is freed while in use": (
-        "memory.cpp",
+        "device/buffers.cpp",
         r"\n        device_->settle\(\);  // nothing may still use it\n",
         r"\n",
         "works",
@@ -42,7 +42,7 @@ MUTANTS: dict[str, tuple[str, str, str, str, dict[str, Any], str]] = {
         "memory is freed before infiniop.* has used it",
     ),
     "a host pointer goes to an operator": (
-        "infinicore_ops.cpp",
+        "nodes.cpp",
         r"matrix\(weight\.weight\.data\(\)",
         r"matrix(const_cast<char *>(embed_host_.data())",
         "works",
@@ -50,7 +50,7 @@ MUTANTS: dict[str, tuple[str, str, str, str, dict[str, Any], str]] = {
         "infiniopGemm, tensor 2: .* is host memory",
     ),
     "an operator is used without its device": (
-        "infinicore_ops.cpp",
+        "nodes.cpp",
         r"(::linear\(.*\n)    DeviceScope .*\n",
         r"\1",
         "works",
@@ -72,23 +72,20 @@ def test_mutant(
     file, pattern, replacement, case, arguments, text = MUTANTS[name]
     source, count = re.subn(pattern, replacement, (BACKEND / file).read_text("utf-8"), count=1)
     assert count == 1, f"{file} has changed: {pattern}"
-    (tmp_path / file).write_text(source, "utf-8")
+    name_of_copy = Path(file).name
+    (tmp_path / name_of_copy).write_text(source, "utf-8")
     release = fake_folder.parent
-    objects = (ROOT / "build/.objs/infinicore_infer/linux").glob("*/release/src/api/*.o")
-    library = tmp_path / "libinfinicore_infer.so"
-    # What the mutant defines is not taken from the archive.
-    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-w", tmp_path / file, *objects]
-    command += [release / "libq3_core.a", "-o", library, f"-I{ROOT / 'src'}"]
-    command += [
-        f"-I{ROOT / 'include'}",
-        f"-L{fake_folder}",
-        "-linfiniop",
-        "-linfinirt",
-        "-linfiniccl",
-    ]
-    command += ["-isystem", include_folder(), "-Wl,--exclude-libs,ALL", "-lgomp", "-lpthread"]
+    (entry,) = (ROOT / "build/.objs/infinicore_infer_infini/linux").glob(
+        "*/release/src/ops/infinicore/module.cpp.o"
+    )
+    module = tmp_path / "libinfinicore_infer_infini.so"
+    # What the mutant defines is not taken from the archives.
+    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-w", tmp_path / name_of_copy, entry]
+    command += [release / "libq3_infinicore.a", release / "libq3_core.a", "-o", module]
+    command += [f"-I{ROOT / 'src'}", f"-I{ROOT / 'include'}", "-isystem", include_folder()]
+    command += ["-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic", "-ldl", "-lpthread"]
     subprocess.run([str(part) for part in command], check=True)
-    monkeypatch.setenv("INFINICORE_INFER_LIB", str(library))
+    monkeypatch.setenv("INFINICORE_INFER_MODULE", str(module))
     monkeypatch.setenv("QWEN3_INFINICORE_SELF_TEST", "0")  # so that the mistake shows in a step
     output = run_case(case, expect=1, folder=folders("one-layer"), **arguments)
     assert re.search(text, output), output[-3000:]

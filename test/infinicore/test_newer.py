@@ -1,4 +1,4 @@
-"""The library compiled against newer InfiniCore's declarations, on a fake with its operators.
+"""The module compiled against newer InfiniCore's declarations, on a fake with its operators.
 
 That is all it shows: no InfiniCore newer than 0.1.0 was at hand.
 """

@@ -70,7 +70,7 @@ def fake(target: Target) -> Iterator[Fake | None]:
         load_library()
         try:
             fake = Fake()
-        except AttributeError:  # a real InfiniCore has none of its functions
+        except (AttributeError, OSError):  # a real InfiniCore has none of its functions
             pass
     yield fake
     if fake:

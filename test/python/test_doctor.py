@@ -19,6 +19,14 @@ from python.helpers import DEMO
 TOKENS = [5, 6, 7]
 
 
+def module_file() -> Path:
+    return Path(load_library()._name).with_name("libinfinicore_infer_infini.so")
+
+
+def has_module() -> bool:
+    return module_file().is_file()
+
+
 def run(*arguments: str, **environment: str) -> tuple[int, list[dict[str, Any]]]:
     result = subprocess.run(
         [sys.executable, "-m", "infinicore_infer.tools.doctor", "--json", *arguments],
@@ -58,13 +66,56 @@ def test_no_library(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("message", "advice"),
     [
-        ("libinfiniop.so: cannot open shared object file", "LD_LIBRARY_PATH"),
-        ("libgomp.so.1: cannot open shared object file", "libgomp1"),
+        ("no such library: x (from INFINICORE_INFER_LIB)", "unset it"),
         ("library and scripts are from different versions", "xmake build"),
     ],
 )
 def test_library_advice(message: str, advice: str) -> None:
     assert advice in doctor.library_advice(message)
+
+
+@pytest.mark.parametrize(
+    ("problem", "advice"),
+    [
+        ("libinfiniop.so: cannot open shared object file", "LD_LIBRARY_PATH"),
+        ("libgomp.so.1: cannot open shared object file", "libgomp1"),
+        ("INFINI_ROOT=/x; /x/lib/libinfinirt.so: file too short", "unset it"),
+    ],
+)
+def test_infinicore_advice(problem: str, advice: str) -> None:
+    assert advice in doctor.infinicore_advice(problem)
+
+
+def infinicore(status: int, *arguments: str, **environment: str) -> dict[str, Any]:
+    """The finding about InfiniCore in a process that must end with ``status``."""
+    ended, findings = run("--no-self-test", *arguments, **environment)
+    assert ended == status, findings
+    assert [f["topic"] for f in findings[:4]] == ["python", "packages", "machine", "library"]
+    (finding,) = (f for f in findings if f["topic"] == "infinicore")
+    return finding
+
+
+@pytest.mark.skipif(not has_module(), reason="the InfiniCore module was not built")
+def test_infinicore_that_is_broken_or_missing(tmp_path: Path) -> None:
+    """A root that was named must be right; no InfiniCore at all is no problem on a CPU."""
+    finding = infinicore(1, INFINI_ROOT=str(tmp_path))
+    assert finding["state"] == "problem" and "unset it" in finding["advice"]
+    assert f"{tmp_path}/lib/libinfinirt.so: cannot open" in finding["text"]
+    (tmp_path / "libinfinicore_infer_infini.so").write_bytes(module_file().read_bytes())
+    (tmp_path / "libinfinirt.so").write_text("no library")
+    named = {"INFINICORE_INFER_MODULE": str(tmp_path / "libinfinicore_infer_infini.so")}
+    finding = infinicore(1, INFINI_ROOT="", LD_LIBRARY_PATH=str(tmp_path), **named)
+    assert finding["state"] == "problem" and "file too short" in finding["text"]
+    assert "compiled for InfiniCore" in finding["text"]
+
+
+@pytest.mark.skipif(not has_module(), reason="the InfiniCore module was not built")
+def test_module_that_is_broken(tmp_path: Path) -> None:
+    broken = tmp_path / "libinfinicore_infer_infini.so"
+    broken.write_text("no library")
+    finding = infinicore(1, INFINICORE_INFER_MODULE=str(broken))
+    assert finding["state"] == "problem" and "its module: " in finding["text"]
+    assert "belong together" in finding["advice"]
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,10 +154,12 @@ def test_without_infinicore(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_devices_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> dict[DeviceType, int]:
+    def fail(folder: str) -> dict[DeviceType, int]:
         raise OSError("InfiniCore could not count devices (status 1)")
 
     monkeypatch.setattr(doctor, "build_info", lambda lib: {"infinicore": "0.1.0"})
+    module = doctor.Module("0.2.0", "0.1.0", "/opt/infinicore/lib")
+    monkeypatch.setattr(doctor, "load_module", lambda lib: module)
     monkeypatch.setattr(doctor, "device_counts", fail)
     findings, counts = doctor.check_infinicore(load_library())
     assert findings[-1].state == "problem" and "driver" in findings[-1].advice and counts == {}

@@ -667,7 +667,8 @@ QWEN3_API uint32_t qwen3AbiVersion(void);
  * own layout at load. */
 QWEN3_API size_t qwen3StructSize(int32_t kind);
 
-/* One line of key=value pairs separated by spaces: version, isa, infinicore (its version, or "none"), and with a
+/* One line of key=value pairs separated by spaces: version, isa, infinicore ("none" when its module is not beside the
+ * library, "not-loaded" before a model has asked for it, else the version it was compiled for, "0.1.0"), and with a
  * model also backend, device and threads (those of the first rank), on InfiniCore avoids (operators replaced) and
  * self_test (passed or skipped), and ndev if above 1. With model NULL the text is static; else it lives as long as the
  * model. */

@@ -37,6 +37,8 @@ PROMPT_TOKENS = (1, 2, 3, 4, 5, 6, 7)
 NEW_TOKENS = 8
 SELF_TEST_SECONDS = 180
 NEWER_OPERATORS = ("add_rms_norm", "embedding", "paged_attention")  # 0.1.0 has none of them
+MODULE_ENV = "INFINICORE_INFER_MODULE"
+MODULE_NAME = "libinfinicore_infer_infini.so"
 _SELF = (sys.executable, "-m", "infinicore_infer.tools.doctor")
 # What repairs this installation, and what installs InfiniCore.
 if CHECKOUT:
@@ -120,16 +122,6 @@ def check_machine() -> Iterator[Finding]:
         yield Finding("machine", "note", text, advice)
 
 
-def mapped_file(name: str) -> str:
-    """Return the path of a shared library that this process has loaded, or an empty text."""
-    try:
-        lines = Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    paths = (line.split(maxsplit=5)[-1] for line in lines if line.endswith(".so"))
-    return next((path for path in paths if Path(path).name == name), "")
-
-
 def build_info(lib: ctypes.CDLL) -> dict[str, str]:
     """Return the library's description of itself, by name."""
     line = (lib.qwen3BuildInfo(None) or b"").decode("utf-8", "replace")
@@ -138,10 +130,6 @@ def build_info(lib: ctypes.CDLL) -> dict[str, str]:
 
 def library_advice(message: str) -> str:
     """Return what to do about a library that could not be loaded."""
-    if "libinfini" in message:
-        return f"put InfiniCore's lib folder into LD_LIBRARY_PATH, or `{INSTALL}` and rebuild"
-    if "libgomp" in message:
-        return "install GCC's OpenMP run time (Debian, Ubuntu: apt-get install libgomp1)"
     if "INFINICORE_INFER_LIB" in message:
         return "set INFINICORE_INFER_LIB to the library's file, or unset it"
     rebuild = ", or rebuild with .venv/bin/xmake build infinicore_infer" if CHECKOUT else ""
@@ -161,13 +149,79 @@ def check_library() -> tuple[list[Finding], ctypes.CDLL | None]:
     return [Finding("library", "ok", text)], lib
 
 
-def device_counts() -> dict[DeviceType, int]:
+class ModuleTable(ctypes.Structure):
+    """The beginning of ``Table`` in src/ops/module/seam.h."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("version", ctypes.c_char_p),
+        ("layout", ctypes.c_uint64),
+        ("infinicore", ctypes.c_char_p),
+        ("error", ctypes.CFUNCTYPE(ctypes.c_char_p)),
+        ("load", ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int32)),
+        ("infinicore_folder", ctypes.CFUNCTYPE(ctypes.c_char_p)),
+    )
+
+
+@dataclass(frozen=True)
+class Module:
+    """The InfiniCore module, and the InfiniCore that it finds.
+
+    Attributes:
+        version: Of this project.
+        infinicore: The InfiniCore whose headers the module was compiled with.
+        folder: Where InfiniCore's libraries were loaded from; empty when they were not.
+        problem: Why they were not.
+    """
+
+    version: str
+    infinicore: str
+    folder: str
+    problem: str = ""
+
+
+def load_module(lib: ctypes.CDLL) -> Module:
+    """Load the module and InfiniCore, as a model on an accelerator does.
+
+    Raises:
+        OSError: The module's file does not load.
+        AttributeError: The file is no module.
+    """
+    path = os.environ.get(MODULE_ENV) or str(Path(lib._name).resolve().with_name(MODULE_NAME))
+    entry = ctypes.CDLL(path).infinicore_infer_module
+    entry.restype = ctypes.POINTER(ModuleTable)
+    table = entry().contents
+    version = table.version.decode("utf-8", "replace")
+    if version != (lib.qwen3Version() or b"").decode("utf-8", "replace"):
+        raise OSError(f"{path} is of version {version}, not of the library's")
+    problem = table.error().decode("utf-8", "replace") if table.load(0) != 0 else ""
+    folder = table.infinicore_folder().decode("utf-8", "replace")
+    return Module(version, table.infinicore.decode("utf-8", "replace"), folder, problem)
+
+
+def infinicore_advice(problem: str) -> str:
+    """Return what to do about an InfiniCore that does not load."""
+    if "libgomp" in problem:
+        return "install GCC's OpenMP run time (Debian, Ubuntu: apt-get install libgomp1)"
+    if "INFINI_ROOT=" in problem:
+        return f"set INFINI_ROOT to the folder of lib/libinfiniop.so, unset it, or `{INSTALL}`"
+    return (
+        f"for accelerators: `{INSTALL} --nv-gpu` (or another device); an InfiniCore that was built "
+        "otherwise needs INFINI_ROOT, and its lib folder in LD_LIBRARY_PATH"
+    )
+
+
+def device_counts(folder: str = "") -> dict[DeviceType, int]:
     """Return how many devices of each type InfiniCore sees; types without any are left out.
+
+    Args:
+        folder: Of InfiniCore's libraries; empty for those that the process has loaded.
 
     Raises:
         OSError: InfiniCore's run-time library is not loaded or did not answer.
     """
-    runtime = ctypes.CDLL("libinfinirt.so")  # by name: the one that the library has loaded
+    runtime = ctypes.CDLL(str(Path(folder) / "libinfinirt.so"))
     counts = (ctypes.c_int * MAX_DEVICE_TYPES)()
     status = runtime.infinirtInit()
     if status == 0:
@@ -178,28 +232,32 @@ def device_counts() -> dict[DeviceType, int]:
 
 
 def check_infinicore(lib: ctypes.CDLL) -> tuple[list[Finding], dict[DeviceType, int]]:
-    """Check InfiniCore and list its devices."""
-    version = build_info(lib).get("infinicore", "none")
-    if version == "none":
-        advice = f"for accelerators: `{INSTALL} --nv-gpu` (or another device), then rebuild"
-        text = "the library was built without it: CPU only"
+    """Check the module and InfiniCore, and list its devices."""
+    if build_info(lib).get("infinicore", "none") == "none":
+        advice = f"for accelerators: `{INSTALL} --nv-gpu` (or another device), then {SETUP}"
+        text = f"{MODULE_NAME} was not built: CPU only"
         return [Finding("infinicore", "note", text, advice)], {}
-    where = mapped_file("libinfiniop.so") or "libinfiniop.so"
-    findings = [Finding("infinicore", "ok", f"{version}, {where}")]
-    root = os.environ.get("INFINI_ROOT")
-    if root and Path(root).resolve() not in Path(where).resolve().parents:
-        advice = "rebuild the library, or put $INFINI_ROOT/lib into LD_LIBRARY_PATH"
-        text = f"INFINI_ROOT is {root}, but another InfiniCore is loaded"
-        findings.append(Finding("infinicore", "note", text, advice))
     try:
-        counts = device_counts()
+        module = load_module(lib)
+    except (OSError, AttributeError) as error:
+        advice = f"{SETUP}, or install the library again: it and its module belong together"
+        return [Finding("infinicore", "problem", f"its module: {error}", advice)], {}
+    built = f"module {module.version}, compiled for InfiniCore {module.infinicore}"
+    if module.problem:
+        nowhere = all("cannot open" in reason for reason in module.problem.split("; "))
+        state = "note" if nowhere and not os.environ.get("INFINI_ROOT") else "problem"
+        text = f"{built}: {module.problem}"
+        return [Finding("infinicore", state, text, infinicore_advice(module.problem))], {}
+    findings = [Finding("infinicore", "ok", f"{built}; {module.folder}")]
+    try:
+        counts = device_counts(module.folder)
     except (OSError, AttributeError) as error:
         advice = "check the accelerator's driver (for NVIDIA: nvidia-smi)"
         return [*findings, Finding("devices", "problem", str(error), advice)], {}
     names = ", ".join(f"{count} {device.label}" for device, count in counts.items())
     findings.append(Finding("devices", "ok", names or "none"))
     if not set(counts) - {DeviceType.DEVICE_TYPE_CPU}:
-        advice = f"if there is one: `{INSTALL} --nv-gpu` (or another device), then rebuild"
+        advice = f"if there is one: `{INSTALL} --nv-gpu` (or another device)"
         findings.append(Finding("devices", "note", "InfiniCore sees no accelerator", advice))
     return findings, counts
 

@@ -1,13 +1,14 @@
 #include "ops/infinicore/comm.h"
 
+#include "ops/devices.h"
 #include "ops/infinicore/device/check.h"
-#include "ops/infinicore/device/devices.h"
 #include "runtime/error.h"
+#include "runtime/ranks.h"
 
 namespace q3::infinicore {
 
 std::vector<std::unique_ptr<Comm>> Comm::connect(const std::vector<std::shared_ptr<Device>> &devices,
-                                                 RankBarrier &barrier) {
+                                                 const module::HostRanks &host) {
     std::vector<int> ids;
     ids.reserve(devices.size());
     for (const auto &device : devices) {
@@ -18,14 +19,14 @@ std::vector<std::unique_ptr<Comm>> Comm::connect(const std::vector<std::shared_p
     std::vector<infinicclComm_t> handles(devices.size(), nullptr);
     std::vector<std::unique_ptr<Comm>> comms;
     comms.reserve(devices.size());
-    const infiniStatus_t status = infinicclCommInitAll(type, handles.data(), int(ids.size()), ids.data());
+    const infiniStatus_t status = infinicclCommInitAll(type, handles.data(), static_cast<int>(ids.size()), ids.data());
     if (status == INFINI_STATUS_DEVICE_TYPE_NOT_SUPPORTED) {
         fail(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED,
-             "ndev is %zu, but the installed InfiniCore was built without infiniccl for %s: run `%s --ccl`",
-             devices.size(), deviceName(type), installCommand(type));
+             "ndev is %zu, but the installed InfiniCore was built without infiniccl for %s: run %s", devices.size(),
+             deviceName(type), installHint(type, " --ccl").c_str());
     }
     check(status, "infinicclCommInitAll");
-    const std::shared_ptr<Link> link(new Link{barrier});
+    const std::shared_ptr<Link> link(new Link{host});
     for (size_t rank = 0; rank < devices.size(); ++rank) {
         comms.emplace_back(new Comm(devices[rank], handles[rank], link));
     }
@@ -48,7 +49,7 @@ void Comm::sum(void *data, size_t count, infiniDtype_t dtype) {
     if (device_->abandoned()) {
         device_->synchronize();  // throws
     }
-    link_->barrier.wait();
+    link_->meet();
     const auto issue = [&] {
         return infinicclAllReduce(data, data, count, dtype, INFINICCL_SUM, comm_, device_->stream());
     };
@@ -60,7 +61,7 @@ void Comm::sum(void *data, size_t count, infiniDtype_t dtype) {
     if (!complete) {
         link_->broken = true;
     }
-    link_->barrier.wait();
+    link_->meet();
     if (link_->broken) {
         device_->abandon();
         if (complete) {

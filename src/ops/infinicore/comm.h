@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "infiniccl.h"
-#include "ops/infinicore/device/memory.h"
-#include "runtime/ranks.h"
+#include "ops/infinicore/device/device.h"
+#include "ops/module/seam.h"
 
 namespace q3::infinicore {
 
@@ -18,7 +18,7 @@ class Comm {
 public:
     // One end for each device; throws DEVICE_TYPE_NOT_SUPPORTED when InfiniCore has no collectives for them.
     static std::vector<std::unique_ptr<Comm>> connect(const std::vector<std::shared_ptr<Device>> &devices,
-                                                      RankBarrier &barrier);
+                                                      const module::HostRanks &host);
     ~Comm();
     Comm(const Comm &) = delete;
     Comm &operator=(const Comm &) = delete;
@@ -30,8 +30,9 @@ public:
 
 private:
     struct Link {  // between all ranks
-        RankBarrier &barrier;
+        const module::HostRanks host;
         std::atomic<bool> broken{false};
+        void meet() const { module::rethrow(host.meet(host.context), host.error); }
     };
     Comm(std::shared_ptr<Device> device, infinicclComm_t comm, std::shared_ptr<Link> link)
         : device_(std::move(device)), comm_(comm), link_(std::move(link)) {}

@@ -12,21 +12,21 @@ namespace q3::infinicore {
 // One struct per dtype: how it is stored, which bits say NaN or infinity, and its value as float.
 struct F32 {
     using Bits = uint32_t;
-    static constexpr Bits kExponent = 0x7f800000u;
+    static constexpr Bits kExponent = 0x7f800000U;
     static float toFloat(Bits bits) { return bitsFloat(bits); }
     static Bits fromFloat(float value) { return floatBits(value); }
 };
 
 struct BF16 {
     using Bits = uint16_t;
-    static constexpr Bits kExponent = 0x7f80u;
+    static constexpr Bits kExponent = 0x7f80U;
     static float toFloat(Bits bits) { return bf16ToFloat(bits); }
     static Bits fromFloat(float value) { return floatToBf16(value); }
 };
 
 struct F16 {
     using Bits = uint16_t;
-    static constexpr Bits kExponent = 0x7c00u;
+    static constexpr Bits kExponent = 0x7c00U;
     static float toFloat(Bits bits) { return f16ToFloat(bits); }
     static Bits fromFloat(float value) { return floatToF16(value); }
 };

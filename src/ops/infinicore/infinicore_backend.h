@@ -15,8 +15,8 @@ namespace q3::infinicore {
 
 // Limits that tests make small.
 struct Tuning {
-    size_t score_bytes = size_t(64) << 20;   // attention scores at a time (at least one query row)
-    size_t logits_bytes = size_t(32) << 20;  // logits at a time (at least one row)
+    size_t score_bytes = size_t{64} << 20;   // attention scores at a time (at least one query row)
+    size_t logits_bytes = size_t{32} << 20;  // logits at a time (at least one row)
     uint32_t block_tokens = 256;             // tokens of a KV block
     uint32_t query_rows = 512;               // query rows of a sequence at a time
     uint32_t gather_tokens = 4096;           // values gathered for one product, in whole KV blocks
@@ -26,7 +26,8 @@ struct Tuning {
 
 class InfinicoreBackend final : public Backend, public Ops {
 public:
-    InfinicoreBackend(const ModelConfig &config, const BackendOptions &options, const Tuning &tuning = {});
+    InfinicoreBackend(const ModelConfig &config, const BackendOptions &options, const module::HostRanks &host = {},
+                      const Tuning &tuning = {});
 
     Ops &ops() override { return *this; }
 
@@ -58,20 +59,23 @@ public:
     std::string description() const override;
 
     const std::shared_ptr<Device> &device() const { return device_; }
+    const module::HostRanks &host() const { return host_; }
     void join(std::unique_ptr<Comm> comm) { comm_ = std::move(comm); }  // makes it one of several ranks
 
     // n values of type A between device memory and floats in host memory; for set-up and tests.
     void upload(void *data, const float *values, size_t n);
     std::vector<float> download(const void *data, size_t n);
-    const Kernels &kernels() const { return *kernels_; }
+    const Operators &operators() const { return *operators_; }
 
 private:
     // Query rows [first, first + rows) of a sequence.
     struct QueryRange {
         const Sequence &sequence;
-        uint32_t first, rows, total;  // total: keys visible to the last of the rows
-        size_t ld;                    // elements between rows of scores
-        char *scores;                 // [nh, rows, ld], in scores_
+        uint32_t first;
+        uint32_t rows;
+        uint32_t total;  // keys visible to the last of the rows
+        size_t ld;       // elements between rows of scores
+        char *scores;    // [nh, rows, ld], in scores_
     };
 
     void settleRoutes();
@@ -84,7 +88,7 @@ private:
     void checkToken(uint32_t index, uint32_t rows) const;
     void makeMask();
     void addInto(const Tensor &x, const Tensor &delta);
-    size_t layerBlockBytes() const { return size_t(2) * config_.nkvh * block_tokens_ * config_.dh * size_; }
+    size_t layerBlockBytes() const { return size_t{2} * config_.nkvh * block_tokens_ * config_.dh * size_; }
     size_t scoreStride(uint32_t total) const;
     uint32_t fitRows(uint32_t pos, uint32_t remaining) const;
     char *keys(const Sequence &sequence, uint32_t block, uint32_t layer) const;
@@ -95,8 +99,9 @@ private:
     uint32_t maskedFrom(const QueryRange &range) const;
     void sumValues(const Tensor &out, const QueryRange &range, uint32_t layer);
     void reduceOnHost(void *data, size_t count);
+    void addBuffers(void *const *buffers, size_t begin, size_t end) const;
     void gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight);
-    Tensor norm(const DeviceVector &weight) const;
+    Tensor norm(const DeviceNorm &weight) const;
 
     char *at(Activation a, size_t row = 0, size_t col = 0) const {
         return static_cast<char *>(a.data) + (row * a.width + col) * size_;
@@ -120,30 +125,39 @@ private:
     bool self_tested_ = false;
 
     const uint32_t rank_;
-    HostAllReduce *const reduce_;  // sums over ranks on the CPU, else null
-    std::unique_ptr<Comm> comm_;   // and on other devices
-    std::unique_ptr<Kernels> kernels_;
-    std::vector<Buffer> activations_;
-    Buffer wide_;                    // [max_step_tokens, max(2 di, d)]: gate and up; gathered deltas
-    Buffer q_, o_;                   // [nh, query_rows, dh]: queries and outputs, head by head
-    Buffer scores_;                  // [nh, query_rows, keys]
-    Buffer values_;                  // [nkvh, gather_blocks * block_tokens, dh], 16-bit types only
-    Buffer mask_;                    // [block_tokens + query_rows keys, query_rows]: 0, and -infinity in the future
-    Buffer identity_;                // [identity_rows, identity_rows], where there is no add
-    Buffer positions_;               // int32 0, 1, 2, ... [max_step_tokens]
-    Buffer rope_, rope_host_;        // [2, max_step_tokens, dh / 2]: sin, cos
-    Buffer embed_host_;              // [max_step_tokens, d]
-    Buffer logits_, logits_host_;    // [logits_rows_, dvoc]; the CPU needs no copy on the host
-    bool staging_busy_ = false;      // the stream may still read rope_host_ and embed_host_
-    Buffer indices_, indices_host_;  // where newer operators read token ids and the places of blocks
+    const module::HostRanks host_;  // sums over ranks on the CPU
+    std::unique_ptr<Comm> comm_;    // and on other devices
+    std::unique_ptr<Operators> operators_;
+    std::vector<DeviceBuffer> activations_;
+    DeviceBuffer wide_;  // [max_step_tokens, max(2 di, d)]: gate and up; gathered deltas
+    DeviceBuffer q_;     // [nh, query_rows, dh]: queries and outputs, head by head
+    DeviceBuffer o_;
+    DeviceBuffer scores_;     // [nh, query_rows, keys]
+    DeviceBuffer values_;     // [nkvh, gather_blocks * block_tokens, dh], 16-bit types only
+    DeviceBuffer mask_;       // [block_tokens + query_rows keys, query_rows]: 0, and -infinity in the future
+    DeviceBuffer identity_;   // [identity_rows, identity_rows], where there is no add
+    DeviceBuffer positions_;  // int32 0, 1, 2, ... [max_step_tokens]
+    DeviceBuffer rope_;       // [2, max_step_tokens, dh / 2]: sin, cos
+    DeviceBuffer rope_host_;
+    DeviceBuffer embed_host_;  // [max_step_tokens, d]
+    DeviceBuffer logits_;      // [logits_rows_, dvoc]; the CPU needs no copy on the host
+    DeviceBuffer logits_host_;
+    bool staging_busy_ = false;  // the stream may still read rope_host_ and embed_host_
+    DeviceBuffer indices_;       // where newer operators read token ids and the places of blocks
+    DeviceBuffer indices_host_;
     const StepPlan *plan_ = nullptr;
     std::vector<const Sequence *> singles_;  // the step's sequences of one row, by position
 
     // A step's indices on the device; see uploadIndices.
     struct StepIndices {
-        bool paged = false, decode = false;  // decode: one row per sequence
-        uint32_t width = 0;                  // of the table of blocks
-        void *slots = nullptr, *tables = nullptr, *lengths = nullptr, *starts = nullptr, *tokens = nullptr;
+        bool paged = false;
+        bool decode = false;  // one row per sequence
+        uint32_t width = 0;   // of the table of blocks
+        void *slots = nullptr;
+        void *tables = nullptr;
+        void *lengths = nullptr;
+        void *starts = nullptr;
+        void *tokens = nullptr;
     } step_;
 };
 

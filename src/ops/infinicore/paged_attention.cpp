@@ -17,7 +17,7 @@ constexpr uint64_t kArenaContexts = 4;  // full contexts that fit into an arena,
 // Cuts a buffer into arrays, one after the other: the same places on the host and on the device.
 class Cutter {
 public:
-    Cutter(const Buffer &host, const Buffer &device) : host_(host), device_(device) {}
+    Cutter(const DeviceBuffer &host, const DeviceBuffer &device) : host_(host), device_(device) {}
     template <class T> T *next(size_t n, void *&on_device) {
         T *const array = reinterpret_cast<T *>(host_.data() + used_);
         on_device = device_.data() + used_;
@@ -27,7 +27,8 @@ public:
     size_t used() const { return used_; }
 
 private:
-    const Buffer &host_, &device_;
+    const DeviceBuffer &host_;
+    const DeviceBuffer &device_;
     size_t used_ = 0;
 };
 
@@ -46,10 +47,11 @@ void InfinicoreBackend::makeIndices(uint64_t kv_limit_bytes) {
     if (!routes_.paged_attention && !routes_.embedding) {
         return;
     }
-    const size_t max_tokens = config_.max_step_tokens, blocks = scoreStride(config_.dctx) / block_tokens_;
-    const size_t tables = routes_.paged_attention ? max_tokens * tableWidth(uint32_t(blocks)) : 0;
-    indices_ = Buffer(device_, max_tokens * sizeof(int64_t) + (tables + 3 * max_tokens + 1) * sizeof(int32_t));
-    indices_host_ = Buffer(device_, indices_.bytes(), Buffer::Place::Host);
+    const size_t max_tokens = config_.max_step_tokens;
+    const size_t blocks = scoreStride(config_.dctx) / block_tokens_;
+    const size_t tables = routes_.paged_attention ? max_tokens * tableWidth(static_cast<uint32_t>(blocks)) : 0;
+    indices_ = DeviceBuffer(device_, max_tokens * sizeof(int64_t) + (tables + 3 * max_tokens + 1) * sizeof(int32_t));
+    indices_host_ = DeviceBuffer(device_, indices_.bytes(), DeviceBuffer::Place::kHost);
     if (routes_.paged_attention) {
         const uint64_t usual = kArenaContexts * blocks * kvBlockBytes();
         kv_memory_.useArena(kvBlockBytes(), kv_limit_bytes != 0 ? kv_limit_bytes : usual);
@@ -83,18 +85,19 @@ void InfinicoreBackend::uploadIndices(const StepPlan &plan) {
         std::fill_n(tables, nseq * step_.width, 0);
         for (size_t s = 0; s < nseq; ++s) {
             const Sequence &sequence = plan.sequences[s];
-            lengths[s] = int32_t(sequence.pos + sequence.ntok);
-            starts[s] = int32_t(sequence.row);
-            for (uint32_t i = 0; i * block_tokens_ < uint32_t(lengths[s]); ++i) {
-                tables[s * step_.width + i] = int32_t(kv_memory_.index(sequence.kv_blocks[i]));
+            lengths[s] = static_cast<int32_t>(sequence.pos + sequence.ntok);
+            starts[s] = static_cast<int32_t>(sequence.row);
+            for (uint32_t i = 0; i * block_tokens_ < static_cast<uint32_t>(lengths[s]); ++i) {
+                tables[s * step_.width + i] = static_cast<int32_t>(kv_memory_.index(sequence.kv_blocks[i]));
             }
             for (uint32_t i = 0; i < sequence.ntok; ++i) {
                 const uint32_t pos = sequence.pos + i;
                 slots[sequence.row + i] =
-                    int64_t(tables[s * step_.width + pos / block_tokens_]) * block_tokens_ + pos % block_tokens_;
+                    static_cast<int64_t>(tables[s * step_.width + pos / block_tokens_]) * block_tokens_ +
+                    pos % block_tokens_;
             }
         }
-        starts[nseq] = int32_t(plan.ntok);
+        starts[nseq] = static_cast<int32_t>(plan.ntok);
     }
     std::copy_n(plan.tokens, plan.ntok, cutter.next<uint32_t>(plan.ntok, step_.tokens));
     device_->uploadAsync(indices_.data(), indices_host_.data(), cutter.used());
@@ -102,33 +105,42 @@ void InfinicoreBackend::uploadIndices(const StepPlan &plan) {
 
 // All keys of a layer, or all values.
 Tensor InfinicoreBackend::arenaOf(uint32_t layer, bool values) const {
-    const size_t dh = config_.dh, nkvh = config_.nkvh, offset = values ? layerBlockBytes() / 2 : 0;
+    const size_t dh = config_.dh;
+    const size_t nkvh = config_.nkvh;
+    const size_t offset = values ? layerBlockBytes() / 2 : 0;
     return tensor4d(kv_memory_.arena() + layer * layerBlockBytes() + offset, dtype_,
                     {kv_memory_.arenaBlocks(), nkvh, block_tokens_, dh},
                     {kvBlockBytes() / size_, block_tokens_ * dh, dh});
 }
 
 void InfinicoreBackend::storePaged(char *qkv, uint32_t layer) {
-    const size_t width = config_.qkvWidth(), dh = config_.dh, nkvh = config_.nkvh, ntok = plan().ntok;
+    const size_t width = config_.qkvWidth();
+    const size_t dh = config_.dh;
+    const size_t nkvh = config_.nkvh;
+    const size_t ntok = plan().ntok;
     char *const k = qkv + config_.nh * dh * size_;
-    kernels_->pagedCaching(arenaOf(layer, false), arenaOf(layer, true), batch(k, dtype_, ntok, nkvh, dh, width, dh),
-                           batch(k + nkvh * dh * size_, dtype_, ntok, nkvh, dh, width, dh),
-                           vector1d(step_.slots, INFINI_DTYPE_I64, ntok));
+    operators_->pagedCaching(arenaOf(layer, false), arenaOf(layer, true), batch(k, dtype_, ntok, nkvh, dh, width, dh),
+                             batch(k + nkvh * dh * size_, dtype_, ntok, nkvh, dh, width, dh),
+                             vector1d(step_.slots, INFINI_DTYPE_I64, ntok));
 }
 
 void InfinicoreBackend::attendPaged(char *out, char *qkv, uint32_t layer) {
-    const size_t ntok = plan().ntok, nseq = plan().sequences.size(), nh = config_.nh, dh = config_.dh;
+    const size_t ntok = plan().ntok;
+    const size_t nseq = plan().sequences.size();
+    const size_t nh = config_.nh;
+    const size_t dh = config_.dh;
     const Tensor o = batch(out, dtype_, ntok, nh, dh, nh * dh, dh);
     const Tensor q = batch(qkv, dtype_, ntok, nh, dh, config_.qkvWidth(), dh);
-    const Tensor k = arenaOf(layer, false), v = arenaOf(layer, true);
+    const Tensor k = arenaOf(layer, false);
+    const Tensor v = arenaOf(layer, true);
     const Tensor tables = matrix(step_.tables, INFINI_DTYPE_I32, nseq, step_.width, step_.width);
     const Tensor lengths = vector1d(step_.lengths, INFINI_DTYPE_I32, nseq);
-    const float scale = 1.0f / std::sqrt(float(dh));
+    const float scale = 1.0F / std::sqrt(static_cast<float>(dh));
     if (step_.decode) {
-        kernels_->pagedAttention(o, q, k, v, tables, lengths, scale);
+        operators_->pagedAttention(o, q, k, v, tables, lengths, scale);
     } else {
         const Tensor starts = vector1d(step_.starts, INFINI_DTYPE_I32, nseq + 1);
-        kernels_->pagedAttentionPrefill(o, q, k, v, tables, lengths, starts, scale);
+        operators_->pagedAttentionPrefill(o, q, k, v, tables, lengths, starts, scale);
     }
 }
 

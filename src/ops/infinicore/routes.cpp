@@ -41,7 +41,7 @@ Routes initialRoutes() {
             fail(QWEN3_STATUS_BAD_PARAM,
                  "QWEN3_INFINICORE_AVOID names \"%.*s\": it may name rope_neox, add, beta0, add_rms_norm, embedding, "
                  "paged_attention",
-                 int(length), at);
+                 static_cast<int>(length), at);
         }
         at += length + (at[length] == ',' ? 1 : 0);
     }

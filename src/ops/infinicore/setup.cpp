@@ -3,45 +3,22 @@
 #include <limits>
 #include <numeric>
 
+#include "ops/devices.h"
 #include "ops/infinicore/convert.h"
 #include "ops/infinicore/device/check.h"
-#include "ops/infinicore/device/devices.h"
 #include "ops/infinicore/infinicore.h"
 #include "ops/infinicore/infinicore_backend.h"
 #include "ops/infinicore/selftest/selftest.h"
 #include "runtime/error.h"
 
 namespace q3::infinicore {
-
-// InfiniCore has no call that tells, so the operators must.
-const char *version() {
-    return Q3_HAS_ADD_RMS_NORM != 0 ? "newer-than-0.1.0" : "0.1.0";
-}
-
-std::vector<std::unique_ptr<Backend>> makeInfinicoreBackends(const std::vector<ModelConfig> &configs,
-                                                             const std::vector<BackendOptions> &options,
-                                                             RankGroup &group) {
-    std::vector<std::unique_ptr<InfinicoreBackend>> ranks(configs.size());
-    group.run([&](uint32_t rank) { ranks[rank] = std::make_unique<InfinicoreBackend>(configs[rank], options[rank]); });
-    if (ranks.size() > 1 && !ranks[0]->device()->isCpu()) {
-        std::vector<std::shared_ptr<Device>> devices;
-        devices.reserve(ranks.size());
-        for (const auto &rank : ranks) {
-            devices.push_back(rank->device());
-        }
-        std::vector<std::unique_ptr<Comm>> comms = Comm::connect(devices, group.barrier());
-        for (size_t rank = 0; rank < ranks.size(); ++rank) {
-            ranks[rank]->join(std::move(comms[rank]));
-        }
-    }
-    return {std::make_move_iterator(ranks.begin()), std::make_move_iterator(ranks.end())};
-}
+namespace {
 
 // Every other dtype option must agree with dt_logits.
-static infiniDtype_t activationType(const ModelConfig &config, const BackendOptions &options) {
+infiniDtype_t activationType(const ModelConfig &config, const BackendOptions &options) {
     if (!isFloatDType(config.dt_logits)) {
         fail(QWEN3_STATUS_BAD_PARAM, "dt_logits is %d: the InfiniCore backend needs f16, bf16 or f32",
-             int(config.dt_logits));
+             static_cast<int>(config.dt_logits));
     }
     const auto same = [&](const char *name, DType dtype) {
         if (dtype != DType::kDefault && dtype != config.dt_logits) {
@@ -54,40 +31,50 @@ static infiniDtype_t activationType(const ModelConfig &config, const BackendOpti
     return static_cast<infiniDtype_t>(config.dt_logits);
 }
 
-InfinicoreBackend::InfinicoreBackend(const ModelConfig &config, const BackendOptions &options, const Tuning &tuning)
+}  // namespace
+
+// InfiniCore has no call that tells, so the operators must.
+const char *version() {
+    return Q3_HAS_ADD_RMS_NORM != 0 ? "newer-than-0.1.0" : "0.1.0";
+}
+
+InfinicoreBackend::InfinicoreBackend(const ModelConfig &config, const BackendOptions &options,
+                                     const module::HostRanks &host, const Tuning &tuning)
     : config_(config), tuning_(tuning), dtype_(activationType(config, options)), size_(dtypeSize(config.dt_logits)),
       device_(Device::open(static_cast<int32_t>(options.device), options.device_id, options.nthreads)),
-      kv_memory_(device_), rank_(options.rank), reduce_(options.reduce) {
+      kv_memory_(device_), rank_(options.rank), host_(host) {
     DeviceScope scope(*device_);
     const size_t max_tokens = config.max_step_tokens;
-    block_tokens_ = uint32_t(std::min<size_t>(tuning.block_tokens, (size_t(config.dctx) + 15) / 16 * 16));
-    query_rows_ = uint32_t(std::min<size_t>(max_tokens, tuning.query_rows));
+    block_tokens_ =
+        static_cast<uint32_t>(std::min<size_t>(tuning.block_tokens, (static_cast<size_t>(config.dctx) + 15) / 16 * 16));
+    query_rows_ = static_cast<uint32_t>(std::min<size_t>(max_tokens, tuning.query_rows));
     const size_t row = config.nh * scoreStride(config.dctx);  // scores of one query row at most
     score_elements_ = std::min(row * query_rows_, std::max(row, tuning.score_bytes / size_));
-    gather_blocks_ =
-        std::clamp(tuning.gather_tokens / block_tokens_, 1u, uint32_t(scoreStride(config.dctx) / block_tokens_));
+    gather_blocks_ = std::clamp(tuning.gather_tokens / block_tokens_, 1U,
+                                static_cast<uint32_t>(scoreStride(config.dctx) / block_tokens_));
     const size_t logits_row = config.dvoc * size_;
-    logits_rows_ = uint32_t(std::clamp<size_t>(tuning.logits_bytes / logits_row, 1, max_tokens));
+    logits_rows_ = static_cast<uint32_t>(std::clamp<size_t>(tuning.logits_bytes / logits_row, 1, max_tokens));
 
-    kernels_ = std::make_unique<Kernels>(device_);
-    wide_ = Buffer(device_, max_tokens * std::max(2 * config.di, config.d) * size_);
-    q_ = Buffer(device_, size_t(config.nh) * query_rows_ * config.dh * size_);
-    o_ = Buffer(device_, q_.bytes());
-    scores_ = Buffer(device_, score_elements_ * size_);
+    operators_ = std::make_unique<Operators>(device_);
+    wide_ = DeviceBuffer(device_, max_tokens * std::max(2 * config.di, config.d) * size_);
+    q_ = DeviceBuffer(device_, static_cast<size_t>(config.nh) * query_rows_ * config.dh * size_);
+    o_ = DeviceBuffer(device_, q_.bytes());
+    scores_ = DeviceBuffer(device_, score_elements_ * size_);
     if (size_ == 2) {
-        values_ = Buffer(device_, size_t(config.nkvh) * gather_blocks_ * block_tokens_ * config.dh * size_);
+        values_ = DeviceBuffer(device_,
+                               static_cast<size_t>(config.nkvh) * gather_blocks_ * block_tokens_ * config.dh * size_);
     }
-    rope_ = Buffer(device_, max_tokens * config.dh * size_);
-    rope_host_ = Buffer(device_, rope_.bytes(), Buffer::Place::Host);
-    embed_host_ = Buffer(device_, max_tokens * config.d * size_, Buffer::Place::Host);
-    logits_ = Buffer(device_, logits_rows_ * logits_row);
+    rope_ = DeviceBuffer(device_, max_tokens * config.dh * size_);
+    rope_host_ = DeviceBuffer(device_, rope_.bytes(), DeviceBuffer::Place::kHost);
+    embed_host_ = DeviceBuffer(device_, max_tokens * config.d * size_, DeviceBuffer::Place::kHost);
+    logits_ = DeviceBuffer(device_, logits_rows_ * logits_row);
     if (!device_->isCpu()) {
-        logits_host_ = Buffer(device_, logits_.bytes(), Buffer::Place::Host);
+        logits_host_ = DeviceBuffer(device_, logits_.bytes(), DeviceBuffer::Place::kHost);
     }
 
     std::vector<int32_t> iota(max_tokens);
     std::iota(iota.begin(), iota.end(), 0);
-    positions_ = Buffer(device_, max_tokens * sizeof(int32_t));
+    positions_ = DeviceBuffer(device_, max_tokens * sizeof(int32_t));
     device_->upload(positions_.data(), iota.data(), positions_.bytes());
 
     if ((!device_->isCpu() && config.dctx > tuning.mask_width) || tuning.mask_on_cpu) {
@@ -102,11 +89,11 @@ InfinicoreBackend::InfinicoreBackend(const ModelConfig &config, const BackendOpt
 // time without looking whether the address allows it.
 void InfinicoreBackend::makeMask() {
     const size_t rows = query_rows_;
-    std::vector<float> values((block_tokens_ + rows) * rows, 0.0f);
+    std::vector<float> values((block_tokens_ + rows) * rows, 0.0F);
     for (size_t key = 1; key < rows; ++key) {
         std::fill_n(&values[(block_tokens_ + key) * rows], key, -std::numeric_limits<float>::infinity());
     }
-    mask_ = Buffer(device_, values.size() * size_);
+    mask_ = DeviceBuffer(device_, values.size() * size_);
     upload(mask_.data(), values.data(), values.size());
 }
 
@@ -119,16 +106,16 @@ void InfinicoreBackend::settleRoutes() {
     self_tested_ = selfTestWanted();
     if (self_tested_) {
         routes_ =
-            selfTest(device_, *kernels_, config_, {block_tokens_, identity_rows_, mask_ ? query_rows_ : 0}, routes_);
+            selfTest(device_, *operators_, config_, {block_tokens_, identity_rows_, mask_ ? query_rows_ : 0}, routes_);
     } else if (!routes_.beta0) {
-        kernels_->clearBeforeGemm();
+        operators_->clearBeforeGemm();
     }
     if (!routes_.add) {
-        std::vector<float> values(size_t(identity_rows_) * identity_rows_, 0.0f);
+        std::vector<float> values(static_cast<size_t>(identity_rows_) * identity_rows_, 0.0F);
         for (uint32_t i = 0; i < identity_rows_; ++i) {
-            values[size_t(i) * identity_rows_ + i] = 1.0f;
+            values[static_cast<size_t>(i) * identity_rows_ + i] = 1.0F;
         }
-        identity_ = Buffer(device_, values.size() * size_);
+        identity_ = DeviceBuffer(device_, values.size() * size_);
         upload(identity_.data(), values.data(), values.size());
     }
 }
@@ -141,7 +128,7 @@ std::unique_ptr<PackedLinear> InfinicoreBackend::makeLinear(const LinearSource &
 }
 
 std::unique_ptr<PackedNorm> InfinicoreBackend::makeNorm(const NormSource &source, PackedReader *) {
-    return packVector(device_, source, config_.dt_logits, routes_.rope_neox ? 0 : config_.dh);
+    return packNorm(device_, source, config_.dt_logits, routes_.rope_neox ? 0 : config_.dh);
 }
 
 std::shared_ptr<PackedLinear> InfinicoreBackend::makeEmbedding(const EmbeddingSource &source, PackedReader *) {
@@ -159,19 +146,19 @@ std::shared_ptr<PackedLinear> InfinicoreBackend::makeEmbedding(const EmbeddingSo
 }
 
 Activation InfinicoreBackend::allocate(uint32_t rows, uint32_t width) {
-    activations_.emplace_back(device_, size_t(rows) * width * size_);
+    activations_.emplace_back(device_, static_cast<size_t>(rows) * width * size_);
     return {activations_.back().data(), width};
 }
 
 // ------------------------------------------------------------------ information
 
 size_t InfinicoreBackend::scratchBytes() const {
-    size_t bytes = kernels_->workspaceBytes();
-    for (const Buffer &buffer : activations_) {
+    size_t bytes = operators_->workspaceBytes();
+    for (const DeviceBuffer &buffer : activations_) {
         bytes += buffer.bytes();
     }
-    for (const Buffer *buffer : {&wide_, &q_, &o_, &scores_, &values_, &mask_, &identity_, &positions_, &rope_,
-                                 &rope_host_, &embed_host_, &logits_, &logits_host_, &indices_, &indices_host_}) {
+    for (const DeviceBuffer *buffer : {&wide_, &q_, &o_, &scores_, &values_, &mask_, &identity_, &positions_, &rope_,
+                                       &rope_host_, &embed_host_, &logits_, &logits_host_, &indices_, &indices_host_}) {
         bytes += buffer->bytes();
     }
     return bytes;

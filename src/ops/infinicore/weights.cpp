@@ -9,9 +9,9 @@
 
 namespace q3::infinicore {
 
-static constexpr size_t kStagingBytes = size_t(8) << 20;
-
 namespace {
+
+constexpr size_t kStagingBytes = size_t{8} << 20;
 
 // Where a value comes from, for messages.
 struct Origin {
@@ -26,12 +26,13 @@ struct Origin {
     const char *problem = std::isnan(value) ? "is NaN" : std::isinf(value) ? "is infinite" : "overflows";
     const std::string hint = std::isfinite(value) ? std::string(" ") + dtypeName(dtype) : "";
     fail(QWEN3_STATUS_BAD_WEIGHTS, "weight %s%s%s: row %u, column %u (%g) %s%s", origin.name, origin.what,
-         layer.c_str(), origin.first_row + row, col, double(value), problem, hint.c_str());
+         layer.c_str(), origin.first_row + row, col, static_cast<double>(value), problem, hint.c_str());
 }
 
 // The order of a part's rows on the device: the first `rows` are heads of dh rows whose halves alternate.
 struct RowOrder {
-    uint32_t rows = 0, dh = 0;
+    uint32_t rows = 0;
+    uint32_t dh = 0;
     uint32_t source(uint32_t row) const {
         const uint32_t i = dh == 0 ? 0 : row % dh;
         return row >= rows ? row : row - i + i / 2 + (i % 2 == 0 ? 0 : dh / 2);
@@ -44,7 +45,7 @@ void convertRows(void *dst, const HostMatrix &source, uint32_t row, uint32_t row
                  const RowOrder &order) {
     const size_t cols = source.cols;
     const auto index = [&](size_t r, size_t c) {
-        return order.source(row + uint32_t(r)) * source.row_stride + c * source.col_stride;
+        return order.source(row + static_cast<uint32_t>(r)) * source.row_stride + c * source.col_stride;
     };
     const auto one = [&](size_t r, size_t c) -> bool {  // true: not finite
         const auto bits = load<From>(source.data, index(r, c));
@@ -96,7 +97,8 @@ void convert(void *dst, DType dst_dtype, const HostMatrix &source, uint32_t row,
 void uploadMatrix(const Device &device, char *dst, DType dst_dtype, const HostMatrix &source, const Origin &origin,
                   const RowOrder &order) {
     const size_t row_bytes = source.cols * dtypeSize(dst_dtype);
-    const uint32_t step = uint32_t(std::clamp<size_t>(kStagingBytes / std::max<size_t>(row_bytes, 1), 1, source.rows));
+    const uint32_t step =
+        static_cast<uint32_t>(std::clamp<size_t>(kStagingBytes / std::max<size_t>(row_bytes, 1), 1, source.rows));
     std::vector<char> staging(device.isCpu() ? 0 : step * row_bytes);
     for (uint32_t row = 0; row < source.rows; row += step) {
         const uint32_t rows = std::min(step, source.rows - row);
@@ -122,7 +124,7 @@ void shapeOf(const LinearSource &source, uint32_t &rows, uint32_t &cols) {
             fail(QWEN3_STATUS_INTERNAL_ERROR, "weight %s has parts that do not fit", source.name);
         }
         if (!isFloatDType(part.dtype)) {
-            fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, int(part.dtype));
+            fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, static_cast<int>(part.dtype));
         }
         rows += part.rows;
     }
@@ -146,9 +148,9 @@ std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, 
     const size_t size = dtypeSize(dtype);
     const bool has_bias =
         std::any_of(source.parts.begin(), source.parts.end(), [](const HostMatrix &p) { return p.bias != nullptr; });
-    linear->weight = Buffer(device, size_t(linear->rows) * linear->cols * size);
+    linear->weight = DeviceBuffer(device, static_cast<size_t>(linear->rows) * linear->cols * size);
     if (has_bias) {
-        linear->bias = Buffer(device, linear->rows * size);  // zeroed: parts without bias need no more
+        linear->bias = DeviceBuffer(device, linear->rows * size);  // zeroed: parts without bias need no more
     }
 
     DeviceScope scope(*device);
@@ -156,7 +158,7 @@ std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, 
     for (const HostMatrix &part : source.parts) {
         const uint32_t rotated = source.rope_rows > first_row ? std::min(source.rope_rows - first_row, part.rows) : 0;
         const RowOrder order{interleave == 0 ? 0 : rotated, interleave};
-        uploadMatrix(*device, linear->weight.data() + size_t(first_row) * linear->cols * size, dtype, part,
+        uploadMatrix(*device, linear->weight.data() + static_cast<size_t>(first_row) * linear->cols * size, dtype, part,
                      {source.name, source.layer, "", first_row}, order);
         if (part.bias != nullptr) {
             const HostMatrix column{part.bias, part.bias_dtype, part.rows, 1, 1, 1};
@@ -168,15 +170,15 @@ std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, 
     return linear;
 }
 
-std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const NormSource &source, DType dtype,
-                                         uint32_t interleave) {
+std::unique_ptr<DeviceNorm> packNorm(const std::shared_ptr<Device> &device, const NormSource &source, DType dtype,
+                                     uint32_t interleave) {
     if (!isFloatDType(source.dtype)) {
-        fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, int(source.dtype));
+        fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, static_cast<int>(source.dtype));
     }
-    auto vector = std::make_unique<DeviceVector>();
+    auto vector = std::make_unique<DeviceNorm>();
     vector->size = source.size;
     vector->dtype = source.dtype == dtype ? dtype : DType::kF32;  // the norm operator takes either
-    vector->data = Buffer(device, source.size * dtypeSize(vector->dtype));
+    vector->data = DeviceBuffer(device, source.size * dtypeSize(vector->dtype));
     DeviceScope scope(*device);
     if (interleave != 0 && source.rope) {
         const HostMatrix column{source.data, source.dtype, source.size, 1, 1, 1};
@@ -194,7 +196,8 @@ std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearS
     auto embedding = std::make_unique<HostEmbedding>();
     shapeOf(source, embedding->rows, embedding->cols);
     embedding->dst_dtype = dtype;
-    const uint32_t rows = embedding->rows, cols = embedding->cols;
+    const uint32_t rows = embedding->rows;
+    const uint32_t cols = embedding->cols;
     if (device.isCpu() && head != nullptr && head->rows == rows && head->cols == cols) {
         embedding->table = {head->weight.data(), dtype, rows, cols, cols, 1};  // checked when it was packed
         return embedding;

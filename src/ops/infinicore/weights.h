@@ -1,8 +1,7 @@
 // Weights on the device, packed from the caller's memory.
 #pragma once
 
-#include "ops/infinicore/device/memory.h"
-#include "ops/types.h"
+#include "ops/infinicore/device/buffers.h"
 #include "ops/weights.h"
 
 namespace q3::infinicore {
@@ -11,17 +10,18 @@ namespace q3::infinicore {
 class DeviceLinear final : public PackedLinear {
 public:
     size_t bytes() const override { return weight.bytes() + bias.bytes(); }
-    uint32_t rows = 0, cols = 0;
-    Buffer weight;
-    Buffer bias;  // [rows], or empty
+    uint32_t rows = 0;
+    uint32_t cols = 0;
+    DeviceBuffer weight;
+    DeviceBuffer bias;  // [rows], or empty
 };
 
-class DeviceVector final : public PackedNorm {
+class DeviceNorm final : public PackedNorm {
 public:
     size_t bytes() const override { return data.bytes(); }
     uint32_t size = 0;
     DType dtype = DType::kF32;
-    Buffer data;
+    DeviceBuffer data;
 };
 
 // The token embedding stays in host memory: InfiniCore 0.1.0 has no embedding operator, so rows are gathered there
@@ -31,7 +31,8 @@ public:
     size_t bytes() const override { return owned_bytes; }
     void readRow(void *dst, uint32_t row) const;  // [cols] in dst_dtype
 
-    uint32_t rows = 0, cols = 0;
+    uint32_t rows = 0;
+    uint32_t cols = 0;
     DType dst_dtype = DType::kF32;
     HostMatrix table{};  // borrowed, in `owned`, or the head's memory on the CPU device
     std::unique_ptr<char[]> owned;
@@ -54,8 +55,8 @@ public:
 // are sums over a head, in which the order does not matter.
 std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, const LinearSource &source, DType dtype,
                                          uint32_t interleave);
-std::unique_ptr<DeviceVector> packVector(const std::shared_ptr<Device> &device, const NormSource &source, DType dtype,
-                                         uint32_t interleave);
+std::unique_ptr<DeviceNorm> packNorm(const std::shared_ptr<Device> &device, const NormSource &source, DType dtype,
+                                     uint32_t interleave);
 std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearSource &source, DType dtype,
                                              const DeviceLinear *head, bool borrow);
 

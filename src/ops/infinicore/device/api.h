@@ -35,9 +35,14 @@
 namespace q3::infinicore {
 
 // Newer operators still change their arguments: one that takes others than ours counts as missing, so that the
-// library builds and takes another route.
+// library builds and takes another route. So does one that the InfiniCore found at run time does not have.
 template <class Function, class... Args> infiniStatus_t callIfKnown(Function function, Args... args) {
     if constexpr (std::is_invocable_v<Function, Args...>) {
+        if constexpr (std::is_pointer_v<Function>) {
+            if (function == nullptr) {
+                return INFINI_STATUS_NOT_IMPLEMENTED;
+            }
+        }
         return function(args...);
     } else {
         return INFINI_STATUS_NOT_IMPLEMENTED;

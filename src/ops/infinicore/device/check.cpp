@@ -2,41 +2,46 @@
 
 #include <cstring>
 
-#include "ops/infinicore/device/devices.h"
+#include "ops/devices.h"
 #include "runtime/error.h"
 
 namespace q3::infinicore {
 
-// Our enums travel to InfiniCore as numbers. Device 8 is SUGON in 0.1.0 and HYGON later.
-static_assert(int(QWEN3_DEVICE_CPU) == int(INFINI_DEVICE_CPU));
-static_assert(int(QWEN3_DEVICE_NVIDIA) == int(INFINI_DEVICE_NVIDIA));
-static_assert(int(QWEN3_DEVICE_CAMBRICON) == int(INFINI_DEVICE_CAMBRICON));
-static_assert(int(QWEN3_DEVICE_ASCEND) == int(INFINI_DEVICE_ASCEND));
-static_assert(int(QWEN3_DEVICE_METAX) == int(INFINI_DEVICE_METAX));
-static_assert(int(QWEN3_DEVICE_MOORE) == int(INFINI_DEVICE_MOORE));
-static_assert(int(QWEN3_DEVICE_ILUVATAR) == int(INFINI_DEVICE_ILUVATAR));
-static_assert(int(QWEN3_DEVICE_KUNLUN) == int(INFINI_DEVICE_KUNLUN));
-static_assert(int(QWEN3_DEVICE_HYGON) == int(INFINI_DEVICE_KUNLUN) + 1);
-static_assert(int(QWEN3_DEVICE_HYGON) < int(INFINI_DEVICE_TYPE_COUNT));
-static_assert(int(QWEN3_DTYPE_F16) == int(INFINI_DTYPE_F16));
-static_assert(int(QWEN3_DTYPE_F32) == int(INFINI_DTYPE_F32));
-static_assert(int(QWEN3_DTYPE_BF16) == int(INFINI_DTYPE_BF16));
-static_assert(int(QWEN3_STATUS_SUCCESS) == int(INFINI_STATUS_SUCCESS));
-static_assert(int(QWEN3_STATUS_INTERNAL_ERROR) == int(INFINI_STATUS_INTERNAL_ERROR));
-static_assert(int(QWEN3_STATUS_NOT_IMPLEMENTED) == int(INFINI_STATUS_NOT_IMPLEMENTED));
-static_assert(int(QWEN3_STATUS_BAD_PARAM) == int(INFINI_STATUS_BAD_PARAM));
-static_assert(int(QWEN3_STATUS_NULL_POINTER) == int(INFINI_STATUS_NULL_POINTER));
-static_assert(int(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED) == int(INFINI_STATUS_DEVICE_TYPE_NOT_SUPPORTED));
-static_assert(int(QWEN3_STATUS_DEVICE_NOT_FOUND) == int(INFINI_STATUS_DEVICE_NOT_FOUND));
-static_assert(int(QWEN3_STATUS_DEVICE_NOT_INITIALIZED) == int(INFINI_STATUS_DEVICE_NOT_INITIALIZED));
-static_assert(int(QWEN3_STATUS_DEVICE_ARCHITECTURE_NOT_SUPPORTED) ==
-              int(INFINI_STATUS_DEVICE_ARCHITECTURE_NOT_SUPPORTED));
-static_assert(int(QWEN3_STATUS_BAD_TENSOR_DTYPE) == int(INFINI_STATUS_BAD_TENSOR_DTYPE));
-static_assert(int(QWEN3_STATUS_BAD_TENSOR_SHAPE) == int(INFINI_STATUS_BAD_TENSOR_SHAPE));
-static_assert(int(QWEN3_STATUS_BAD_TENSOR_STRIDES) == int(INFINI_STATUS_BAD_TENSOR_STRIDES));
-static_assert(int(QWEN3_STATUS_INSUFFICIENT_WORKSPACE) == int(INFINI_STATUS_INSUFFICIENT_WORKSPACE));
+namespace {
 
-static const char *statusText(int status) {
+template <class Ours, class Theirs> constexpr bool same(Ours ours, Theirs theirs) {
+    return static_cast<int>(ours) == static_cast<int>(theirs);
+}
+
+// Our enums travel to InfiniCore as numbers. Device 8 is SUGON in 0.1.0 and HYGON later.
+static_assert(same(QWEN3_DEVICE_CPU, INFINI_DEVICE_CPU));
+static_assert(same(QWEN3_DEVICE_NVIDIA, INFINI_DEVICE_NVIDIA));
+static_assert(same(QWEN3_DEVICE_CAMBRICON, INFINI_DEVICE_CAMBRICON));
+static_assert(same(QWEN3_DEVICE_ASCEND, INFINI_DEVICE_ASCEND));
+static_assert(same(QWEN3_DEVICE_METAX, INFINI_DEVICE_METAX));
+static_assert(same(QWEN3_DEVICE_MOORE, INFINI_DEVICE_MOORE));
+static_assert(same(QWEN3_DEVICE_ILUVATAR, INFINI_DEVICE_ILUVATAR));
+static_assert(same(QWEN3_DEVICE_KUNLUN, INFINI_DEVICE_KUNLUN));
+static_assert(QWEN3_DEVICE_HYGON == static_cast<int>(INFINI_DEVICE_KUNLUN) + 1);
+static_assert(QWEN3_DEVICE_HYGON < static_cast<int>(INFINI_DEVICE_TYPE_COUNT));
+static_assert(same(QWEN3_DTYPE_F16, INFINI_DTYPE_F16));
+static_assert(same(QWEN3_DTYPE_F32, INFINI_DTYPE_F32));
+static_assert(same(QWEN3_DTYPE_BF16, INFINI_DTYPE_BF16));
+static_assert(same(QWEN3_STATUS_SUCCESS, INFINI_STATUS_SUCCESS));
+static_assert(same(QWEN3_STATUS_INTERNAL_ERROR, INFINI_STATUS_INTERNAL_ERROR));
+static_assert(same(QWEN3_STATUS_NOT_IMPLEMENTED, INFINI_STATUS_NOT_IMPLEMENTED));
+static_assert(same(QWEN3_STATUS_BAD_PARAM, INFINI_STATUS_BAD_PARAM));
+static_assert(same(QWEN3_STATUS_NULL_POINTER, INFINI_STATUS_NULL_POINTER));
+static_assert(same(QWEN3_STATUS_DEVICE_TYPE_NOT_SUPPORTED, INFINI_STATUS_DEVICE_TYPE_NOT_SUPPORTED));
+static_assert(same(QWEN3_STATUS_DEVICE_NOT_FOUND, INFINI_STATUS_DEVICE_NOT_FOUND));
+static_assert(same(QWEN3_STATUS_DEVICE_NOT_INITIALIZED, INFINI_STATUS_DEVICE_NOT_INITIALIZED));
+static_assert(same(QWEN3_STATUS_DEVICE_ARCHITECTURE_NOT_SUPPORTED, INFINI_STATUS_DEVICE_ARCHITECTURE_NOT_SUPPORTED));
+static_assert(same(QWEN3_STATUS_BAD_TENSOR_DTYPE, INFINI_STATUS_BAD_TENSOR_DTYPE));
+static_assert(same(QWEN3_STATUS_BAD_TENSOR_SHAPE, INFINI_STATUS_BAD_TENSOR_SHAPE));
+static_assert(same(QWEN3_STATUS_BAD_TENSOR_STRIDES, INFINI_STATUS_BAD_TENSOR_STRIDES));
+static_assert(same(QWEN3_STATUS_INSUFFICIENT_WORKSPACE, INFINI_STATUS_INSUFFICIENT_WORKSPACE));
+
+const char *statusText(int status) {
     switch (status) {
     case INFINI_STATUS_INTERNAL_ERROR:
         return "internal error";
@@ -67,6 +72,8 @@ static const char *statusText(int status) {
     }
 }
 
+}  // namespace
+
 void failStatus(infiniStatus_t status, const char *call) {
     static constexpr char kWrapper[] = "callIfKnown(";  // around operators of newer versions: the name comes next
     if (std::strncmp(call, kWrapper, sizeof kWrapper - 1) == 0) {
@@ -76,8 +83,9 @@ void failStatus(infiniStatus_t status, const char *call) {
     int id = 0;
     infinirtGetDevice(&type, &id);  // reads thread-local variables; cannot fail with these arguments
     const bool known = status > INFINI_STATUS_SUCCESS && status <= INFINI_STATUS_INSUFFICIENT_WORKSPACE;
-    fail(known ? int32_t(status) : QWEN3_STATUS_INTERNAL_ERROR, "InfiniCore's %.*s failed on %s:%d: %s (status %d)",
-         int(std::strcspn(call, "(,")), call, deviceName(type), id, statusText(status), int(status));
+    fail(known ? static_cast<int32_t>(status) : QWEN3_STATUS_INTERNAL_ERROR,
+         "InfiniCore's %.*s failed on %s:%d: %s (status %d)", static_cast<int>(std::strcspn(call, "(,")), call,
+         deviceName(type), id, statusText(status), static_cast<int>(status));
 }
 
 }  // namespace q3::infinicore

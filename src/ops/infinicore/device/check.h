@@ -1,7 +1,7 @@
 // Turns InfiniCore's status codes into q3::Error.
 #pragma once
 
-#include "infinirt.h"
+#include "ops/infinicore/device/functions.h"
 
 namespace q3::infinicore {
 

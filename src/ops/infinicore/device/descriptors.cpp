@@ -12,65 +12,74 @@ Tensor vector1d(void *data, infiniDtype_t dtype, size_t n) {
 }
 
 Tensor matrix(void *data, infiniDtype_t dtype, size_t rows, size_t cols, size_t row_stride, size_t col_stride) {
-    return {{dtype, 2, {rows, cols}, {ptrdiff_t(row_stride), ptrdiff_t(col_stride)}}, data};
+    return {{dtype, 2, {rows, cols}, {static_cast<ptrdiff_t>(row_stride), static_cast<ptrdiff_t>(col_stride)}}, data};
 }
 
 Tensor batch(void *data, infiniDtype_t dtype, size_t n, size_t rows, size_t cols, size_t stride, size_t row_stride,
              size_t col_stride) {
-    return {{dtype, 3, {n, rows, cols}, {ptrdiff_t(stride), ptrdiff_t(row_stride), ptrdiff_t(col_stride)}}, data};
+    return {{dtype,
+             3,
+             {n, rows, cols},
+             {static_cast<ptrdiff_t>(stride), static_cast<ptrdiff_t>(row_stride), static_cast<ptrdiff_t>(col_stride)}},
+            data};
 }
 
 Tensor tensor4d(void *data, infiniDtype_t dtype, std::array<size_t, 4> shape, std::array<size_t, 3> strides) {
-    return {{dtype, 4, shape, {ptrdiff_t(strides[0]), ptrdiff_t(strides[1]), ptrdiff_t(strides[2]), 1}}, data};
+    return {{dtype,
+             4,
+             shape,
+             {static_cast<ptrdiff_t>(strides[0]), static_cast<ptrdiff_t>(strides[1]),
+              static_cast<ptrdiff_t>(strides[2]), 1}},
+            data};
 }
 
 const char *opName(OpKind kind) {
     switch (kind) {
-    case OpKind::Gemm:
+    case OpKind::kGemm:
         return "gemm";
-    case OpKind::Add:
+    case OpKind::kAdd:
         return "add";
-    case OpKind::RmsNorm:
+    case OpKind::kRmsNorm:
         return "rms_norm";
-    case OpKind::Rope:
+    case OpKind::kRope:
         return "rope";
-    case OpKind::CausalSoftmax:
+    case OpKind::kCausalSoftmax:
         return "causal_softmax";
-    case OpKind::SwiGLU:
+    case OpKind::kSwiGlu:
         return "swiglu";
-    case OpKind::Rearrange:
+    case OpKind::kRearrange:
         return "rearrange";
-    case OpKind::AddRmsNorm:
+    case OpKind::kAddRmsNorm:
         return "add_rms_norm";
-    case OpKind::Embedding:
+    case OpKind::kEmbedding:
         return "embedding";
-    case OpKind::PagedCaching:
+    case OpKind::kPagedCaching:
         return "paged_caching";
-    case OpKind::PagedAttention:
+    case OpKind::kPagedAttention:
         return "paged_attention";
-    case OpKind::PagedAttentionPrefill:
+    case OpKind::kPagedAttentionPrefill:
         return "paged_attention_prefill";
     }
     return "unknown";
 }
 
 size_t OpKeyHash::operator()(const OpKey &key) const {
-    uint64_t hash = 0x9e3779b97f4a7c15ull;
+    uint64_t hash = 0x9e3779b97f4a7c15ULL;
     const auto mix = [&hash](uint64_t value) {
-        hash = (hash ^ value) * 0xff51afd7ed558ccdull;
+        hash = (hash ^ value) * 0xff51afd7ed558ccdULL;
         hash ^= hash >> 32;
     };
-    mix(uint64_t(key.kind));
+    mix(static_cast<uint64_t>(key.kind));
     mix(key.scalar);
     for (uint32_t i = 0; i < key.ntensors; ++i) {
         const TensorLayout &layout = key.tensors[i];
-        mix(uint64_t(layout.dtype) * 8 + layout.ndim);
+        mix(static_cast<uint64_t>(layout.dtype) * 8 + layout.ndim);
         for (uint32_t dim = 0; dim < layout.ndim; ++dim) {
             mix(layout.shape[dim]);
-            mix(uint64_t(layout.strides[dim]));
+            mix(static_cast<uint64_t>(layout.strides[dim]));
         }
     }
-    return size_t(hash);
+    return static_cast<size_t>(hash);
 }
 
 DescriptorCache::DescriptorCache(std::shared_ptr<Device> device) : device_(std::move(device)) {
@@ -151,43 +160,43 @@ OpDescriptor DescriptorCache::create(const OpKey &key) const {
     [[maybe_unused]] const auto get = [&t](size_t i) -> infiniopTensorDescriptor_t { return t[i]; };
     [[maybe_unused]] constexpr infiniopTensorDescriptor_t kNone = nullptr;
     switch (key.kind) {
-    case OpKind::Gemm:
+    case OpKind::kGemm:
         INFINI_CHECK(infiniopCreateGemmDescriptor(handle_, &handle, t[0], t[1], t[2]));
         own(infiniopDestroyGemmDescriptor);
         INFINI_CHECK(infiniopGetGemmWorkspaceSize(handle, &bytes));
         break;
-    case OpKind::Add:
+    case OpKind::kAdd:
         INFINI_CHECK(infiniopCreateAddDescriptor(handle_, &handle, t[0], t[1], t[2]));
         own(infiniopDestroyAddDescriptor);
         INFINI_CHECK(infiniopGetAddWorkspaceSize(handle, &bytes));
         break;
-    case OpKind::RmsNorm:
+    case OpKind::kRmsNorm:
         INFINI_CHECK(infiniopCreateRMSNormDescriptor(handle_, &handle, t[0], t[1], t[2], number));
         own(infiniopDestroyRMSNormDescriptor);
         INFINI_CHECK(infiniopGetRMSNormWorkspaceSize(handle, &bytes));
         break;
-    case OpKind::Rope:
+    case OpKind::kRope:
         INFINI_CHECK(infiniopCreateRoPEDescriptor(handle_, &handle, t[0], t[1], t[2], t[3], t[4],
                                                   static_cast<infiniopRoPEAlgo_t>(key.scalar)));
         own(infiniopDestroyRoPEDescriptor);
         INFINI_CHECK(infiniopGetRoPEWorkspaceSize(handle, &bytes));
         break;
-    case OpKind::CausalSoftmax:
+    case OpKind::kCausalSoftmax:
         INFINI_CHECK(infiniopCreateCausalSoftmaxDescriptor(handle_, &handle, t[0], t[1]));
         own(infiniopDestroyCausalSoftmaxDescriptor);
         INFINI_CHECK(infiniopGetCausalSoftmaxWorkspaceSize(handle, &bytes));
         break;
-    case OpKind::SwiGLU:
+    case OpKind::kSwiGlu:
         INFINI_CHECK(infiniopCreateSwiGLUDescriptor(handle_, &handle, t[0], t[1], t[2]));
         own(infiniopDestroySwiGLUDescriptor);
         INFINI_CHECK(infiniopGetSwiGLUWorkspaceSize(handle, &bytes));
         break;
-    case OpKind::Rearrange:  // uses no workspace
+    case OpKind::kRearrange:  // uses no workspace
         INFINI_CHECK(infiniopCreateRearrangeDescriptor(handle_, &handle, t[0], t[1]));
         own(infiniopDestroyRearrangeDescriptor);
         break;
 #if Q3_HAS_ADD_RMS_NORM
-    case OpKind::AddRmsNorm:
+    case OpKind::kAddRmsNorm:
         INFINI_CHECK(callIfKnown(infiniopCreateAddRMSNormDescriptor, handle_, &handle, get(0), get(1), get(2), get(3),
                                  get(4), number));
         own(infiniopDestroyAddRMSNormDescriptor);
@@ -195,25 +204,25 @@ OpDescriptor DescriptorCache::create(const OpKey &key) const {
         break;
 #endif
 #if Q3_HAS_EMBEDDING
-    case OpKind::Embedding:  // uses no workspace
+    case OpKind::kEmbedding:  // uses no workspace
         INFINI_CHECK(callIfKnown(infiniopCreateEmbeddingDescriptor, handle_, &handle, get(0), get(1), get(2)));
         own(infiniopDestroyEmbeddingDescriptor);
         break;
 #endif
 #if Q3_HAS_PAGED_ATTENTION
-    case OpKind::PagedCaching:
+    case OpKind::kPagedCaching:
         INFINI_CHECK(callIfKnown(infiniopCreatePagedCachingDescriptor, handle_, &handle, get(0), get(1), get(2), get(3),
                                  get(4)));
         own(infiniopDestroyPagedCachingDescriptor);
         INFINI_CHECK(infiniopGetPagedCachingWorkspaceSize(handle, &bytes));
         break;
-    case OpKind::PagedAttention:
+    case OpKind::kPagedAttention:
         INFINI_CHECK(callIfKnown(infiniopCreatePagedAttentionDescriptor, handle_, &handle, get(0), get(1), get(2),
                                  get(3), get(4), get(5), kNone, number));
         own(infiniopDestroyPagedAttentionDescriptor);
         INFINI_CHECK(infiniopGetPagedAttentionWorkspaceSize(handle, &bytes));
         break;
-    case OpKind::PagedAttentionPrefill:
+    case OpKind::kPagedAttentionPrefill:
         INFINI_CHECK(callIfKnown(infiniopCreatePagedAttentionPrefillDescriptor, handle_, &handle, get(0), get(1),
                                  get(2), get(3), get(4), get(5), get(6), kNone, number));
         own(infiniopDestroyPagedAttentionPrefillDescriptor);

@@ -6,7 +6,7 @@
 #include <unordered_map>
 
 #include "ops/infinicore/device/api.h"
-#include "ops/infinicore/device/memory.h"
+#include "ops/infinicore/device/buffers.h"
 
 namespace q3::infinicore {
 
@@ -37,25 +37,25 @@ Tensor batch(void *data, infiniDtype_t dtype, size_t n, size_t rows, size_t cols
 Tensor tensor4d(void *data, infiniDtype_t dtype, std::array<size_t, 4> shape, std::array<size_t, 3> strides);
 
 enum class OpKind : uint32_t {
-    Gemm,
-    Add,
-    RmsNorm,
-    Rope,
-    CausalSoftmax,
-    SwiGLU,
-    Rearrange,
-    AddRmsNorm,
-    Embedding,
-    PagedCaching,
-    PagedAttention,
-    PagedAttentionPrefill,
+    kGemm,
+    kAdd,
+    kRmsNorm,
+    kRope,
+    kCausalSoftmax,
+    kSwiGlu,
+    kRearrange,
+    kAddRmsNorm,
+    kEmbedding,
+    kPagedCaching,
+    kPagedAttention,
+    kPagedAttentionPrefill,
 };
 
 const char *opName(OpKind kind);  // "rms_norm"
 
 // What an operator descriptor was made for. Compared value by value: the hash only finds the bucket.
 struct OpKey {
-    OpKind kind = OpKind::Gemm;
+    OpKind kind = OpKind::kGemm;
     uint32_t ntensors = 0;
     uint32_t scalar = 0;  // bits of epsilon (norms) or scale (attention), algorithm (Rope)
     std::array<TensorLayout, 7> tensors{};
@@ -91,7 +91,8 @@ private:
 
     std::shared_ptr<Device> device_;
     infiniopHandle_t handle_ = nullptr;
-    Map young_, old_;
+    Map young_;
+    Map old_;
 };
 
 }  // namespace q3::infinicore

@@ -6,15 +6,26 @@
 
 namespace q3::infinicore {
 
-Kernels::Kernels(std::shared_ptr<Device> device) : device_(std::move(device)), cache_(device_) {}
+namespace {
 
-static uint32_t bitsOf(float value) {
+uint32_t bitsOf(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
     return bits;
 }
 
-InfiniopDescriptor *Kernels::prepare(OpKind kind, std::initializer_list<const Tensor *> tensors, uint32_t scalar) {
+// Arguments of operators that newer versions alone have.
+[[maybe_unused]] constexpr const void *kNone = nullptr;
+
+[[maybe_unused]] const void *in(const Tensor &tensor) {
+    return tensor.data;
+}
+
+}  // namespace
+
+Operators::Operators(std::shared_ptr<Device> device) : device_(std::move(device)), cache_(device_) {}
+
+InfiniopDescriptor *Operators::prepare(OpKind kind, std::initializer_list<const Tensor *> tensors, uint32_t scalar) {
     OpKey key;
     key.kind = kind;
     key.scalar = scalar;
@@ -23,20 +34,20 @@ InfiniopDescriptor *Kernels::prepare(OpKind kind, std::initializer_list<const Te
     }
     const OpDescriptor &descriptor = cache_.get(key);
     if (descriptor.workspace_bytes > workspace_.bytes()) {
-        workspace_ = Buffer();  // waits for the stream; the old one goes first, so both never coexist
-        workspace_ = Buffer(device_, descriptor.workspace_bytes);
+        workspace_ = DeviceBuffer();  // waits for the stream; the old one goes first, so both never coexist
+        workspace_ = DeviceBuffer(device_, descriptor.workspace_bytes);
     }
     return descriptor.handle.get();
 }
 
-void Kernels::clearBeforeGemm() {
+void Operators::clearBeforeGemm() {
     if (!device_->isCpu() && !zero_) {
-        zero_ = Buffer(device_, sizeof(float));
+        zero_ = DeviceBuffer(device_, sizeof(float));
     }
     clear_ = true;
 }
 
-void Kernels::clear(const Tensor &tensor) {
+void Operators::clear(const Tensor &tensor) {
     const TensorLayout &layout = tensor.layout;
     if (!device_->isCpu()) {
         TensorLayout zeros = layout;
@@ -45,9 +56,11 @@ void Kernels::clear(const Tensor &tensor) {
         return;
     }
     const bool is_batch = layout.ndim == 3;
-    const size_t n = is_batch ? layout.shape[0] : 1, rows = layout.shape[is_batch ? 1 : 0];
-    const size_t cols = layout.shape[is_batch ? 2 : 1], stride = is_batch ? size_t(layout.strides[0]) : 0;
-    const size_t row_stride = size_t(layout.strides[is_batch ? 1 : 0]);
+    const size_t n = is_batch ? layout.shape[0] : 1;
+    const size_t rows = layout.shape[is_batch ? 1 : 0];
+    const size_t cols = layout.shape[is_batch ? 2 : 1];
+    const size_t stride = is_batch ? static_cast<size_t>(layout.strides[0]) : 0;
+    const size_t row_stride = static_cast<size_t>(layout.strides[is_batch ? 1 : 0]);
     const size_t size = dtypeSize(static_cast<DType>(layout.dtype));
     for (size_t i = 0; i < n; ++i) {
         for (size_t row = 0; row < rows; ++row) {
@@ -56,97 +69,92 @@ void Kernels::clear(const Tensor &tensor) {
     }
 }
 
-void Kernels::gemm(const Tensor &c, const Tensor &a, const Tensor &b, float alpha, float beta) {
+void Operators::gemm(const Tensor &c, const Tensor &a, const Tensor &b, float alpha, float beta) {
     // InfiniCore 0.1.0's CPU gemm multiplies C by beta even when it is 0: for F32, a NaN or infinity in C would stay.
-    if (beta == 0.0f && (clear_ || (device_->isCpu() && c.layout.dtype == INFINI_DTYPE_F32))) {
+    if (beta == 0.0F && (clear_ || (device_->isCpu() && c.layout.dtype == INFINI_DTYPE_F32))) {
         clear(c);
     }
-    InfiniopDescriptor *op = prepare(OpKind::Gemm, {&c, &a, &b});
+    InfiniopDescriptor *op = prepare(OpKind::kGemm, {&c, &a, &b});
     INFINI_CHECK(infiniopGemm(op, workspace_.data(), workspace_.bytes(), c.data, a.data, b.data, alpha, beta,
                               device_->stream()));
 }
 
-void Kernels::add(const Tensor &c, const Tensor &a, const Tensor &b) {
-    InfiniopDescriptor *op = prepare(OpKind::Add, {&c, &a, &b});
+void Operators::add(const Tensor &c, const Tensor &a, const Tensor &b) {
+    InfiniopDescriptor *op = prepare(OpKind::kAdd, {&c, &a, &b});
     INFINI_CHECK(infiniopAdd(op, workspace_.data(), workspace_.bytes(), c.data, a.data, b.data, device_->stream()));
 }
 
-void Kernels::rmsNorm(const Tensor &y, const Tensor &x, const Tensor &weight, float epsilon) {
-    InfiniopDescriptor *op = prepare(OpKind::RmsNorm, {&y, &x, &weight}, bitsOf(epsilon));
+void Operators::rmsNorm(const Tensor &y, const Tensor &x, const Tensor &weight, float epsilon) {
+    InfiniopDescriptor *op = prepare(OpKind::kRmsNorm, {&y, &x, &weight}, bitsOf(epsilon));
     INFINI_CHECK(
         infiniopRMSNorm(op, workspace_.data(), workspace_.bytes(), y.data, x.data, weight.data, device_->stream()));
 }
 
-void Kernels::rope(const Tensor &x, const Tensor &positions, const Tensor &sin, const Tensor &cos, bool neox) {
+void Operators::rope(const Tensor &x, const Tensor &positions, const Tensor &sin, const Tensor &cos, bool neox) {
     const infiniopRoPEAlgo_t algorithm = neox ? INFINIOP_ROPE_ALGO_GPT_NEOX : INFINIOP_ROPE_ALGO_GPT_J;
-    InfiniopDescriptor *op = prepare(OpKind::Rope, {&x, &x, &positions, &sin, &cos}, uint32_t(algorithm));
+    InfiniopDescriptor *op = prepare(OpKind::kRope, {&x, &x, &positions, &sin, &cos}, static_cast<uint32_t>(algorithm));
     INFINI_CHECK(infiniopRoPE(op, workspace_.data(), workspace_.bytes(), x.data, x.data, positions.data, sin.data,
                               cos.data, device_->stream()));
 }
 
-void Kernels::causalSoftmax(const Tensor &x) {
-    InfiniopDescriptor *op = prepare(OpKind::CausalSoftmax, {&x, &x});
+void Operators::causalSoftmax(const Tensor &x) {
+    InfiniopDescriptor *op = prepare(OpKind::kCausalSoftmax, {&x, &x});
     INFINI_CHECK(infiniopCausalSoftmax(op, workspace_.data(), workspace_.bytes(), x.data, x.data, device_->stream()));
 }
 
-void Kernels::swiglu(const Tensor &out, const Tensor &up, const Tensor &gate) {
-    InfiniopDescriptor *op = prepare(OpKind::SwiGLU, {&out, &up, &gate});
+void Operators::swiglu(const Tensor &out, const Tensor &up, const Tensor &gate) {
+    InfiniopDescriptor *op = prepare(OpKind::kSwiGlu, {&out, &up, &gate});
     INFINI_CHECK(
         infiniopSwiGLU(op, workspace_.data(), workspace_.bytes(), out.data, up.data, gate.data, device_->stream()));
 }
 
-void Kernels::rearrange(const Tensor &dst, const Tensor &src) {
-    InfiniopDescriptor *op = prepare(OpKind::Rearrange, {&dst, &src});
+void Operators::rearrange(const Tensor &dst, const Tensor &src) {
+    InfiniopDescriptor *op = prepare(OpKind::kRearrange, {&dst, &src});
     INFINI_CHECK(infiniopRearrange(op, dst.data, src.data, device_->stream()));
 }
 
 // The operators below exist in newer versions only: without them prepare() throws before they would be launched.
 
-[[maybe_unused]] static constexpr const void *kNone = nullptr;
-
-[[maybe_unused]] static const void *in(const Tensor &tensor) {
-    return tensor.data;
-}
-
-void Kernels::addRmsNorm(const Tensor &y, const Tensor &sum, const Tensor &a, const Tensor &b, const Tensor &weight,
-                         float epsilon) {
-    [[maybe_unused]] InfiniopDescriptor *op = prepare(OpKind::AddRmsNorm, {&y, &sum, &a, &b, &weight}, bitsOf(epsilon));
+void Operators::addRmsNorm(const Tensor &y, const Tensor &sum, const Tensor &a, const Tensor &b, const Tensor &weight,
+                           float epsilon) {
+    [[maybe_unused]] InfiniopDescriptor *op =
+        prepare(OpKind::kAddRmsNorm, {&y, &sum, &a, &b, &weight}, bitsOf(epsilon));
 #if Q3_HAS_ADD_RMS_NORM
     INFINI_CHECK(callIfKnown(infiniopAddRMSNorm, op, workspace_.data(), workspace_.bytes(), y.data, sum.data, in(a),
                              in(b), in(weight), device_->stream()));
 #endif
 }
 
-void Kernels::embedding(const Tensor &out, const Tensor &ids, const Tensor &table) {
-    [[maybe_unused]] InfiniopDescriptor *op = prepare(OpKind::Embedding, {&out, &ids, &table});
+void Operators::embedding(const Tensor &out, const Tensor &ids, const Tensor &table) {
+    [[maybe_unused]] InfiniopDescriptor *op = prepare(OpKind::kEmbedding, {&out, &ids, &table});
 #if Q3_HAS_EMBEDDING
     INFINI_CHECK(callIfKnown(infiniopEmbedding, op, out.data, in(ids), in(table), device_->stream()));
 #endif
 }
 
-void Kernels::pagedCaching(const Tensor &k_cache, const Tensor &v_cache, const Tensor &k, const Tensor &v,
-                           const Tensor &slots) {
-    [[maybe_unused]] InfiniopDescriptor *op = prepare(OpKind::PagedCaching, {&k_cache, &v_cache, &k, &v, &slots});
+void Operators::pagedCaching(const Tensor &k_cache, const Tensor &v_cache, const Tensor &k, const Tensor &v,
+                             const Tensor &slots) {
+    [[maybe_unused]] InfiniopDescriptor *op = prepare(OpKind::kPagedCaching, {&k_cache, &v_cache, &k, &v, &slots});
 #if Q3_HAS_PAGED_ATTENTION
     INFINI_CHECK(callIfKnown(infiniopPagedCaching, op, workspace_.data(), workspace_.bytes(), k_cache.data,
                              v_cache.data, in(k), in(v), in(slots), device_->stream()));
 #endif
 }
 
-void Kernels::pagedAttention(const Tensor &out, const Tensor &q, const Tensor &k_cache, const Tensor &v_cache,
-                             const Tensor &tables, const Tensor &lengths, float scale) {
+void Operators::pagedAttention(const Tensor &out, const Tensor &q, const Tensor &k_cache, const Tensor &v_cache,
+                               const Tensor &tables, const Tensor &lengths, float scale) {
     [[maybe_unused]] InfiniopDescriptor *op =
-        prepare(OpKind::PagedAttention, {&out, &q, &k_cache, &v_cache, &tables, &lengths}, bitsOf(scale));
+        prepare(OpKind::kPagedAttention, {&out, &q, &k_cache, &v_cache, &tables, &lengths}, bitsOf(scale));
 #if Q3_HAS_PAGED_ATTENTION
     INFINI_CHECK(callIfKnown(infiniopPagedAttention, op, workspace_.data(), workspace_.bytes(), out.data, in(q),
                              in(k_cache), in(v_cache), in(tables), in(lengths), kNone, device_->stream()));
 #endif
 }
 
-void Kernels::pagedAttentionPrefill(const Tensor &out, const Tensor &q, const Tensor &k_cache, const Tensor &v_cache,
-                                    const Tensor &tables, const Tensor &lengths, const Tensor &starts, float scale) {
+void Operators::pagedAttentionPrefill(const Tensor &out, const Tensor &q, const Tensor &k_cache, const Tensor &v_cache,
+                                      const Tensor &tables, const Tensor &lengths, const Tensor &starts, float scale) {
     [[maybe_unused]] InfiniopDescriptor *op = prepare(
-        OpKind::PagedAttentionPrefill, {&out, &q, &k_cache, &v_cache, &tables, &lengths, &starts}, bitsOf(scale));
+        OpKind::kPagedAttentionPrefill, {&out, &q, &k_cache, &v_cache, &tables, &lengths, &starts}, bitsOf(scale));
 #if Q3_HAS_PAGED_ATTENTION
     INFINI_CHECK(callIfKnown(infiniopPagedAttentionPrefill, op, workspace_.data(), workspace_.bytes(), out.data, in(q),
                              in(k_cache), in(v_cache), in(tables), in(lengths), in(starts), kNone, device_->stream()));

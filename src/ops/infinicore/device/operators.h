@@ -8,9 +8,9 @@
 namespace q3::infinicore {
 
 // Needs a DeviceScope for every call but the destructor. Results are ready after Device::synchronize.
-class Kernels {
+class Operators {
 public:
-    explicit Kernels(std::shared_ptr<Device> device);
+    explicit Operators(std::shared_ptr<Device> device);
 
     void gemm(const Tensor &c, const Tensor &a, const Tensor &b, float alpha, float beta);  // c = alpha a b + beta c
     void add(const Tensor &c, const Tensor &a, const Tensor &b);
@@ -48,9 +48,9 @@ private:
 
     std::shared_ptr<Device> device_;
     DescriptorCache cache_;
-    Buffer workspace_;
+    DeviceBuffer workspace_;
     bool clear_ = false;
-    Buffer zero_;  // one element
+    DeviceBuffer zero_;  // one element
 };
 
 }  // namespace q3::infinicore

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "ops/infinicore/device/devices.h"
+#include "ops/devices.h"
 #include "ops/infinicore/infinicore.h"
 #include "ops/infinicore/selftest/selftest_paged.h"
 #include "ops/infinicore/selftest/trial.h"
@@ -28,9 +28,9 @@ using Index = std::array<size_t, 4>;
 
 class SelfTest {
 public:
-    SelfTest(const std::shared_ptr<Device> &device, Kernels &kernels, const ModelConfig &config,
+    SelfTest(const std::shared_ptr<Device> &device, Operators &operators, const ModelConfig &config,
              const SelfTestSetup &setup, const Routes &routes)
-        : device_(device), k_(kernels), c_(config), setup_(setup), routes_(routes),
+        : device_(device), k_(operators), c_(config), setup_(setup), routes_(routes),
           t_(device, static_cast<infiniDtype_t>(config.dt_logits)) {}
 
     Routes run() {
@@ -67,10 +67,10 @@ public:
 private:
     // Notes a problem of an operator; one that is refused and has a replacement is no problem.
     void judge(const Verdict &verdict, bool Routes::*route = nullptr) {
-        if (verdict.state == Verdict::Right) {
+        if (verdict.state == Verdict::kRight) {
             return;
         }
-        if (route != nullptr && verdict.state == Verdict::Missing) {
+        if (route != nullptr && verdict.state == Verdict::kMissing) {
             routes_.*route = false;
             return;
         }
@@ -87,8 +87,9 @@ private:
             return;
         }
         Operand c = t_.constant(rows2d(2, 4, 4), std::numeric_limits<float>::quiet_NaN());
-        Operand a = t_.random(rows2d(2, 8, 8)), b = t_.random(rows2d(8, 4, 1, 8));
-        if (product(c, a, b, 1.0f, 0.0f).nan) {
+        Operand a = t_.random(rows2d(2, 8, 8));
+        Operand b = t_.random(rows2d(8, 4, 1, 8));
+        if (product(c, a, b, 1.0F, 0.0F).nan) {
             routes_.beta0 = false;
             k_.clearBeforeGemm();
         }
@@ -98,13 +99,15 @@ private:
     Verdict product(Operand &c, Operand &a, Operand &b, float alpha, float beta) {
         const bool is_batch = c.layout.ndim == 3;
         const size_t inner = a.layout.shape[is_batch ? 2 : 1];
-        const ptrdiff_t a_stride = a.layout.strides[is_batch ? 2 : 1], b_stride = b.layout.strides[is_batch ? 1 : 0];
+        const ptrdiff_t a_stride = a.layout.strides[is_batch ? 2 : 1];
+        const ptrdiff_t b_stride = b.layout.strides[is_batch ? 1 : 0];
         const auto expected = [&](const Index &i) -> Expected {
-            double value = 0, squares = 0;
+            double value = 0;
+            double squares = 0;
             const float *const left = &a.values[is_batch ? a.at({i[0], i[1], 0, 0}) : a.at({i[0], 0, 0, 0})];
             const float *const right = &b.values[is_batch ? b.at({i[0], 0, i[2], 0}) : b.at({0, i[1], 0, 0})];
-            for (ptrdiff_t x = 0; x < ptrdiff_t(inner); ++x) {
-                const double p = double(left[x * a_stride]) * right[x * b_stride];
+            for (ptrdiff_t x = 0; x < static_cast<ptrdiff_t>(inner); ++x) {
+                const double p = static_cast<double>(left[x * a_stride]) * right[x * b_stride];
                 value += p;
                 squares += p * p;
             }
@@ -114,27 +117,32 @@ private:
             return {value, limit + 2 * t_.unit() * std::abs(value) + 1e-6};
         };
         return t_.run(
-            OpKind::Gemm, {&c, &a, &b}, [&] { k_.gemm(t_.tensor(c), t_.tensor(a), t_.tensor(b), alpha, beta); },
+            OpKind::kGemm, {&c, &a, &b}, [&] { k_.gemm(t_.tensor(c), t_.tensor(a), t_.tensor(b), alpha, beta); },
             expected);
     }
 
     void linear(size_t rows, size_t nout, size_t nin) {
         const size_t cols = std::min(nout, kColumns);
-        Operand c = t_.random(rows2d(rows, cols, nout)), a = t_.random(rows2d(rows, nin, nin));
+        Operand c = t_.random(rows2d(rows, cols, nout));
+        Operand a = t_.random(rows2d(rows, nin, nin));
         Operand b = t_.random(rows2d(nin, cols, 1, nin));
-        judge(product(c, a, b, 1.0f, 0.0f));
-        judge(product(c, a, b, 1.0f, 1.0f));  // onto a bias
+        judge(product(c, a, b, 1.0F, 0.0F));
+        judge(product(c, a, b, 1.0F, 1.0F));  // onto a bias
     }
 
     Verdict copy(const TensorLayout &to, const TensorLayout &from) {
-        Operand dst = t_.random(to), src = t_.random(from);
+        Operand dst = t_.random(to);
+        Operand src = t_.random(from);
         return t_.run(
-            OpKind::Rearrange, {&dst, &src}, [&] { k_.rearrange(t_.tensor(dst), t_.tensor(src)); },
+            OpKind::kRearrange, {&dst, &src}, [&] { k_.rearrange(t_.tensor(dst), t_.tensor(src)); },
             [&](const Index &i) -> Expected { return {src.values[src.at(i)], 0}; });
     }
 
     void rearrange(size_t rows) {
-        const size_t dh = c_.dh, width = c_.qkvWidth(), block = setup_.block_tokens * dh, n = 2 * size_t(c_.nkvh);
+        const size_t dh = c_.dh;
+        const size_t width = c_.qkvWidth();
+        const size_t block = setup_.block_tokens * dh;
+        const size_t n = 2 * static_cast<size_t>(c_.nkvh);
         judge(copy(rows3d(n, rows, dh, block, dh), rows3d(n, rows, dh, dh, width)));              // into a KV block
         judge(copy(rows3d(c_.nh, rows, dh, rows * dh, dh), rows3d(c_.nh, rows, dh, dh, width)));  // queries by heads
         judge(copy(rows3d(c_.nh, rows, dh, dh, c_.nh * dh), rows3d(c_.nh, rows, dh, rows * dh, dh)));  // and back
@@ -148,24 +156,28 @@ private:
     // x += delta, with add or with the identity in its place
     void sum(size_t rows) {
         const TensorLayout layout = rows2d(rows, c_.d, c_.d);
-        Operand x = t_.random(layout), delta = t_.random(layout);
+        Operand x = t_.random(layout);
+        Operand delta = t_.random(layout);
         const auto expected = [&](const Index &i) -> Expected {
-            const double value = double(x.get(i[0], i[1])) + delta.get(i[0], i[1]);
+            const double value = static_cast<double>(x.get(i[0], i[1])) + delta.get(i[0], i[1]);
             return {value, 2 * t_.unit() * std::abs(value) + 1e-7};
         };
         if (routes_.add) {
-            judge(
-                t_.run(
-                    OpKind::Add, {&x, &delta}, [&] { k_.add(t_.tensor(x), t_.tensor(x), t_.tensor(delta)); }, expected),
-                &Routes::add);
+            judge(t_.run(
+                      OpKind::kAdd, {&x, &delta}, [&] { k_.add(t_.tensor(x), t_.tensor(x), t_.tensor(delta)); },
+                      expected),
+                  &Routes::add);
         }
         if (!routes_.add) {
-            const size_t n = setup_.identity, m = rows * c_.d / n;
-            Operand c = t_.random(rows2d(m, n, n)), a = t_.random(rows2d(m, n, n)), b = t_.constant(rows2d(n, n, n), 0);
+            const size_t n = setup_.identity;
+            const size_t m = rows * c_.d / n;
+            Operand c = t_.random(rows2d(m, n, n));
+            Operand a = t_.random(rows2d(m, n, n));
+            Operand b = t_.constant(rows2d(n, n, n), 0);
             for (size_t i = 0; i < n; ++i) {
                 b.values[i * n + i] = 1;
             }
-            judge(product(c, a, b, 1.0f, 1.0f));
+            judge(product(c, a, b, 1.0F, 1.0F));
         }
     }
 
@@ -177,19 +189,20 @@ private:
                 squares_ += x(i) * x(i);
             }
         }
-        const double value = x(column) / std::sqrt(squares_ / double(n) + c_.epsilon) * w.get(column);
+        const double value = x(column) / std::sqrt(squares_ / static_cast<double>(n) + c_.epsilon) * w.get(column);
         return {value, 4 * t_.unit() * std::abs(value) + 1e-5};
     }
 
     void norms(size_t rows) {
         for (const infiniDtype_t weights : {t_.dtype(), INFINI_DTYPE_F32}) {
             Operand w = t_.random(vector1d(nullptr, weights, c_.d).layout);
-            Operand y = t_.random(rows2d(rows, c_.d, c_.d)), x = t_.random(rows2d(rows, c_.d, c_.d));
+            Operand y = t_.random(rows2d(rows, c_.d, c_.d));
+            Operand x = t_.random(rows2d(rows, c_.d, c_.d));
             const auto expected = [&](const Index &i) {
                 return normed([&](size_t j) -> double { return x.get(i[0], j); }, w, c_.d, i[1]);
             };
             judge(t_.run(
-                OpKind::RmsNorm, {&y, &x, &w},
+                OpKind::kRmsNorm, {&y, &x, &w},
                 [&] { k_.rmsNorm(t_.tensor(y), t_.tensor(x), t_.tensor(w), c_.epsilon); }, expected));
             if (routes_.add_rms_norm) {
                 addRmsNorm(rows, w);
@@ -201,7 +214,7 @@ private:
                 return normed(value, head_weight, c_.dh, i[2]);
             };
             judge(t_.run(
-                OpKind::RmsNorm, {&heads, &head_weight},
+                OpKind::kRmsNorm, {&heads, &head_weight},
                 [&] { k_.rmsNorm(t_.tensor(heads), t_.tensor(heads), t_.tensor(head_weight), c_.epsilon); }, of_head));
         }
     }
@@ -209,12 +222,14 @@ private:
     // The sum, in place, and its norm
     void addRmsNorm(size_t rows, Operand &w) {
         const TensorLayout layout = rows2d(rows, c_.d, c_.d);
-        Operand y = t_.random(layout), x = t_.random(layout), delta = t_.random(layout);
-        const auto sum = [&](size_t row, size_t j) { return double(x.get(row, j)) + delta.get(row, j); };
+        Operand y = t_.random(layout);
+        Operand x = t_.random(layout);
+        Operand delta = t_.random(layout);
+        const auto sum = [&](size_t row, size_t j) { return static_cast<double>(x.get(row, j)) + delta.get(row, j); };
         const auto launch = [&] {
             k_.addRmsNorm(t_.tensor(y), t_.tensor(x), t_.tensor(x), t_.tensor(delta), t_.tensor(w), c_.epsilon);
         };
-        judge(t_.run(OpKind::AddRmsNorm, {&y, &x, &delta, &w}, launch,
+        judge(t_.run(OpKind::kAddRmsNorm, {&y, &x, &delta, &w}, launch,
                      [&](const Index &i) {
                          Expected e = normed([&](size_t j) { return sum(i[0], j); }, w, c_.d, i[1]);
                          e.limit += 4 * t_.unit() * std::abs(w.get(i[1]) * sum(i[0], i[1]));
@@ -222,7 +237,7 @@ private:
                      }),
               &Routes::add_rms_norm);
         if (routes_.add_rms_norm) {
-            judge(t_.run(OpKind::AddRmsNorm, {&x, &y, &delta, &w}, launch, [&](const Index &i) -> Expected {
+            judge(t_.run(OpKind::kAddRmsNorm, {&x, &y, &delta, &w}, launch, [&](const Index &i) -> Expected {
                 const double value = sum(i[0], i[1]);
                 return {value, 2 * t_.unit() * std::abs(value) + 1e-7};
             }));
@@ -241,47 +256,57 @@ private:
     Verdict rotated(size_t rows, bool neox) {
         const size_t half = c_.dh / 2;
         Operand x = t_.random(rows3d(rows, c_.nh + c_.nkvh, c_.dh, c_.qkvWidth(), c_.dh));
-        Operand sin = t_.random(rows2d(rows, half, half)), cos = t_.random(rows2d(rows, half, half));
+        Operand sin = t_.random(rows2d(rows, half, half));
+        Operand cos = t_.random(rows2d(rows, half, half));
         std::vector<int64_t> order(rows);
         for (size_t i = 0; i < rows; ++i) {
-            order[i] = int64_t(i);
+            order[i] = static_cast<int64_t>(i);
         }
         Operand positions = t_.integers(INFINI_DTYPE_I32, order);
         const auto expected = [&](const Index &i) -> Expected {
             const bool first = neox ? i[2] < half : i[2] % 2 == 0;
-            const size_t entry = neox ? i[2] % half : i[2] / 2, step = neox ? half : 1;
+            const size_t entry = neox ? i[2] % half : i[2] / 2;
+            const size_t step = neox ? half : 1;
             const double self = x.get(i[0], i[1], i[2]);
-            const double other = first ? -double(x.get(i[0], i[1], i[2] + step)) : x.get(i[0], i[1], i[2] - step);
+            const double other =
+                first ? -static_cast<double>(x.get(i[0], i[1], i[2] + step)) : x.get(i[0], i[1], i[2] - step);
             const double value = self * cos.get(i[0], entry) + other * sin.get(i[0], entry);
             return {value, 8 * t_.unit() * (std::abs(self) + std::abs(other)) + 1e-6};
         };
         return t_.run(
-            OpKind::Rope, {&x, &positions, &sin, &cos},
+            OpKind::kRope, {&x, &positions, &sin, &cos},
             [&] { k_.rope(t_.tensor(x), t_.tensor(positions), t_.tensor(sin), t_.tensor(cos), neox); }, expected);
     }
 
     void swiglu(size_t rows) {
         const size_t di = c_.di;
-        Operand out = t_.random(rows2d(rows, di, di)), up = t_.random(rows2d(rows, di, 2 * di));
+        Operand out = t_.random(rows2d(rows, di, di));
+        Operand up = t_.random(rows2d(rows, di, 2 * di));
         Operand gate = t_.random(rows2d(rows, di, 2 * di));
         const auto expected = [&](const Index &i) -> Expected {
-            const double g = gate.get(i[0], i[1]), value = up.get(i[0], i[1]) * g / (1 + std::exp(-g));
+            const double g = gate.get(i[0], i[1]);
+            const double value = up.get(i[0], i[1]) * g / (1 + std::exp(-g));
             return {value, 8 * t_.unit() * std::abs(value) + 1e-4};
         };
         judge(t_.run(
-            OpKind::SwiGLU, {&out, &up, &gate}, [&] { k_.swiglu(t_.tensor(out), t_.tensor(up), t_.tensor(gate)); },
+            OpKind::kSwiGlu, {&out, &up, &gate}, [&] { k_.swiglu(t_.tensor(out), t_.tensor(up), t_.tensor(gate)); },
             expected));
     }
 
     // Scores of a few keys, their softmax, and the sum of values; and a softmax as wide as the context allows.
     void attention(size_t rows) {
-        const size_t heads = c_.nkvh, height = c_.group() * rows, dh = c_.dh, T = setup_.block_tokens;
-        const size_t n = std::min<size_t>(T, rows + 18), ld = T;
+        const size_t heads = c_.nkvh;
+        const size_t height = c_.group() * rows;
+        const size_t dh = c_.dh;
+        const size_t T = setup_.block_tokens;
+        const size_t n = std::min<size_t>(T, rows + 18);
+        const size_t ld = T;
         Operand q = t_.random(rows3d(heads, height, dh, height * dh, dh));
-        Operand k = t_.random(rows3d(heads, dh, n, T * dh, 1, dh)), v = t_.random(rows3d(heads, n, dh, T * dh, dh));
+        Operand k = t_.random(rows3d(heads, dh, n, T * dh, 1, dh));
+        Operand v = t_.random(rows3d(heads, n, dh, T * dh, dh));
         Operand scores = t_.random(rows3d(heads, height, n, height * ld, ld));
-        judge(product(scores, q, k, 1.0f / std::sqrt(float(dh)), 0.0f));
-        judge(product(q, scores, v, 1.0f, 0.0f));
+        judge(product(scores, q, k, 1.0F / std::sqrt(static_cast<float>(dh)), 0.0F));
+        judge(product(q, scores, v, 1.0F, 0.0F));
         judge(softmax(rows, n, 0));
         const size_t wide = std::min<size_t>(c_.dctx, 1100 + rows);
         if (rows > 1 && wide > n) {
@@ -291,7 +316,7 @@ private:
 
     // masked: how many columns at the end the backend masks beforehand
     Verdict softmax(size_t rows, size_t total, size_t masked) {
-        Operand x = t_.random(rows3d(c_.nh, rows, total, rows * total, total), 2.0f);
+        Operand x = t_.random(rows3d(c_.nh, rows, total, rows * total, total), 2.0F);
         const Operand plain = x;
         const auto visible = [&](size_t row) { return total - rows + row + 1; };
         for (size_t head = 0; masked > 0 && head < c_.nh; ++head) {
@@ -304,31 +329,33 @@ private:
         std::vector<double> sums(c_.nh * rows, 0.0);
         for (size_t i = 0; i < sums.size(); ++i) {
             for (size_t col = 0; col < visible(i % rows); ++col) {
-                sums[i] += std::exp(double(plain.get(i / rows, i % rows, col)));
+                sums[i] += std::exp(static_cast<double>(plain.get(i / rows, i % rows, col)));
             }
         }
         const auto expected = [&](const Index &i) -> Expected {
-            const double value =
-                i[2] >= visible(i[1]) ? 0.0 : std::exp(double(plain.get(i[0], i[1], i[2]))) / sums[i[0] * rows + i[1]];
+            const double value = i[2] >= visible(i[1]) ? 0.0
+                                                       : std::exp(static_cast<double>(plain.get(i[0], i[1], i[2]))) /
+                                                             sums[i[0] * rows + i[1]];
             return {value, 16 * t_.unit() * value + 1e-5};
         };
-        return t_.run(OpKind::CausalSoftmax, {&x}, [&] { k_.causalSoftmax(t_.tensor(x)); }, expected);
+        return t_.run(OpKind::kCausalSoftmax, {&x}, [&] { k_.causalSoftmax(t_.tensor(x)); }, expected);
     }
 
     void embedding() {
         const size_t rows = std::min<size_t>(c_.dvoc, kColumns);
-        const std::vector<int64_t> ids = {int64_t(rows) - 1, 0, int64_t(rows) / 2};
-        Operand out = t_.random(rows2d(ids.size(), c_.d, c_.d)), table = t_.random(rows2d(rows, c_.d, c_.d));
+        const std::vector<int64_t> ids = {static_cast<int64_t>(rows) - 1, 0, static_cast<int64_t>(rows) / 2};
+        Operand out = t_.random(rows2d(ids.size(), c_.d, c_.d));
+        Operand table = t_.random(rows2d(rows, c_.d, c_.d));
         Operand tokens = t_.integers(INFINI_DTYPE_I32, ids);
         judge(t_.run(
-                  OpKind::Embedding, {&out, &tokens, &table},
+                  OpKind::kEmbedding, {&out, &tokens, &table},
                   [&] { k_.embedding(t_.tensor(out), t_.tensor(tokens), t_.tensor(table)); },
-                  [&](const Index &i) -> Expected { return {table.get(size_t(ids[i[0]]), i[1]), 0}; }),
+                  [&](const Index &i) -> Expected { return {table.get(static_cast<size_t>(ids[i[0]]), i[1]), 0}; }),
               &Routes::embedding);
     }
 
     const std::shared_ptr<Device> &device_;
-    Kernels &k_;
+    Operators &k_;
     const ModelConfig &c_;
     const SelfTestSetup &setup_;
     Routes routes_;
@@ -339,9 +366,9 @@ private:
 
 }  // namespace
 
-Routes selfTest(const std::shared_ptr<Device> &device, Kernels &kernels, const ModelConfig &config,
+Routes selfTest(const std::shared_ptr<Device> &device, Operators &operators, const ModelConfig &config,
                 const SelfTestSetup &setup, Routes routes) {
-    return SelfTest(device, kernels, config, setup, routes).run();
+    return SelfTest(device, operators, config, setup, routes).run();
 }
 
 }  // namespace q3::infinicore

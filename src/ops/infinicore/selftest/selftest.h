@@ -16,7 +16,7 @@ struct SelfTestSetup {
 // a weight, and compares with sums in double. Operators that the device refuses are taken out of the returned routes.
 // Throws DEVICE_TYPE_NOT_SUPPORTED and names, with dtype and shapes, every operator that is refused without another
 // route, or that gives wrong numbers. Needs a DeviceScope.
-Routes selfTest(const std::shared_ptr<Device> &device, Kernels &kernels, const ModelConfig &config,
+Routes selfTest(const std::shared_ptr<Device> &device, Operators &operators, const ModelConfig &config,
                 const SelfTestSetup &setup, Routes routes);
 
 }  // namespace q3::infinicore

@@ -16,10 +16,14 @@ TensorLayout rows3d(size_t n, size_t rows, size_t cols, size_t stride, size_t ld
 }  // namespace
 
 // Three blocks of one layer: [blocks, keys and values by heads, tokens, dh]
-void tryPagedOperators(Trial &t, Kernels &kernels, const ModelConfig &config, uint32_t block_tokens,
+void tryPagedOperators(Trial &t, Operators &operators, const ModelConfig &config, uint32_t block_tokens,
                        const std::function<void(const Verdict &)> &judge) {
-    const size_t T = block_tokens, group = config.nh / config.nkvh, dh = config.dh, nkvh = config.nkvh, head = T * dh,
-                 block = 2 * nkvh * head;
+    const size_t T = block_tokens;
+    const size_t group = config.nh / config.nkvh;
+    const size_t dh = config.dh;
+    const size_t nkvh = config.nkvh;
+    const size_t head = T * dh;
+    const size_t block = 2 * nkvh * head;
     Operand cache = t.random(tensor4d(nullptr, kOwn, {3, 2 * nkvh, T, dh}, {block, head, dh}).layout);
     const auto half = [&](size_t first) {
         Tensor part = t.tensor(cache, first * nkvh * head);
@@ -27,20 +31,22 @@ void tryPagedOperators(Trial &t, Kernels &kernels, const ModelConfig &config, ui
         return part;
     };
     // storing three tokens
-    const std::vector<int64_t> slots = {int64_t(T) + 5 % int64_t(T), 2 * int64_t(T), 7 % int64_t(T)};
+    const std::vector<int64_t> slots = {static_cast<int64_t>(T) + 5 % static_cast<int64_t>(T),
+                                        2 * static_cast<int64_t>(T), 7 % static_cast<int64_t>(T)};
     const size_t width = config.qkvWidth();
     Operand kv = t.random(rows3d(3, 2 * nkvh, dh, width, dh));
     Operand slot_ids = t.integers(INFINI_DTYPE_I64, slots);
     const Verdict stored = t.run(
-        OpKind::PagedCaching, {&cache, &kv, &slot_ids},
+        OpKind::kPagedCaching, {&cache, &kv, &slot_ids},
         [&] {
-            Tensor k = t.tensor(kv), v = t.tensor(kv, nkvh * dh);
+            Tensor k = t.tensor(kv);
+            Tensor v = t.tensor(kv, nkvh * dh);
             k.layout.shape[1] = v.layout.shape[1] = nkvh;
-            kernels.pagedCaching(half(0), half(1), k, v, t.tensor(slot_ids));
+            operators.pagedCaching(half(0), half(1), k, v, t.tensor(slot_ids));
         },
         [&](const Index &i) -> Expected {
             for (size_t s = 0; s < slots.size(); ++s) {
-                if (slots[s] == int64_t(i[0] * T + i[2])) {
+                if (slots[s] == static_cast<int64_t>(i[0] * T + i[2])) {
                     return {kv.get(s, i[1], i[3]), 0};
                 }
             }
@@ -49,30 +55,36 @@ void tryPagedOperators(Trial &t, Kernels &kernels, const ModelConfig &config, ui
     judge(stored);
 
     // two sequences, the first in blocks 2 and 0
-    const std::vector<int64_t> lengths = {int64_t(T) + 1 + 6 % int64_t(T), 1 + 8 % int64_t(T)};
-    Operand tables = t.integers(INFINI_DTYPE_I32, {2, 0, 1, 0}, 2), sizes = t.integers(INFINI_DTYPE_I32, lengths);
-    const float scale = 1.0f / std::sqrt(float(dh));
+    const std::vector<int64_t> lengths = {static_cast<int64_t>(T) + 1 + 6 % static_cast<int64_t>(T),
+                                          1 + 8 % static_cast<int64_t>(T)};
+    Operand tables = t.integers(INFINI_DTYPE_I32, {2, 0, 1, 0}, 2);
+    Operand sizes = t.integers(INFINI_DTYPE_I32, lengths);
+    const float scale = 1.0F / std::sqrt(static_cast<float>(dh));
     for (const bool decode : {true, false}) {
         const std::vector<int64_t> starts = {0, decode ? 1 : 2, decode ? 2 : 3};
         Operand first_rows = t.integers(INFINI_DTYPE_I32, starts);
-        const size_t rows = size_t(starts[2]);
+        const size_t rows = static_cast<size_t>(starts[2]);
         Operand out = t.random(rows3d(rows, config.nh, dh, config.nh * dh, dh));
         Operand q = t.random(rows3d(rows, config.nh, dh, width, dh));
         const auto launch = [&] {
-            const Tensor o = t.tensor(out), query = t.tensor(q), map = t.tensor(tables), n = t.tensor(sizes);
+            const Tensor o = t.tensor(out);
+            const Tensor query = t.tensor(q);
+            const Tensor map = t.tensor(tables);
+            const Tensor n = t.tensor(sizes);
             if (decode) {
-                kernels.pagedAttention(o, query, half(0), half(1), map, n, scale);
+                operators.pagedAttention(o, query, half(0), half(1), map, n, scale);
             } else {
-                kernels.pagedAttentionPrefill(o, query, half(0), half(1), map, n, t.tensor(first_rows), scale);
+                operators.pagedAttentionPrefill(o, query, half(0), half(1), map, n, t.tensor(first_rows), scale);
             }
         };
         std::vector<double> p;
-        size_t row_of_p = SIZE_MAX, head_of_p = SIZE_MAX;
+        size_t row_of_p = SIZE_MAX;
+        size_t head_of_p = SIZE_MAX;
         const auto expected = [&](const Index &i) -> Expected {
-            const size_t s = int64_t(i[0]) < starts[1] ? 0 : 1, group_head = i[1] / group;
-            const size_t visible = size_t(lengths[s]) - size_t(starts[s + 1] - 1) + i[0];
+            const size_t s = static_cast<int64_t>(i[0]) < starts[1] ? 0 : 1, group_head = i[1] / group;
+            const size_t visible = static_cast<size_t>(lengths[s]) - static_cast<size_t>(starts[s + 1] - 1) + i[0];
             const auto element = [&](size_t token, size_t kv_head, size_t x) -> double {
-                return cache.get(size_t(tables.get(s, token / T)), kv_head, token % T, x);
+                return cache.get(static_cast<size_t>(tables.get(s, token / T)), kv_head, token % T, x);
             };
             if (row_of_p != i[0] || head_of_p != i[1]) {
                 row_of_p = i[0];
@@ -89,7 +101,8 @@ void tryPagedOperators(Trial &t, Kernels &kernels, const ModelConfig &config, ui
                     probability /= sum;
                 }
             }
-            double value = 0, absolute = 0;
+            double value = 0;
+            double absolute = 0;
             for (size_t token = 0; token < visible; ++token) {
                 const double part = p[token] * element(token, nkvh + group_head, i[2]);
                 value += part;
@@ -97,7 +110,7 @@ void tryPagedOperators(Trial &t, Kernels &kernels, const ModelConfig &config, ui
             }
             return {value, 8 * t.unit() * absolute + 1e-4};
         };
-        judge(t.run(decode ? OpKind::PagedAttention : OpKind::PagedAttentionPrefill,
+        judge(t.run(decode ? OpKind::kPagedAttention : OpKind::kPagedAttentionPrefill,
                     {&out, &q, &cache, &tables, &sizes, &first_rows}, launch, expected));
     }
 }

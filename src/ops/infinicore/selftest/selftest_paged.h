@@ -7,7 +7,7 @@ namespace q3::infinicore {
 
 // Tries paged_caching, paged_attention and paged_attention_prefill on two sequences in three blocks; tells each
 // verdict.
-void tryPagedOperators(Trial &t, Kernels &kernels, const ModelConfig &config, uint32_t block_tokens,
+void tryPagedOperators(Trial &t, Operators &operators, const ModelConfig &config, uint32_t block_tokens,
                        const std::function<void(const Verdict &)> &judge);
 
 }  // namespace q3::infinicore

@@ -23,7 +23,7 @@ size_t bytesPer(infiniDtype_t dtype) {
 size_t extent(const TensorLayout &layout) {
     size_t last = 0;
     for (uint32_t dim = 0; dim < layout.ndim; ++dim) {
-        last += (layout.shape[dim] - 1) * size_t(layout.strides[dim]);
+        last += (layout.shape[dim] - 1) * static_cast<size_t>(layout.strides[dim]);
     }
     return last + 1;
 }
@@ -35,8 +35,8 @@ void encode(const Operand &operand, char *target) {
         return;
     }
     for (size_t i = 0; i < n; ++i) {
-        const auto wide = int64_t(operand.values[i]);
-        const auto narrow = int32_t(wide);
+        const auto wide = static_cast<int64_t>(operand.values[i]);
+        const auto narrow = static_cast<int32_t>(wide);
         const bool is_wide = operand.layout.dtype == INFINI_DTYPE_I64;
         std::memcpy(target + i * (is_wide ? 8 : 4), is_wide ? static_cast<const void *>(&wide) : &narrow,
                     is_wide ? 8 : 4);
@@ -71,7 +71,7 @@ std::string number(double value) {
 size_t Operand::at(const std::array<size_t, 4> &index) const {
     size_t result = 0;
     for (uint32_t dim = 0; dim < layout.ndim; ++dim) {
-        result += index[dim] * size_t(layout.strides[dim]);
+        result += index[dim] * static_cast<size_t>(layout.strides[dim]);
     }
     return result;
 }
@@ -90,12 +90,12 @@ Operand Trial::random(TensorLayout layout, float scale) {
     }
     Operand operand{layout, std::vector<float>(extent(layout)), 0};
     for (float &value : operand.values) {  // a sum of four uniform numbers is normal enough
-        float sum = -2.0f;
+        float sum = -2.0F;
         for (int i = 0; i < 4; ++i) {
-            state_ = state_ * 1664525u + 1013904223u;
-            sum += float(state_ >> 8) * 0x1p-24f;
+            state_ = state_ * 1664525U + 1013904223U;
+            sum += static_cast<float>(state_ >> 8) * 0x1p-24F;
         }
-        value = sum * 1.7320508f * scale;
+        value = sum * 1.7320508F * scale;
     }
     std::vector<char> raw(operand.values.size() * dtypeSize(asDType(layout.dtype)));
     floatsTo(asDType(layout.dtype), raw.data(), operand.values.data(), operand.values.size());
@@ -133,8 +133,8 @@ Verdict Trial::run(OpKind kind, const std::vector<Operand *> &operands, const st
         encode(*operand, raw.data() + operand->offset);
     }
     if (memory_.bytes() < bytes) {
-        memory_ = Buffer();
-        memory_ = Buffer(device_, bytes);
+        memory_ = DeviceBuffer();
+        memory_ = DeviceBuffer(device_, bytes);
     }
     device_->upload(memory_.data(), raw.data(), bytes);
     Verdict verdict;
@@ -145,7 +145,7 @@ Verdict Trial::run(OpKind kind, const std::vector<Operand *> &operands, const st
         if (error.status() == QWEN3_STATUS_OUT_OF_MEMORY || error.status() == QWEN3_STATUS_INTERNAL_ERROR) {
             throw;
         }
-        verdict.state = Verdict::Missing;
+        verdict.state = Verdict::kMissing;
         verdict.text += std::string(" is refused: ") + error.what();
         return verdict;
     }
@@ -156,15 +156,19 @@ Verdict Trial::run(OpKind kind, const std::vector<Operand *> &operands, const st
     device_->synchronize();
     toFloats(asDType(out.layout.dtype), actual.data(), raw.data(), actual.size());
 
-    double worst = 0, error_of_worst = 0, limit_of_worst = 0;
-    std::array<size_t, 4> shape{1, 1, 1, 1}, i{};
+    double worst = 0;
+    double error_of_worst = 0;
+    double limit_of_worst = 0;
+    std::array<size_t, 4> shape{1, 1, 1, 1};
+    std::array<size_t, 4> i{};
     std::copy_n(out.layout.shape.begin(), out.layout.ndim, shape.begin());
     for (i[0] = 0; i[0] < shape[0]; ++i[0]) {
         for (i[1] = 0; i[1] < shape[1]; ++i[1]) {
             for (i[2] = 0; i[2] < shape[2]; ++i[2]) {
                 for (i[3] = 0; i[3] < shape[3]; ++i[3]) {
                     const Expected e = expected(i);
-                    const double value = actual[out.at(i)], error = value == e.value ? 0 : std::abs(value - e.value);
+                    const double value = actual[out.at(i)];
+                    const double error = value == e.value ? 0 : std::abs(value - e.value);
                     const double ratio = error / std::max(e.limit, 1e-300);
                     if (std::isnan(error) || ratio > worst) {
                         worst = std::isnan(error) ? INFINITY : ratio;
@@ -177,7 +181,7 @@ Verdict Trial::run(OpKind kind, const std::vector<Operand *> &operands, const st
         }
     }
     if (worst > 1) {
-        verdict.state = Verdict::Wrong;
+        verdict.state = Verdict::kWrong;
         verdict.text += " is wrong: largest error " + number(error_of_worst) + ", limit " + number(limit_of_worst);
     }
     return verdict;

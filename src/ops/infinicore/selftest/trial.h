@@ -20,12 +20,13 @@ struct Operand {
 };
 
 struct Expected {
-    double value, limit;  // limit: the largest error allowed
+    double value;  // limit: the largest error allowed
+    double limit;
 };
 
 // What an operator was found to be.
 struct Verdict {
-    enum { Right, Missing, Wrong } state = Right;
+    enum { kRight, kMissing, kWrong } state = kRight;
     std::string text;  // operator, dtype, shapes, and the status or the largest error and its limit
     bool nan = false;  // Wrong because of a NaN
 };
@@ -35,7 +36,7 @@ public:
     Trial(std::shared_ptr<Device> device, infiniDtype_t dtype) : device_(std::move(device)), dtype_(dtype) {}
 
     // Random numbers of that standard deviation as the dtype rounds them; the dtype given or the trial's own.
-    Operand random(TensorLayout layout, float scale = 1.0f);
+    Operand random(TensorLayout layout, float scale = 1.0F);
     Operand constant(TensorLayout layout, float value) const;
     Operand integers(infiniDtype_t dtype, const std::vector<int64_t> &values, size_t rows = 0) const;
 
@@ -52,7 +53,7 @@ public:
 private:
     std::shared_ptr<Device> device_;
     infiniDtype_t dtype_;
-    Buffer memory_;
+    DeviceBuffer memory_;
     uint32_t state_ = 1;
 };
 

@@ -1,4 +1,4 @@
-// A step of the InfiniCore backend, but for attention (attention.cpp, paged.cpp).
+// The nodes of a step but attention, which is in block_attention.cpp and paged_attention.cpp.
 #include "ops/infinicore/infinicore_backend.h"
 
 #include <algorithm>
@@ -26,7 +26,7 @@ void InfinicoreBackend::beginStep(const StepPlan &plan) {
         fail(QWEN3_STATUS_INTERNAL_ERROR, "InfiniCore backend: a step of %u tokens, limit %u", plan.ntok,
              config_.max_step_tokens);
     }
-    const size_t n = size_t(plan.ntok) * (config_.dh / 2);
+    const size_t n = static_cast<size_t>(plan.ntok) * (config_.dh / 2);
     floatsTo(config_.dt_logits, rope_host_.data(), plan.rope_sin, n);
     floatsTo(config_.dt_logits, rope_host_.data() + n * size_, plan.rope_cos, n);
     staging_busy_ = true;
@@ -57,8 +57,8 @@ void InfinicoreBackend::embed(Activation x, const PackedLinear &table) {
         for (uint32_t i = 0; i < ntok; ++i) {
             checkToken(i, rows.rows);
         }
-        kernels_->embedding(rowsOf(x, ntok), vector1d(step_.tokens, INFINI_DTYPE_I32, ntok),
-                            matrix(rows.weight.data(), dtype_, rows.rows, rows.cols, rows.cols));
+        operators_->embedding(rowsOf(x, ntok), vector1d(step_.tokens, INFINI_DTYPE_I32, ntok),
+                              matrix(rows.weight.data(), dtype_, rows.rows, rows.cols, rows.cols));
         return;
     }
     const auto &embedding = static_cast<const HostEmbedding &>(table);
@@ -70,7 +70,7 @@ void InfinicoreBackend::embed(Activation x, const PackedLinear &table) {
     device_->uploadAsync(x.data, embed_host_.data(), ntok * row_bytes);
 }
 
-Tensor InfinicoreBackend::norm(const DeviceVector &weight) const {
+Tensor InfinicoreBackend::norm(const DeviceNorm &weight) const {
     return vector1d(weight.data.data(), static_cast<infiniDtype_t>(weight.dtype), weight.size);
 }
 
@@ -78,38 +78,41 @@ void InfinicoreBackend::addRmsnorm(Activation h, Activation x, Activation delta,
                                    float epsilon) {
     DeviceScope scope(*device_);
     const uint32_t ntok = plan().ntok;
-    const Tensor stream = rowsOf(x, ntok), scale = norm(static_cast<const DeviceVector &>(weight));
+    const Tensor stream = rowsOf(x, ntok);
+    const Tensor scale = norm(static_cast<const DeviceNorm &>(weight));
     if (delta.data != nullptr && routes_.add_rms_norm) {
-        kernels_->addRmsNorm(rowsOf(h, ntok), stream, stream, rowsOf(delta, ntok), scale, epsilon);
+        operators_->addRmsNorm(rowsOf(h, ntok), stream, stream, rowsOf(delta, ntok), scale, epsilon);
         return;
     }
     if (delta.data != nullptr) {
         addInto(stream, rowsOf(delta, ntok));
     }
-    kernels_->rmsNorm(rowsOf(h, ntok), stream, scale, epsilon);
+    operators_->rmsNorm(rowsOf(h, ntok), stream, scale, epsilon);
 }
 
 // x += delta, both contiguous [rows, d]. Without add: products of short pieces of the rows with an identity, exact but
 // for the rounding of the sum, which gemm does once, as add would.
 void InfinicoreBackend::addInto(const Tensor &x, const Tensor &delta) {
     if (routes_.add) {
-        kernels_->add(x, x, delta);
+        operators_->add(x, x, delta);
         return;
     }
-    const size_t n = identity_rows_, pieces = x.layout.shape[0] * x.layout.shape[1] / n;
-    kernels_->gemm(matrix(x.data, dtype_, pieces, n, n), matrix(delta.data, dtype_, pieces, n, n),
-                   matrix(identity_.data(), dtype_, n, n, n), 1.0f, 1.0f);
+    const size_t n = identity_rows_;
+    const size_t pieces = x.layout.shape[0] * x.layout.shape[1] / n;
+    operators_->gemm(matrix(x.data, dtype_, pieces, n, n), matrix(delta.data, dtype_, pieces, n, n),
+                     matrix(identity_.data(), dtype_, n, n, n), 1.0F, 1.0F);
 }
 
 // out[rows, weight.rows] = in[rows, weight.cols] W^T + bias, both contiguous.
 void InfinicoreBackend::gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight) {
-    const size_t nout = weight.rows, nin = weight.cols;
+    const size_t nout = weight.rows;
+    const size_t nin = weight.cols;
     const Tensor c = matrix(out, dtype_, rows, nout, nout);
     if (weight.bias) {
-        kernels_->rearrange(c, matrix(weight.bias.data(), dtype_, rows, nout, 0));
+        operators_->rearrange(c, matrix(weight.bias.data(), dtype_, rows, nout, 0));
     }
-    kernels_->gemm(c, matrix(in, dtype_, rows, nin, nin), matrix(weight.weight.data(), dtype_, nin, nout, 1, nin), 1.0f,
-                   weight.bias ? 1.0f : 0.0f);
+    operators_->gemm(c, matrix(in, dtype_, rows, nin, nin), matrix(weight.weight.data(), dtype_, nin, nout, 1, nin),
+                     1.0F, weight.bias ? 1.0F : 0.0F);
 }
 
 void InfinicoreBackend::linear(Activation out, Activation in, const PackedLinear &weight) {
@@ -124,7 +127,7 @@ void InfinicoreBackend::linearSwiglu(Activation act, Activation h, const PackedL
     gemmRows(both.data, h.data, ntok, static_cast<const DeviceLinear &>(gate_up));
     const Tensor gate = matrix(both.data, dtype_, ntok, act.width, both.width);
     const Tensor up = matrix(at(both, 0, act.width), dtype_, ntok, act.width, both.width);
-    kernels_->swiglu(rowsOf(act, ntok), up, gate);
+    operators_->swiglu(rowsOf(act, ntok), up, gate);
 }
 
 void InfinicoreBackend::gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows,
@@ -149,11 +152,12 @@ void InfinicoreBackend::gatherRmsnorm(Activation out, Activation x, Activation d
             device_->copyAsync(at(deltas, i), at(delta, rows[i]), n * row_bytes);
         }
     }
-    const Tensor result = rowsOf(out, nrows), scale = norm(static_cast<const DeviceVector &>(weight));
+    const Tensor result = rowsOf(out, nrows);
+    const Tensor scale = norm(static_cast<const DeviceNorm &>(weight));
     if (delta.data != nullptr) {
         addInto(result, rowsOf(deltas, nrows));
     }
-    kernels_->rmsNorm(result, result, scale, epsilon);
+    operators_->rmsNorm(result, result, scale, epsilon);
 }
 
 void InfinicoreBackend::readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) {
@@ -168,23 +172,24 @@ void InfinicoreBackend::readLogits(float *logits, size_t ld, Activation in, uint
         gemmRows(logits_.data(), at(in, row), n, weight);
         const char *host = logits_.data();
         if (!device_->isCpu()) {
-            device_->downloadAsync(logits_host_.data(), logits_.data(), size_t(n) * weight.rows * size_);
+            device_->downloadAsync(logits_host_.data(), logits_.data(), static_cast<size_t>(n) * weight.rows * size_);
             host = logits_host_.data();
         }
         device_->synchronize();
         staging_busy_ = false;
         for (uint32_t i = 0; i < n; ++i) {
-            toFloats(config_.dt_logits, logits + (row + i) * ld, host + size_t(i) * weight.rows * size_, weight.rows);
+            toFloats(config_.dt_logits, logits + (row + i) * ld, host + static_cast<size_t>(i) * weight.rows * size_,
+                     weight.rows);
         }
     }
 }
 
 void InfinicoreBackend::allReduceSum(Activation x) {
-    const size_t count = size_t(plan().ntok) * x.width;
+    const size_t count = static_cast<size_t>(plan().ntok) * x.width;
     if (comm_) {
         DeviceScope scope(*device_);
         comm_->sum(x.data, count, dtype_);
-    } else if (reduce_ != nullptr) {
+    } else if (host_.size > 1) {
         reduceOnHost(x.data, count);
     }
 }
@@ -195,21 +200,28 @@ void InfinicoreBackend::reduceOnHost(void *data, size_t count) {
         DeviceScope scope(*device_);
         device_->synchronize();
     }
-    reduce_->run(rank_, data, count, [this](void *const *buffers, size_t begin, size_t end) {
-        constexpr size_t kBlock = 1024;
-        float total[kBlock], part[kBlock];
-        for (size_t at = begin; at < end; at += kBlock) {
-            const size_t n = std::min(kBlock, end - at);
-            toFloats(config_.dt_logits, total, static_cast<const char *>(buffers[0]) + at * size_, n);
-            for (uint32_t rank = 1; rank < reduce_->size(); ++rank) {
-                toFloats(config_.dt_logits, part, static_cast<const char *>(buffers[rank]) + at * size_, n);
-                std::transform(part, part + n, total, total, [](float p, float t) { return t + p; });
-            }
-            for (uint32_t rank = 0; rank < reduce_->size(); ++rank) {
-                floatsTo(config_.dt_logits, static_cast<char *>(buffers[rank]) + at * size_, total, n);
-            }
+    const module::SumFunction sum = [](void *self, void *const *buffers, size_t begin, size_t end) {
+        static_cast<const InfinicoreBackend *>(self)->addBuffers(buffers, begin, end);
+    };
+    module::rethrow(host_.sum(host_.context, rank_, data, count, sum, this), host_.error);
+}
+
+// Elements [begin, end) of every rank's buffer become their sum. Calls nothing that may throw.
+void InfinicoreBackend::addBuffers(void *const *buffers, size_t begin, size_t end) const {
+    constexpr size_t kBlock = 1024;
+    float total[kBlock];
+    float part[kBlock];
+    for (size_t at = begin; at < end; at += kBlock) {
+        const size_t n = std::min(kBlock, end - at);
+        toFloats(config_.dt_logits, total, static_cast<const char *>(buffers[0]) + at * size_, n);
+        for (uint32_t rank = 1; rank < host_.size; ++rank) {
+            toFloats(config_.dt_logits, part, static_cast<const char *>(buffers[rank]) + at * size_, n);
+            std::transform(part, part + n, total, total, [](float p, float t) { return t + p; });
         }
-    });
+        for (uint32_t rank = 0; rank < host_.size; ++rank) {
+            floatsTo(config_.dt_logits, static_cast<char *>(buffers[rank]) + at * size_, total, n);
+        }
+    }
 }
 
 }  // namespace q3::infinicore

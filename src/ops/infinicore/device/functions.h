@@ -1,0 +1,111 @@
+// InfiniCore's functions, as pointers that library.cpp sets. They have the names of the functions, so that code in
+// this namespace calls them as if it were linked to InfiniCore. Nothing is: InfiniCore is found when a model asks for
+// it, and a missing or broken one is an error of that model alone.
+#pragma once
+
+#include "infiniccl.h"
+#include "infinirt.h"
+#include "ops/infinicore/device/api.h"
+
+// X(library, function)
+#define Q3_INFINICORE_FUNCTIONS(X)                                                                                     \
+    X(infinirt, infinirtInit)                                                                                          \
+    X(infinirt, infinirtGetDeviceCount)                                                                                \
+    X(infinirt, infinirtGetDevice)                                                                                     \
+    X(infinirt, infinirtSetDevice)                                                                                     \
+    X(infinirt, infinirtStreamCreate)                                                                                  \
+    X(infinirt, infinirtStreamDestroy)                                                                                 \
+    X(infinirt, infinirtStreamSynchronize)                                                                             \
+    X(infinirt, infinirtMalloc)                                                                                        \
+    X(infinirt, infinirtMallocHost)                                                                                    \
+    X(infinirt, infinirtFree)                                                                                          \
+    X(infinirt, infinirtFreeHost)                                                                                      \
+    X(infinirt, infinirtMemcpyAsync)                                                                                   \
+    X(infiniop, infiniopCreateHandle)                                                                                  \
+    X(infiniop, infiniopDestroyHandle)                                                                                 \
+    X(infiniop, infiniopCreateTensorDescriptor)                                                                        \
+    X(infiniop, infiniopDestroyTensorDescriptor)                                                                       \
+    X(infiniop, infiniopCreateGemmDescriptor)                                                                          \
+    X(infiniop, infiniopGetGemmWorkspaceSize)                                                                          \
+    X(infiniop, infiniopGemm)                                                                                          \
+    X(infiniop, infiniopDestroyGemmDescriptor)                                                                         \
+    X(infiniop, infiniopCreateAddDescriptor)                                                                           \
+    X(infiniop, infiniopGetAddWorkspaceSize)                                                                           \
+    X(infiniop, infiniopAdd)                                                                                           \
+    X(infiniop, infiniopDestroyAddDescriptor)                                                                          \
+    X(infiniop, infiniopCreateRMSNormDescriptor)                                                                       \
+    X(infiniop, infiniopGetRMSNormWorkspaceSize)                                                                       \
+    X(infiniop, infiniopRMSNorm)                                                                                       \
+    X(infiniop, infiniopDestroyRMSNormDescriptor)                                                                      \
+    X(infiniop, infiniopCreateRoPEDescriptor)                                                                          \
+    X(infiniop, infiniopGetRoPEWorkspaceSize)                                                                          \
+    X(infiniop, infiniopRoPE)                                                                                          \
+    X(infiniop, infiniopDestroyRoPEDescriptor)                                                                         \
+    X(infiniop, infiniopCreateCausalSoftmaxDescriptor)                                                                 \
+    X(infiniop, infiniopGetCausalSoftmaxWorkspaceSize)                                                                 \
+    X(infiniop, infiniopCausalSoftmax)                                                                                 \
+    X(infiniop, infiniopDestroyCausalSoftmaxDescriptor)                                                                \
+    X(infiniop, infiniopCreateSwiGLUDescriptor)                                                                        \
+    X(infiniop, infiniopGetSwiGLUWorkspaceSize)                                                                        \
+    X(infiniop, infiniopSwiGLU)                                                                                        \
+    X(infiniop, infiniopDestroySwiGLUDescriptor)                                                                       \
+    X(infiniop, infiniopCreateRearrangeDescriptor)                                                                     \
+    X(infiniop, infiniopRearrange)                                                                                     \
+    X(infiniop, infiniopDestroyRearrangeDescriptor)                                                                    \
+    X(infiniccl, infinicclCommInitAll)                                                                                 \
+    X(infiniccl, infinicclCommDestroy)                                                                                 \
+    X(infiniccl, infinicclAllReduce)
+
+#if Q3_HAS_ADD_RMS_NORM
+#define Q3_ADD_RMS_NORM_FUNCTIONS(X)                                                                                   \
+    X(infiniop, infiniopCreateAddRMSNormDescriptor)                                                                    \
+    X(infiniop, infiniopGetAddRMSNormWorkspaceSize)                                                                    \
+    X(infiniop, infiniopAddRMSNorm)                                                                                    \
+    X(infiniop, infiniopDestroyAddRMSNormDescriptor)
+#else
+#define Q3_ADD_RMS_NORM_FUNCTIONS(X)
+#endif
+
+#if Q3_HAS_EMBEDDING
+#define Q3_EMBEDDING_FUNCTIONS(X)                                                                                      \
+    X(infiniop, infiniopCreateEmbeddingDescriptor)                                                                     \
+    X(infiniop, infiniopEmbedding)                                                                                     \
+    X(infiniop, infiniopDestroyEmbeddingDescriptor)
+#else
+#define Q3_EMBEDDING_FUNCTIONS(X)
+#endif
+
+#if Q3_HAS_PAGED_ATTENTION
+#define Q3_PAGED_ATTENTION_FUNCTIONS(X)                                                                                \
+    X(infiniop, infiniopCreatePagedCachingDescriptor)                                                                  \
+    X(infiniop, infiniopGetPagedCachingWorkspaceSize)                                                                  \
+    X(infiniop, infiniopPagedCaching)                                                                                  \
+    X(infiniop, infiniopDestroyPagedCachingDescriptor)                                                                 \
+    X(infiniop, infiniopCreatePagedAttentionDescriptor)                                                                \
+    X(infiniop, infiniopGetPagedAttentionWorkspaceSize)                                                                \
+    X(infiniop, infiniopPagedAttention)                                                                                \
+    X(infiniop, infiniopDestroyPagedAttentionDescriptor)                                                               \
+    X(infiniop, infiniopCreatePagedAttentionPrefillDescriptor)                                                         \
+    X(infiniop, infiniopGetPagedAttentionPrefillWorkspaceSize)                                                         \
+    X(infiniop, infiniopPagedAttentionPrefill)                                                                         \
+    X(infiniop, infiniopDestroyPagedAttentionPrefillDescriptor)
+#else
+#define Q3_PAGED_ATTENTION_FUNCTIONS(X)
+#endif
+
+// Null when the installed InfiniCore is older than the headers of this build.
+#define Q3_NEWER_FUNCTIONS(X) Q3_ADD_RMS_NORM_FUNCTIONS(X) Q3_EMBEDDING_FUNCTIONS(X) Q3_PAGED_ATTENTION_FUNCTIONS(X)
+
+namespace q3::infinicore {
+
+#define Q3_DECLARE(library, function) extern decltype(&::function) function;
+Q3_INFINICORE_FUNCTIONS(Q3_DECLARE)
+Q3_NEWER_FUNCTIONS(Q3_DECLARE)
+#undef Q3_DECLARE
+
+// Of the OpenMP that InfiniCore's CPU operators use: how many threads the calling thread's loops get. 1 and no effect
+// when InfiniCore was built without it.
+int maxThreads();
+void setThreads(int threads);
+
+}  // namespace q3::infinicore
