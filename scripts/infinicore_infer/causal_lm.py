@@ -168,9 +168,6 @@ class Qwen3ForCausalLM:
             max_step_tokens=max_step_tokens,
             has_seed=int(seed is not None),
             seed=seed or 0,
-            # Reading untied embeddings from the mapped file saves their size in memory: a step
-            # touches only the rows of its tokens.
-            borrow_weights=int(not self.meta.tie_word_embeddings),
         )
         self.meta.rope.apply(options)
         self._checkpoint = Checkpoint(folder)
@@ -190,8 +187,8 @@ class Qwen3ForCausalLM:
             self._checkpoint.close()
             raise
         self.backend = self.native.build_info()["backend"]
-        if not options.borrow_weights:
-            self._checkpoint.close()
+        # Nothing borrows from the files: whoever replaces or cuts one short disturbs no model.
+        self._checkpoint.close()
         if self._weight_cache is not None:
             self._weight_cache.after_load(self.native)
 

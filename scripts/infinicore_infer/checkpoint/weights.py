@@ -7,6 +7,7 @@ library packs the weights for its kernels while it creates the model.
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from libinfinicore_infer import (
@@ -23,6 +24,9 @@ from infinicore_infer.checkpoint.safetensors import Tensor
 
 _DTYPES = {"F16": DataType.F16, "F32": DataType.F32, "BF16": DataType.BF16}
 
+_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
+_LOG = logging.getLogger("infinicore_infer.checkpoint")
+
 # A broken checkpoint can be wrong in hundreds of tensors; a person reads the first few.
 _MAX_LISTED = 12
 
@@ -35,17 +39,29 @@ class Qwen3WeightsNaming:
     """Names of a Qwen3 model's tensors in Hugging Face checkpoints.
 
     Attributes:
-        prefix: ``"model."``, or empty for checkpoints saved without the language-model head class.
+        prefix: ``"model."``; empty for checkpoints saved without the language-model head class;
+            others for models that were saved inside another or compiled
+            (``"model.language_model."``, ``"_orig_mod.model."``).
+        head: The name of the output embeddings.
     """
 
-    def __init__(self, prefix: str = "model.") -> None:
-        """Store the prefix."""
+    def __init__(self, prefix: str = "model.", head: str = "lm_head.weight") -> None:
+        """Store prefix and name."""
         self.prefix = prefix
+        self.head = head
 
     @classmethod
     def match(cls, names: Iterable[str]) -> Qwen3WeightsNaming:
-        """Return the naming that a checkpoint uses, judged by its embedding tensor."""
-        return cls("" if "embed_tokens.weight" in names else "model.")
+        """Return the naming that a checkpoint uses, judged by its embedding and head.
+
+        Where several tensors could be one of them, the ordinary names are expected.
+        """
+        listed = list(names)
+        embeddings = [n for n in listed if n == _EMBEDDING or n.endswith(f".{_EMBEDDING}")]
+        heads = [n for n in listed if n == _HEAD or n.endswith(f".{_HEAD}")]
+        ordinary = f"model.{_EMBEDDING}" in embeddings or len(embeddings) != 1
+        prefix = "model." if ordinary else embeddings[0].removesuffix(_EMBEDDING)
+        return cls(prefix, heads[0] if len(heads) == 1 else _HEAD)
 
     def input_embd(self) -> str:
         """Token embeddings, [dvoc, d]."""
@@ -56,8 +72,8 @@ class Qwen3WeightsNaming:
         return f"{self.prefix}norm.weight"
 
     def output_embd(self) -> str:
-        """Output embeddings, [dvoc, d]; never prefixed."""
-        return "lm_head.weight"
+        """Output embeddings, [dvoc, d]."""
+        return self.head
 
     def _layer(self, i: int, name: str) -> str:
         return f"{self.prefix}layers.{i}.{name}"
@@ -163,6 +179,18 @@ def _some(items: list[str]) -> str:
     return listed + (f", ... ({len(items)} in all)" if len(items) > _MAX_LISTED else "")
 
 
+# numpy would make an array of truth values of the matrix's size.
+_memcmp = ctypes.CDLL(None).memcmp
+_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+
+def _same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are the same to the bit."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    return not _memcmp(a.address, b.address, a.data.nbytes)
+
+
 class CheckedTensors:
     """A checkpoint's tensors, whose names, shapes and dtypes fit the model's configuration.
 
@@ -187,13 +215,35 @@ class CheckedTensors:
             naming: Names of the tensors; ``None``: found out from the checkpoint.
 
         Raises:
-            WeightsError: Tensors are missing, unexpected, or of a wrong shape or dtype; one message
-                names them all.
+            WeightsError: Tensors are missing, or of a wrong shape or dtype; one message names them
+                all.
         """
         self.tensors = tensors
         self.naming = naming or Qwen3WeightsNaming.match(tensors)
+        if meta.nlayer > len(tensors):
+            raise WeightsError(
+                f"weights do not fit {meta.source}: 'num_hidden_layers' is {meta.nlayer}, but "
+                f"there are {len(tensors)} tensors in all"
+            )
+        self._settle_head(meta)
         self.names = self._expected_names(meta)
         self._check(meta)
+
+    def _settle_head(self, meta: Qwen3MetaFromConfig) -> None:
+        """Untie a head that the config says is tied if the checkpoint has another one.
+
+        Trainers that merge or partition weights leave such checkpoints. The same matrix stored
+        twice, as in some published ones, is the tied one.
+        """
+        head = self.tensors.get(self.naming.output_embd())
+        embedding = self.tensors.get(self.naming.input_embd())
+        if meta.tie_word_embeddings and head is not None and embedding is not None:
+            meta.tie_word_embeddings = _same_bytes(head, embedding)
+            if not meta.tie_word_embeddings:
+                _LOG.warning(
+                    "%s: 'tie_word_embeddings' is true, but %s differs from %s: using %s",
+                    *(meta.source, head.name, embedding.name, head.name),
+                )
 
     def _expected_names(self, meta: Qwen3MetaFromConfig) -> dict[str, list[str]]:
         tables = [f for f in _TABLE_FIELDS if f != "output_embd" or not meta.tie_word_embeddings]
@@ -231,7 +281,9 @@ class CheckedTensors:
         if missing:
             problems.append(f"missing tensors: {_some(missing)}")
         if unexpected:
-            problems.append(f"unexpected tensors: {_some(unexpected)}")
+            _LOG.warning(
+                "%s: tensors that are not used: %s", meta.source, _some(sorted(unexpected))
+            )
         # Shapes of the tensors that are there belong in the same message.
         problems += self._shape_problems(meta)
         if problems:
@@ -278,8 +330,8 @@ class Qwen3WeightsImpl(Qwen3Weights):
             naming: Names of the tensors; ``None``: found out from the checkpoint.
 
         Raises:
-            WeightsError: Tensors are missing, unexpected, or of a wrong shape or dtype; one message
-                names them all.
+            WeightsError: Tensors are missing, or of a wrong shape or dtype; one message names them
+                all.
         """
         checked = CheckedTensors(meta, tensors, naming)
         self._tensors = tensors  # keeps the memory behind the pointers alive
@@ -339,8 +391,8 @@ class Qwen3TensorList:
             naming: Names of the tensors; ``None``: found out from the checkpoint.
 
         Raises:
-            WeightsError: Tensors are missing, unexpected, or of a wrong shape or dtype; one message
-                names them all.
+            WeightsError: Tensors are missing, or of a wrong shape or dtype; one message names them
+                all.
         """
         self._tensors = tensors  # keeps the memory behind the pointers alive
         checked = CheckedTensors(meta, tensors, naming)
