@@ -44,7 +44,7 @@ _ENDPOINTS: tuple[tuple[str, str, Endpoint], ...] = (
 )
 
 
-def _form_of(path: str) -> ErrorForm:
+def form_of(path: str) -> ErrorForm:
     """Return the form of errors of a path, which need not exist."""
     place = path.removeprefix("/v1") + "/"
     if place.startswith("/messages/"):
@@ -53,12 +53,12 @@ def _form_of(path: str) -> ErrorForm:
 
 
 def _error_response(request: Request, error: ApiError) -> Response:
-    body = _form_of(request.url.path).body(error)
+    body = form_of(request.url.path).body(error)
     return json_response(body, error.status, error.headers)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    names = _form_of(request.url.path).names
+    names = form_of(request.url.path).names
     retry_after = service_of(request).retry_after
     return _error_response(request, from_exception(error, names, retry_after))
 
@@ -115,7 +115,7 @@ def make_app(
         expose_headers=["X-Request-Id", "Retry-After"],
     )
     paths = [route.path for route in routes]
-    gate = Middleware(Gate, service=service, paths=paths, origins=cors_origins, form_of=_form_of)
+    gate = Middleware(Gate, service=service, paths=paths, origins=cors_origins, form_of=form_of)
     app = Starlette(
         routes=routes,
         # Where no other origin is welcome, preflights get 405 as any unknown method does.

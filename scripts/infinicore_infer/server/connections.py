@@ -20,10 +20,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from infinicore_infer.server.app import form_of
 from infinicore_infer.server.errors import unavailable
 from infinicore_infer.server.gate import PROBES
 from infinicore_infer.server.http import json_response
-from infinicore_infer.server.openai.errors import CHAT_ERRORS
 
 _LOG = logging.getLogger("infinicore_infer.server")
 
@@ -116,7 +116,7 @@ class _Overloaded:
             await self._app(scope, receive, closing)
             return
         error = unavailable(f"all {self._limit} connections are in use", "overloaded")
-        response = json_response(CHAT_ERRORS.body(error), error.status, error.headers)
+        response = json_response(form_of(scope["path"]).body(error), error.status, error.headers)
         await response(scope, receive, closing)
 
 
