@@ -190,6 +190,7 @@ class Status(enum.IntEnum):
     CANCELLED = 105
     BAD_WEIGHTS = 106
     IO_ERROR = 107
+    UNREADABLE = 108
 
 
 class WeightCache(enum.IntEnum):

@@ -218,6 +218,7 @@ const char *qwen3StatusName(int32_t status) {
         QWEN3_STATUS_CASE(CANCELLED);
         QWEN3_STATUS_CASE(BAD_WEIGHTS);
         QWEN3_STATUS_CASE(IO_ERROR);
+        QWEN3_STATUS_CASE(UNREADABLE);
 #undef QWEN3_STATUS_CASE
     default:
         return "unknown status";

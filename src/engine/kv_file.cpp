@@ -1,5 +1,6 @@
 #include "engine/kv_file.h"
 
+#include <cerrno>
 #include <sstream>
 
 #include "runtime/error.h"
@@ -63,9 +64,12 @@ template <typename Body> auto reading(const char *path, const Body &body) {
     try {
         return body();
     } catch (const PackedFileError &error) {
+        const int reason = error.systemError();
+        if (reason != 0 && reason != ENOENT && reason != ENOTDIR) {
+            fail(QWEN3_STATUS_UNREADABLE, "the file %s cannot be read now: %s", path, systemReason(reason).c_str());
+        }
         if (error.reason() == PackedFileError::kAbsent) {
-            fail(QWEN3_STATUS_IO_ERROR, "could not open the file %s: %s", path,
-                 systemReason(error.systemError()).c_str());
+            fail(QWEN3_STATUS_IO_ERROR, "could not open the file %s: %s", path, systemReason(reason).c_str());
         }
         if (error.reason() == PackedFileError::kStale) {
             fail(QWEN3_STATUS_CACHE_MISMATCH, "the file %s is of another version of the format", path);

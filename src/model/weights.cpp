@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <utility>
+#include <vector>
 
 #include "ops/half.h"
 #include "runtime/error.h"
@@ -136,9 +137,13 @@ private:
         if (!isReadable(table.data, ((table.rows - 1) * table.row_stride + table.cols) * element)) {
             failUnreadable(name);
         }
+        std::vector<char> copy(table.cols * element);  // the file may be cut short meanwhile
         for (uint32_t row = 0; row < table.rows; ++row) {
             const char *start = static_cast<const char *>(table.data) + row * table.row_stride * element;
-            const int64_t bad = findNonFinite(start, table.cols, table.dtype);
+            if (!copyReadable(copy.data(), start, copy.size())) {
+                failUnreadable(name);
+            }
+            const int64_t bad = findNonFinite(copy.data(), table.cols, table.dtype);
             if (bad >= 0) {
                 fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN or infinite at row %u, column %lld", name, row,
                      static_cast<long long>(bad));
@@ -240,9 +245,18 @@ std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vect
             loaded[0].cache = QWEN3_CACHE_LOADED;
             return loaded;
         } catch (const PackedFileError &error) {
-            cache = error.reason() == PackedFileError::kAbsent  ? QWEN3_CACHE_ABSENT
-                    : error.reason() == PackedFileError::kStale ? QWEN3_CACHE_STALE
-                                                                : QWEN3_CACHE_CORRUPT;
+            switch (error.reason()) {
+            case PackedFileError::kAbsent:
+            case PackedFileError::kUnreadable:
+                cache = QWEN3_CACHE_ABSENT;
+                break;
+            case PackedFileError::kStale:
+                cache = QWEN3_CACHE_STALE;
+                break;
+            case PackedFileError::kCorrupt:
+                cache = QWEN3_CACHE_CORRUPT;
+                break;
+            }
         }
     }
     std::vector<ModelWeights> packed = Packer(config, slices, tensors, options, backends, group, {}).pack();

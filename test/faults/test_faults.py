@@ -187,6 +187,12 @@ def test_kernels_that_differ_share_no_caches(programs: Path, tmp_path: Path) -> 
             assert line == f"{expected} {computed}", (saver, loader)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "bf12", "int8"])
+def test_weights_cut_short(programs: Path, tmp_path: Path, dtype: str) -> None:
+    """A mapped file of weights that is cut while it is read, or while the model runs."""
+    run(programs, "truncate", tmp_path, dtype, 2000 if LONG else 150)
+
+
 def test_limits_of_sizes_and_names(programs: Path, tmp_path: Path) -> None:
     run(programs, "limits", tmp_path)
 

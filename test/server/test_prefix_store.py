@@ -17,8 +17,8 @@ from infinicore_infer.engine.llm import LLM
 from infinicore_infer.engine.prefix_store import PrefixStore
 from infinicore_infer.generate.results import GenerationResult
 from infinicore_infer.native import cache_files
-from infinicore_infer.native.model import KVCache
-from libinfinicore_infer import Qwen3NotImplementedError
+from infinicore_infer.native.model import KVCache, NativeModel
+from libinfinicore_infer import Qwen3Error, Qwen3NotImplementedError, Status
 from python.helpers import DEMO
 from serving import LiveServer
 from test_launch import launched
@@ -146,6 +146,29 @@ def test_damaged_files_go(
     assert results[0].tokens == cold[0] and results[0].reused_tokens == 0
     assert files(folder) == [] and llm.engine.stats.prefix_loads == 0
     assert "not used and removed" in caplog.text and "damaged" in caplog.text
+
+
+def test_files_that_cannot_be_read_now_stay(
+    folder: Path,
+    cold: list[list[int]],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No descriptor, no permission, no memory: that says nothing about the file."""
+    before = [(file, file.read_bytes()) for file in files(folder)]
+    for status in (Status.UNREADABLE, Status.OUT_OF_MEMORY, Status.INTERNAL_ERROR):
+        with monkeypatch.context() as patch:
+
+            def fail(*_: object, status: Status = status) -> None:
+                raise Qwen3Error(status, status.name, "Too many open files")
+
+            patch.setattr(NativeModel, "load_kv_cache", fail)
+            results, _ = run(folder, PROMPTS[:1])
+        assert results[0].tokens == cold[0] and results[0].reused_tokens == 0
+        assert "not used this time" in caplog.text and "Too many open files" in caplog.text
+        assert [(file, file.read_bytes()) for file in files(folder)] == before
+    results, llm = run(folder, PROMPTS[:1])
+    assert results[0].reused_tokens > 0 and llm.engine.stats.prefix_loads == 1
 
 
 def test_a_file_of_other_tokens_goes(

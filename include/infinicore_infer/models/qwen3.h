@@ -42,6 +42,10 @@
  *   Threads     Every function may be called from any thread. Calls on one model (its caches included) are
  *               serialised by a lock inside the model; different models run concurrently. The two exceptions are
  *               said where they apply: destroyQwen3Model must be the last call, and qwen3Cancel never waits.
+ *   Processes   A model belongs to the process that created it. In one that fork() made of it, every call on the model
+ *               fails with QWEN3_STATUS_DEVICE_NOT_INITIALIZED and a message that names fork, and drop* and destroy*
+ *               do nothing. The library's threads take no signals of the process. Calls compute in the default
+ *               floating-point environment and give the caller's back unchanged.
  *   Results     Greedy output of a request is bit-for-bit the same alone or in any batch, with any number of
  *               threads, and with the prompt passed whole or in chunks, for a given ndev (CPU backend; see
  *               docs/numerics.md).
@@ -93,7 +97,9 @@ typedef enum {
     QWEN3_STATUS_ABI_MISMATCH = 104,     /* a struct_size this library does not accept; the message has the range */
     QWEN3_STATUS_CANCELLED = 105,        /* qwen3Cancel or a progress callback asked to stop */
     QWEN3_STATUS_BAD_WEIGHTS = 106,      /* a weight is NaN or infinite */
-    QWEN3_STATUS_IO_ERROR = 107          /* a file could not be written or read, or is damaged; the message says why */
+    QWEN3_STATUS_IO_ERROR = 107,         /* a file could not be written, is absent or damaged; the message says why */
+    QWEN3_STATUS_UNREADABLE = 108        /* the system refuses to open or read a file, which may be whole: permission,
+                                            too many open files, a failing disk; the message says why */
 } Qwen3Status;
 
 /* Same numbers as infiniDtype_t. */
@@ -163,7 +169,7 @@ typedef enum {
 typedef enum {
     QWEN3_CACHE_UNUSED = 0, /* no cache_path, or a backend that cannot save its weights */
     QWEN3_CACHE_LOADED = 1, /* the packed weights came from the file */
-    QWEN3_CACHE_ABSENT = 2, /* there is no such file, or it may not be opened */
+    QWEN3_CACHE_ABSENT = 2, /* there is no such file, or the system refuses to read it */
     QWEN3_CACHE_STALE = 3,  /* written for another cache_key, model, format or version of the library */
     QWEN3_CACHE_CORRUPT = 4 /* truncated, changed, or not such a file at all */
 } Qwen3WeightCache;
@@ -581,10 +587,10 @@ QWEN3_API int32_t qwen3SaveKVCache(const struct Qwen3Model *model, const struct 
  * to *seq_len. What is computed after it is bit for bit as if the tokens had been computed here. Every byte that is
  * used is covered by a checksum (against accidents, not against forgers). It takes KV memory of its own. Other calls on
  * the model go on while the file is read, but not destroyQwen3Model.
- * Returns NULL and writes nothing on an error: NULL_POINTER; IO_ERROR (the file cannot be opened, or is truncated,
- * changed, or no such file); CACHE_MISMATCH (saved with other weights, weight or KV dtypes, sizes, rotary settings,
- * ndev or version; the message names the first difference; a borrowed embedding is not compared); BAD_PARAM (capacity
- * is too small); CONTEXT_OVERFLOW (longer than dctx); OUT_OF_KV; NOT_IMPLEMENTED; OUT_OF_MEMORY.
+ * Returns NULL and writes nothing on an error: NULL_POINTER; IO_ERROR (the file is absent, truncated, changed, or no
+ * such file); UNREADABLE (the system refuses to open or read it; it may be whole); CACHE_MISMATCH (saved with other
+ * weights, weight or KV dtypes, sizes, rotary settings, ndev or version, or on a CPU whose kernels compute other bits;
+ * the message names the first difference; a borrowed embedding is not compared); BAD_PARAM (capacity is too small); CONTEXT_OVERFLOW (longer than dctx); OUT_OF_KV; NOT_IMPLEMENTED; OUT_OF_MEMORY.
  */
 QWEN3_API struct KVCache *qwen3LoadKVCache(const struct Qwen3Model *model, const char *path, uint32_t *tokens,
                                            uint32_t capacity, uint32_t *seq_len);

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from libinfinicore_infer import Qwen3Error, Qwen3OutOfKVError
+from libinfinicore_infer import Qwen3Error, Qwen3OutOfKVError, Status
 
 from infinicore_infer.native.cache_files import check_space, entries, evict
 from infinicore_infer.native.model import KVCache, NativeModel
@@ -35,6 +35,8 @@ MIN_TOKENS = 256
 _REUSES = 2
 # Prefixes whose uses are counted.
 _MAX_COUNTED = 4096
+# What says that a file is damaged or of no use to anybody who looks for its name.
+_USELESS = (Status.IO_ERROR, Status.CACHE_MISMATCH)
 # After a failed write, the next attempt is not before.
 _RETRY_SECONDS = 60.0
 
@@ -161,6 +163,10 @@ class PrefixStore:
                 return None
             except Qwen3Error as error:
                 problem = error.message
+                if error.status not in _USELESS:
+                    # The file may be whole, only not to be had at this moment.
+                    _LOG.warning("%s: not used this time: %s", file.path, problem)
+                    continue
             # Unless another process has just dropped it.
             if file.path.exists():
                 _LOG.warning("%s: not used and removed: %s", file.path, problem)

@@ -1,6 +1,7 @@
 #include "ops/cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -8,6 +9,7 @@
 #include "ops/cpu/kernels/dispatch.h"
 #include "ops/cpu/pack/pack_store.h"
 #include "runtime/error.h"
+#include "runtime/readable.h"
 
 namespace q3::cpu {
 namespace {
@@ -129,11 +131,17 @@ Activation CpuBackend::allocate(uint32_t rows, uint32_t width) {
 }
 
 void CpuBackend::embed(Activation x, const PackedLinear &table) {
+    std::atomic<bool> readable{true};
     pool_.parallelFor(plan_->ntok, kRowGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t i = begin; i < end; ++i) {
-            readRow(table, plan_->tokens[i], floats(x) + size_t{i} * x.width);
+            if (!readRow(table, plan_->tokens[i], floats(x) + size_t{i} * x.width)) {
+                readable.store(false, std::memory_order_relaxed);
+            }
         }
     });
+    if (!readable.load()) {
+        failUnreadable("the borrowed input_embd");
+    }
 }
 
 void CpuBackend::addRmsnorm(Activation h, Activation x, Activation delta, const PackedNorm &weight, float epsilon) {

@@ -1,6 +1,7 @@
 #include "ops/cpu/pack/pack.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -23,12 +24,23 @@ uint32_t packGrain(const CpuLinear &linear) {
 }
 
 // Calls body(index, its rows, its memory) for every panel, in parallel.
-template <typename Body> void forEachPanel(const PanelReader &reader, CpuLinear &linear, ThreadPool &pool, Body body) {
-    pool.parallelFor(linear.npanels, packGrain(linear), [&](uint32_t begin, uint32_t end, uint32_t) {
+template <typename Body> void forEachPanel(PanelReader &reader, CpuLinear &linear, ThreadPool &pool, Body body) {
+    const HostBuffer copies(pool.size() * reader.copyBytes());
+    pool.parallelFor(linear.npanels, packGrain(linear), [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        char *copy = copies.as<char>() + thread * reader.copyBytes();
         for (uint32_t p = begin; p < end; ++p) {
-            body(p, reader.rows(p), linear.panels.as<char>() + p * linear.panel_bytes);
+            body(p, reader.copied(reader.rows(p), copy), linear.panels.as<char>() + p * linear.panel_bytes);
         }
     });
+}
+
+// A copy of a vector as it is; throws IO_ERROR when not all of it can be read.
+std::vector<char> copyOf(const void *data, size_t bytes, const char *name, int32_t layer) {
+    std::vector<char> copy(bytes);
+    if (!copyReadable(copy.data(), data, bytes)) {
+        failUnreadable(describe(name, layer).c_str());
+    }
+    return copy;
 }
 
 void packFloatPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightFormat format, uint32_t k, char *panel) {
@@ -111,9 +123,11 @@ DType readsAs(WeightFormat format) {
 void packBias(const LinearSource &source, CpuLinear &linear) {
     uint32_t row = 0;
     for (const HostMatrix &part : source.parts) {
+        const size_t size = dtypeSize(part.bias_dtype);
+        const std::vector<char> bias =
+            part.bias == nullptr ? std::vector<char>() : copyOf(part.bias, part.rows * size, source.name, source.layer);
         for (uint32_t i = 0; i < part.rows && part.bias != nullptr; ++i) {
-            const char *p = static_cast<const char *>(part.bias) + i * dtypeSize(part.bias_dtype);
-            const float value = elementAsFloat(p, part.bias_dtype);
+            const float value = elementAsFloat(bias.data() + i * size, part.bias_dtype);
             if (!std::isfinite(value)) {
                 fail(QWEN3_STATUS_BAD_WEIGHTS, "the bias of %s is NaN or infinite at index %u",
                      describe(source.name, source.layer).c_str(), row + i);
@@ -180,15 +194,13 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, DType dtype, T
 }
 
 std::unique_ptr<CpuVector> packFloats(const NormSource &source) {
-    if (!isReadable(source.data, source.size * dtypeSize(source.dtype))) {
-        failUnreadable(describe(source.name, source.layer).c_str());
-    }
+    const size_t size = dtypeSize(source.dtype);
+    const std::vector<char> copy = copyOf(source.data, source.size * size, source.name, source.layer);
     auto vector = std::make_unique<CpuVector>();
     vector->size = source.size;
     vector->buffer = HostBuffer(source.size * sizeof(float));
     for (uint32_t i = 0; i < source.size; ++i) {
-        const char *p = static_cast<const char *>(source.data) + i * dtypeSize(source.dtype);
-        const float value = elementAsFloat(p, source.dtype);
+        const float value = elementAsFloat(copy.data() + i * size, source.dtype);
         if (!std::isfinite(value)) {
             fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN or infinite at index %u",
                  describe(source.name, source.layer).c_str(), i);
@@ -210,12 +222,18 @@ std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, Thr
         const size_t row_bytes = matrix.cols * dtypeSize(matrix.dtype);
         const char *data = static_cast<const char *>(matrix.data);
         table->owned = HostBuffer(matrix.rows * row_bytes);
+        std::atomic<bool> readable{true};
         pool.parallelFor(matrix.rows, 256, [&](uint32_t begin, uint32_t end, uint32_t) {
             for (uint32_t row = begin; row < end; ++row) {
-                std::memcpy(table->owned.as<char>() + row * row_bytes,
-                            data + row * matrix.row_stride * dtypeSize(matrix.dtype), row_bytes);
+                if (!copyReadable(table->owned.as<char>() + row * row_bytes,
+                                  data + row * matrix.row_stride * dtypeSize(matrix.dtype), row_bytes)) {
+                    readable.store(false);
+                }
             }
         });
+        if (!readable.load()) {
+            failUnreadable(describe(source.name, source.layer).c_str());
+        }
         table->data = table->owned.data();
         table->row_stride = table->cols;
     }
@@ -235,7 +253,7 @@ void readPanelRow(WeightFormat format, const char *panel, uint32_t row, uint32_t
 
 }  // namespace
 
-void readRow(const PackedLinear &table, uint32_t row, float *out) {
+bool readRow(const PackedLinear &table, uint32_t row, float *out) {
     if (const auto *tied = dynamic_cast<const CpuTiedTable *>(&table)) {
         size_t part = 0;
         while (row >= tied->heads[part]->out) {
@@ -243,14 +261,28 @@ void readRow(const PackedLinear &table, uint32_t row, float *out) {
         }
         const CpuLinear &head = *tied->heads[part];
         readPanelRow(head.format, head.panel(row / kPanelRows), row % kPanelRows, head.in, out);
-        return;
+        return true;
     }
     const auto &plain = static_cast<const CpuTable &>(table);
     const size_t size = dtypeSize(plain.dtype);
     const char *start = static_cast<const char *>(plain.data) + row * plain.row_stride * size;
-    for (uint32_t i = 0; i < plain.cols; ++i) {
-        out[i] = elementAsFloat(start + i * size, plain.dtype);
+    // A borrowed table may lie in a file that is cut short by now.
+    char copy[4096];
+    const auto together = static_cast<uint32_t>(sizeof copy / size);
+    for (uint32_t first = 0; first < plain.cols; first += together) {
+        const uint32_t count = std::min(together, plain.cols - first);
+        const char *elements = start + first * size;
+        if (plain.owned.data() == nullptr) {
+            if (!copyReadable(copy, elements, count * size)) {
+                return false;
+            }
+            elements = copy;
+        }
+        for (uint32_t i = 0; i < count; ++i) {
+            out[first + i] = elementAsFloat(elements + i * size, plain.dtype);
+        }
     }
+    return true;
 }
 
 }  // namespace q3::cpu

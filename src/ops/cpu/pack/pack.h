@@ -67,7 +67,7 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, DType dtype, T
 std::unique_ptr<CpuVector> packFloats(const NormSource &source);
 std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool);
 
-// out[n] = row of a table as floats
-void readRow(const PackedLinear &table, uint32_t row, float *out);
+// out[n] = row of a table as floats; false if the table is borrowed and the row cannot be read any more.
+bool readRow(const PackedLinear &table, uint32_t row, float *out);
 
 }  // namespace q3::cpu

@@ -53,7 +53,8 @@ std::string describe(const char *name, int32_t layer) {
 }
 
 PanelReader::PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape)
-    : source_(source), dtype_(dtype), shape_(shape), zeros_(source.parts[0].cols * sizeof(float) + 64) {}
+    : source_(source), dtype_(dtype), shape_(shape),
+      row_bytes_(roundUp(source.parts[0].cols * static_cast<uint32_t>(sizeof(float)), 64)), zeros_(row_bytes_ + 64) {}
 
 PanelReader::Rows PanelReader::rows(uint32_t panel) const {
     const uint32_t block = shape_.interleave ? panel / 2 : panel;
@@ -82,6 +83,35 @@ PanelReader::Rows PanelReader::rows(uint32_t panel) const {
         result.data[j] = static_cast<const char *>(matrix.data) + (row - part_begin) * matrix.row_stride * size;
         result.col_stride[j] = matrix.col_stride * size;
         result.contiguous = result.contiguous && matrix.col_stride == 1;
+    }
+    return result;
+}
+
+PanelReader::Rows PanelReader::copied(const Rows &rows, char *copy) {
+    if (!rows.contiguous) {
+        return rows;
+    }
+    Rows result = rows;
+    const size_t cols = source_.parts[0].cols;
+    for (uint32_t j = 0; j < kPanelRows;) {
+        if (rows.data[j] == zeros_.data()) {
+            ++j;
+            continue;
+        }
+        // Rows that follow each other in memory are one piece.
+        const size_t bytes = cols * dtypeSize(rows.dtypes[j]);
+        uint32_t end = j + 1;
+        while (end < kPanelRows && rows.data[end] == rows.data[end - 1] + bytes && rows.dtypes[end] == rows.dtypes[j]) {
+            ++end;
+        }
+        char *target = copy + j * row_bytes_;
+        if (!copyReadable(target, rows.data[j], bytes * (end - j))) {
+            std::memset(target, 0, bytes * (end - j));
+            unreadable_.store(true);
+        }
+        for (; j < end; ++j, target += bytes) {
+            result.data[j] = target;
+        }
     }
     return result;
 }
@@ -208,6 +238,9 @@ void PanelReader::report(const Rows &rows, uint32_t k0, uint32_t column, uint32_
 }
 
 void PanelReader::check() const {
+    if (unreadable_.load()) {
+        failUnreadable(describe(source_.name, source_.layer).c_str());
+    }
     const uint64_t bad = bad_.load();
     if (bad != kNone) {
         fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN, infinite or too large for %s at row %u, column %u",

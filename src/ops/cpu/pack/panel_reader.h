@@ -31,7 +31,7 @@ public:
     PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape);
 
     // Throws IO_ERROR if a file that the source lies in has become too short, which would end the process at first
-    // read.
+    // read. It may become so later: see copied().
     void checkReadable() const;
 
     // The 16 rows of a panel; those past the end of the layer read as zeros.
@@ -44,13 +44,19 @@ public:
         uint32_t first;  // row of the layer that data[0] is
     };
     Rows rows(uint32_t panel) const;
+    // The same rows in `copy`, of copyBytes(), which stay there whatever happens to the source's file. If it has become
+    // too short by now, they are zeros and check() throws. Columns that are not contiguous (an [in, out] layout) are
+    // not copied: each would take a system call.
+    Rows copied(const Rows &rows, char *copy);
+    size_t copyBytes() const { return kPanelRows * row_bytes_; }
 
     // Columns [k0, k0 + count) of dtype F32: tile[count][16].
     void readFloats(const Rows &rows, uint32_t k0, uint32_t count, float *tile);
     // Of dtype F16 or BF16, two columns to a word: tile[ceil(count / 2)][16][2], an odd last half zero.
     void readPairs(const Rows &rows, uint32_t k0, uint32_t count, uint32_t *tile);
 
-    // Throws BAD_WEIGHTS and where, if anything read so far was NaN, infinite or too large for dtype.
+    // Throws BAD_WEIGHTS and where, if anything read so far was NaN, infinite or too large for dtype; IO_ERROR if
+    // something could not be copied.
     void check() const;
 
 private:
@@ -62,7 +68,9 @@ private:
     const LinearSource &source_;
     DType dtype_;
     PanelShape shape_;
-    std::vector<char> zeros_;           // one row
+    size_t row_bytes_;         // at most, in a copy
+    std::vector<char> zeros_;  // one row
+    std::atomic<bool> unreadable_{false};
     std::atomic<uint64_t> bad_{kNone};  // row << 32 | column, the least of all threads
 };
 
