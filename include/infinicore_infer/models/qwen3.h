@@ -409,8 +409,10 @@ typedef struct {
      * [ntensors] tensors in any order, or NULL. Each takes the place of what Qwen3Weights says of its role and layer,
      * and together they may be the whole model, which then needs no Qwen3Weights. Dtypes may differ from tensor to
      * tensor. A projection is given fused or in all its parts, or in parts whose rest is in Qwen3Weights; never fused
-     * and in parts. A bias may be given in either form, whatever its projection's is. Tensors are all checked before
-     * any of their data is read: BAD_PARAM names those that are missing or given twice.
+     * and in parts. A bias may be given in either form, whatever its projection's is. The list and the data are
+     * borrowed like those of Qwen3Weights. All is checked before any data is read, and the message names the tensor:
+     * BAD_TENSOR_SHAPE, BAD_TENSOR_STRIDES (rows or columns overlap), BAD_TENSOR_DTYPE, NULL_POINTER (data),
+     * NOT_IMPLEMENTED and the feature, or BAD_PARAM, which lists all that are missing.
      */
     const Qwen3Tensor *tensors;
     size_t ntensors;
@@ -637,6 +639,7 @@ QWEN3_API int32_t inferBatch(struct Qwen3Model *model, const uint32_t *tokens, u
  * guesses; token, logprob and the likeliest tokens are those of the last choice. Rejected guesses leave the cache,
  * which then holds req_pos + req_len - n + naccepted tokens. On the CPU backend the accepted guesses and the token are
  * exactly what calls with one token each would have chosen, sampled or greedy; on others they may differ by rounding.
+ * A further error: ABI_MISMATCH, for a struct_size, before any work.
  */
 QWEN3_API int32_t inferBatchEx(struct Qwen3Model *model, const uint32_t *tokens, uint32_t ntok,
                                const uint32_t *req_lens, uint32_t nreq, const uint32_t *req_pos,
