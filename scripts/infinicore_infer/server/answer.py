@@ -18,7 +18,7 @@ from infinicore_infer.server.chat_request import ChatRequest
 from infinicore_infer.server.counts import stop_reason
 from infinicore_infer.server.grammar import choose_grammar
 from infinicore_infer.server.service import Service
-from infinicore_infer.text.output import OutputParser, Part
+from infinicore_infer.text.output import OutputParser, Part, Reasoning
 
 
 @dataclass(slots=True)
@@ -29,6 +29,7 @@ class Answer:
         job: It, in the engine.
         parser: Tells its parts apart.
         end_tokens: The model's own.
+        hide_thinking: Whether the client does not want to see thinking.
         logprobs: Log-probabilities of tokens that nobody has taken yet, end tokens left out.
         reasoning_tokens: How many of its tokens are thinking.
         finish_reason: Why it ended: ``"stop"``, ``"tool_calls"``, ``"length"`` or
@@ -39,6 +40,7 @@ class Answer:
     job: Job
     parser: OutputParser
     end_tokens: frozenset[int]
+    hide_thinking: bool = False
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     reasoning_tokens: int = 0
     finish_reason: str | None = None
@@ -49,17 +51,21 @@ class Answer:
         piece = update.piece
         if piece is None:
             return []
-        if piece.logprobs is not None and piece.token not in self.end_tokens:
-            self.logprobs.append(piece.logprobs)
         before = self.parser.state
         parts = self.parser.push(piece.text)
-        if "reasoning" in (before, self.parser.state):
+        thinking = "reasoning" in (before, self.parser.state)
+        if thinking:
             self.reasoning_tokens += 1
+        shown = not (thinking and self.hide_thinking) and piece.token not in self.end_tokens
+        if piece.logprobs is not None and shown:
+            self.logprobs.append(piece.logprobs)
         if update.done:
             parts += self.parser.finish()
             called = piece.finish_reason == "stop" and self.parser.calls
             self.finish_reason = "tool_calls" if called else piece.finish_reason
             self.stop_reason = stop_reason(self.job, self.end_tokens)
+        if self.hide_thinking:
+            return [part for part in parts if not isinstance(part, Reasoning)]
         return parts
 
     def take_logprobs(self) -> list[TokenLogprobs]:
@@ -113,9 +119,14 @@ def _plan(service: Service, request: ChatRequest) -> _Plan:
     grammar = choose_grammar(request)
     tokens = request.prompt(model)
     check_length(service, tokens, "messages")
-    tail = model.tokenizer.decode(tokens[-4:], skip_special=False).rstrip()
-    opened = tail.endswith("<think>")
-    may_think = opened or not tail.endswith("</think>")
+    if request.continued:
+        # The text of an answer, unless its writer has begun to think in it.
+        written = str(request.messages[-1].get("content"))
+        opened = may_think = written.rfind("<think>") > written.rfind("</think>")
+    else:
+        tail = model.tokenizer.decode(tokens[-4:], skip_special=False).rstrip()
+        opened = tail.endswith("<think>")
+        may_think = opened or not tail.endswith("</think>")
     return _Plan(tokens, opened, may_think, bool(request.offered_tools()), grammar)
 
 
@@ -142,7 +153,14 @@ async def _constraint(
         constraint = await service.grammars.prepare(
             plan.grammar, may_think=plan.may_think, thinking=plan.opened
         )
-    budget, model = request.thinking_budget, service.model
+    budget, model = request.thinking.budget, service.model
+    if (
+        plan.opened
+        and not request.continued
+        and request.variables().get("enable_thinking") is False
+    ):
+        # The template does not know how to switch it off.
+        budget = 0
     if budget is not None and plan.may_think:
         dvoc = model.meta.dvoc
         constraint = limit_thinking(model.tokenizer, dvoc, budget, plan.opened, constraint)
@@ -183,6 +201,7 @@ async def begin_chat(service: Service, request: ChatRequest, name: str) -> Chat:
             job,
             OutputParser(thinking=plan.opened, tools=plan.tools, max_calls=max_calls),
             frozenset(model.meta.end_tokens),
+            hide_thinking=request.thinking.hidden,
         )
         for job in stream.jobs
     ]

@@ -112,7 +112,7 @@ def make_app(
         allow_origins=list(cors_origins),
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=["X-Request-Id", "Retry-After"],
+        expose_headers=["X-Request-Id", "X-Ignored-Fields", "Retry-After"],
     )
     paths = [route.path for route in routes]
     gate = Middleware(Gate, service=service, paths=paths, origins=cors_origins, form_of=form_of)

@@ -30,9 +30,28 @@ def checked_variables(variables: JsonObject | None) -> JsonObject:
     for name in _TAKEN:
         if name in variables:
             raise FieldError("template_variables", f"must not contain {name}")
-    if not isinstance(variables.get("enable_thinking", True), bool):
-        raise FieldError("template_variables", "enable_thinking must be true or false")
+    for name in ("enable_thinking", "thinking"):
+        if not isinstance(variables.get(name, True), bool):
+            raise FieldError("template_variables", f"{name} must be true or false")
+    if "thinking" in variables:
+        # The templates of other models call it so.
+        return {"enable_thinking": variables["thinking"], **variables}
     return variables
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """Whether the model shall think before it answers.
+
+    Attributes:
+        on: Whether it shall; ``None``: as the chat template says.
+        budget: Most tokens of thinking; ``None``: no limit.
+        hidden: Whether the client does not want to see it.
+    """
+
+    on: bool | None = None
+    budget: int | None = None
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,9 +193,10 @@ class ChatRequest:
         tool_choice: Whether it must.
         parallel_calls: Whether an answer may have several calls.
         response_format: The JSON schema of the answer; ``None``: it is text.
-        thinking: Whether the model shall think; ``None``: as the chat template says.
-        thinking_budget: Most tokens of thinking; ``None``: no limit.
+        thinking: Whether the model shall think.
         template_variables: Further variables of the chat template; they win over ``thinking``.
+        continued: Whether the last message, the assistant's, goes on; else an answer begins.
+        begins: Whether an answer begins; else the prompt ends with the last message.
     """
 
     messages: list[JsonObject]
@@ -185,9 +205,10 @@ class ChatRequest:
     tool_choice: ToolChoice = ToolChoice()
     parallel_calls: bool = True
     response_format: JsonObject | None = None
-    thinking: bool | None = None
-    thinking_budget: int | None = None
+    thinking: Thinking = Thinking()
     template_variables: JsonObject = field(default_factory=dict)
+    continued: bool = False
+    begins: bool = True
 
     def offered_tools(self) -> list[Tool]:
         """Return the tools that the model is told of.
@@ -202,19 +223,33 @@ class ChatRequest:
             raise FieldError("tool_choice", f"names no tool of this request: {choice.name!r}")
         return [] if choice.kind == "none" else self.tools
 
+    def variables(self) -> JsonObject:
+        """Return the variables of the chat template.
+
+        Raises:
+            FieldError: One is not the client's to set, or of a wrong type.
+        """
+        variables = checked_variables(self.template_variables)
+        if self.thinking.on is None:
+            return variables
+        return {"enable_thinking": self.thinking.on, **variables}
+
     def prompt(self, model: Qwen3ForCausalLM) -> list[int]:
         """Return the conversation's token ids.
 
         Raises:
             FieldError: A message, a tool or a variable is wrong.
         """
-        variables = checked_variables(self.template_variables)
-        if self.thinking is not None:
-            variables = {"enable_thinking": self.thinking, **variables}
+        variables = self.variables()
         tools = [tool.told for tool in self.offered_tools()]
         with about("messages"):
             return model.tokenizer.encode_chat(
-                self.messages, tools or None, allow_special=False, variables=variables
+                self.messages,
+                tools or None,
+                self.begins,
+                allow_special=False,
+                continue_final_message=self.continued,
+                variables=variables,
             )
 
 
@@ -228,12 +263,16 @@ def response_schema(form: JsonObject | None) -> JsonObject | None:
     kind = "text" if form is None else form.get("type")
     if form is None or kind == "text":
         return None
+    # llama-server takes the schema beside either type.
+    beside = form.get("schema")
+    if beside is not None and not isinstance(beside, dict):
+        raise FieldError(name, ".schema: must be an object", joint="")
     if kind == "json_object":
-        return {"type": "object"}
+        return {"type": "object"} if beside is None else beside
     if kind != "json_schema":
         raise FieldError(name, f"type {kind!r} is not supported")
     wrapper = form.get("json_schema")
-    schema = wrapper.get("schema") if isinstance(wrapper, dict) else None
+    schema = wrapper.get("schema") if isinstance(wrapper, dict) else beside
     if not isinstance(schema, dict):
         raise FieldError(name, ".json_schema: has no schema object", joint="")
     return schema

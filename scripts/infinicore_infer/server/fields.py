@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Sequence
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.repetition import RepetitionDetector
-from infinicore_infer.server.chat_request import Sampling
+from infinicore_infer.server.chat_request import Sampling, Thinking
 from infinicore_infer.server.json_values import JsonObject
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -17,25 +18,35 @@ _MAX_STOPS = 16
 
 
 class Body(BaseModel):
-    """What all requests share."""
+    """What all requests share.
+
+    Attributes:
+        endpoint: The path that takes it, with ``/v1``; empty: it is part of another body.
+        all_names: The names of all fields of all endpoints.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+    endpoint: ClassVar[str] = ""
+    all_names: ClassVar[set[str]] = set()
 
     model: str | None = None
 
-    def refuse(self, fields: Mapping[str, tuple[object, ...]]) -> None:
-        """Refuse fields that this server does not obey, but for values that ask for nothing.
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Collect the names of fields."""
+        super().__pydantic_init_subclass__(**options)
+        if cls.endpoint:
+            Body.all_names.update(cls.names())
 
-        Args:
-            fields: Their names, with these values.
-
-        Raises:
-            FieldError: There is one.
-        """
-        for name, value in (self.model_extra or {}).items():
-            if name in fields and value is not None and value not in fields[name]:
-                problem = "is not supported"
-                raise FieldError(name, problem, joint=" ", code="unsupported_parameter")
+    @classmethod
+    @cache
+    def names(cls) -> frozenset[str]:
+        """Return the names of the fields, by which clients call them."""
+        names: set[str] = set()
+        for name, info in cls.model_fields.items():
+            alias = info.validation_alias
+            names |= set(map(str, alias.choices)) if isinstance(alias, AliasChoices) else {name}
+        return frozenset(names)
 
 
 def checked_stops(stops: list[str]) -> list[str]:
@@ -73,6 +84,9 @@ class RepetitionDetection(Body):
 class SamplingFields(Body):
     """How answers are sampled; ``None`` means not given."""
 
+    stop: str | list[str] | None = None
+    # Anthropic's name of it, also TGI's.
+    stop_sequences: list[str] | None = None
     stop_token_ids: list[int] | None = None
     temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -93,11 +107,15 @@ class SamplingFields(Body):
             raise ValueError("the keys must be token ids")
         return bias
 
+    @field_validator("stop", "stop_sequences")
+    @classmethod
+    def _stops(cls, stop: str | list[str] | None) -> list[str] | None:
+        return None if stop is None else checked_stops([stop] if isinstance(stop, str) else stop)
+
     def sampling(
         self,
         *,
         max_steps: int | None,
-        stop: list[str] | None,
         n: int | None = None,
         logprobs: int | None = None,
     ) -> Sampling:
@@ -105,11 +123,11 @@ class SamplingFields(Body):
 
         Args:
             max_steps: Most tokens of an answer; ``None``: until the context is full.
-            stop: Strings that end an answer; ``None``: none.
             n: How many answers there shall be; ``None``: one.
             logprobs: How many likeliest tokens to report; ``None``: no log-probabilities.
         """
         repetition = self.repetition_detection
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(
             n=n or 1,
             max_steps=max_steps,
@@ -123,18 +141,131 @@ class SamplingFields(Body):
             repetition_penalty=self.repetition_penalty,
             seed=self.seed,
             logit_bias={int(token): value for token, value in (self.logit_bias or {}).items()},
-            stop=stop or (),
+            stop=[*stop, *(self.stop_sequences or ())],
             stop_token_ids=self.stop_token_ids or (),
             ignore_eos=self.ignore_eos,
             repetition=repetition.detector if repetition and repetition.max_pattern_size else None,
         )
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+def _is_on(effort: object, field: str) -> bool | None:
+    """Return whether an effort asks for thinking; how much of it, the model knows nothing of.
+
+    Raises:
+        FieldError: It is not known.
+    """
+    if effort is not None and effort not in get_args(Effort):
+        known = ", ".join(get_args(Effort))
+        raise FieldError(field, f"effort must be one of {known}, got {effort!r}")
+    return None if effort is None else effort not in ("none", "minimal")
+
+
+def _switch(value: object, field: str, part: str) -> bool | None:
+    """Return a part of a field that must be true, false or null.
+
+    Raises:
+        FieldError: It is something else.
+    """
+    if value is not None and not isinstance(value, bool):
+        raise FieldError(field, f"{part} must be true or false, got {value!r}")
+    return value
+
+
+def _tokens(value: object, field: str, part: str) -> int | None:
+    """Return a part of a field that must be a number of tokens, or null.
+
+    Raises:
+        FieldError: It is something else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 2**31:
+        problem = f"{part} must be a whole number from 0 to {2**31}, got {value!r}"
+        raise FieldError(field, problem)
+    return value
+
+
 class ChatFields(SamplingFields):
-    """What requests about conversations have besides."""
+    """What requests about conversations have besides.
+
+    Clients of all protocols switch thinking off, or limit it, in the ways of many servers, and each
+    of them is obeyed in every protocol: those of Anthropic, OpenAI, vLLM, llama-server, Ollama,
+    OpenRouter and Alibaba.
+    """
 
     chat_template_kwargs: JsonObject | None = None
-    # vLLM calls it thinking_token_budget.
-    thinking_budget: Annotated[int, Field(ge=0, le=2**31)] | None = Field(
-        None, validation_alias=AliasChoices("thinking_budget", "thinking_token_budget")
+    parallel_tool_calls: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    enable_thinking: bool | None = None
+    include_reasoning: bool | None = None
+    reasoning: JsonObject | None = None
+    reasoning_effort: Effort | None = None
+    think: bool | Literal["low", "medium", "high", "max"] | None = None
+    thinking: bool | JsonObject | None = None
+    # -1 is llama-server's for no limit.
+    thinking_budget: Annotated[int, Field(ge=-1, le=2**31)] | None = Field(
+        None,
+        validation_alias=AliasChoices(
+            "thinking_budget",
+            "thinking_token_budget",
+            "thinking_budget_tokens",
+            "reasoning_budget",
+            "reasoning_budget_tokens",
+        ),
     )
+
+    def ending(self, messages: Sequence[JsonObject]) -> tuple[bool, bool]:
+        """Return whether the last message goes on, and whether an answer begins behind it.
+
+        As in llama-server, one of the assistant goes on where nothing else is said; calls of tools
+        cannot.
+
+        Raises:
+            FieldError: What is said contradicts itself.
+        """
+        begins, goes_on = self.add_generation_prompt, self.continue_final_message
+        if goes_on and begins:
+            problem = "cannot be true together with add_generation_prompt"
+            raise FieldError("continue_final_message", problem, joint=" ")
+        last = messages[-1] if messages else {}
+        if goes_on is None and begins is None:
+            goes_on = last.get("role") == "assistant" and not last.get("tool_calls")
+        return bool(goes_on), begins is not False and not goes_on
+
+    def asked_thinking(self) -> Thinking:
+        """Return what is asked for; of several fields, what switches it off or limits it more wins.
+
+        Raises:
+            FieldError: Naming the field.
+        """
+        reasoning, kind = self.reasoning or {}, self.thinking
+        signs = [
+            self.enable_thinking,
+            None if self.think is None else self.think is not False,
+            _is_on(self.reasoning_effort, "reasoning_effort"),
+            _is_on(reasoning.get("effort"), "reasoning"),
+            _switch(reasoning.get("enabled"), "reasoning", "enabled"),
+            kind if isinstance(kind, bool) else None,
+        ]
+        budgets = [
+            None if self.thinking_budget == -1 else self.thinking_budget,
+            _tokens(reasoning.get("max_tokens"), "reasoning", "max_tokens"),
+        ]
+        hidden = self.include_reasoning is False
+        hidden = hidden or bool(_switch(reasoning.get("exclude"), "reasoning", "exclude"))
+        if isinstance(kind, dict):
+            name = kind.get("type")
+            if name not in ("enabled", "disabled", "adaptive", "auto"):
+                raise FieldError("thinking.type", f"{name!r} is not known")
+            # "auto", some providers say, leaves it to the model.
+            signs.append(None if name == "auto" else name != "disabled")
+            budgets.append(_tokens(kind.get("budget_tokens"), "thinking", "budget_tokens"))
+            if kind.get("display") not in (None, "summarized", "omitted"):
+                raise FieldError("thinking.display", f"{kind['display']!r} is not known")
+            hidden = hidden or kind.get("display") == "omitted"
+        on = False if False in signs else (True if True in signs else None)
+        return Thinking(on, min((n for n in budgets if n is not None), default=None), hidden)

@@ -15,7 +15,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -99,6 +99,12 @@ def _is_address(name: str) -> bool:
     return True
 
 
+def _header_list(names: Sequence[str]) -> bytes:
+    """Return names for a header; a client may have made up any characters, and any number."""
+    shown = [re.sub(r"[^\x21-\x2b\x2d-\x7e]", "?", name[:64]) for name in names[:32]]
+    return ", ".join([*shown, *(["..."] if len(names) > 32 else [])]).encode("ascii")
+
+
 class Gate:
     """Middleware: gives every request an id, checks where it is from and its key, logs, counts."""
 
@@ -145,7 +151,10 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 header = (b"x-request-id", request_id.encode("latin-1"))
-                message = {**message, "headers": [*message.get("headers", ()), header]}
+                sent = [*message.get("headers", ()), header]
+                if ignored := scope["state"].get("ignored_fields"):
+                    sent.append((b"x-ignored-fields", _header_list(ignored)))
+                message = {**message, "headers": sent}
             await send(message)
 
         method, path = scope["method"], scope["path"]

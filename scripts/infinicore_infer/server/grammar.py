@@ -24,7 +24,8 @@ def choose_grammar(request: ChatRequest) -> Grammar | None:
         answer = _json(request.response_format, "response_format")
     tools, choice = request.offered_tools(), request.tool_choice
     if not tools:
-        return None if answer is None else Grammar(f"start: {answer}", "response_format")
+        schema = request.response_format
+        return None if schema is None else json_grammar(schema, "response_format")
     parallel = request.parallel_calls
     if choice.kind != "auto":
         called = [tool for tool in tools if choice.kind == "required" or tool.name == choice.name]
@@ -35,6 +36,19 @@ def choose_grammar(request: ChatRequest) -> Grammar | None:
     if any(tool.strict for tool in tools):
         return Grammar(f"start: body\n{_call_rules(tools, parallel, strict=True)}", "tools", True)
     return None
+
+
+def json_grammar(schema: JsonObject, field: str) -> Grammar:
+    """Return the grammar of JSON of a schema.
+
+    Args:
+        schema: The schema.
+        field: What asks for it, for errors.
+
+    Raises:
+        FieldError: It is too large.
+    """
+    return Grammar(f"start: {_json(schema, field)}", field)
 
 
 def _check_size(schema: object, field: str) -> None:

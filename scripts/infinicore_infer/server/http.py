@@ -19,8 +19,8 @@ Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
 
 
-async def read_body(request: Request, kind: type[Body], limit: int) -> Body:
-    """Read, parse and check a request.
+async def read_body(request: Request, kind: type[Body], limit: int) -> tuple[JsonObject, Body]:
+    """Read, parse and check a request; return it as it came, and its fields.
 
     Args:
         request: The request.
@@ -52,7 +52,7 @@ async def read_body(request: Request, kind: type[Body], limit: int) -> Body:
         raise ApiError(400, f"the request is not valid JSON: {error}", code="bad_json") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the request must be a JSON object", code="bad_json")
-    return kind.model_validate(value)
+    return value, kind.model_validate(value)
 
 
 def json_response(

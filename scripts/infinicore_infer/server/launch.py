@@ -157,6 +157,13 @@ def build_parser() -> argparse.ArgumentParser:
         "docs/server.md; may be given several times",
     )
     add(
+        "--unknown-fields",
+        default="warn",
+        choices=("warn", "refuse"),
+        help="what to do with fields of requests that no documented API has: name them in the "
+        "header X-Ignored-Fields and the log, or refuse the request (default: %(default)s)",
+    )
+    add(
         "--log-level",
         default="info",
         choices=("debug", "info", "warning", "error"),
@@ -201,6 +208,7 @@ def _service(args: argparse.Namespace, name: str) -> Service:
             request_timeout=args.request_timeout,
             ping_seconds=args.ping,
             hosts=hosts if checked else None,
+            unknown_fields=args.unknown_fields,
         )
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,9 +20,22 @@ from infinicore_infer.engine.jobs import Submission, Update
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.grammar import Grammars
 from infinicore_infer.server.errors import ApiError, unavailable
-from infinicore_infer.server.http import EventStream, StreamForm, json_response, unless_disconnected
+from infinicore_infer.server.fields import Body
+from infinicore_infer.server.http import (
+    EventStream,
+    StreamForm,
+    json_response,
+    read_body,
+    unless_disconnected,
+)
 from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.known_fields import unknown_fields
 from infinicore_infer.server.metrics import Metrics
+
+_LOG = logging.getLogger("infinicore_infer.server")
+_BodyType = TypeVar("_BodyType", bound=Body)
+# Whoever makes names up must not fill the log or the memory with them.
+_MAX_LOGGED_NAMES = 1000
 
 
 class Writer(Protocol):
@@ -59,6 +73,8 @@ class ServiceConfig:
         ping_seconds: Silence after which a stream sends a comment, so that nobody hangs up.
         hosts: Names by which clients may call the server, besides localhost and addresses, in lower
             case; ``None``: any.
+        unknown_fields: Whether fields of requests that no table knows are named in a header and in
+            the log, or refused.
     """
 
     model_name: str
@@ -67,6 +83,7 @@ class ServiceConfig:
     request_timeout: float | None = None
     ping_seconds: float = 15.0
     hosts: frozenset[str] | None = None
+    unknown_fields: Literal["warn", "refuse"] = "warn"
 
 
 @dataclass(slots=True)
@@ -88,6 +105,7 @@ class Service:
     async_engine: AsyncEngine | None = None
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
+    _logged_names: set[str] = field(default_factory=set)
 
     def attach(self, engine: Engine) -> None:
         """Begin to serve. Takes a second or two, for grammars of a large vocabulary."""
@@ -128,6 +146,33 @@ class Service:
     def retry_after(self) -> int:
         """Seconds after which a place in the queue is likely to be free."""
         return 1 if self.async_engine is None else self.async_engine.engine.retry_after
+
+    async def read(self, request: Request, kind: type[_BodyType]) -> _BodyType:
+        """Read a request and see that none of its fields vanishes silently.
+
+        The names of those that no table knows go to ``request.state.ignored_fields``, from which
+        they get into the response's header ``X-Ignored-Fields``, and into the log, each name once.
+
+        Args:
+            request: The request.
+            kind: Its fields.
+
+        Raises:
+            ApiError: It is too long, compressed, or not JSON, or it has a field that would change
+                the answer if it were obeyed; where unknown fields are refused, one of these.
+            pydantic.ValidationError: A field is wrong.
+        """
+        raw, body = await read_body(request, kind, self.config.max_body_bytes)
+        ignored = unknown_fields(raw, kind.endpoint, kind.names(), Body.all_names)
+        if ignored and self.config.unknown_fields == "refuse":
+            message = f"{ignored[0][:100]!r} is no field that this server knows"
+            raise ApiError(400, message, ignored[0], "unknown_parameter")
+        request.state.ignored_fields = ignored
+        for name in ignored:
+            if name not in self._logged_names and len(self._logged_names) < _MAX_LOGGED_NAMES:
+                self._logged_names.add(name)
+                _LOG.warning("requests to %s have an unknown field: %.100r", kind.endpoint, name)
+        return body
 
     def submit(self, submissions: Sequence[Submission]) -> AsyncStream:
         """Queue prompts, all or none, with the server's timeout.

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from infinicore_infer.errors import FieldError, about
 from infinicore_infer.server.chat_request import checked_variables, without_strict
 from infinicore_infer.server.fields import Body
-from infinicore_infer.server.http import json_response, read_body
+from infinicore_infer.server.http import json_response
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.service import service_of
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
@@ -20,12 +20,17 @@ from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 class TokenizeBody(Body):
     """A request to /tokenize: a text (``prompt``, or ``content``) or a conversation."""
 
+    endpoint = "/tokenize"
+
     prompt: str | None = None
     content: str | None = None
     messages: list[JsonObject] | None = None
     tools: list[JsonObject] | None = None
     chat_template_kwargs: JsonObject | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    # llama-server's: whether control tokens are read as such.
+    parse_special: bool = True
     return_token_strs: bool | None = None
 
     def encode(self, tokenizer: Qwen3Tokenizer) -> list[int]:
@@ -39,14 +44,15 @@ class TokenizeBody(Body):
             raise FieldError("prompt", "give either prompt or messages")
         if self.messages is None:
             with about("prompt"):
-                return tokenizer.encode(text or "")
+                return tokenizer.encode(text or "", self.parse_special)
         tools = None if self.tools is None else [without_strict(tool) for tool in self.tools]
         with about("messages"):
             return tokenizer.encode_chat(
                 self.messages,
                 tools,
-                self.add_generation_prompt,
+                self.add_generation_prompt is not False and not self.continue_final_message,
                 allow_special=False,
+                continue_final_message=bool(self.continue_final_message),
                 variables=checked_variables(self.chat_template_kwargs),
             )
 
@@ -54,13 +60,15 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """A request to /detokenize."""
 
+    endpoint = "/detokenize"
+
     tokens: list[StrictInt]
 
 
 async def tokenize(request: Request) -> Response:
     """Return the token ids of a text or a conversation."""
     service = service_of(request)
-    body = await read_body(request, TokenizeBody, service.config.max_body_bytes)
+    body = await service.read(request, TokenizeBody)
     engine = service.ready(body.model).engine
     tokenizer = engine.model.tokenizer
     tokens = await asyncio.to_thread(body.encode, tokenizer)
@@ -77,7 +85,7 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """Return the text of token ids."""
     service = service_of(request)
-    body = await read_body(request, DetokenizeBody, service.config.max_body_bytes)
+    body = await service.read(request, DetokenizeBody)
     model = service.ready(body.model).engine.model
     for i, token in enumerate(body.tokens):
         if not 0 <= token < model.meta.dvoc:

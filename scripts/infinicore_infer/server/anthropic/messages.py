@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,6 +16,7 @@ from infinicore_infer.server.answer import begin_chat
 from infinicore_infer.server.anthropic.message_blocks import MessageWriter
 from infinicore_infer.server.chat_request import (
     ChatRequest,
+    Thinking,
     Tool,
     ToolChoice,
     earlier_call,
@@ -22,9 +24,10 @@ from infinicore_infer.server.chat_request import (
     response_schema,
     text_of,
 )
-from infinicore_infer.server.fields import ChatFields, checked_stops
-from infinicore_infer.server.http import json_response, read_body
+from infinicore_infer.server.fields import ChatFields
+from infinicore_infer.server.http import json_response
 from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.known_fields import MESSAGES
 from infinicore_infer.server.service import service_of
 
 _CHOICES = {
@@ -37,11 +40,12 @@ _CHOICES = {
 class CountBody(ChatFields):
     """A request to /v1/messages/count_tokens."""
 
+    endpoint = "/v1/messages/count_tokens"
+
     messages: list[JsonObject] = Field(min_length=1)
     system: str | list[JsonObject] | None = None
     tools: list[JsonObject] | None = None
     tool_choice: JsonObject | None = None
-    thinking: JsonObject | None = None
 
     def chat_request(self) -> ChatRequest:
         """Return what the client asks for.
@@ -55,30 +59,26 @@ class CountBody(ChatFields):
             messages.append({"role": "system", "content": text})
         for i, message in enumerate(self.messages):
             _add_message(messages, message, f"messages[{i}]")
-        thinking, budget = self._thinking()
+        continued, begins = self.ending(messages)
+        single = (self.tool_choice or {}).get("disable_parallel_tool_use")
         return ChatRequest(
             messages=messages,
             tools=self._tools(),
             tool_choice=self._choice(),
-            parallel_calls=not (self.tool_choice or {}).get("disable_parallel_tool_use"),
-            thinking=thinking,
-            thinking_budget=self.thinking_budget if budget is None else budget,
+            parallel_calls=not single and self.parallel_tool_calls is not False,
+            thinking=self._thinking(),
             template_variables=self.chat_template_kwargs or {},
+            continued=continued,
+            begins=begins,
         )
 
-    def _thinking(self) -> tuple[bool, int | None]:
-        """Return whether the model shall think, and for how many tokens at most."""
-        if self.thinking is None:
-            return False, None
-        kind = self.thinking.get("type")
-        if kind == "enabled":
-            budget = self.thinking.get("budget_tokens")
-            if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
-                raise FieldError("thinking.budget_tokens", "must be a whole number, 0 or more")
-            return True, budget
-        if kind not in ("disabled", "adaptive"):
-            raise FieldError("thinking.type", f"{kind!r} is not known")
-        return kind == "adaptive", None
+    def _thinking(self) -> Thinking:
+        """Return what is asked for; where nothing is, the model does not think."""
+        kind = self.thinking
+        if isinstance(kind, dict) and kind.get("type") == "enabled" and "budget_tokens" not in kind:
+            raise FieldError("thinking.budget_tokens", "must be a whole number, 0 or more")
+        asked = self.asked_thinking()
+        return asked if asked.on is not None else replace(asked, on=False)
 
     def _tools(self) -> list[Tool]:
         tools = []
@@ -112,21 +112,17 @@ class CountBody(ChatFields):
 class MessagesBody(CountBody):
     """A request to /v1/messages."""
 
+    endpoint = MESSAGES
+
     max_tokens: Annotated[int, Field(ge=1, le=2**31)]
-    stop_sequences: list[str] | None = None
     stream: bool | None = None
     metadata: JsonObject | None = None
     output_config: JsonObject | None = None
 
-    @field_validator("stop_sequences")
-    @classmethod
-    def _stops(cls, stops: list[str] | None) -> list[str] | None:
-        return None if stops is None else checked_stops(stops)
-
     def chat_request(self) -> ChatRequest:
         """Return what the client asks for; see the base class."""
         request = super().chat_request()
-        request.sampling = self.sampling(max_steps=self.max_tokens, stop=self.stop_sequences)
+        request.sampling = self.sampling(max_steps=self.max_tokens)
         form = (self.output_config or {}).get("format")
         if form is not None:
             if not isinstance(form, dict) or form.get("type") != "json_schema":
@@ -188,7 +184,7 @@ def _assistant(blocks: list[JsonObject], where: str) -> JsonObject:
 async def messages(request: Request) -> Response:
     """Answer in content blocks."""
     service = service_of(request)
-    body = await read_body(request, MessagesBody, service.config.max_body_bytes)
+    body = await service.read(request, MessagesBody)
     service.ready(body.model)
     chat = await begin_chat(service, body.chat_request(), request.state.request_id)
     writer = MessageWriter(service.config.model_name, chat)
@@ -198,7 +194,7 @@ async def messages(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """Count a prompt's tokens."""
     service = service_of(request)
-    body = await read_body(request, CountBody, service.config.max_body_bytes)
+    body = await service.read(request, CountBody)
     model = service.ready(body.model).engine.model
     tokens = await asyncio.to_thread(body.chat_request().prompt, model)
     return json_response({"input_tokens": len(tokens)})

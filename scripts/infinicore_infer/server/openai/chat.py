@@ -12,7 +12,7 @@ from starlette.responses import Response
 from infinicore_infer.engine.jobs import Update
 from infinicore_infer.server.answer import Answer, Chat, begin_chat
 from infinicore_infer.server.counts import count, timings
-from infinicore_infer.server.http import StreamForm, read_body
+from infinicore_infer.server.http import StreamForm
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.openai.errors import COMPLETION_STREAM
 from infinicore_infer.server.openai.fields import ChatBody
@@ -168,7 +168,7 @@ class ChatWriter:
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     service = service_of(request)
-    body = await read_body(request, ChatBody, service.config.max_body_bytes)
+    body = await service.read(request, ChatBody)
     service.ready(body.model)
     chat = await begin_chat(service, body.chat_request(), request.state.request_id)
     writer = ChatWriter(service, body, chat)

@@ -15,8 +15,10 @@ from infinicore_infer.engine.jobs import Job, Submission, Update
 from infinicore_infer.errors import FieldError, about
 from infinicore_infer.generate.results import GenerationPiece, TokenLogprobs
 from infinicore_infer.server.answer import check_length
+from infinicore_infer.server.chat_request import response_schema
 from infinicore_infer.server.counts import Counts, count, stop_reason, timings
-from infinicore_infer.server.http import StreamForm, read_body
+from infinicore_infer.server.grammar import json_grammar
+from infinicore_infer.server.http import StreamForm
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.openai.errors import COMPLETION_STREAM
 from infinicore_infer.server.openai.fields import CompletionBody
@@ -192,10 +194,15 @@ class CompletionWriter:
 async def completions(request: Request) -> Response:
     """Continue texts."""
     service = service_of(request)
-    body = await read_body(request, CompletionBody, service.config.max_body_bytes)
+    body = await service.read(request, CompletionBody)
     service.ready(body.model)
     sampling = body.completion_sampling()
     prompts = await asyncio.to_thread(_prompts, service, body)
+    constraint = None
+    schema = response_schema(body.response_format)
+    if schema is not None:
+        grammar = json_grammar(schema, "response_format")
+        constraint = await service.grammars.prepare(grammar, may_think=False, thinking=False)
     params = sampling.params(service.model)
     stream = service.submit(
         [
@@ -204,6 +211,7 @@ async def completions(request: Request) -> Response:
                 params,
                 request.state.request_id,
                 prompt_logprobs=body.logprobs if body.echo else None,
+                constraint=constraint,
                 stop_tokens=sampling.stop_token_ids,
                 repetition=sampling.repetition,
             )

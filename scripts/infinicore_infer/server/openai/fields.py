@@ -1,10 +1,10 @@
-"""Fields of OpenAI's requests, and which fields of other servers are refused."""
+"""Fields of OpenAI's requests."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, StrictInt, StrictStr, field_validator
+from pydantic import Field, StrictInt, StrictStr
 
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.chat_request import (
@@ -14,54 +14,11 @@ from infinicore_infer.server.chat_request import (
     function_tool,
     response_schema,
 )
-from infinicore_infer.server.fields import Body, ChatFields, SamplingFields, checked_stops
+from infinicore_infer.server.fields import Body, ChatFields, SamplingFields
 from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.known_fields import CHAT, COMPLETIONS
 
 _MAX_CHOICES = 64
-
-# Fields that would change the answer if they were obeyed, with the values that ask for nothing.
-_REFUSED: dict[str, tuple[object, ...]] = {
-    "allowed_token_ids": (),
-    "audio": (),
-    "bad_words": ([],),
-    "continue_final_message": (False,),
-    "add_generation_prompt": (True,),
-    "dry_multiplier": (0, 0.0),
-    "dynatemp_range": (0, 0.0),
-    "ebnf": (),
-    "function_call": ("none",),
-    "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "grammar": ("",),
-    "include_stop_str_in_output": (False,),
-    "json_schema": (),
-    "length_penalty": (1, 1.0),
-    "logits_processors": ([],),
-    "lora_name": (),
-    "min_new_tokens": (0,),
-    "min_tokens": (0,),
-    "mirostat": (0,),
-    "modalities": (["text"],),
-    "n_predict": (-1,),
-    "prompt_embeds": (),
-    "prompt_logprobs": (),
-    "regex": (),
-    "repeat_penalty": (1, 1.0),
-    "skip_special_tokens": (True,),
-    "structured_outputs": (),
-    "suffix": ("",),
-    "top_n_sigma": (-1, -1.0),
-    "truncate_prompt_tokens": (),
-    "typical_p": (1, 1.0),
-    "use_beam_search": (False,),
-    "web_search_options": (),
-    "xtc_probability": (0, 0.0),
-}
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class StreamOptions(Body):
@@ -76,18 +33,9 @@ class CompletionFields(SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=_MAX_CHOICES)] | None = None
-    stop: str | list[str] | None = None
-    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
-
-    @field_validator("stop")
-    @classmethod
-    def _stop(cls, stop: str | list[str] | None) -> list[str] | None:
-        return None if stop is None else checked_stops([stop] if isinstance(stop, str) else stop)
-
-    @property
-    def stops(self) -> list[str] | None:
-        """The stop strings, which the check has made a list."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop
+    # llama-server's -1: as many as there is room for.
+    max_tokens: Annotated[int, Field(ge=-1, le=2**31)] | None = None
+    response_format: JsonObject | None = None
 
     @property
     def with_usage(self) -> bool:
@@ -95,12 +43,11 @@ class CompletionFields(SamplingFields):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def check_rest(self) -> None:
-        """Check what spans fields, and refuse fields that this server does not know how to obey.
+        """Check what spans fields.
 
         Raises:
             FieldError: Naming the field.
         """
-        self.refuse(_REFUSED)
         if self.stream_options is not None and not self.stream:
             raise FieldError("stream_options", "only allowed when stream is true")
 
@@ -130,24 +77,23 @@ def tool_choice(choice: str | JsonObject | None) -> ToolChoice:
 class ChatBody(ChatFields, CompletionFields):
     """A request to /v1/chat/completions."""
 
+    endpoint = CHAT
+
     messages: list[JsonObject] = Field(min_length=1)
-    max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[JsonObject] | None = None
     tool_choice: str | JsonObject | None = None
-    parallel_tool_calls: bool | None = None
-    response_format: JsonObject | None = None
-    enable_thinking: bool | None = None
-    reasoning_effort: Effort | None = None
 
     def check_rest(self) -> None:
         """Check what spans fields; see the base class."""
         super().check_rest()
         if self.top_logprobs is not None and not self.logprobs:
             raise FieldError("top_logprobs", "only allowed when logprobs is true")
-        if self.max_tokens == 0:
-            raise FieldError("max_tokens", "must be at least 1")
+        for name in ("max_tokens", "max_completion_tokens"):
+            if getattr(self, name) == 0:
+                raise FieldError(name, "must be at least 1")
 
     def chat_request(self) -> ChatRequest:
         """Return what the client asks for.
@@ -156,15 +102,13 @@ class ChatBody(ChatFields, CompletionFields):
             FieldError: Naming the field.
         """
         self.check_rest()
-        limits = [n for n in (self.max_completion_tokens, self.max_tokens) if n is not None]
-        thinking = self.enable_thinking
-        if thinking is None and self.reasoning_effort == "none":
-            thinking = False
+        given = (self.max_completion_tokens, self.max_tokens)
+        limits = [n for n in given if n is not None and n != -1]
+        continued, begins = self.ending(self.messages)
         return ChatRequest(
             messages=self.messages,
             sampling=self.sampling(
                 max_steps=min(limits, default=None),
-                stop=self.stops,
                 n=self.n,
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             ),
@@ -172,14 +116,17 @@ class ChatBody(ChatFields, CompletionFields):
             tool_choice=tool_choice(self.tool_choice),
             parallel_calls=self.parallel_tool_calls is not False,
             response_format=response_schema(self.response_format),
-            thinking=thinking,
-            thinking_budget=self.thinking_budget,
+            thinking=self.asked_thinking(),
             template_variables=self.chat_template_kwargs or {},
+            continued=continued,
+            begins=begins,
         )
 
 
 class CompletionBody(CompletionFields):
     """A request to /v1/completions."""
+
+    endpoint = COMPLETIONS
 
     prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
     echo: bool | None = None
@@ -201,6 +148,8 @@ class CompletionBody(CompletionFields):
     @property
     def limit(self) -> int:
         """Most tokens of an answer; 0: the prompt alone is wanted."""
+        if self.max_tokens == -1:
+            return 2**31
         return 16 if self.max_tokens is None else self.max_tokens
 
     def completion_sampling(self) -> Sampling:
@@ -210,6 +159,4 @@ class CompletionBody(CompletionFields):
             FieldError: Naming the field.
         """
         self.check_rest()
-        return self.sampling(
-            max_steps=max(self.limit, 1), stop=self.stops, n=self.n, logprobs=self.logprobs
-        )
+        return self.sampling(max_steps=max(self.limit, 1), n=self.n, logprobs=self.logprobs)

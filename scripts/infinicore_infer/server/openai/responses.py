@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from infinicore_infer.errors import FieldError
-from infinicore_infer.generate.sampling import check_whole
 from infinicore_infer.server.answer import begin_chat
 from infinicore_infer.server.chat_request import (
     ChatRequest,
@@ -20,26 +19,19 @@ from infinicore_infer.server.chat_request import (
     text_of,
 )
 from infinicore_infer.server.fields import ChatFields
-from infinicore_infer.server.http import read_body
 from infinicore_infer.server.json_values import JsonObject
-from infinicore_infer.server.openai.fields import Effort, tool_choice
+from infinicore_infer.server.known_fields import RESPONSES
+from infinicore_infer.server.openai.fields import tool_choice
 from infinicore_infer.server.openai.response_items import ResponseWriter
 from infinicore_infer.server.service import service_of
 
 _TEXTS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
-# What needs earlier requests or OpenAI's own services, and the values that ask for nothing.
-_REFUSED: dict[str, tuple[object, ...]] = {
-    "background": (False,),
-    "conversation": (),
-    "max_tool_calls": (),
-    "previous_response_id": (),
-    "prompt": (),
-    "top_logprobs": (0,),
-}
 
 
 class ResponsesBody(ChatFields):
     """A request to /v1/responses."""
+
+    endpoint = RESPONSES
 
     input: str | list[JsonObject]
     instructions: str | None = None
@@ -47,21 +39,8 @@ class ResponsesBody(ChatFields):
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
     tools: list[JsonObject] | None = None
     tool_choice: str | JsonObject | None = None
-    parallel_tool_calls: bool | None = None
     text: JsonObject | None = None
-    reasoning: JsonObject | None = None
     metadata: JsonObject | None = None
-
-    @field_validator("reasoning")
-    @classmethod
-    def _reasoning(cls, reasoning: JsonObject | None) -> JsonObject | None:
-        effort, budget = (reasoning or {}).get("effort"), (reasoning or {}).get("max_tokens")
-        if effort is not None and effort not in get_args(Effort):
-            known = ", ".join(get_args(Effort))
-            raise ValueError(f"effort must be one of {known}, got {effort!r}")
-        if budget is not None:
-            check_whole("max_tokens", budget, 0, 2**31)
-        return reasoning
 
     def chat_request(self) -> ChatRequest:
         """Return what the client asks for.
@@ -69,19 +48,22 @@ class ResponsesBody(ChatFields):
         Raises:
             FieldError: Naming the field.
         """
-        self.refuse(_REFUSED)
-        reasoning = self.reasoning or {}
-        budget = reasoning.get("max_tokens")
+        messages = self._messages()
+        continued, begins = False, True
+        # Unlike the others, OpenAI's own server never goes on with a message by itself.
+        if self.continue_final_message is not None or self.add_generation_prompt is not None:
+            continued, begins = self.ending(messages)
         return ChatRequest(
-            messages=self._messages(),
-            sampling=self.sampling(max_steps=self.max_output_tokens, stop=None),
+            messages=messages,
+            sampling=self.sampling(max_steps=self.max_output_tokens),
             tools=self._tools(),
             tool_choice=tool_choice(self._choice()),
             parallel_calls=self.parallel_tool_calls is not False,
             response_format=response_schema(self._format()),
-            thinking=False if reasoning.get("effort") == "none" else None,
-            thinking_budget=budget if isinstance(budget, int) else self.thinking_budget,
+            thinking=self.asked_thinking(),
             template_variables=self.chat_template_kwargs or {},
+            continued=continued,
+            begins=begins,
         )
 
     def _messages(self) -> list[JsonObject]:
@@ -168,7 +150,7 @@ def _add_item(messages: list[JsonObject], item: JsonObject, where: str) -> None:
 async def responses(request: Request) -> Response:
     """Answer in items."""
     service = service_of(request)
-    body = await read_body(request, ResponsesBody, service.config.max_body_bytes)
+    body = await service.read(request, ResponsesBody)
     service.ready(body.model)
     chat = await begin_chat(service, body.chat_request(), request.state.request_id)
     settings: JsonObject = {

@@ -1,0 +1,264 @@
+"""No field of a request vanishes silently, and all ways to switch thinking off do so."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai.types.chat.completion_create_params as chat_params
+import openai.types.completion_create_params as text_params
+import openai.types.responses.response_create_params as response_params
+import pytest
+from anthropic.types import message_count_tokens_params, message_create_params
+from infinicore_infer.server.anthropic.messages import MessagesBody
+from infinicore_infer.server.fields import Body
+from infinicore_infer.server.known_fields import HARMLESS, HARMLESS_AT, REFUSED
+from infinicore_infer.server.openai.fields import ChatBody, CompletionBody
+from infinicore_infer.server.openai.responses import ResponsesBody
+from infinicore_infer.tools.fields_table import BEGIN, END, markdown
+from serving import CAPITAL, GREEDY, LiveServer
+
+Make = Callable[..., LiveServer]
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": CAPITAL, "max_tokens": 60, **GREEDY},
+    TEXT: {"prompt": "One", "max_tokens": 2, **GREEDY},
+    RESPONSES: {"input": CAPITAL[0]["content"], "max_output_tokens": 60, **GREEDY},
+    MESSAGES: {"messages": CAPITAL, "max_tokens": 60, **GREEDY},
+}
+CHATS = [CHAT, RESPONSES, MESSAGES]
+HARMLESS_NAMES = {name for names in HARMLESS.values() for name in names}
+
+
+def _annotated(kind: Any) -> set[str]:
+    bases = getattr(kind, "__orig_bases__", ())
+    return set(kind.__annotations__).union(*(getattr(b, "__annotations__", ()) for b in bases))
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (chat_params.CompletionCreateParamsNonStreaming, ChatBody),
+        (text_params.CompletionCreateParamsNonStreaming, CompletionBody),
+        (response_params.ResponseCreateParamsNonStreaming, ResponsesBody),
+        (message_create_params.MessageCreateParamsNonStreaming, MessagesBody),
+        (message_count_tokens_params.MessageCountTokensParams, MessagesBody),
+    ],
+)
+def test_the_clients_fields_are_known(kind: Any, body: type[Body]) -> None:
+    here = HARMLESS_AT.get(body.endpoint, {}).keys()
+    assert _annotated(kind) - body.names() <= HARMLESS_NAMES | REFUSED.keys() | here
+
+
+def test_a_field_is_in_one_table() -> None:
+    assert not HARMLESS_NAMES & REFUSED.keys()
+    assert sum(map(len, HARMLESS.values())) == len(HARMLESS_NAMES)
+    # What one endpoint alone obeys may well be refused by the others.
+    everywhere = ChatBody.names() & ResponsesBody.names() & MessagesBody.names()
+    assert not everywhere & (HARMLESS_NAMES | REFUSED.keys())
+
+
+def test_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "server.md").read_text("utf-8")
+    assert text.partition(BEGIN)[2].partition(END)[0] == markdown()
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_unknown_fields_are_named(
+    server: LiveServer, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"made_up{path.count('/')}{len(path)}"
+    body = {**BODIES[path], name: 3, "odd, name\n": None, "user": "me"}
+    with caplog.at_level(logging.WARNING, "infinicore_infer.server"):
+        responses = [server.post(path, {**body, "stream": stream}) for stream in (False, True)]
+    for response in responses:
+        assert response.status_code == 200
+        assert response.headers["X-Ignored-Fields"] == f"{name}, odd??name?"
+    assert caplog.text.count(name) == 1
+    assert "X-Ignored-Fields" not in server.post(path, BODIES[path]).headers
+
+
+def test_unknown_parts_are_named(server: LiveServer) -> None:
+    body = {**BODIES[CHAT], "reasoning": {"effort": "low", "mood": 1, "summary": "auto"}}
+    body["response_format"] = {"type": "text", "color": "red"}
+    response = server.post(CHAT, body)
+    assert response.headers["X-Ignored-Fields"] == "reasoning.mood, response_format.color"
+
+
+def test_unknown_fields_may_be_refused(make_server: Make) -> None:
+    server = make_server(unknown_fields="refuse")
+    response = server.post(CHAT, {**BODIES[CHAT], "made_up": 3})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "made_up"
+    assert server.post(CHAT, {**BODIES[CHAT], "store": True}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        (CHAT, {"chat_template": "{{ messages }}"}),
+        (CHAT, {"documents": [{"text": "x"}]}),
+        (CHAT, {"system": "Be brief."}),
+        (CHAT, {"max_output_tokens": 3}),
+        (CHAT, {"options": {"temperature": 0}}),
+        (CHAT, {"stream_options": {"continuous_usage_stats": True}, "stream": True}),
+        (CHAT, {"reasoning_format": "none"}),
+        (CHAT, {"format": "json"}),
+        (TEXT, {"tools": [{"type": "function", "function": {"name": "f"}}]}),
+        (RESPONSES, {"truncation": "auto"}),
+        (RESPONSES, {"messages": CAPITAL}),
+        (RESPONSES, {"response_format": {"type": "json_object"}}),
+        (RESPONSES, {"max_tokens": 3}),
+        (RESPONSES, {"include": ["message.output_text.logprobs"]}),
+        (RESPONSES, {"max_tool_calls": 1}),
+        (RESPONSES, {"top_logprobs": 2}),
+        (MESSAGES, {"n": 2}),
+        (MESSAGES, {"mcp_servers": [{"url": "x"}]}),
+        (MESSAGES, {"logprobs": True}),
+    ],
+)
+def test_what_would_change_the_answer_is_refused(
+    server: LiveServer, path: str, change: dict[str, Any]
+) -> None:
+    response = server.post(path, {**BODIES[path], **change})
+    name = next(iter(change))
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["message"].startswith(name), response.text
+    if path != MESSAGES:
+        assert error["param"].startswith(name) and error["code"] == "unsupported_parameter"
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        (CHAT, {"chat_template": None, "documents": [], "n": 1, "best_of": 1, "options": {}}),
+        (CHAT, {"timings_per_token": True, "return_progress": True, "reasoning_format": "auto"}),
+        (CHAT, {"prediction": {"type": "content", "content": "x"}, "verbosity": "low"}),
+        (RESPONSES, {"truncation": "disabled", "include": ["reasoning.encrypted_content"]}),
+        (RESPONSES, {"stream_options": {"include_obfuscation": False}, "background": False}),
+        (RESPONSES, {"store": True, "prompt_cache_key": "x", "text": {"verbosity": "low"}}),
+        (MESSAGES, {"service_tier": "auto", "metadata": {"user_id": "x"}, "n": 1}),
+        (MESSAGES, {"output_config": {"effort": "low"}, "speed": "standard"}),
+    ],
+)
+def test_what_changes_nothing_is_taken(
+    server: LiveServer, path: str, change: dict[str, Any]
+) -> None:
+    response = server.post(path, {**BODIES[path], **change})
+    assert response.status_code == 200, response.text
+    assert "X-Ignored-Fields" not in response.headers
+
+
+def _thoughts(path: str, answer: dict[str, Any]) -> str:
+    if path == CHAT:
+        return str(answer["choices"][0]["message"].get("reasoning_content", ""))
+    items = answer["output" if path == RESPONSES else "content"]
+    return "".join(json.dumps(item) for item in items if item["type"] in ("reasoning", "thinking"))
+
+
+OFF: list[dict[str, Any]] = [
+    {"enable_thinking": False},
+    {"chat_template_kwargs": {"enable_thinking": False}},
+    {"chat_template_kwargs": {"thinking": False}},
+    {"think": False},
+    {"thinking": False},
+    {"thinking": {"type": "disabled"}},
+    {"reasoning": {"enabled": False}},
+    {"reasoning": {"effort": "none"}},
+    {"reasoning_effort": "none"},
+    {"reasoning_effort": "minimal"},
+    {"include_reasoning": False, "think": True},
+    {"reasoning": {"exclude": True, "enabled": True}},
+    {"thinking": {"type": "adaptive", "display": "omitted"}},
+    {"enable_thinking": True, "reasoning_effort": "none"},
+]
+ON: list[dict[str, Any]] = [
+    {"enable_thinking": True},
+    {"think": "low"},
+    {"thinking": {"type": "enabled", "budget_tokens": 500}},
+    {"thinking": {"type": "adaptive"}},
+    {"reasoning": {"effort": "high"}},
+    {"reasoning": {"enabled": True}},
+    {"reasoning_effort": "low"},
+    {"think": True, "thinking_budget": -1},
+]
+LIMITED: list[dict[str, Any]] = [
+    {"thinking_budget": 2},
+    {"thinking_token_budget": 2},
+    {"thinking_budget_tokens": 2},
+    {"reasoning_budget": 2},
+    {"reasoning": {"max_tokens": 2}},
+    {"thinking": {"type": "enabled", "budget_tokens": 2}},
+    {"thinking_budget": 9, "reasoning": {"max_tokens": 2}},
+]
+
+
+@pytest.mark.parametrize("path", CHATS)
+def test_thinking(server: LiveServer, path: str) -> None:
+    """Every way to switch it off or to limit it is obeyed, in every protocol."""
+
+    def thoughts(change: dict[str, Any]) -> str:
+        response = server.post(path, {**BODIES[path], **change})
+        assert response.status_code == 200, response.text
+        assert "X-Ignored-Fields" not in response.headers
+        return _thoughts(path, response.json())
+
+    for change in OFF:
+        assert thoughts(change) == "", change
+    whole = thoughts({"enable_thinking": True})
+    assert "capital" in whole
+    for change in ON:
+        assert "capital" in thoughts(change), change
+    for change in LIMITED:
+        cut = thoughts({"think": True, **change})
+        assert cut and "capital" not in cut, change
+
+
+def test_hidden_thinking_in_a_stream(server: LiveServer) -> None:
+    body = {**BODIES[CHAT], "include_reasoning": False, "stream": True, "logprobs": True}
+    text = server.post(CHAT, body).text
+    assert "reasoning" not in text
+    pieces = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    choices = [choice for piece in pieces for choice in piece["choices"]]
+    scores = [entry for c in choices if c["logprobs"] for entry in c["logprobs"]["content"]]
+    assert "".join(c["delta"].get("content") or "" for c in choices) in "".join(
+        entry["token"] for entry in scores
+    )
+    assert "think" not in "".join(entry["token"] for entry in scores)
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_stop_sequences(server: LiveServer, path: str) -> None:
+    body = {**BODIES[path], "enable_thinking": False}
+    if path == TEXT:
+        del body["enable_thinking"]
+    whole, cut = (server.post(path, {**body, **c}).text for c in ({}, {"stop_sequences": [" is"]}))
+    if path == TEXT:
+        assert server.post(path, {**body, "stop_sequences": ["x"] * 17}).status_code == 400
+    else:
+        assert "France is" in whole and "The capital of France" in cut and "France is" not in cut
+
+
+def test_forms_of_other_servers(server: LiveServer) -> None:
+    schema = {"enum": ["yes", "no"]}
+    for form in (
+        {"type": "json_object", "schema": schema},
+        {"type": "json_schema", "schema": schema},
+    ):
+        body = {**BODIES[CHAT], "response_format": form, "enable_thinking": False}
+        answer = server.post(CHAT, body).json()["choices"][0]
+        assert json.loads(answer["message"]["content"]) in ("yes", "no")
+        body = {**BODIES[TEXT], "max_tokens": 9, "response_format": form}
+        assert json.loads(server.post(TEXT, body).json()["choices"][0]["text"]) in ("yes", "no")
+
+
+def test_limits_of_llama_server(server: LiveServer) -> None:
+    """-1 is as many tokens as there is room for."""
+    body = {**BODIES[CHAT], "max_tokens": -1, "enable_thinking": False}
+    assert server.post(CHAT, body).json()["choices"][0]["finish_reason"] == "stop"
+    body = {**BODIES[TEXT], "max_tokens": -1, "stop_token_ids": [], "prompt": "The capital"}
+    assert server.post(TEXT, body).json()["usage"]["completion_tokens"] > 16
