@@ -128,8 +128,7 @@ def _compile(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     # Neither the checkout's configuration nor anybody's global one.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("XMAKE_")}
-    module = "infinicore_infer_infini" in (ROOT / "xmake.lua").read_text("utf-8")
-    infinicore = _infinicore(folder / "infinicore") if module else None
+    infinicore = _infinicore(folder / "infinicore")
     if infinicore:
         environment["INFINI_ROOT"] = str(infinicore)
     environment |= {

@@ -158,7 +158,7 @@ def test_devices_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("InfiniCore could not count devices (status 1)")
 
     monkeypatch.setattr(doctor, "build_info", lambda lib: {"infinicore": "0.1.0"})
-    module = doctor.Module("0.2.0", "0.1.0", "/opt/infinicore/lib")
+    module = doctor.Module("9.9.9", "0.1.0", "/opt/infinicore/lib")
     monkeypatch.setattr(doctor, "load_module", lambda lib: module)
     monkeypatch.setattr(doctor, "device_counts", fail)
     findings, counts = doctor.check_infinicore(load_library())
