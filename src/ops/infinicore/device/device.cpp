@@ -19,8 +19,14 @@ constexpr size_t kZeroChunk = size_t{1} << 20;
 
 void initRuntime(int32_t type) {
     loadInfinicore(type);
-    static std::once_flag once;  // stays unset when the call throws, so that the next caller tries again
-    std::call_once(once, [] { INFINI_CHECK(infinirtInit()); });
+    // Not std::call_once, which ends the process when it is left by an exception and there is no memory.
+    static std::mutex mutex;
+    static bool done = false;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!done) {
+        INFINI_CHECK(infinirtInit());
+        done = true;
+    }
 }
 
 }  // namespace

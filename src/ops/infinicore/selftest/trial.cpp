@@ -1,7 +1,6 @@
 #include "ops/infinicore/selftest/trial.h"
 
 #include <cmath>
-#include <cstdio>
 
 #include "ops/infinicore/convert.h"
 #include "runtime/error.h"
@@ -62,7 +61,7 @@ std::string describe(OpKind kind, const std::vector<Operand *> &operands) {
 
 std::string number(double value) {
     char text[32];
-    std::snprintf(text, sizeof text, "%.3g", value);
+    formatText(text, sizeof text, "%.3g", value);
     return text;
 }
 
