@@ -5,7 +5,11 @@
 #include "ops/cpu/kernels/kernels.h"
 
 // Accumulators live in registers only if the compiler unrolls the loops over them, which -O3 alone does not promise.
+// Loops of one kernel are written out with this macro and not with a helper that takes a lambda: GCC inlines such
+// lambdas later or not at all, which changes the order of loads, moves accumulators to memory, and drops those that do
+// nothing but prefetch, since it takes them for functions without effect.
 #define Q3_UNROLL _Pragma("GCC unroll 16")
+#define Q3_INLINE __attribute__((always_inline))
 
 namespace q3::cpu {
 namespace {
@@ -65,13 +69,18 @@ template <typename S, int R, int P> struct Products {
     typename S::F sum[R][P][S::kParts];
 
     Products() {
+        each([&](int r, int p, int h) Q3_INLINE { sum[r][p][h] = S::zero(); });
+    }
+
+    // Calls use(row, panel, part) for every sum; use must be Q3_INLINE.
+    template <typename Use> static inline Q3_INLINE void each(const Use &use) {
         Q3_UNROLL
         for (int r = 0; r < R; ++r) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
                 Q3_UNROLL
                 for (int h = 0; h < S::kParts; ++h) {
-                    sum[r][p][h] = S::zero();
+                    use(r, p, h);
                 }
             }
         }
@@ -123,29 +132,11 @@ template <typename S, int R, int P> struct Products {
 
     // Panel p to or from c[p].
     void load(float *const *c, size_t ldc) {
-        Q3_UNROLL
-        for (int r = 0; r < R; ++r) {
-            Q3_UNROLL
-            for (int p = 0; p < P; ++p) {
-                Q3_UNROLL
-                for (int h = 0; h < S::kParts; ++h) {
-                    sum[r][p][h] = S::load(c[p] + r * ldc + h * S::kLanes);
-                }
-            }
-        }
+        each([&](int r, int p, int h) Q3_INLINE { sum[r][p][h] = S::load(c[p] + r * ldc + h * S::kLanes); });
     }
 
     void store(float *const *c, size_t ldc) const {
-        Q3_UNROLL
-        for (int r = 0; r < R; ++r) {
-            Q3_UNROLL
-            for (int p = 0; p < P; ++p) {
-                Q3_UNROLL
-                for (int h = 0; h < S::kParts; ++h) {
-                    S::store(c[p] + r * ldc + h * S::kLanes, sum[r][p][h]);
-                }
-            }
-        }
+        each([&](int r, int p, int h) Q3_INLINE { S::store(c[p] + r * ldc + h * S::kLanes, sum[r][p][h]); });
     }
 
     // Panels `apart` places from each other.
