@@ -201,6 +201,7 @@ class WeightCache(enum.IntEnum):
     ABSENT = 2
     STALE = 3
     CORRUPT = 4
+    UNREADABLE = 5
 
 
 class TensorRole(enum.IntEnum):

@@ -38,7 +38,7 @@ from infinicore_infer.generate.sequence import GenerationSequence
 from infinicore_infer.generate.stream import GenerationStream, run_sequences
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, token_list
-from infinicore_infer.native.weight_cache import CheckpointCache
+from infinicore_infer.native.weight_cache import CheckpointCache, open_cache
 from infinicore_infer.text.chat_template import Message, TokenizerError
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
@@ -156,6 +156,8 @@ class Qwen3ForCausalLM:
         # Activations are never packed: there the checkpoint's type stays.
         activations = None if weight_dtype.packed else weight_dtype
         self.meta = Qwen3MetaFromConfig(folder, activations, max_tokens)
+        self._config_path = str(folder / "generation_config.json")
+        SamplingParams.check_config(self.meta.generation_config, self._config_path)
         self._tokenizer: Qwen3Tokenizer | None = None
         self._seed = seed
         self.path = folder
@@ -175,7 +177,8 @@ class Qwen3ForCausalLM:
         if cache and weight_dtype.packed:
             # Other formats are packed at the speed of memory: a cache would gain nothing.
             directory = None if cache_dir is None else Path(cache_dir).absolute()
-            self._weight_cache = CheckpointCache(self._checkpoint, weight_dtype, directory, ndev)
+            self._weight_cache = open_cache(self._checkpoint, weight_dtype, directory, ndev)
+        if self._weight_cache is not None:
             self._weight_cache.prepare(options)
         try:
             weights = Qwen3TensorList(self.meta, self._checkpoint)
@@ -267,7 +270,8 @@ class Qwen3ForCausalLM:
                 settings[name] = value
         if settings.get("seed") is None:
             settings["seed"] = self._seed
-        return SamplingParams.from_config(self.meta.generation_config, **settings)
+        config = self.meta.generation_config
+        return SamplingParams.from_config(config, self._config_path, **settings)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return a prompt's token ids, checked.

@@ -24,10 +24,10 @@ std::string kvIdentity(const ModelConfig &config, const Rope &rope, const std::v
 void writeKvFile(const char *path, const std::string &identity, const uint32_t *tokens, const KVCache &cache,
                  const BlockPool &pool);
 
-// Every method throws IO_ERROR when the file is damaged.
+// Every method throws IO_ERROR when the file is damaged, UNREADABLE when the system does not read it.
 class KvFileReader {
 public:
-    // Throws IO_ERROR, or CACHE_MISMATCH and what is different.
+    // Throws IO_ERROR, UNREADABLE, or CACHE_MISMATCH and what is different.
     KvFileReader(const char *path, const std::string &identity);
 
     const std::vector<uint32_t> &tokens() const { return tokens_; }

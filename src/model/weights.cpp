@@ -213,6 +213,20 @@ std::string withKey(const std::string &identity, const char *key) {
     return identity + "\n" + (key == nullptr ? "" : key);
 }
 
+int32_t cacheState(PackedFileError::Reason reason) {
+    switch (reason) {
+    case PackedFileError::kAbsent:
+        return QWEN3_CACHE_ABSENT;
+    case PackedFileError::kUnreadable:
+        return QWEN3_CACHE_UNREADABLE;
+    case PackedFileError::kStale:
+        return QWEN3_CACHE_STALE;
+    case PackedFileError::kCorrupt:
+        break;
+    }
+    return QWEN3_CACHE_CORRUPT;
+}
+
 }  // namespace
 
 uint64_t ModelWeights::bytes() const {
@@ -245,18 +259,7 @@ std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vect
             loaded[0].cache = QWEN3_CACHE_LOADED;
             return loaded;
         } catch (const PackedFileError &error) {
-            switch (error.reason()) {
-            case PackedFileError::kAbsent:
-            case PackedFileError::kUnreadable:
-                cache = QWEN3_CACHE_ABSENT;
-                break;
-            case PackedFileError::kStale:
-                cache = QWEN3_CACHE_STALE;
-                break;
-            case PackedFileError::kCorrupt:
-                cache = QWEN3_CACHE_CORRUPT;
-                break;
-            }
+            cache = cacheState(error.reason());
         }
     }
     std::vector<ModelWeights> packed = Packer(config, slices, tensors, options, backends, group, {}).pack();

@@ -354,7 +354,8 @@ PackedReader::PackedReader(const char *path)
     // O_NONBLOCK: a pipe in its place must not block for ever.
     : fd_(uninterrupted([&] { return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); })) {
     if (fd_ < 0) {
-        throw PackedFileError(PackedFileError::kAbsent, errno);
+        const bool absent = errno == ENOENT || errno == ENOTDIR;
+        throw PackedFileError(absent ? PackedFileError::kAbsent : PackedFileError::kUnreadable, errno);
     }
     try {
         struct stat facts{};

@@ -91,9 +91,9 @@ private:
     int system_error_;
 };
 
-// Hands out the blobs of a section in order. Throws PackedFileError: kAbsent (cannot be opened), kUnreadable (the
-// system fails to read it, which says nothing about the file), kStale (another version of the format, or another
-// identity) or kCorrupt (truncated, changed, not such a file, or a blob of an unexpected size).
+// Hands out the blobs of a section in order. Throws PackedFileError: kAbsent (there is none), kUnreadable (the
+// system fails to open or read it, which says nothing about the file), kStale (another version of the format, or
+// another identity) or kCorrupt (truncated, changed, not such a file, or a blob of an unexpected size).
 class PackedReader {
 public:
     explicit PackedReader(const char *path);  // whatever its identity

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +115,17 @@ def edit_json(path: Path, **changes: Any) -> None:
         else:
             values[key] = value
     path.write_text(json.dumps(values), "utf-8")
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Meanwhile this process cannot open files: every attempt fails with EMFILE."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def copy_folder(folder: Path, parent: Path, name: str = "copy") -> Path:

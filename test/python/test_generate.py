@@ -254,21 +254,27 @@ def test_generation_config_is_the_default(text_folder: Path, tmp_path: Path) -> 
         dict(temperature=-0.1),
         dict(temperature=math.nan),
         dict(temperature="hot"),
-        dict(top_k=-1),
+        pytest.param(dict(temperature=10**400), id="huge"),
+        dict(top_k=-2),
+        pytest.param(dict(top_k=10**5000), id="unspeakable"),
         dict(topk=1.5),
-        dict(topp=0.0),
+        dict(topp=-0.1),
         dict(topp=1.01),
-        dict(min_p=1.0),
+        dict(topp="0.5"),
+        dict(min_p=1.01),
         dict(repetition_penalty=0.0),
         dict(presence_penalty=2.5),
         dict(frequency_penalty=-3),
         dict(seed=-1),
         dict(seed=2**64),
         dict(max_steps=0),
+        dict(max_steps=-2),
         dict(stop=[""]),
         dict(stop=[3]),
         dict(logprobs=129),
         dict(logit_bias={1: math.nan}),
+        pytest.param(dict(logit_bias={1: 10**400}), id="huge bias"),
+        dict(logit_bias={1: "x"}),
         dict(logit_bias={10**6: 1.0}),
         dict(allowed_tokens=[-1]),
     ],
@@ -276,6 +282,75 @@ def test_generation_config_is_the_default(text_folder: Path, tmp_path: Path) -> 
 def test_bad_settings(model: Qwen3ForCausalLM, bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         model.generate("hello", **{"max_steps": 2, **bad})
+
+
+def test_limits_of_settings(model: Qwen3ForCausalLM) -> None:
+    """They mean what the engines mean that users know them from."""
+    hot = dict(max_steps=12, temperature=5.0, ignore_eos=True)
+    likeliest = model.generate("hello", 12, temperature=0, ignore_eos=True).tokens
+    for top_p in (0, 0.0, 1e-50):
+        assert model.sampling_params(top_p=top_p).greedy
+        for seed in range(3):
+            assert model.generate("hello", top_p=top_p, seed=seed, **hot).tokens == likeliest
+    assert model.generate("hello", min_p=1, seed=1, **hot).tokens == likeliest
+    everything = model.generate("hello", top_k=0, seed=1, **hot).tokens
+    assert model.generate("hello", top_k=-1, seed=1, **hot).tokens == everything != likeliest
+    full = model.generate("hello", -1, temperature=0, ignore_eos=True)
+    assert full.tokens == model.generate("hello", None, temperature=0, ignore_eos=True).tokens
+    assert len(full.tokens) == model.context_length - full.prompt_tokens + 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", -1),
+        pytest.param("temperature", 10**400, id="huge"),
+        ("temperature", math.nan),
+        ("temperature", "0.6"),
+        ("top_p", 1.5),
+        ("top_k", -2),
+        ("top_k", 20.5),
+        ("min_p", True),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", [1.1]),
+        ("max_new_tokens", 0),
+        ("max_new_tokens", "7"),
+    ],
+)
+def test_bad_generation_config(
+    text_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, value: Any
+) -> None:
+    """Loading names file and key; what transformers does not look at is only logged."""
+    folder = copy_folder(text_folder, tmp_path)
+    file = folder / "generation_config.json"
+    edit_json(file, do_sample=True, **{key: value})
+    with pytest.raises(ValueError) as error:
+        Qwen3ForCausalLM(folder, threads=1)
+    assert f"{file}: {key!r} must be " in str(error.value) and len(str(error.value)) < 400
+    edit_json(file, do_sample=False)
+    if key in ("repetition_penalty", "max_new_tokens"):
+        with pytest.raises(ValueError, match="must be "):
+            Qwen3ForCausalLM(folder, threads=1)
+        return
+    with Qwen3ForCausalLM(folder, threads=1) as model:
+        assert f"{file}: {key!r} must be " in caplog.text
+        assert model.sampling_params(max_steps=2).greedy
+        # Where it counts after all, it is the file that is blamed.
+        if key != "top_k":
+            with pytest.raises(ValueError, match=rf"generation_config.json: '{key}' must be "):
+                model.sampling_params(top_k=5)
+
+
+def test_unlimited_generation_config(text_folder: Path, tmp_path: Path) -> None:
+    folder = copy_folder(text_folder, tmp_path)
+    file = folder / "generation_config.json"
+    edit_json(file, do_sample=True, top_k=-1, top_p=0, min_p=1, max_new_tokens=-1)
+    with Qwen3ForCausalLM(folder, threads=1) as model:
+        params = model.sampling_params()
+        assert (params.top_k, params.max_steps, params.greedy) == (0, None, True)
+    edit_json(file, top_k=10**12, max_new_tokens=10**12)
+    with Qwen3ForCausalLM(folder, threads=1) as model:
+        assert len(model.generate("hello", 3, ignore_eos=True).tokens) == 3
 
 
 def test_bad_arguments(model: Qwen3ForCausalLM) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import pwd
 import random
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from infinicore_infer import cli
 from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.native import cache_files, weight_cache
 from infinicore_infer.native.load import LoadProgress
@@ -28,7 +32,7 @@ from libinfinicore_infer import (
     Status,
     WeightCache,
 )
-from python.helpers import SCRIPTS, make_text_model
+from python.helpers import SCRIPTS, make_text_model, no_more_files
 from qwen3 import Qwen3ForCausalLM, Qwen3MetaFromConfig, Qwen3WeightsImpl
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 
@@ -429,6 +433,92 @@ def test_a_bad_checkpoint_writes_nothing(small: Path, tmp_path: Path) -> None:
     with pytest.raises(Qwen3ValueError, match="NaN"):
         load(copy, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_that_cannot_be_read_now(
+    small: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may be good: it stays as it is, and is used the next time."""
+    expected = plain(small)
+    assert load(small, tmp_path) == (WeightCache.ABSENT, expected)
+    file = cache_file(tmp_path)
+    before = file.stat()
+    attach = LoadProgress.attach
+    with ExitStack() as stack, caplog.at_level(logging.WARNING):
+
+        def limited(self: LoadProgress, *args: Any) -> None:
+            """The last that happens before the library creates the model."""
+            attach(self, *args)
+            stack.enter_context(no_more_files())
+
+        stack.enter_context(monkeypatch.context()).setattr(LoadProgress, "attach", limited)
+        assert load(small, tmp_path) == (WeightCache.UNREADABLE, expected)
+    assert f"{file}: cannot be read" in caplog.text and "damaged" not in caplog.text
+    after = file.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert load(small, tmp_path) == (WeightCache.LOADED, expected)
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "owner"])
+def test_a_folder_that_others_may_write_to(
+    small: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """What is there may be anything, so nothing is read, and nothing written."""
+    expected = plain(small)
+    folder = tmp_path / "cache"
+    assert load(small, folder) == (WeightCache.ABSENT, expected)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    file = cache_file(folder)
+    if what == "owner":
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        if os.getuid() == 0:
+            os.chown(folder, 54321, 54321)
+    else:
+        (folder if what == "folder" else file).chmod(0o775 if what == "folder" else 0o666)
+    before = file.stat().st_mtime_ns
+    with caplog.at_level(logging.WARNING):
+        assert load(small, folder) == (WeightCache.UNUSED, expected)
+    problem = "another user" if what == "owner" else "others may write to"
+    assert "not kept on disk" in caplog.text and problem in caplog.text
+    assert file.stat().st_mtime_ns == before
+
+
+def test_a_new_folder_that_others_may_write_to(
+    small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.chmod(0o777)
+    with caplog.at_level(logging.WARNING):
+        assert load(small, tmp_path) == (WeightCache.UNUSED, plain(small))
+    assert not list(tmp_path.iterdir()) and "chmod go-w" in caplog.text
+
+
+def test_no_home_folder(
+    small: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No HOME, and no entry in passwd: nothing is kept, and everything else works."""
+
+    def nobody(uid: int) -> object:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with caplog.at_level(logging.WARNING):
+        with Qwen3ForCausalLM(small, dtype="int8", threads=2) as model:
+            assert state_and_logits(model) == (WeightCache.UNUSED, plain(small))
+    assert "no home folder" in caplog.text
+    assert cli.main(["--clear-cache", "--model-path", str(small)]) == 1
+    assert "error: this user has no home folder" in capsys.readouterr().err
 
 
 def test_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:

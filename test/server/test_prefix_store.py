@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from infinicore_infer.engine.prefix_store import PrefixStore
 from infinicore_infer.generate.results import GenerationResult
 from infinicore_infer.native import cache_files
 from infinicore_infer.native.model import KVCache, NativeModel
-from libinfinicore_infer import Qwen3Error, Qwen3NotImplementedError, Status
-from python.helpers import DEMO
+from libinfinicore_infer import Qwen3Error, Qwen3MemoryError, Qwen3NotImplementedError, Status
+from python.helpers import DEMO, no_more_files
 from serving import LiveServer
 from test_launch import launched
 
@@ -38,7 +39,7 @@ def run(folder: Path, prompts: Sequence[Any], **options: Any) -> tuple[list[Gene
         results = []
         for prompt in prompts:
             results += llm.generate(prompt, **SETTINGS)
-            while store(llm).wait():
+            while llm.engine._prefix.store is not None and store(llm).wait():
                 pass
     assert llm.engine.stats.caches == 0
     return results, llm
@@ -148,27 +149,71 @@ def test_damaged_files_go(
     assert "not used and removed" in caplog.text and "damaged" in caplog.text
 
 
+@pytest.mark.parametrize("how", ["EMFILE", "EACCES", "memory", "Python's memory"])
 def test_files_that_cannot_be_read_now_stay(
     folder: Path,
     cold: list[list[int]],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    how: str,
 ) -> None:
-    """No descriptor, no permission, no memory: that says nothing about the file."""
-    before = [(file, file.read_bytes()) for file in files(folder)]
-    for status in (Status.UNREADABLE, Status.OUT_OF_MEMORY, Status.INTERNAL_ERROR):
-        with monkeypatch.context() as patch:
+    """Only damage deletes. They are tried again, a little later."""
+    (file,) = files(folder)
+    content = file.read_bytes()
+    real = NativeModel.load_kv_cache
 
-            def fail(*_: object, status: Status = status) -> None:
-                raise Qwen3Error(status, status.name, "Too many open files")
+    def fail(model: NativeModel, path: Path) -> KVCache:
+        if how == "EMFILE":
+            with no_more_files():
+                return real(model, path)
+        if how == "EACCES":
+            raise Qwen3Error(Status.UNREADABLE, "QWEN3_STATUS_UNREADABLE", "Permission denied")
+        if how == "memory":
+            raise Qwen3MemoryError(Status.OUT_OF_MEMORY, "QWEN3_STATUS_OUT_OF_MEMORY", "no memory")
+        raise MemoryError("no memory")
 
-            patch.setattr(NativeModel, "load_kv_cache", fail)
-            results, _ = run(folder, PROMPTS[:1])
-        assert results[0].tokens == cold[0] and results[0].reused_tokens == 0
-        assert "not used this time" in caplog.text and "Too many open files" in caplog.text
-        assert [(file, file.read_bytes()) for file in files(folder)] == before
+    with monkeypatch.context() as patched:
+        patched.setattr(NativeModel, "load_kv_cache", fail)
+        results, llm = run(folder, PROMPTS[:1])
+    assert results[0].tokens == cold[0] and results[0].reused_tokens == 0
+    assert files(folder) == [file] and file.read_bytes() == content
+    assert "removed" not in caplog.text and str(file) in caplog.text
     results, llm = run(folder, PROMPTS[:1])
-    assert results[0].reused_tokens > 0 and llm.engine.stats.prefix_loads == 1
+    assert results[0].reused_tokens >= 256 and llm.engine.stats.prefix_loads == 1
+
+
+def test_a_file_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file,) = files(folder)
+    with LLM(str(DEMO), threads=1, config=EngineConfig(prefix_dir=folder)) as llm:
+        tokens = llm.model.encode(PROMPTS[0])
+        found = store(llm).find(tokens, 0, 10**6)
+        assert [each.path for each in found] == [file]
+        with no_more_files():
+            assert store(llm).load(tokens, found) is None
+        assert store(llm).find(tokens, 0, 10**6) == []
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 100)
+        assert store(llm).find(tokens, 0, 10**6) == found
+        cache = store(llm).load(tokens, found)
+        assert cache is not None
+        cache.close()
+
+
+def test_a_folder_that_others_may_write_to(
+    folder: Path, cold: list[list[int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither its files are used, nor those in a good folder that others may write to."""
+    (file,) = files(folder)
+    folder.chmod(0o777)
+    results, llm = run(folder, PROMPTS[:3])
+    assert [result.tokens for result in results] == cold[:3]
+    assert llm.engine.stats.prefix_loads == llm.engine.stats.prefix_saves == 0
+    assert "prefixes are not kept on disk" in caplog.text and "chmod go-w" in caplog.text
+    folder.chmod(0o700)
+    file.chmod(0o666)
+    results, llm = run(folder, PROMPTS[:1])
+    assert results[0].tokens == cold[0] and llm.engine.stats.prefix_loads == 0
+    assert files(folder) == [file] and f"others may write to {file}" in caplog.text
 
 
 def test_a_file_of_other_tokens_goes(

@@ -167,11 +167,12 @@ typedef enum {
 
 /* Qwen3Stats.weight_cache: what became of Qwen3ModelOptions.cache_path when the model was created. */
 typedef enum {
-    QWEN3_CACHE_UNUSED = 0, /* no cache_path, or a backend that cannot save its weights */
-    QWEN3_CACHE_LOADED = 1, /* the packed weights came from the file */
-    QWEN3_CACHE_ABSENT = 2, /* there is no such file, or the system refuses to read it */
-    QWEN3_CACHE_STALE = 3,  /* written for another cache_key, model, format or version of the library */
-    QWEN3_CACHE_CORRUPT = 4 /* truncated, changed, or not such a file at all */
+    QWEN3_CACHE_UNUSED = 0,    /* no cache_path, or a backend that cannot save its weights */
+    QWEN3_CACHE_LOADED = 1,    /* the packed weights came from the file */
+    QWEN3_CACHE_ABSENT = 2,    /* there is no such file */
+    QWEN3_CACHE_STALE = 3,     /* written for another cache_key, model, format or version of the library */
+    QWEN3_CACHE_CORRUPT = 4,   /* truncated, changed, or not such a file at all */
+    QWEN3_CACHE_UNREADABLE = 5 /* there is a file, but the system does not read it now; it may be good */
 } Qwen3WeightCache;
 
 /*
@@ -592,7 +593,8 @@ QWEN3_API int32_t qwen3SaveKVCache(const struct Qwen3Model *model, const struct 
  * Returns NULL and writes nothing on an error: NULL_POINTER; IO_ERROR (the file is absent, truncated, changed, or no
  * such file); UNREADABLE (the system refuses to open or read it; it may be whole); CACHE_MISMATCH (saved with other
  * weights, weight or KV dtypes, sizes, rotary settings, ndev or version, or on a CPU whose kernels compute other bits;
- * the message names the first difference; a borrowed embedding is not compared); BAD_PARAM (capacity is too small); CONTEXT_OVERFLOW (longer than dctx); OUT_OF_KV; NOT_IMPLEMENTED; OUT_OF_MEMORY.
+ * the message names the first difference; a borrowed embedding is not compared); BAD_PARAM (capacity is too small);
+ * CONTEXT_OVERFLOW (longer than dctx); OUT_OF_KV; NOT_IMPLEMENTED; OUT_OF_MEMORY.
  */
 QWEN3_API struct KVCache *qwen3LoadKVCache(const struct Qwen3Model *model, const char *path, uint32_t *tokens,
                                            uint32_t capacity, uint32_t *seq_len);

@@ -28,7 +28,7 @@ from infinicore_infer.engine.jobs import Job, Submission, Update
 from infinicore_infer.engine.pace import Pace
 from infinicore_infer.engine.prefix_cache import PrefixCache
 from infinicore_infer.engine.prefix_loads import PrefixLoads
-from infinicore_infer.engine.prefix_store import PrefixStore
+from infinicore_infer.engine.prefix_store import open_store
 from infinicore_infer.engine.wakeups import Wakeups
 from infinicore_infer.generate.batch import (
     Batch,
@@ -88,7 +88,7 @@ class Engine:
         self.wakeups = Wakeups()
         self._native = model.native
         folder, limit = self.config.prefix_dir, self.config.prefix_disk_bytes
-        store = PrefixStore(self._native, folder, limit) if folder is not None else None
+        store = open_store(self._native, folder, limit) if folder is not None else None
         self._prefix = PrefixCache(self._native, capacity, store)
         self._queue = JobQueue(self.config)
         self._loads = PrefixLoads(self._prefix, self._queue.wake)

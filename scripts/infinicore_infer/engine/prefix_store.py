@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 import threading
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from libinfinicore_infer import Qwen3Error, Qwen3OutOfKVError, Status
 
-from infinicore_infer.native.cache_files import check_space, entries, evict
+from infinicore_infer.native.cache_files import check_space, distrust, entries, evict
 from infinicore_infer.native.model import KVCache, NativeModel
 
 _LOG = logging.getLogger("infinicore_infer.cache")
@@ -35,9 +36,9 @@ MIN_TOKENS = 256
 _REUSES = 2
 # Prefixes whose uses are counted.
 _MAX_COUNTED = 4096
-# What says that a file is damaged or of no use to anybody who looks for its name.
-_USELESS = (Status.IO_ERROR, Status.CACHE_MISMATCH)
-# After a failed write, the next attempt is not before.
+# What the library says of a file that will never be of use.
+_DAMAGED = (Status.IO_ERROR, Status.CACHE_MISMATCH)
+# After a failed write or read, the next attempt is not before.
 _RETRY_SECONDS = 60.0
 
 
@@ -62,6 +63,25 @@ class PrefixFile:
 
     path: Path
     length: int
+
+
+def open_store(model: NativeModel, directory: Path, limit_bytes: int) -> PrefixStore | None:
+    """Return the store in a folder, or ``None`` with a warning if others may write there.
+
+    Args:
+        model: As :class:`PrefixStore`, and so are the others.
+        directory: The folder, which is made.
+        limit_bytes: Most bytes of all files in it.
+
+    Raises:
+        OSError: The folder cannot be made or written to.
+        NotImplementedError: The model does not run on the CPU backend.
+    """
+    store = PrefixStore(model, directory, limit_bytes)
+    if (doubt := distrust(directory)) is None:
+        return store
+    _LOG.warning("prefixes are not kept on disk: %s", doubt)
+    return None
 
 
 class PrefixStore:
@@ -96,7 +116,8 @@ class PrefixStore:
         self._name = f"{model.kv_cache_fingerprint():016x}"
         self._known: dict[int, set[str]] = {}
         self._seen_ns = -1
-        self._bad: set[Path] = set()
+        # Files that are not tried again before.
+        self._bad: dict[Path, float] = {}
         self._counts: OrderedDict[str, int] = OrderedDict()
         self._writer: threading.Thread | None = None
         self._retry_at = 0.0
@@ -139,7 +160,8 @@ class PrefixStore:
             for length, digest in _digests(tokens, lengths)
             if digest in self._known[length]
         ]
-        return [file for file in reversed(found) if file.path not in self._bad]
+        now = time.monotonic()
+        return [file for file in reversed(found) if self._bad.get(file.path, 0.0) < now]
 
     def load(self, tokens: Sequence[int], files: Sequence[PrefixFile]) -> KVCache | None:
         """Return a cache from the first file that can be used, which the caller owns, or ``None``.
@@ -152,6 +174,11 @@ class PrefixStore:
         """
         for file in files:
             try:
+                if (doubt := distrust(file.path)) is not None:
+                    # The folder belonged to others once, perhaps.
+                    _LOG.warning("not used: %s", doubt)
+                    self._bad[file.path] = math.inf
+                    continue
                 cache = self._model.load_kv_cache(file.path)
                 if cache.tokens == list(tokens[: file.length]):
                     self._touch(file.path)
@@ -161,17 +188,20 @@ class PrefixStore:
                 problem = "holds other tokens than its name says"
             except Qwen3OutOfKVError:
                 return None
-            except Qwen3Error as error:
-                problem = error.message
-                if error.status not in _USELESS:
-                    # The file may be whole, only not to be had at this moment.
-                    _LOG.warning("%s: not used this time: %s", file.path, problem)
+            except FileNotFoundError:
+                continue  # another process has just dropped it
+            except (Qwen3Error, OSError, MemoryError) as error:
+                if not isinstance(error, Qwen3Error) or error.status not in _DAMAGED:
+                    # The file may be good: there is no memory, or no descriptor, or the disk fails.
+                    _LOG.warning("%s: not used this time: %s", file.path, error)
+                    self._bad[file.path] = time.monotonic() + _RETRY_SECONDS
                     continue
+                problem = error.message
             # Unless another process has just dropped it.
             if file.path.exists():
                 _LOG.warning("%s: not used and removed: %s", file.path, problem)
                 # Where it cannot be removed, it is not tried again.
-                self._bad.add(file.path)
+                self._bad[file.path] = math.inf
                 self._remove(file.path)
         return None
 

@@ -9,6 +9,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 # Never fill a disk to the brim for the sake of a cache.
@@ -17,6 +18,24 @@ _SPARE_BYTES = 1 << 30
 _ABANDONED_SECONDS = 24 * 3600.0
 # How the library ends the names of temporary files, which it locks for as long as it writes them.
 _TEMPORARY = re.compile(r"\.tmp[0-9A-Za-z]{3}$")
+
+
+def distrust(path: Path) -> str | None:
+    """Return why somebody else could have written what a folder or file holds; ``None``: nobody.
+
+    What others may write must not decide what a model answers. The folder's parents are not looked
+    at.
+
+    Raises:
+        OSError: It is not there, or cannot be looked at.
+    """
+    facts = path.stat()
+    if facts.st_uid not in (0, os.geteuid()):
+        return f"{path} belongs to another user, {facts.st_uid}"
+    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(facts.st_mode)
+        return f"others may write to {path} (mode {mode:04o}): run chmod go-w on it"
+    return None
 
 
 def entries(directory: Path, suffix: str) -> list[Path]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from libinfinicore_infer import DataType, Qwen3Error, Qwen3ModelOptions, WeightCache
 
 from infinicore_infer.checkpoint.checkpoint import Checkpoint
-from infinicore_infer.native.cache_files import check_space, entries, evict
+from infinicore_infer.native.cache_files import check_space, distrust, entries, evict
 from infinicore_infer.native.model import NativeModel
 
 _LOG = logging.getLogger("infinicore_infer.cache")
@@ -33,11 +33,22 @@ _DELAY_SECONDS = 1.0
 
 
 def default_directory() -> Path:
-    """Return where cache files lie: below XDG_CACHE_HOME, or else below ``~/.cache``."""
+    """Return where cache files lie: below XDG_CACHE_HOME, or else below ``~/.cache``.
+
+    Raises:
+        OSError: There is no home folder.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification wants relative paths ignored.
-    root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
-    return root / "infinicore_infer"
+    if os.path.isabs(base):
+        return Path(base) / "infinicore_infer"
+    try:
+        return Path("~/.cache").expanduser() / "infinicore_infer"
+    except RuntimeError:
+        raise OSError(
+            "this user has no home folder, so there is no cache folder: set XDG_CACHE_HOME, or "
+            "name one with --cache-dir (cache_dir)"
+        ) from None
 
 
 def clear(directory: Path | None = None) -> int:
@@ -48,6 +59,17 @@ def clear(directory: Path | None = None) -> int:
         path.unlink(missing_ok=True)
         freed += size
     return freed
+
+
+def open_cache(
+    checkpoint: Checkpoint, dtype: DataType, directory: Path | None = None, ndev: int = 1
+) -> CheckpointCache | None:
+    """Return the cache of a checkpoint, or ``None`` with a warning if there is no folder for it."""
+    try:
+        return CheckpointCache(checkpoint, dtype, directory, ndev)
+    except OSError as error:
+        _LOG.warning("packed weights are not kept on disk: %s", error)
+        return None
 
 
 class CheckpointCache:
@@ -65,7 +87,11 @@ class CheckpointCache:
         directory: Path | None = None,
         ndev: int = 1,
     ) -> None:
-        """Name the file; nothing is read or written yet."""
+        """Name the file; nothing is read or written yet.
+
+        Raises:
+            OSError: No folder is given, and there is no default one.
+        """
         self._directory = default_directory() if directory is None else directory
         folder = checkpoint.folder.resolve()
         self.key = json.dumps(checkpoint.identity())
@@ -79,7 +105,16 @@ class CheckpointCache:
         self._writer: threading.Thread | None = None
 
     def prepare(self, options: Qwen3ModelOptions) -> None:
-        """Tell the library where to look."""
+        """Tell the library where to look, unless others may have written what is there."""
+        try:
+            doubt = distrust(self._directory)
+            if doubt is None:
+                doubt = distrust(self.path)
+        except OSError:
+            doubt = None  # the library will not find it either, and say so
+        if doubt is not None:
+            _LOG.warning("packed weights are not kept on disk: %s", doubt)
+            return
         options.cache_path = os.fsencode(self.path)
         options.cache_key = self.key.encode()
 
@@ -94,6 +129,10 @@ class CheckpointCache:
             except OSError:
                 pass  # a read-only cache is still a cache
             return
+        if state == WeightCache.UNREADABLE:
+            # It may be good, and the next time readable.
+            _LOG.warning("%s: cannot be read; the weights were packed anew", self.path)
+            return
         if state == WeightCache.CORRUPT:
             _LOG.warning("%s: damaged; the weights were packed anew", self.path)
         self._writer = threading.Thread(
@@ -105,6 +144,8 @@ class CheckpointCache:
         self._closing.wait(_DELAY_SECONDS)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if (doubt := distrust(self._directory)) is not None:
+                raise OSError(doubt)
             check_space(self._directory, model.stats()["weight_bytes"])
             model.save_weights(self.path, self.key)
             evict(self._directory, SUFFIX, self.path, LIMIT_BYTES)
