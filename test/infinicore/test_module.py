@@ -212,6 +212,29 @@ def test_infinicore_of_another_kind(fake_folder: Path, tmp_path: Path) -> None:
     )
 
 
+def test_operators_that_do_not_name_openmp(fake_folder: Path, tmp_path: Path) -> None:
+    """As 0.1.0's own build makes them: OpenMP's run-time library is then loaded first."""
+    lib = tmp_path / "lib"
+    lib.mkdir()
+    for name in ("infinirt", "infiniccl"):
+        (lib / f"lib{name}.so").symlink_to(fake_folder / "lib" / f"lib{name}.so")
+    source = 'extern "C" int omp_get_max_threads(); int uses() { return omp_get_max_threads(); }'
+    (tmp_path / "uses.cpp").write_text(source)
+    objects = (ROOT / "build/.objs/fake_infiniop/linux").glob("*/release/**/*.o")
+    command = ["g++", "-shared", "-fPIC", *objects, tmp_path / "uses.cpp", f"-L{lib}", "-linfinirt"]
+    subprocess.run(
+        [*command, "-Wl,-soname,libinfiniop.so", "-o", lib / "libinfiniop.so"], check=True
+    )
+    ntokens = run(
+        """
+with opened(device="nvidia") as model:
+    answer(len(tokens(model)))
+""",
+        with_root(tmp_path, **ENVIRONMENT),
+    )
+    assert ntokens == 12
+
+
 def test_infinicore_in_the_home_folder(fake_folder: Path, tmp_path: Path) -> None:
     """Found where the installer puts it. A module without run path, as the build's comes first."""
     (tmp_path / ".infini").symlink_to(fake_folder)
