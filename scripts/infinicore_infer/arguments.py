@@ -58,6 +58,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """Read the number of a TCP port; 0 stands for any free one.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no such number.
+    """
+    if not re.fullmatch(r"\d{1,5}", text) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     """Read a number of seconds above 0.
 
@@ -244,7 +255,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--port",
-        type=count,
+        type=port,
         default=8000,
         metavar="N",
         help="port that the server listens at; 0 takes any free one (default: %(default)s)",

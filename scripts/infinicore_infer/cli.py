@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import json
 import os
 import queue
@@ -193,6 +195,20 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
+def _writes_utf8() -> bool:
+    try:
+        return codecs.lookup(sys.stdout.encoding).name == "utf-8"
+    except (LookupError, TypeError):  # a stream of the caller's, which has no encoding
+        return True
+
+
+def _keep_answers() -> None:
+    """Have characters that standard output cannot hold replaced, instead of losing the answer."""
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="replace")
+
+
 def _note(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
@@ -336,7 +352,7 @@ def run_once(model: Qwen3ForCausalLM, prompt: str, args: argparse.Namespace) -> 
             model, _render(model, messages, args), _settings(args), cache, not args.json
         )
     if args.json:
-        _write(json.dumps(_report(result), ensure_ascii=False) + "\n")
+        _write(json.dumps(_report(result), ensure_ascii=not _writes_utf8()) + "\n")
     elif not result.text.endswith("\n"):
         _write("\n")
     if args.stats:
@@ -344,9 +360,12 @@ def run_once(model: Qwen3ForCausalLM, prompt: str, args: argparse.Namespace) -> 
     return EXIT_INTERRUPTED if interrupted else EXIT_OK
 
 
-def _history_text(text: str) -> str:
-    """Return an answer as it belongs in the history: without its thinking."""
-    return text.split("</think>")[-1].lstrip("\n")
+def _history_text(prompt: str, text: str) -> str:
+    """Return an answer as it belongs in the history: without its thinking, ended or cut off."""
+    _, end, answer = text.rpartition("</think>")
+    if not end and any((prompt.rstrip().endswith("<think>"), text.lstrip().startswith("<think>"))):
+        return ""
+    return answer.lstrip("\n")
 
 
 def _chat_turn(
@@ -358,11 +377,12 @@ def _chat_turn(
 ) -> list[dict[str, str]]:
     """Answer one line; return the conversation with both in it."""
     messages = [*messages, {"role": "user", "content": line}]
-    result, _ = answer(model, _render(model, messages, args), _settings(args), cache, True)
+    prompt = _render(model, messages, args)
+    result, _ = answer(model, prompt, _settings(args), cache, True)
     _write("\n")
     if args.stats:
         _note(stats_line(result))
-    return [*messages, {"role": "assistant", "content": _history_text(result.text)}]
+    return [*messages, {"role": "assistant", "content": _history_text(prompt, result.text)}]
 
 
 def run_chat(model: Qwen3ForCausalLM, args: argparse.Namespace) -> int:
@@ -416,6 +436,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 ok, 1 run-time error, 2 usage, 130 ended by Ctrl-C.
     """
+    _keep_answers()
     parser = build_parser()
     try:
         args = parser.parse_args(argv)

@@ -151,7 +151,7 @@ def test_default_is_the_demo_model() -> None:
         (["--dtype", "int3"], "unknown dtype"),
         (["--temperature", "-1"], "temperature"),
         (["--temperature", "warm"], "temperature"),
-        (["--top-p", "0"], "top_p"),
+        (["--top-p", "1.5"], "top_p"),
         (["--top-k", "-3"], "top_k"),
         (["--max-tokens", "0"], "max_steps"),
         (["--seed", "-1"], "seed"),
@@ -189,6 +189,75 @@ def test_run_time_errors(text_folder: Path, tmp_path: Path) -> None:
     fails("the context holds 4", "--model-path", text_folder, "--context", 4)
     fails("no such library", "--model-path", text_folder, INFINICORE_INFER_LIB="/none.so")
     fails("device", "--model-path", text_folder, "--device", "kunlun")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_answers_that_the_output_cannot_hold(
+    text_folder: Path, shared_model: Qwen3ForCausalLM, encoding: str
+) -> None:
+    """The text keeps all else, and JSON keeps all of it."""
+    settings = ("--max-tokens", 60, "--temperature", 2, "--seed", 5)
+    command = ("--model-path", text_folder, "--prompt", "hello", *settings)
+    expected = shared_model.chat(
+        [{"role": "user", "content": "hello"}], max_steps=60, temperature=2, seed=5
+    )
+    assert not expected.text.isascii()
+    done = run(*command, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    kept = expected.text.encode(encoding, "replace").decode(encoding)
+    assert done.stdout.rstrip("\n") == kept.rstrip("\n")
+    done = run(*command, "--json", PYTHONIOENCODING=encoding)
+    assert done.returncode == 0 and done.stdout.isascii()
+    assert json.loads(done.stdout)["text"] == expected.text
+    # Who says what to do with them is heard.
+    done = run(*command, PYTHONIOENCODING=f"{encoding}:backslashreplace")
+    assert done.returncode == 0 and "\\" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "kept"),
+    [
+        ("a", "<think>\nHm.\n</think>\n\nParis.", "Paris."),
+        ("a", "<think>\nHm", ""),
+        ("a", "\n<think>", ""),
+        ("a<think>\n", "Hm. The user", ""),
+        ("a<think>\n", "Hm.</think>\n\nParis.", "Paris."),
+        ("a<think>\n\n</think>\n\n", "Paris.", "Paris."),
+        ("a", "The tag <think> begins", "The tag <think> begins"),
+        ("a", "", ""),
+    ],
+)
+def test_thinking_is_no_history(prompt: str, text: str, kept: str) -> None:
+    assert cli._history_text(prompt, text) == kept
+
+
+def test_cut_off_thinking_in_a_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the next turn's prompt holds of an answer that ended amid its thinking."""
+    prompts = []
+    real = cli.answer
+
+    def noted(model: Any, prompt: str, *rest: Any) -> Any:
+        prompts.append(prompt)
+        result, interrupted = real(model, prompt, *rest)
+        result.text = "<think>\nI wonder"
+        return result, interrupted
+
+    lines = iter(["Hello", "Again"])
+
+    def ask(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(cli, "answer", noted)
+    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr("sys.stdin", None)
+    args = ["--model-path", str(DEMO), "--max-tokens", "2", "--quiet", "--temperature", "0"]
+    with Qwen3ForCausalLM(DEMO, threads=1) as model:
+        assert cli.run_chat(model, cli.build_parser().parse_args(args)) == 0
+    assert len(prompts) == 2 and "wonder" not in prompts[1]
+    assert prompts[1].startswith(prompts[0].partition("<think>")[0])
 
 
 def test_undecodable_input_and_closed_output(text_folder: Path) -> None:

@@ -477,15 +477,15 @@ def test_caches_and_models_go_in_any_order(text_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_files_stay_mapped_only_if_needed(tied: bool, tmp_path: Path) -> None:
-    """Untied embeddings are read from the file; all else is packed, and the file let go."""
+def test_files_are_let_go(tied: bool, tmp_path: Path) -> None:
+    """All is packed or copied, so nothing that happens to the file can disturb the model."""
     folder = make_checkpoint(CheckpointSpec("mapped", tied=tied), tmp_path)
 
     def mapped() -> bool:
         return str(folder) in Path("/proc/self/maps").read_text()
 
     with Qwen3ForCausalLM(folder, threads=1) as model:
-        assert mapped() == (not tied)
+        assert not mapped()
         assert len(model.generate([1], 3, ignore_eos=True).tokens) == 3
     assert not mapped()
 

@@ -35,9 +35,10 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     [
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": True}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
         ({"top_k": -2}, "top_k"),
-        ({"min_p": 1}, "min_p"),
+        ({"min_p": 1.1}, "min_p"),
         ({"n": 0}, "n"),
         ({"n": 1000}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -485,6 +486,24 @@ def test_sampling_settings_reach_the_model(server: LiveServer, reference: Qwen3F
         assert text == reference.generate(prompt, 40, seed=3, **settings).text, settings
         seen.add(text)
     assert len(seen) == 8
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_limits_of_sampling(server: LiveServer, path: str) -> None:
+    """``top_p: 0`` and ``min_p: 1`` leave the likeliest token, ``top_k: -1`` leaves all."""
+    name = "input" if path == "/v1/responses" else "messages"
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    body = {name: CAPITAL, limit: 12, "temperature": 5}
+
+    def answer(**settings: Any) -> Any:
+        response = server.post(path, {**body, **settings})
+        assert response.status_code == 200, response.text
+        result = response.json()
+        return result.get("choices") or result.get("content") or result["output"][0]["content"]
+
+    likeliest = answer(temperature=0)
+    assert answer(top_p=0) == answer(min_p=1) == likeliest
+    assert answer(top_k=-1, seed=1) == answer(top_k=0, seed=1) != likeliest
 
 
 def test_timings(server: LiveServer) -> None:

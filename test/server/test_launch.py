@@ -134,7 +134,12 @@ def test_options() -> None:
     assert memory_size("4G") == 4 << 30 and memory_size("1.5MiB") == 3 << 19
     assert memory_size("77") == 77
     parser = build_parser()
-    for bad in (["--max-batch", "0"], ["--kv-memory", "lots"], ["--request-timeout", "-1"]):
+    for bad in (
+        ["--max-batch", "0"],
+        ["--kv-memory", "lots"],
+        ["--request-timeout", "-1"],
+        ["--port", "99999"],
+    ):
         with pytest.raises(SystemExit):
             parser.parse_args(bad)
     assert os.environ.get("INFINICORE_INFER_API_KEY") is None
