@@ -33,7 +33,7 @@ std::string path() {
     if (dladdr(&mutex, &info) == 0 || info.dli_fname == nullptr) {
         return kFile;
     }
-    const std::string beside = sibling(info.dli_fname);
+    std::string beside = sibling(info.dli_fname);
     char resolved[PATH_MAX];  // when the library was loaded through a link from another folder
     if (access(beside.c_str(), F_OK) != 0 && realpath(info.dli_fname, resolved) != nullptr) {
         return sibling(resolved);
@@ -59,9 +59,8 @@ const Table *tableOf(const std::string &file, int32_t device) {
         dlclose(handle);
         failModule(device, file + " is no module of this library: it has no " + kEntry, again);
     }
-    TableFunction function = nullptr;
-    std::memcpy(&function, &address, sizeof address);
-    const Table *const table = function();
+    // POSIX promises that dlsym's result may be cast so.
+    const Table *const table = reinterpret_cast<TableFunction>(address)();
     if (table->struct_size != sizeof(Table) || table->layout != kLayout ||
         std::strcmp(table->version, QWEN3_VERSION_STRING) != 0) {
         const std::string version = table->version;

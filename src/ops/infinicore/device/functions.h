@@ -98,6 +98,7 @@
 
 namespace q3::infinicore {
 
+// NOLINTNEXTLINE(bugprone-macro-parentheses): a name that is declared takes none
 #define Q3_DECLARE(library, function) extern decltype(&::function) function;
 Q3_INFINICORE_FUNCTIONS(Q3_DECLARE)
 Q3_NEWER_FUNCTIONS(Q3_DECLARE)

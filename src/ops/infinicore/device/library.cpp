@@ -4,7 +4,6 @@
 
 #include <climits>
 #include <cstdlib>
-#include <cstring>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -15,6 +14,7 @@
 
 namespace q3::infinicore {
 
+// NOLINTNEXTLINE(bugprone-macro-parentheses): a name that is defined takes none
 #define Q3_DEFINE(library, function) decltype(&::function) function = nullptr;
 Q3_INFINICORE_FUNCTIONS(Q3_DEFINE)
 Q3_NEWER_FUNCTIONS(Q3_DEFINE)
@@ -134,8 +134,7 @@ void *lookUp(void *handle, const char *function) {
 
 template <class Function> bool set(Function &function, void *handle, const char *name) {
     void *const address = lookUp(handle, name);
-    static_assert(sizeof address == sizeof function);
-    std::memcpy(&function, &address, sizeof address);
+    function = reinterpret_cast<Function>(address);  // POSIX promises that dlsym's result may be cast so
     return address != nullptr;
 }
 
