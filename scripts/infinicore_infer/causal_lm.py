@@ -215,6 +215,11 @@ class Qwen3ForCausalLM:
         self.close()
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is a tokenizer, and not only token ids in and out."""
+        return self._tokenizer is not None
+
+    @property
     def tokenizer(self) -> Qwen3Tokenizer:
         """The tokenizer.
 

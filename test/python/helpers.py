@@ -86,11 +86,13 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def make_text_model(parent: Path, name: str = "text-model", **spec: Any) -> Path:
+def make_text_model(
+    parent: Path, name: str = "text-model", *, padding: int = 13, **spec: Any
+) -> Path:
     """Writes a random model with tokenizer and chat template; its vocabulary is padded."""
     tokenizer = train_tokenizer()
     size = tokenizer.get_vocab_size()
-    folder = make_checkpoint(CheckpointSpec(name, dvoc=size + 13, **spec), parent)
+    folder = make_checkpoint(CheckpointSpec(name, dvoc=size + padding, **spec), parent)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "chat_template": TEMPLATE.read_text("utf-8"),

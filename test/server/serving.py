@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -64,11 +65,18 @@ def slow_steps(monkeypatch: pytest.MonkeyPatch, model: Qwen3ForCausalLM, seconds
 class LiveServer:
     """A running server. Options are those of the engine and of the service, mixed."""
 
-    def __init__(self, *, load: bool = True, kv_limit_bytes: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        load: bool = True,
+        kv_limit_bytes: int = 0,
+        folder: Path = DEMO,
+        **options: Any,
+    ) -> None:
         names = {field.name for field in fields(EngineConfig)}
         engine_options = {name: options.pop(name) for name in names & options.keys()}
         self.service = Service(ServiceConfig("qwen3-tiny", **options))
-        self.model = Qwen3ForCausalLM(DEMO, threads=1, kv_limit_bytes=kv_limit_bytes)
+        self.model = Qwen3ForCausalLM(folder, threads=1, kv_limit_bytes=kv_limit_bytes)
         self.engine = Engine(self.model, EngineConfig(**engine_options))
         if load:
             self.service.attach(self.engine)

@@ -88,6 +88,7 @@ class GrammarConstraint:
         self,
         matcher: llguidance.LLMatcher,
         dvoc: int,
+        words: int,
         marks: Marks,
         *,
         thinking: bool,
@@ -98,6 +99,7 @@ class GrammarConstraint:
         Args:
             matcher: A matcher of the grammar, which is only copied.
             dvoc: Size of the vocabulary.
+            words: Length of the matcher's bit masks, whose tokenizer may know more tokens.
             marks: Tokens with a meaning.
             thinking: Whether thinking has begun already.
             calls_only: Whether the grammar is that of each call; other text is free.
@@ -110,7 +112,7 @@ class GrammarConstraint:
         self._calls_only = calls_only
         # What may come besides.
         self._extra = marks.think
-        self._bits = llguidance.numpy.allocate_token_bitmask(1, dvoc)
+        self._bits: NDArray[np.int32] = np.zeros((1, words), np.int32)
 
     def mask(self) -> NDArray[np.uint32] | None:
         """Return the bit mask of allowed tokens, or ``None`` for all.
@@ -123,7 +125,7 @@ class GrammarConstraint:
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits, 0)
         if self._matcher.is_error():
             raise RuntimeError(f"grammar: {self._matcher.get_error()}")
-        mask: NDArray[np.uint32] = self._bits[0].view(np.uint32)
+        mask: NDArray[np.uint32] = self._bits[0].view(np.uint32)[: (self._dvoc + 31) // 32]
         if self._extra is not None:
             mask[self._extra // 32] |= np.uint32(1 << (self._extra % 32))
         return mask
@@ -156,6 +158,7 @@ class Grammars:
         """Compile nothing until :meth:`attach` brings a model."""
         self._model: GrammarModel | None = None
         self._tokenizer: llguidance.LLTokenizer | None = None
+        self._words = 0
         self._matcher = lru_cache(maxsize=64)(self._compile)
         # One of its own, so that large schemas hold up nobody but those who have some as well.
         self._executor = ThreadPoolExecutor(1, "grammars")
@@ -169,9 +172,12 @@ class Grammars:
         path = model.path / "tokenizer.json"
         # Without it there are no conversations, only completions of token ids.
         if path.is_file():
+            # Tokens that the model cannot choose are cut off the masks.
+            count = max(model.meta.dvoc, model.tokenizer.vocab_size)
+            self._words = (count + 31) // 32
             self._tokenizer = llguidance.LLTokenizer(
                 path.read_text("utf-8"),
-                n_vocab=model.meta.dvoc,
+                n_vocab=count,
                 eos_token=list(model.meta.end_tokens),
             )
 
@@ -193,20 +199,28 @@ class Grammars:
             FieldError: The grammar, that is the schema, is not understood.
         """
         assert self._model is not None
+        if self._tokenizer is None:
+            raise FieldError(grammar.field, "needs a tokenizer.json, which this model lacks")
         if grammar.answer is not None:
             self._checked(grammar.answer, "response_format")
         matcher = self._checked(grammar.text, grammar.field)
         tokenizer, dvoc = self._model.tokenizer, self._model.meta.dvoc
+
+        def known(text: str) -> int | None:
+            token = tokenizer.token_id(text)
+            return token if token is not None and token < dvoc else None
+
         gap = tokenizer.encode("\n\n")
         marks = Marks(
-            tokenizer.token_id("<think>") if may_think else None,
-            tokenizer.token_id("</think>"),
-            gap[0] if len(gap) == 1 else None,
-            tokenizer.token_id(CALL),
-            tokenizer.token_id(CALL_END),
+            known("<think>") if may_think else None,
+            known("</think>"),
+            gap[0] if len(gap) == 1 and gap[0] < dvoc else None,
+            known(CALL),
+            known(CALL_END),
         )
+        words = self._words
         return lambda: GrammarConstraint(
-            matcher, dvoc, marks, thinking=thinking, calls_only=grammar.calls_only
+            matcher, dvoc, words, marks, thinking=thinking, calls_only=grammar.calls_only
         )
 
     async def prepare(

@@ -98,7 +98,7 @@ def limit_thinking(
         FieldError: The model does not think.
     """
     think, think_end = tokenizer.token_id("<think>"), tokenizer.token_id("</think>")
-    if think is None or think_end is None:
+    if think is None or think_end is None or max(think, think_end) >= dvoc:
         raise FieldError("thinking_budget", "this model does not think")
     # As the model itself ends its thinking, so that what follows is in its habits.
     ending = [*tokenizer.encode("\n"), think_end]

@@ -58,8 +58,10 @@ def _prompts(service: Service, body: CompletionBody) -> list[list[int]]:
     return result
 
 
-def _texts(tokenizer: Qwen3Tokenizer, tokens: list[int]) -> list[str]:
+def _texts(tokenizer: Qwen3Tokenizer | None, tokens: list[int]) -> list[str]:
     """Return the text that becomes complete with each token; joined, they are the whole."""
+    if tokenizer is None:
+        return [""] * len(tokens)
     detokenizer = IncrementalDetokenizer(tokenizer, skip_special=False)
     texts = [detokenizer.push(token) for token in tokens]
     texts[-1] += detokenizer.finish()
@@ -73,7 +75,7 @@ class _Choice:
         self,
         index: int,
         job: Job,
-        tokenizer: Qwen3Tokenizer,
+        tokenizer: Qwen3Tokenizer | None,
         end_tokens: Collection[int],
         logprobs: int | None,
     ) -> None:
@@ -131,8 +133,9 @@ class CompletionWriter:
         self._body = body
         self._jobs = stream.jobs
         model = service.model
+        tokenizer = model.tokenizer if model.has_tokenizer else None
         self._choices = [
-            _Choice(index, job, model.tokenizer, model.meta.end_tokens, body.logprobs)
+            _Choice(index, job, tokenizer, model.meta.end_tokens, body.logprobs)
             for index, job in enumerate(stream.jobs)
         ]
         self._head: JsonObject = {

@@ -21,8 +21,13 @@ def chat_logprobs(tokenizer: Qwen3Tokenizer, item: TokenLogprobs) -> JsonObject:
     return {**_entry(tokenizer, item.token, item.logprob), "top_logprobs": top}
 
 
-def token_name(tokenizer: Qwen3Tokenizer, token: int) -> str:
-    """Return a token's text, or its bytes in OpenAI's notation where it is not text by itself."""
+def token_name(tokenizer: Qwen3Tokenizer | None, token: int) -> str:
+    """Return a token's text, or its bytes in OpenAI's notation where it is not text by itself.
+
+    Without a tokenizer it is the id, in vLLM's notation.
+    """
+    if tokenizer is None:
+        return f"token_id:{token}"
     data = tokenizer.token_bytes(token, skip_special=False)
     try:
         return data.decode("utf-8")
@@ -33,11 +38,11 @@ def token_name(tokenizer: Qwen3Tokenizer, token: int) -> str:
 class CompletionLogprobs:
     """Builds the ``logprobs`` objects of a text completion; offsets go on from one to the next."""
 
-    def __init__(self, tokenizer: Qwen3Tokenizer, top: int) -> None:
+    def __init__(self, tokenizer: Qwen3Tokenizer | None, top: int) -> None:
         """Count offsets from the text's first character.
 
         Args:
-            tokenizer: The model's.
+            tokenizer: The model's, if it has one.
             top: How many likeliest tokens to report with each.
         """
         self._tokenizer = tokenizer
