@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.engine.jobs import Job, Submission, Update
-from infinicore_infer.errors import FieldError
+from infinicore_infer.errors import FieldError, about
 from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.generate.grammar import Grammar
 from infinicore_infer.generate.results import TokenLogprobs
 from infinicore_infer.generate.sampling import SamplingParams
 from infinicore_infer.generate.thinking import limit_thinking
+from infinicore_infer.native.model import token_list
 from infinicore_infer.server.chat_request import ChatRequest
 from infinicore_infer.server.counts import stop_reason
 from infinicore_infer.server.grammar import choose_grammar
@@ -131,7 +132,7 @@ def _plan(service: Service, request: ChatRequest) -> _Plan:
 
 
 def check_length(service: Service, tokens: list[int], field: str) -> None:
-    """Refuse a prompt that leaves no room for an answer.
+    """Refuse a prompt that leaves no room for an answer, or has tokens that the model lacks.
 
     Raises:
         FieldError: Naming the given field.
@@ -142,6 +143,9 @@ def check_length(service: Service, tokens: list[int], field: str) -> None:
     if len(tokens) > limit:
         problem = f"the prompt has {len(tokens)} tokens, the context holds {limit}"
         raise FieldError(field, problem, code="context_length_exceeded")
+    with about(field):
+        # A tokenizer may know more than the model.
+        token_list(tokens, service.model.meta.dvoc)
 
 
 async def _constraint(
