@@ -34,7 +34,8 @@ struct Mount {
     std::string group;
 };
 
-// The mount of a controller of version 1, or with an empty name that of version 2; the point is empty if there is none.
+// Finds the mount of a controller of version 1, or, with an empty name, that of version 2. Without one its point is
+// empty.
 Mount mountOf(const std::string &root, const std::string &controller) {
     Mount found;
     // id parent device group point options [tags...] - type source options-of-the-type
@@ -147,7 +148,7 @@ uint64_t cgroupMemoryLeft(const std::string &root) {
         // No limit is the largest multiple of a page that 63 bits hold.
         constexpr uint64_t kNone = uint64_t{1} << 62;
         const uint64_t own = number(folder + "/memory.limit_in_bytes", kUnlimited);
-        // Of ancestors too, those that a container does not see included.
+        // This is the least limit of the group and all its ancestors, even of those that a container does not see.
         const uint64_t all = sumOf(folder + "/memory.stat", {"hierarchical_memory_limit"});
         const uint64_t limit = all == 0 ? own : std::min(own, all);
         const uint64_t cached = sumOf(folder + "/memory.stat", {"total_active_file", "total_inactive_file"});

@@ -1,4 +1,4 @@
-// Limits of the control groups that this process is in, version 1 and 2, those of all ancestors included.
+// Limits of the control groups (version 1 or 2) that this process is in, and of all their ancestors.
 #pragma once
 
 #include <cstdint>

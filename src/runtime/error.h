@@ -19,13 +19,13 @@ private:
     int32_t status_;
 };
 
-// snprintf that knows no locale: numbers have a point in every program.
+// Like snprintf, but ignores the locale: numbers are written with a decimal point in every program.
 void formatText(char *text, size_t size, const char *format, ...) noexcept __attribute__((format(printf, 3, 4)));
 
 // What the system's error number means, in English whatever the program's locale.
 std::string systemReason(int error_number);
 
-// printf-style constructor of an Error's text, thrown at once. Knows no locale either.
+// Throws an Error with a text that is formatted as formatText does it.
 [[noreturn]] void fail(int32_t status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 }  // namespace q3

@@ -20,7 +20,8 @@ std::string readLine(const std::string &path) {
 
 bool mayRunOn(uint32_t cpu) {
     cpu_set_t set;
-    // Without an answer, or beyond what the set can say, the kernel decides when the thread is placed.
+    // When the kernel gives no answer, or the set has no bit for the CPU, placing the thread will show whether it may
+    // run.
     return sched_getaffinity(0, sizeof set, &set) != 0 || cpu >= CPU_SETSIZE || CPU_ISSET(cpu, &set);
 }
 

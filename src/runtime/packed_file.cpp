@@ -26,9 +26,9 @@ constexpr size_t kChunk = size_t{512} << 10;  // bytes per hash: verified while 
 constexpr size_t kHeaderBytes = 4096;
 constexpr size_t kAlign = 64;
 constexpr uint32_t kVersion = 3;
-constexpr uint64_t kSection = ~uint64_t{0};  // in the index, where a blob has its offset
+constexpr uint64_t kSection = ~uint64_t{0};  // stands in the index in place of a blob's offset
 constexpr char kMagic[8] = {'Q', '3', 'P', 'A', 'C', 'K', 'E', 'D'};
-constexpr char kUnfinished[8] = {'Q', '3', 'P', 'A', 'C', 'K', '.', '.'};  // stands there until all else is written
+constexpr char kUnfinished[8] = {'Q', '3', 'P', 'A', 'C', 'K', '.', '.'};  // the magic until all else is written
 
 struct Header {
     char magic[8];
@@ -61,8 +61,8 @@ constexpr char kTemporary[] = ".tmp";
 constexpr size_t kTemporaryBytes = sizeof kTemporary - 1;
 constexpr size_t kRandomBytes = 3;
 
-// Path of temporary files of `path` but for the random part. A name too long for the addition loses its beginning, not
-// its end, by which directories of cache files are searched.
+// The path of temporary files of `path` without the random part. A name that would become too long loses its beginning
+// and not its end, because cache files are found by the end of their names.
 std::string temporaryPrefix(const std::string &path) {
     constexpr size_t kAdded = kTemporaryBytes + kRandomBytes;
     const size_t folder = path.find_last_of('/') + 1;  // 0 without a slash
@@ -71,14 +71,14 @@ std::string temporaryPrefix(const std::string &path) {
     if (name.size() + kAdded > longest && name.size() <= NAME_MAX) {
         size_t cut = std::min(name.size(), name.size() + kAdded - longest);
         while (cut < name.size() && (static_cast<unsigned char>(name[cut]) & 0xc0U) == 0x80) {
-            ++cut;  // not into a character of UTF-8
+            ++cut;  // so that no UTF-8 character is cut in two
         }
         name.erase(0, cut);
     }
     return path.substr(0, folder) + name + kTemporary;
 }
 
-// Letters and digits that are others at every call, on every thread and in every process; for names, not for secrets.
+// Letters and digits that differ at every call, on every thread and in every process; for names, not for secrets.
 std::string randomPart() {
     static std::atomic<uint64_t> calls{0};
     constexpr char kCharacters[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
@@ -123,7 +123,7 @@ bool isOurs(int fd) noexcept {
                                                 std::memcmp(magic, kMagic, sizeof magic) == 0));
 }
 
-// Removes one temporary file if its writer is dead: its lock went with it.
+// Removes one temporary file if its writer is dead, which shows in that nobody holds its lock.
 void removeIfAbandoned(int folder, const char *name) noexcept {
     const int fd = openat(folder, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
     if (fd < 0) {
@@ -139,8 +139,7 @@ void removeIfAbandoned(int folder, const char *name) noexcept {
     close(fd);
 }
 
-// Removes what killed writers have left of temporary files of a prefix. Only tidying: no failure is one of the
-// caller's.
+// Removes what killed writers have left of temporary files of a prefix. This only tidies up, so failures are ignored.
 void removeAbandoned(const std::string &path_prefix) {
     const size_t folder_bytes = path_prefix.find_last_of('/') + 1;
     const std::string prefix = path_prefix.substr(folder_bytes);
@@ -158,8 +157,8 @@ void removeAbandoned(const std::string &path_prefix) {
     closedir(entries);
 }
 
-// Writing beyond the limit on file sizes (ulimit -f) shall be an error of the call, not the end of the process: blocks
-// the signal that comes with it in this thread, and takes it away if it came.
+// Blocks SIGXFSZ in this thread for a scope, and discards the signal if it came: writing beyond the limit on file sizes
+// (ulimit -f) shall be an error of the call, not the end of the process.
 class NoFileSizeSignal {
 public:
     NoFileSizeSignal() noexcept {
@@ -243,7 +242,8 @@ PackedFileWriter::~PackedFileWriter() {
     discard(fd_, temporary_);
 }
 
-// A process that looks for what killed ones have left may find the file before it is locked, and remove it.
+// Creates and locks the temporary file. A process that tidies up after killed writers may find the file before it is
+// locked and remove it; then another one is created.
 void PackedFileWriter::create(const std::string &prefix) {
     constexpr int kTries = 1000;
     for (int tries = 0; tries < kTries; ++tries) {
@@ -255,7 +255,7 @@ void PackedFileWriter::create(const std::string &prefix) {
         if (fd_ < 0) {
             break;
         }
-        lock(fd_, LOCK_EX);  // a file system without locks: what is left after a kill stays
+        lock(fd_, LOCK_EX);  // without locks in the file system, a killed writer's file stays
         struct stat facts{};
         if (fstat(fd_, &facts) != 0 || facts.st_nlink > 0) {
             return;
@@ -422,8 +422,8 @@ void PackedReader::readAt(void *data, size_t bytes, uint64_t offset) const {
     }
 }
 
-// Blobs follow each other, each with its hashes, up to the end of the data: what a file says to hold it really has, and
-// nobody takes memory for more.
+// Checks that blobs follow each other, each with its hashes, up to the end of the data. Then the file really has what
+// its index says, and nobody allocates memory for more.
 void PackedReader::checkIndex(uint64_t end) const {
     uint64_t free = kHeaderBytes;
     for (size_t at = 0; at < index_.size();) {
@@ -487,11 +487,11 @@ void PackedReader::read(void *data, size_t bytes, ThreadPool &pool) {
     if (next_ > index_.size()) {
         throw PackedFileError(PackedFileError::kCorrupt);
     }
-    // Four chunks fill a huge page: two threads that touch one first both clear it.
+    // Four chunks fill a huge page, which two threads that first touch it would both clear.
     const uint32_t grain = chunks < 16 ? 1 : 4;
     constexpr int kGood = -1;
     constexpr int kDamaged = 0;
-    std::atomic<int> state{kGood};  // or what errno says
+    std::atomic<int> state{kGood};  // kGood, kDamaged or an errno
     pool.parallelFor(static_cast<uint32_t>(chunks), grain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t i = begin; i < end && state.load() == kGood; ++i) {
             const size_t start = size_t{i} * kChunk;

@@ -3,8 +3,8 @@
 //   Header (kHeaderBytes) | blobs, each at a multiple of 64 | index: identity, then offset, size and chunk hashes of
 //   every blob. Header and index carry hashes of themselves, so no byte that is used goes unchecked.
 //
-// Blobs are in sections, one for each rank of a model, which are read side by side. In the index a section but the
-// first begins with kSection in place of an offset, and its number.
+// Blobs are in sections, one for each rank of a model, which are read side by side. In the index, every section but
+// the first begins with kSection in place of an offset, followed by the section's number.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,8 @@
 
 namespace q3 {
 
-// 64 bits of a hash of our own, as fast as memory: every change of one 8-byte word changes it, and of several words all
-// but by chance. Against accidents, not against forgers.
+// A 64-bit hash of our own, as fast as memory. Changing one 8-byte word always changes it; changing several words
+// leaves it equal only by chance. It guards against accidents, not against forgers.
 uint64_t hashBytes(const void *data, size_t bytes) noexcept;
 
 // Takes blobs in order.
@@ -96,7 +96,7 @@ private:
 // another identity) or kCorrupt (truncated, changed, not such a file, or a blob of an unexpected size).
 class PackedReader {
 public:
-    explicit PackedReader(const char *path);  // whatever its identity
+    explicit PackedReader(const char *path);  // accepts any identity
     PackedReader(const char *path, const std::string &identity, uint32_t section = 0);
     ~PackedReader();
     PackedReader(const PackedReader &) = delete;
@@ -106,7 +106,8 @@ public:
     size_t nextBytes() const;  // size of the next blob, no more than the file has
     // Whether exactly `blobs` more blobs of `bytes` each follow in this section.
     bool holds(uint64_t blobs, size_t bytes) const;
-    // Reads the next blob, which must have that size, and verifies it. In parallel: reading is mostly clearing pages.
+    // Reads the next blob, which must have that size, and verifies it. Works in parallel, mostly at
+    // clearing pages.
     void read(void *data, size_t bytes, ThreadPool &pool);
     void finish() const;  // throws kCorrupt if blobs of the section are left
 

@@ -14,7 +14,7 @@
 namespace q3 {
 namespace {
 
-// Some 250 microseconds of polling: ranks do equal work, so the others are rarely later than that.
+// Polls for some 250 microseconds: ranks do equal work, so the others are rarely later than that.
 constexpr uint32_t kSpinLimit = 10000;
 
 // Elements per share are a multiple of this, so that no two ranks write to one cache line.

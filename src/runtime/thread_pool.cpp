@@ -12,7 +12,7 @@
 namespace q3 {
 namespace {
 
-// About 50 microseconds of polling: longer than the gap between two ops of a step, shorter than anybody notices.
+// Polls for about 50 microseconds: longer than the gap between two ops of a step, shorter than anybody notices.
 constexpr uint32_t kSpinLimit = 2000;
 
 }  // namespace

@@ -32,8 +32,8 @@ public:
         parallelFor(count, grain, grain, body);
     }
 
-    // The same in chunks that begin large, for work that likes to go on where it is, and end small, so that threads
-    // finish together: half of a thread's share of what is left, in multiples of `least` and at most `most`.
+    // Does the same in chunks that begin large, for work that gains from long runs, and end small, so that threads
+    // finish together. A chunk is half of a thread's share of what is left, in multiples of `least` and at most `most`.
     template <typename Body> void parallelFor(uint32_t count, uint32_t least, uint32_t most, const Body &body) {
         if (count == 0) {
             return;

@@ -28,7 +28,7 @@ private:
 };
 
 // Touches what the C++ library keeps per thread for exceptions. The dynamic loader may allocate it at the first touch
-// and ends the process when it cannot, which must not be when the exception to throw is that there is no memory.
+// and ends the process when it cannot, which must not happen while an exception about missing memory is thrown.
 inline void prepareToThrow() noexcept {
     const std::exception_ptr none = std::current_exception();
 }

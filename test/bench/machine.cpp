@@ -203,15 +203,15 @@ template <typename Measure> double middle(int repeats, const Measure &measure) {
     return median(std::move(results));
 }
 
-// One line of figures for every line of input, each in about a tenth of a second: a shared machine's limits change
-// within seconds, so whoever compares with them wants them from right before and after, and from the middle of some
-// passes, as the program under test is caught in no better a moment.
+// Prints a line of figures for every line of input, in about a tenth of a second each. A shared machine's limits change
+// within seconds, so whoever compares with them asks right before and right after. Figures are medians and not the best
+// of some passes, because the program under test gets no better moments either.
 void answer(unsigned threads, size_t bytes, std::vector<Read> reads) {
     const size_t part = std::min(bytes, size_t{256} << 20);
     const Buffers small(threads, part, false);
     const Buffers large(threads, part, true);
     const auto rate = [&](const Read &read) { return (read.huge ? large : small).rate(*read.pattern); };
-    // The best pattern was perhaps only lucky: the best six in turn.
+    // The best pattern was perhaps only lucky, so the best six are measured in turn.
     constexpr size_t kCandidates = 6;
     std::sort(reads.begin(), reads.end(), [](const Read &a, const Read &b) { return a.rate > b.rate; });
     reads.resize(kCandidates);

@@ -44,8 +44,8 @@ std::vector<float> multiply(Linears &linears, const CpuLinear &layer, const std:
     return out;
 }
 
-// All rows together are bit for bit what each is alone and what two are, and near the exact products: within
-// `tolerance` of what the sum of random products is expected to be.
+// All rows together give the same bits as each row alone and as pairs of rows. They are near the exact products: within
+// `tolerance` of the size that a sum of random products is expected to have.
 void testFormat(Shape shape, q3::DType dt_weight, uint32_t nthreads, double tolerance) {
     q3::ThreadPool pool(nthreads);
     Linears linears(selectKernels(), pool, roundUp(kRows, kMaxTileRows), shape.in, formatOf(dt_weight));

@@ -1,4 +1,5 @@
-// attention_plan.h says what a thread does at a time; its scratch is a fixed size whatever the context length.
+// Computes attention over the KV cache. attention_plan.h says what a thread does at a time; a thread's scratch has a
+// fixed size whatever the context length.
 #include "ops/cpu/attention.h"
 
 #include <algorithm>
@@ -21,7 +22,7 @@ constexpr uint32_t kMaxQueryRows = 256;
 // Keys between the tile that is converted and the one that is prefetched.
 constexpr uint32_t kKeysAhead = 2 * kBlockTokens;
 
-// Tokens whose heads are worth a fork.
+// Tokens whose heads a thread prepares at a time.
 constexpr uint32_t kTokenGrain = 4;
 
 // KV tiles that hold so many tokens.
@@ -89,9 +90,9 @@ AttentionPart Attention::partAt(size_t row, uint32_t rows) const {
     return {parts_.as<float>() + AttentionPart::floats(row, kv_.valueWidth()), rows, kv_.valueWidth()};
 }
 
-// In decode no item reads keys of another, so attend() lets every item begin with its own heads, which saves a fork.
-// Where items are cut, and in longer chunks, all keys must be stored before any unit starts. In chunks a thread takes
-// all heads of a few tokens, which lie side by side.
+// In decode no item reads keys that another one stores, so attend() lets every item begin with its own heads, which
+// saves a fork. Where items are cut, and in longer chunks, all keys must be stored before any unit starts. In chunks a
+// thread takes all heads of a few tokens, which lie side by side.
 void Attention::prepareHeads(Activation qkv, const float *q_norm, const float *k_norm, float epsilon, uint32_t layer) {
     norms_ = {q_norm, k_norm, epsilon};
     if (!plan_.oneItemEach()) {
@@ -214,7 +215,7 @@ void Attention::loadQueries(const AttentionItem &item, Activation qkv, const Att
     }
 }
 
-// Scores of the split's keys for every row. Prefetches V of the same keys during the last of them.
+// Scores the split's keys for every row. While it scores the last keys, it prefetches V of this split.
 void Attention::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
     const uint32_t dh = config_.dh;
     const uint32_t ntiles = tilesOf(nkeys);
@@ -230,8 +231,8 @@ void Attention::scoreKeys(const Tiles &tiles, uint32_t nkeys, uint32_t rows, con
     });
 }
 
-// out[rows][value width] = scores times V. Prefetches the keys of the thread's next split, if there is one, during the
-// last values.
+// out[rows][value width] = scores times V. While it adds the last values, it prefetches the keys of the thread's next
+// split, if there is one.
 void Attention::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
                             float *out) const {
     const auto tile = [&](uint32_t key) { return key < nkeys ? tiles.at(key).values : tiles.at(key).keys; };
@@ -245,7 +246,8 @@ void Attention::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, c
     });
 }
 
-// The wide variants of the two serve many rows, for all of which a tile is converted to float once; chains are longer.
+// scoreKeysWide and weighValuesWide serve many rows, for all of which a tile is converted to floats once.
+// weighValuesWide adds up kWideKeys keys at a time.
 void Attention::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
     for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
         if (key + kKeysAhead < nkeys) {
@@ -293,7 +295,8 @@ void Attention::attendSplit(const AttentionItem &item, uint32_t layer, uint32_t 
     const uint32_t nkeys = std::min(kSplit, end - first_key);
     const Tiles tiles{kv_, item.sequence->kv_blocks + first_key / kBlockTokens, tilesOf(end - first_key), layer,
                       item.kv_head};
-    // Converting a tile pays where rows use it three times or more. There are no kernels for int8 without it.
+    // Converting a tile pays where rows use it three times or more. int8 tiles are always converted: no kernel reads
+    // them as they are.
     const bool wide = rows > 2 * kernels_.tile_rows || kv_.keepsCodes();
     (this->*(wide ? &Attention::scoreKeysWide : &Attention::scoreKeys))(tiles, nkeys, rows, s);
 
@@ -304,7 +307,7 @@ void Attention::attendSplit(const AttentionItem &item, uint32_t layer, uint32_t 
             part.maximum[r] = kernels_.max(scores, count);
             part.sum[r] = kernels_.expSum(scores, count, part.maximum[r]);
         }
-        std::fill(scores + count, scores + nkeys, 0.0F);  // masked keys weigh nothing below
+        std::fill(scores + count, scores + nkeys, 0.0F);  // so that V of masked keys has no weight
     }
 
     (this->*(wide ? &Attention::weighValuesWide : &Attention::weighValues))(tiles, nkeys, rows, s, part.values);

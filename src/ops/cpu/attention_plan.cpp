@@ -5,12 +5,13 @@
 namespace q3::cpu {
 namespace {
 
-// Reading a key and its value costs a core about as much as the arithmetic of so many rows: 512 bytes at 15 GB/s
-// against 512 operations at 100 GFLOP/s.
+// Reading a key and its value costs a core about as much as the arithmetic of this many rows on them: 512 bytes at 15
+// GB/s against 512 operations at 100 GFLOP/s.
 constexpr double kReadRows = 6;
-// Waiting that is worth two more forks per layer.
+// Long items are cut, which costs two more forks per layer, if the last thread would work this many times as long as
+// its even share.
 constexpr double kWorthCutting = 1.25;
-// Rows of parts to have room for, if the heads of a token have fewer: a draft of eight tokens with two heads each.
+// Parts have room for at least this many rows per thread and split, as a draft of eight tokens with two heads each has.
 constexpr uint32_t kPartRows = 16;
 
 uint32_t splitsOf(uint32_t keys) {
@@ -49,7 +50,7 @@ void AttentionPlan::build(const std::vector<Sequence> &sequences) {
         }
     }
 
-    // Until when the last thread works: it has the longest item, or one item more than others have.
+    // The time until the last thread is done: it has the longest item, or one item more than others.
     const size_t threads = shape_.threads;
     const size_t rounds = (items_.size() + threads - 1) / threads;
     const double last = std::max(longest, static_cast<double>(rounds) * total /

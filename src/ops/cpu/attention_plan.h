@@ -1,6 +1,7 @@
-// Who does what in attention. A work item is (sequence, KV head, a run of tokens); its rows are the queries of all
-// heads that share the KV head, so each K and V tile is read once for all of them. Where items alone would keep threads
-// waiting, as with more threads than KV heads in decode, long ones are cut into their splits of keys.
+// Decides which thread does what in attention. A work item is (sequence, KV head, a run of tokens); its rows are the
+// queries of all heads that share the KV head, so each K and V tile is read once for all of them. Where items alone
+// would keep threads waiting, as with more threads than KV heads in decode, long ones are cut into their splits of
+// keys.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +30,7 @@ public:
     struct Shape {
         uint32_t nkvh;
         uint32_t group;            // query heads per KV head
-        uint32_t tokens_per_item;  // at most
+        uint32_t tokens_per_item;  // limit
         uint32_t dctx;
         uint32_t threads;
     };
@@ -37,21 +38,21 @@ public:
     struct Unit {
         uint32_t item;
         bool cut;
-        uint32_t first_key;  // of the split
+        uint32_t first_key;  // first key of the split
         size_t part;         // where the split's result is kept, in rows
     };
-    // What is claimed after all units: one row of a cut item, whose parts are merged.
+    // What a thread claims after all units are done: one row of a cut item, whose parts it merges.
     struct Merge {
         uint32_t item;
         uint32_t row;
-        size_t part;  // of the item's first split; the others follow, each with all rows of the item
+        size_t part;  // where the item's parts begin; each has all rows of the item
     };
 
     explicit AttentionPlan(const Shape &shape) : shape_(shape) {}
 
     void build(const std::vector<Sequence> &sequences);
 
-    // Rows that the parts of a step may take together.
+    // The most rows that all parts of a step take together.
     size_t maxPartRows() const;
     const std::vector<AttentionItem> &items() const { return items_; }
     const std::vector<Unit> &units() const { return units_; }

@@ -1,4 +1,4 @@
-// Layout of what attention keeps of an item's rows, in floats.
+// How attention's results and scratch for an item's rows lie in memory; sizes are numbers of floats.
 #pragma once
 
 #include <algorithm>
@@ -26,8 +26,8 @@ struct AttentionPart {
 struct AttentionScratch {
     float *query;         // [rows][dh], scaled by 1 / sqrt(dh)
     float *scores;        // [rows][kSplit]
-    AttentionPart part;   // of a split that is merged at once
-    AttentionPart total;  // all splits so far
+    AttentionPart part;   // a split of an item that is not cut
+    AttentionPart total;  // the merged splits so far
     float *tile;          // a K tile [dh][16], or a panel of several V tiles [kWideKeys][kValueWidth], as floats
 
     static constexpr uint32_t kWideKeys = 128;

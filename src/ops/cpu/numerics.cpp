@@ -11,7 +11,7 @@
 namespace q3::cpu {
 namespace {
 
-// Not a multiple of any vector's width.
+// A size that is not a multiple of any vector's width.
 constexpr uint32_t kSize = 997;
 
 // Numbers that are the same on every machine, in [-4, 4).
@@ -61,7 +61,7 @@ uint64_t hashOf(const KernelTable &kernels) {
 std::string numericsOf(const KernelTable &kernels) {
     const uint64_t hash = hashOf(kernels);
     const char *name = kernels.name;
-    for (const KernelEntry &entry : kernelEntries()) {  // best first
+    for (const KernelEntry &entry : kernelEntries()) {  // best first, so the plainest equal table is found last
         if (entry.supported && hashOf(*entry.kernels) == hash) {
             name = entry.kernels->name;
         }

@@ -7,10 +7,10 @@
 
 namespace q3::cpu {
 
-// A name that tables share whose results are the same to the bit: that of the plainest one here that this CPU can run,
-// and a hash of what the kernels make of given numbers. Sums inside a row are added in the order of the vectors, so
-// they differ between widths, while all else is the same by contract (kernels.h). The hash makes that no promise that
-// somebody must remember to keep.
+// Returns a text that is the same for tables whose results are the same to the bit: the name of the plainest such table
+// that this CPU can run, and a hash of what the kernels compute from given numbers. Sums inside a row are added vector
+// by vector, so they differ between vector widths; all else is the same by contract (kernels.h). The hash differs when
+// a kernel breaks that contract.
 std::string numericsOf(const KernelTable &kernels);
 
 }  // namespace q3::cpu

@@ -47,7 +47,8 @@ void InfinicoreBackend::qkNormRopeStore(Activation qkv, const PackedNorm &q_norm
     step_.paged ? storePaged(at(qkv), layer) : storeKv(at(qkv), layer);
 }
 
-// One rearrange per sequence and block: in a block the values follow the keys, and in qkv they do too.
+// One rearrange per sequence and block stores keys and values together, because values follow keys in a block as in
+// qkv.
 void InfinicoreBackend::storeKv(char *qkv, uint32_t layer) {
     const size_t width = config_.qkvWidth();
     const size_t dh = config_.dh;
@@ -85,7 +86,7 @@ void InfinicoreBackend::attention(Activation out, Activation qkv, uint32_t layer
     }
 }
 
-// Sequences of one row each: those of equal length share a softmax, as far as their scores fit.
+// Computes sequences of one row each. Those of equal length share a softmax, as far as their scores fit.
 void InfinicoreBackend::attendSingles(Activation out, Activation qkv, uint32_t layer) {
     const size_t nh = config_.nh;
     const size_t nkvh = config_.nkvh;
@@ -95,7 +96,7 @@ void InfinicoreBackend::attendSingles(Activation out, Activation qkv, uint32_t l
     for (size_t first = 0, n; first < singles_.size(); first += n) {
         const uint32_t total = singles_[first]->pos + 1;
         const size_t ld = scoreStride(total);
-        const size_t most = score_elements_ / (nh * ld);  // one at least: see the constructor
+        const size_t most = score_elements_ / (nh * ld);  // at least 1: the constructor makes room for one row
         const auto range = [&](size_t i) {
             char *const scores = scores_.data() + i * nh * ld * size_;
             return QueryRange{*singles_[first + i], 0, 1, total, ld, scores};
@@ -130,7 +131,7 @@ void InfinicoreBackend::attendRows(char *out, char *qkv, const QueryRange &range
 // InfiniCore 0.1.0's causal softmax for CUDA-like devices masks by thread instead of by column and lets keys of the
 // future through when the width exceeds the thread block (its issue #746). Keys that already score -infinity get
 // probability 0 whatever the operator does, so on such devices the blocks that the causal edge crosses start from
-// -infinity there. The first key of these blocks; total: none.
+// -infinity there. Returns the first key of these blocks; `total` means that there are none.
 uint32_t InfinicoreBackend::maskedFrom(const QueryRange &range) const {
     if (!mask_ || range.rows == 1 || (range.total <= tuning_.mask_width && !tuning_.mask_on_cpu)) {
         return range.total;

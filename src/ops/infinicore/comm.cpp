@@ -47,7 +47,7 @@ Comm::~Comm() {
 
 void Comm::sum(void *data, size_t count, infiniDtype_t dtype) {
     if (device_->abandoned()) {
-        device_->synchronize();  // throws
+        device_->synchronize();  // throws, as the device is abandoned
     }
     link_->meet();
     const auto issue = [&] {
@@ -67,7 +67,7 @@ void Comm::sum(void *data, size_t count, infiniDtype_t dtype) {
         if (complete) {
             throw RankStopped{};
         }
-        device_->synchronize();  // throws
+        device_->synchronize();  // throws, as the device is abandoned
     }
 }
 

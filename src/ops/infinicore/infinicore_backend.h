@@ -35,7 +35,7 @@ public:
     std::unique_ptr<PackedLinear> makeLinear(const LinearSource &source, PackedReader *saved) override;
     std::unique_ptr<PackedNorm> makeNorm(const NormSource &source, PackedReader *saved) override;
     std::shared_ptr<PackedLinear> makeEmbedding(const EmbeddingSource &source, PackedReader *saved) override;
-    bool sharesEmbedding() const override { return !routes_.embedding; }  // then it is in host memory
+    bool sharesEmbedding() const override { return !routes_.embedding; }  // shared in host memory
 
     uint32_t kvBlockTokens() const override { return block_tokens_; }
     size_t kvBlockBytes() const override { return config_.nlayer * layerBlockBytes(); }
@@ -126,7 +126,7 @@ private:
 
     const uint32_t rank_;
     const module::HostRanks host_;  // sums over ranks on the CPU
-    std::unique_ptr<Comm> comm_;    // and on other devices
+    std::unique_ptr<Comm> comm_;    // sums over ranks on other devices
     std::unique_ptr<Operators> operators_;
     std::vector<DeviceBuffer> activations_;
     DeviceBuffer wide_;  // [max_step_tokens, max(2 di, d)]: gate and up; gathered deltas
@@ -135,7 +135,7 @@ private:
     DeviceBuffer scores_;     // [nh, query_rows, keys]
     DeviceBuffer values_;     // [nkvh, gather_blocks * block_tokens, dh], 16-bit types only
     DeviceBuffer mask_;       // [block_tokens + query_rows keys, query_rows]: 0, and -infinity in the future
-    DeviceBuffer identity_;   // [identity_rows, identity_rows], where there is no add
+    DeviceBuffer identity_;   // [identity_rows, identity_rows], without the add operator
     DeviceBuffer positions_;  // int32 0, 1, 2, ... [max_step_tokens]
     DeviceBuffer rope_;       // [2, max_step_tokens, dh / 2]: sin, cos
     DeviceBuffer rope_host_;

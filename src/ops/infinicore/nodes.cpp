@@ -90,8 +90,8 @@ void InfinicoreBackend::addRmsnorm(Activation h, Activation x, Activation delta,
     operators_->rmsNorm(rowsOf(h, ntok), stream, scale, epsilon);
 }
 
-// x += delta, both contiguous [rows, d]. Without add: products of short pieces of the rows with an identity, exact but
-// for the rounding of the sum, which gemm does once, as add would.
+// x += delta, both contiguous [rows, d]. Without the add operator, gemm adds the products of short pieces of the rows
+// with an identity. These are exact, and gemm rounds the sum once, as add would.
 void InfinicoreBackend::addInto(const Tensor &x, const Tensor &delta) {
     if (routes_.add) {
         operators_->add(x, x, delta);
@@ -194,7 +194,7 @@ void InfinicoreBackend::allReduceSum(Activation x) {
     }
 }
 
-// On InfiniCore's CPU device, whose memory is the host's. Added up in float32 and rounded once.
+// Sums over ranks on InfiniCore's CPU device, whose memory is the host's: added up in float32 and rounded once.
 void InfinicoreBackend::reduceOnHost(void *data, size_t count) {
     {
         DeviceScope scope(*device_);

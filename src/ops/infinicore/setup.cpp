@@ -33,7 +33,7 @@ infiniDtype_t activationType(const ModelConfig &config, const BackendOptions &op
 
 }  // namespace
 
-// InfiniCore has no call that tells, so the operators must.
+// InfiniCore has no call that tells its version, so the operators that it has must tell.
 const char *version() {
     return Q3_HAS_ADD_RMS_NORM != 0 ? "newer-than-0.1.0" : "0.1.0";
 }
@@ -132,7 +132,7 @@ std::unique_ptr<PackedNorm> InfinicoreBackend::makeNorm(const NormSource &source
 }
 
 std::shared_ptr<PackedLinear> InfinicoreBackend::makeEmbedding(const EmbeddingSource &source, PackedReader *) {
-    // One of several heads holds a part of the rows only, and on a device that this one need not reach.
+    // With several heads, each holds only a part of the rows, on a device that this backend's device may not reach.
     const auto *head = source.heads.size() == 1 ? static_cast<const DeviceLinear *>(source.heads[0]) : nullptr;
     if (routes_.embedding) {
         auto embedding = std::make_unique<DeviceEmbedding>();

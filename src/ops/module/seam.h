@@ -2,8 +2,8 @@
 //
 // Both sides are compiled from one source tree, each with its own copy of the code it needs, so nothing static or
 // thread-local is shared and no exception or type identity crosses. A call that fails returns its status; the text is
-// in a buffer of the calling thread on the side that failed. Structures of the two sides are the same because
-// kLayout is. What one side allocates, that side frees.
+// in a buffer of the calling thread on the side that failed. The sides compare kLayout, so that
+// their structures are the same. What one side allocates, that side frees.
 #pragma once
 
 #include <cstddef>
@@ -14,10 +14,11 @@
 
 namespace q3::module {
 
-// Statuses are those of Qwen3Status, and this one: another rank failed, and has the reason (RankStopped).
+// Statuses are those of Qwen3Status, and this one, which says that another rank failed and has the reason
+// (RankStopped).
 inline constexpr int32_t kRankStopped = -1;
 
-// Of the module; nobody else looks inside.
+// An instance of the module's backend; only the module looks inside.
 struct Instance;
 struct Linear;
 struct Norm;
@@ -47,7 +48,7 @@ struct Facts {
 // Functions that return int32_t return a status; the others cannot fail. What they do stands in ops/backend.h and
 // ops/ops.h at the methods of the same name.
 struct Table {
-    // --- These are the same in every version, so that another one can be recognised.
+    // --- These members are the same in every version, so that a module of another version can be recognised.
     uint32_t struct_size;
     uint32_t reserved;
     const char *version;  // QWEN3_VERSION_STRING of the source

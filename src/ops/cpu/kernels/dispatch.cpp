@@ -25,8 +25,8 @@ const char *forcedName() {
 }
 
 #if defined(__x86_64__)
-// Whether the CPU has AMX int8, its operating system saves the tiles, and lets this process use them: Linux wants to be
-// asked, since a thread's saved state grows by 8 KB. Refused by kernels before 5.16 and by some sandboxes.
+// Whether the CPU has AMX int8, and the operating system saves the tiles and lets this process use them. Linux must be
+// asked, because the tiles add 8 KB to a thread's saved state; kernels before 5.16 and some sandboxes refuse.
 bool requestAmx() {
     constexpr unsigned kOsxsave = 1U << 27;                // leaf 1, ecx
     constexpr unsigned kAmxTile = 1U << 24;                // leaf 7, edx
@@ -61,7 +61,7 @@ const std::vector<KernelEntry> &kernelEntries() {
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
         const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
         const bool amx = vnni && __builtin_cpu_supports("avx512vbmi");
-        // The permission has side effects (signal stacks must be larger): whoever forces another table goes without.
+        // Asking for AMX has side effects (signal stacks must be larger), so nobody asks when another table is forced.
         const bool wanted = *forcedName() == '\0' || std::strcmp(forcedName(), kAmxKernels.name) == 0;
         found.push_back({&kAmxKernels, amx && wanted && requestAmx()});
         found.push_back({&kAvx512VnniKernels, vnni});

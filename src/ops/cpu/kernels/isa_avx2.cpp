@@ -26,7 +26,7 @@ struct Avx2 {
     static void storeFirst(float *p, F v, uint32_t n) { _mm256_maskstore_ps(p, firstLanes(n), v); }
 
     static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-    // Assembly, because the compiler likes to leave the sum in the factor's register, and then runs out of registers.
+    // This is assembly because compilers tend to put the sum into the factor's register, and then run out of registers.
     static F accumulate(F sum, F a, F b) {
         asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
         return sum;
@@ -106,7 +106,8 @@ struct Avx2 {
         __builtin_memcpy(&pair, p, sizeof pair);
         return _mm256_set1_epi32(pair);
     }
-    // One piece of assembly, because a compiler that moves the multiplies ahead of the additions runs out of registers.
+    // This is one piece of assembly because a compiler that moves the multiplies ahead of the additions runs out of
+    // registers.
     static I dotPairs(I sum, H a, H b) {
         __m256i product;
         asm("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(a), "x"(b));

@@ -11,9 +11,8 @@ struct Amx : Avx512Vnni {
     static I bytesAt(I places, I v) { return _mm512_permutexvar_epi8(places, v); }
     static I wordsAt(I places, I v) { return _mm512_permutexvar_epi16(places, v); }
 };
-constexpr int kRows = 16;  // of a tile register
-// Fewer rows are VNNI's: it streams four panels at a time from memory (steps of 8 sequences take 1.2 times as long
-// here).
+constexpr int kRows = 16;  // rows of a tile register
+// Fewer rows are left to VNNI, which streams four panels at a time from memory.
 constexpr int kLeastRows = 12;
 
 template <typename T, int N> struct alignas(64) Places {
@@ -27,7 +26,7 @@ template <typename T, int N> struct alignas(64) Places {
     }
 };
 
-// Rows of pairs k, k + 1 and then of k + 2, k + 3 become rows of quads.
+// The rows' pairs (k, k + 1), followed by their pairs (k + 2, k + 3), become the rows' quads.
 constexpr Places<uint16_t, 32> kQuadsOfPairs = [] {
     Places<uint16_t, 32> places{};
     for (uint16_t row = 0; row < kPanelRows; ++row) {
@@ -119,18 +118,19 @@ struct alignas(64) TileConfig {
 };
 
 using Dots = int32_t[kRows][kPanelRows];
-// The products of a group with a panel: of the codes, or of their high bytes and then of their low ones.
+// The products of a group's codes with a panel; 16-bit codes have one part for their high bytes and one for their low
+// bytes.
 template <WeightFormat T> struct Products16 {
     alignas(64) Dots part[infoOf(T).code_bytes];
 };
 
-// Compilers do not know that LDTILECFG reads all of its operand, nor that a tile is loaded from memory: what was stored
-// must have been stored.
+// Compilers do not know that LDTILECFG reads all of its operand, nor that loading a tile reads memory. This makes them
+// write all values to memory first.
 inline void finishStores() {
     asm volatile("" ::: "memory");
 }
 
-// Numbers of tiles are literals, as the compilers' macros want them.
+// The compilers' macros accept tile numbers as literals only.
 inline void storeEven(Dots &to, int part) {
     if (part == 0) {
         _tile_stored(0, to, sizeof to[0]);
@@ -146,8 +146,8 @@ inline void storeOdd(Dots &to, int part) {
     }
 }
 
-// Multiplies group g, and stores the products of the group before. A tile cannot be stored, or loaded, while its last
-// instruction runs: groups take turns with the tiles.
+// Multiplies group g and stores the products of group g - 1. A tile can be neither stored nor loaded while the last
+// instruction on it runs, so even and odd groups use different tiles.
 template <WeightFormat T>
 inline void multiply(uint32_t g, const char *codes, const char *weights, Products16<T> &before) {
     constexpr size_t kStride = kGroup * infoOf(T).code_bytes;
@@ -199,8 +199,8 @@ inline void addScaled(const Products16<T> &products, const QuantRows &x, const c
 constexpr uint32_t kBlock = 16;  // groups whose unpacked weights stay in L1
 using Unpacked = char[kBlock][kGroup * kPanelRows];
 
-// y[R][16] += `count` groups of a panel, whose weights are unpacked. Unpacks `next` meanwhile: tiles cannot be loaded
-// from what was stored just before, until it is in L1.
+// y[R][16] += `count` groups of a panel, whose weights are unpacked. Meanwhile it unpacks the weights of `next`, the
+// panel after this one: a tile load waits until stores to its memory have reached L1.
 template <WeightFormat T, int R>
 void addGroups(const char *panel, const Unpacked &weights, const char *next, Unpacked &next_weights, const QuantRows &x,
                uint32_t count, float *y, size_t ldy) {
@@ -211,7 +211,7 @@ void addGroups(const char *panel, const Unpacked &weights, const char *next, Unp
     }
     Products16<T> products[2];
     for (uint32_t g = 0; g <= count; ++g) {
-        const uint32_t at = g < count ? g : 0;  // one group more, whatever it is, stores the products of the last
+        const uint32_t at = g < count ? g : 0;  // the extra round only stores the last group's products
         multiply<T>(g, x.from(0, at, T).codes, weights[at], products[(g + 1) % 2]);
         if (g > 0) {
             addScaled<T, R>(products[(g + 1) % 2], x.from(0, g - 1, T), panel + panelOffset(T, size_t{g - 1} * kGroup),
@@ -266,7 +266,7 @@ template <WeightFormat T> struct TilesCall {
                                 ldy);
             }
         }
-        _tile_release();  // or every switch of threads would save the tiles
+        _tile_release();  // otherwise every thread switch would save the tiles
     }
 };
 

@@ -1,5 +1,5 @@
 // NEON with SMMLA (i8mm): Neoverse V1, N2 and later. One instruction multiplies 8 k of two rows of activations by those
-// of two rows of weights, twice the work of SDOT; where only one row is at hand SDOT stays.
+// of two rows of weights, twice the work of SDOT. A single row is multiplied with SDOT.
 #include "ops/cpu/kernels/simd_dotprod.h"
 
 namespace q3::cpu {
@@ -9,8 +9,8 @@ using S = NeonDotprod;
 constexpr size_t kRows = S::kTileRows;
 static_assert(kRows == 6, "three pairs");
 
-// 4 steps of eight k. A vector has two rows of weights, 8 bytes of codes one row of activations; 16-bit codes come as
-// the high bytes of the group, then the low bytes.
+// A group is 4 steps of eight k. A vector holds two rows of weights, and 8 bytes of codes are one row of activations.
+// 16-bit codes are split into two planes: the group's high bytes, then its low bytes.
 template <WeightFormat T> struct Octets {
     using Quads = Steps<S, T>;
     static constexpr uint32_t kSteps = kGroup / 8;
@@ -18,13 +18,13 @@ template <WeightFormat T> struct Octets {
     static constexpr size_t kCodeBytes = 8;
     static constexpr int kPlanes = infoOf(T).code_bytes;
     using Weights = S::B;
-    // Codes of a group of rows as [planes][steps][kRows][kCodeBytes]. An odd last row stands in for its missing
-    // partner.
+    // Writes the rows' codes of a group as [planes][steps][kRows][kCodeBytes]. An odd last row is written twice, to
+    // make a pair.
     static void arrange(const QuantRows &x, uint32_t rows, char *out) {
         for (uint32_t r = 0; r < rows + rows % 2; ++r) {
             const char *from = x.codes + (r < rows ? r : rows - 1) * x.row_step * QuantRows::rowBytes(T);
             char *to = out + r * kCodeBytes;
-            constexpr size_t kNext = kRows * kCodeBytes;  // step
+            constexpr size_t kNext = kRows * kCodeBytes;  // from step to step
             if constexpr (T == kQ8) {
                 const CodeBytes bytes(from);
                 for (int i = 0; i < 2; ++i) {
@@ -62,7 +62,7 @@ private:
     }
 };
 
-// Codes of two rows. In assembly for the reason that broadcastQuad is.
+// Loads the codes of two rows. It is assembly for the same reason as broadcastQuad (simd_dotprod.h).
 inline int8x16_t loadTwoRows(const char *p) {
     const auto *rows = reinterpret_cast<const int8_t (*)[16]>(p);
     int8x16_t out;
@@ -89,7 +89,7 @@ inline void addScaled(const QuantRows &x, uint32_t r, int64x2_t dots, float32x4_
     S::store(y, S::fma(S::toFloat(dot), S::mul(w_scale, S::broadcast(x.scales + r * x.row_step)), S::load(y)));
 }
 
-// y[rows][16] += one group, rows = 2 * Pairs or one less. codes: x's, arranged.
+// y[rows][16] += one group, rows = 2 * Pairs or one less. codes: x's, as arrange() writes them.
 template <WeightFormat T, int Pairs>
 void addGroup(const char *group, const QuantRows &x, const char *codes, uint32_t rows, float *y, size_t ldy) {
     using Step = Octets<T>;

@@ -10,7 +10,7 @@
 namespace q3::cpu {
 namespace {
 
-// Number i of codes in `bytes`.
+// The activation code at index i; `bytes` holds codes of format T.
 template <WeightFormat T> int activationAt(const char *bytes, size_t i) {
     if constexpr (infoOf(T).code_bytes == sizeof(int16_t)) {
         return reinterpret_cast<const int16_t *>(bytes)[i];

@@ -39,8 +39,8 @@ void tile(const float *a, size_t a_row, size_t a_col, const float *const *b, siz
     withRows<S::kTileRows>(rows, TileCall<S>{a, a_row, a_col, b, ldb, k, c, ldc, npanels, accumulate});
 }
 
-// Where P tiles from `first` on are, and what to fetch meanwhile: the same place of the tiles that come next, or what
-// is here already. Further ahead, L1 would not hold it until then.
+// The addresses of P tiles from `first` on, and those to prefetch from while they are read: the P tiles after them, or
+// the same tiles where none follow. L1 would not hold tiles from further ahead until they are used.
 template <int P> struct TilesAt {
     const char *at[P];
     const char *next[P];
@@ -106,8 +106,8 @@ template <typename S, WeightFormat T> struct WeighCall {
     size_t ldo;
     bool accumulate;
 
-    // Tile after tile makes one stream through memory, which is worth a third of the time to few rows. Many rows
-    // compute longer than they read: their sums stay in registers over all tiles.
+    // Few rows take tile after tile, because one stream through memory is read fastest, although their sums are stored
+    // after every tile. Many rows compute longer than they read, so their sums stay in registers over all tiles.
     template <int R> void call() const {
         constexpr int kPanels = panelsAtOnce<S, R>(0) > 1 ? 2 : 1;
         const uint32_t step = kPanels > 1 ? 1 : values.count;
@@ -140,7 +140,8 @@ template <typename S, WeightFormat T> struct WeighCall {
             for (uint32_t i = 0; i < end; ++i) {
                 Q3_UNROLL
                 for (int p = 0; p < P; ++p) {
-                    // Of two panels that share a line the first asks for it, or each for every other one.
+                    // Two panels of 16-bit values share every cache line: together, the first panel prefetches it;
+                    // alone, each panel prefetches every other line.
                     if (kSize == 4 || (P == 1 ? (i + first) % 2 == 0 : p == 0)) {
                         __builtin_prefetch(fetch + valueElement(p, i) * kSize);
                     }

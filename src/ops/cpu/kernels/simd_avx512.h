@@ -1,5 +1,5 @@
-// Traits of AVX-512 (F, BW, VL, DQ). A panel's 16 rows are one vector; 12 rows of a tile are 12 of 32 registers, chains
-// enough for two multiply-adds a cycle.
+// Traits of AVX-512 (F, BW, VL, DQ). A panel's 16 rows are one vector. A tile of 12 rows takes 12 of 32 registers,
+// which are chains enough for two multiply-adds a cycle.
 #pragma once
 
 #include <immintrin.h>

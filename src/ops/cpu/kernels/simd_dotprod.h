@@ -9,7 +9,7 @@ namespace {
 
 struct NeonDotprod : Neon {
     using Q = int32x4_t;
-    // In assembly, because a compiler that loads all rows' values ahead of the products runs out of registers.
+    // This is assembly because compilers load all rows' values ahead of the products, and then run out of registers.
     static B broadcastQuad(const char *p) {
         const auto *quad = reinterpret_cast<const int8_t (*)[4]>(p);
         int8x16_t out;
@@ -36,7 +36,7 @@ struct CodeBytes {
     }
 };
 
-// 8 steps of four k. A vector has four rows of weights.
+// A group is 8 steps of four k. A vector holds four rows of weights.
 template <> struct Steps<NeonDotprod, kQ8> {
     using S = NeonDotprod;
     static constexpr int kAtOnce = 2;        // with two sums each, 6 rows take 24 registers

@@ -14,7 +14,7 @@
 namespace q3::cpu {
 namespace {
 
-// One k of a panel.
+// A panel's 16 weights at one k.
 template <typename S> struct Column {
     typename S::F part[S::kParts];
 };
@@ -86,8 +86,9 @@ template <typename S, int R, int P> struct Products {
         }
     }
 
-    // Whether a row's value, once in a register, meets all panels, when `fixed` more registers are in use. If not, it
-    // is read from L1 for every panel. With many rows that would hold up multiply-adds, with few it is no slower.
+    // Whether a row's value of x is loaded into a register once for all panels, when `fixed` more registers are in use.
+    // Otherwise every panel reads it from L1 again: with many rows, these loads would hold up multiply-adds; with few,
+    // this is no slower.
     static constexpr bool meetsAll(int fixed) {
         return R > 2 && P > 1 && (R + 1) * P * S::kParts + 1 + fixed <= S::kRegisters;
     }
@@ -130,7 +131,7 @@ template <typename S, int R, int P> struct Products {
         }
     }
 
-    // Panel p to or from c[p].
+    // Load or store the sums of panel p from or to c[p].
     void load(float *const *c, size_t ldc) {
         each([&](int r, int p, int h) Q3_INLINE { sum[r][p][h] = S::load(c[p] + r * ldc + h * S::kLanes); });
     }
@@ -139,7 +140,7 @@ template <typename S, int R, int P> struct Products {
         each([&](int r, int p, int h) Q3_INLINE { S::store(c[p] + r * ldc + h * S::kLanes, sum[r][p][h]); });
     }
 
-    // Panels `apart` places from each other.
+    // The same for panels that lie `apart` panels from each other in y.
     void load(float *y, size_t ldy, size_t apart) {
         float *c[P];
         places(y, apart, c);
@@ -160,9 +161,10 @@ private:
     }
 };
 
-// Asks for the weights that R rows meet a little later. From two rows on the arithmetic in between keeps the core from
-// running ahead, and hardware stops at the end of every 4 KiB. One row does little but load, four streams at a time,
-// which the hardware follows: far requests hinder, near ones help a little where there is something to do per byte.
+// Prefetches the weights that R rows are multiplied with a little later. From two rows on, arithmetic keeps the core
+// from running ahead of its loads, and the hardware's prefetchers stop at the end of every 4 KiB. One row does little
+// but load, four streams at a time, which the hardware follows: far prefetches hinder it, and near ones help a little
+// where weights must be decoded.
 template <WeightFormat T, int R> inline void fetchAhead(const char *weights, size_t bytes) {
     constexpr size_t kDistance = R > 1 ? 4096 : (infoOf(T).plain ? 0 : 256);
     if constexpr (kDistance > 0) {
@@ -182,7 +184,7 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
             const float *at = x + i + (odd ? 1 : 0);
             if constexpr (Products<S, R, P>::meetsAll(0)) {
                 products.add([&](int p) { return load(p).column(odd); }, at, ldx);
-            } else {  // as add() would do, but GCC makes better code of it
+            } else {  // does what add() does, in a form that GCC compiles better
                 Q3_UNROLL
                 for (int p = 0; p < P; ++p) {
                     const Pair<S> pair = load(p);
@@ -198,7 +200,7 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
             add(i, false);
             add(i, true);
         }
-        if (k % 2 != 0) {  // ends with half a pair
+        if (k % 2 != 0) {  // the last pair has only one k
             add(k - 1, false);
         }
     } else {
@@ -212,7 +214,7 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
     }
 }
 
-// Calls body with `rows` as a compile-time number: body.template operator()<R>().
+// Calls body.call<N>() with N = `rows`, from 1 to R, as a compile-time number.
 template <int R, typename Body> inline void withRows(uint32_t rows, const Body &body) {
     if constexpr (R > 1) {
         if (rows < R) {
@@ -222,8 +224,9 @@ template <int R, typename Body> inline void withRows(uint32_t rows, const Body &
     body.template call<R>();
 }
 
-// Panels at once for R rows, when `fixed` more registers are in use: for one row, four panels give enough chains to
-// cover the latency of a multiply-add, and four streams that of memory. From some rows on the rows are chains enough.
+// How many panels R rows are multiplied with at once, when `fixed` more registers are in use. One row takes four
+// panels: their chains hide the latency of a multiply-add, and their four streams that of memory. Many rows are chains
+// enough.
 template <typename S, int R> constexpr int panelsAtOnce(int fixed) {
     for (int p = 4; p > 1; p /= 2) {
         if (R * p * S::kParts + fixed + S::kParts + 1 <= S::kRegisters) {
@@ -249,7 +252,8 @@ inline Bf12Header bf12Header(const char *group) {
     return *reinterpret_cast<const Bf12Header *>(group);
 }
 
-// The first or second pair of k of a quad of a bf12 group. raw moves on when the pair is raw.
+// Decodes the first or second pair of k of a quad of a bf12 group. If the pair is kept raw, it is read from `raw`,
+// which then points to the next one.
 template <typename S>
 inline Pair<S> pairBf12(const char *group, uint32_t quad, bool second, typename S::Bf12Table table, uint32_t raw_pairs,
                         const uint16_t *&raw) {
@@ -298,7 +302,7 @@ inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t 
     const auto add = [&](uint32_t quad, bool second) {
         const float *at = x + size_t{quad} * 4 + (second ? 2 : 0);
         const auto decode = [&](int p) { return pairBf12<S>(groups[p], quad, second, table[p], pairs[p], raw[p]); };
-        if constexpr (Products<S, R, P>::meetsAll(P * (S::kParts + 1))) {  // besides, words and a table for each
+        if constexpr (Products<S, R, P>::meetsAll(P * (S::kParts + 1))) {  // each panel's words and table
             Pair<S> pair[P];
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
@@ -358,8 +362,8 @@ void multiplyTile(const char *panels, size_t panel_bytes, size_t apart, uint32_t
 }
 
 // Calls call.tiles<R, P>(first, apart) for all panels, P at a time, which are `apart` = npanels / P from each other:
-// each of the P streams through memory then goes on where the call before left it. Streams that begin anew with every
-// panel cost int4 a quarter of the bandwidth (9 KiB at k = 1024) and int8 a tenth.
+// each of the P streams through memory then goes on where the call before left it. Streams that began anew with every
+// panel would leave bandwidth unused, the more the smaller panels are.
 template <int R, int P, typename Call> inline void forPanelGroups(uint32_t npanels, const Call &call) {
     const uint32_t apart = npanels / P;
     for (uint32_t p = 0; p < apart; ++p) {

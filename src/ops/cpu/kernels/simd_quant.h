@@ -8,28 +8,28 @@
 namespace q3::cpu {
 namespace {
 
-// A step of a panel: its 16 rows, or kAtOnce vectors of them.
+// A panel's weights in one step: kAtOnce vectors, which hold its 16 rows or some of them.
 template <typename Step> struct StepWeights {
     typename Step::Weights part[Step::kAtOnce];
 };
 
-// Codes of a group of some rows, step by step.
+// Activation codes of one group for some rows, in the order of the steps.
 struct StepCodes {
     const char *codes;
     size_t row_bytes;
 };
 
-// The products of one format: a step of weights (16 rows x 4 bytes as it is multiplied) and of activation codes. A set
-// with products of another shape specialises it (simd_dotprod.h).
+// How one format is multiplied, in steps of weights (16 rows x 4 bytes, as they are multiplied) and activation codes.
+// An instruction set with products of another shape specialises it (simd_dotprod.h).
 template <typename S, WeightFormat T> struct Steps;
 
 template <typename S> struct Steps<S, kQ8> {
     static constexpr int kAtOnce = S::kParts;         // vectors whose sums stay in registers
-    static constexpr size_t kCodeBytes = kStepBytes;  // of a row's codes in a step
+    static constexpr size_t kCodeBytes = kStepBytes;  // bytes of a row's codes in a step
     using Weights = typename S::H;
     using Values = Weights;  // a row's codes of a step, in every lane
     using Sums = typename S::I;
-    template <int R> using Rows = StepCodes;  // made from QuantRows' codes and bytes from row to row
+    template <int R> using Rows = StepCodes;  // made of QuantRows' codes and the bytes between rows
     static Values broadcast(const char *codes) { return S::broadcastPair(codes); }
     static Sums start() { return S::setInt(0); }
     static Sums dot(Sums sums, Weights w, Values x) { return S::dotPairs(sums, w, x); }
@@ -48,7 +48,7 @@ template <typename S> struct Steps<S, kQ8> {
     }
 };
 
-// Weights are the nibbles, 0 to 15.
+// Weights are multiplied as nibbles, 0 to 15; total() subtracts what that adds.
 template <typename S> struct Steps<S, kQ4> {
     static constexpr int kAtOnce = S::kParts;
     static constexpr size_t kCodeBytes = kStepBytes;
@@ -110,7 +110,8 @@ template <typename S, WeightFormat T, int R> struct GroupDots {
     }
 };
 
-// Adds one group of panel p to the sums of R rows. x: that group of the rows; `rows` its codes in steps.
+// Adds one group of panel p to the sums of R rows. x: the rows' activations in that group; `rows`: their codes in the
+// order of the steps.
 template <typename S, WeightFormat T, int R, int P>
 inline void multiplyGroup(const char *group, const QuantRows &x, const typename Steps<S, T>::template Rows<R> &rows,
                           int p, Products<S, R, P> &products) {

@@ -16,14 +16,14 @@
 namespace q3::cpu {
 namespace {
 
-// Panels a thread claims at a time. It is the one that touches their memory first, and two threads that do so in one
-// huge page both clear it.
+// Panels that a thread claims at a time. The thread is the first to touch their memory, and two threads that first
+// touch the same huge page would both clear it.
 uint32_t packGrain(const CpuLinear &linear) {
     constexpr size_t kHugePage = size_t{2} << 20;
     return static_cast<uint32_t>(std::max<size_t>(1, kHugePage / linear.panel_bytes));
 }
 
-// Calls body(index, its rows, its memory) for every panel, in parallel.
+// Calls body(panel's index, its rows, its memory) for every panel, in parallel.
 template <typename Body> void forEachPanel(PanelReader &reader, CpuLinear &linear, ThreadPool &pool, Body body) {
     const HostBuffer copies(pool.size() * reader.copyBytes());
     pool.parallelFor(linear.npanels, packGrain(linear), [&](uint32_t begin, uint32_t end, uint32_t thread) {
@@ -82,7 +82,7 @@ template <typename Body> void forPairGroups(PanelReader &reader, const PanelRead
     }
 }
 
-// Two passes: how much stays raw must be known before the raw pairs get their memory.
+// Packs in two passes, because the number of raw pairs must be known before their memory is allocated.
 void packBf12(PanelReader &reader, CpuLinear &linear, ThreadPool &pool) {
     std::vector<size_t> raw_pairs(size_t{linear.npanels} + 1, 0);
     forEachPanel(reader, linear, pool, [&](uint32_t p, const PanelReader::Rows &rows, char *) {
@@ -266,7 +266,7 @@ bool readRow(const PackedLinear &table, uint32_t row, float *out) {
     const auto &plain = static_cast<const CpuTable &>(table);
     const size_t size = dtypeSize(plain.dtype);
     const char *start = static_cast<const char *>(plain.data) + row * plain.row_stride * size;
-    // A borrowed table may lie in a file that is cut short by now.
+    // A borrowed table may lie in a mapped file that has been cut short since.
     char copy[4096];
     const auto together = static_cast<uint32_t>(sizeof copy / size);
     for (uint32_t first = 0; first < plain.cols; first += together) {

@@ -45,8 +45,8 @@ public:
     DType dtype = DType::kF32;
     uint32_t rows = 0, cols = 0;
     size_t row_stride = 0;       // elements
-    HostBuffer owned;            // or
-    const void *data = nullptr;  // the caller's memory
+    HostBuffer owned;            // the elements, or empty when they are borrowed
+    const void *data = nullptr;  // the elements, in `owned` or in the caller's memory
     size_t bytes() const override { return owned.bytes(); }
 };
 

@@ -70,7 +70,7 @@ size_t biasBytes(const CpuLinear &linear) {
     return size_t{linear.npanels} * kPanelRows * sizeof(float);
 }
 
-// An owned table without its content, or one that is the caller's memory.
+// Makes a table whose elements are the caller's memory; loadTable() replaces them unless they are borrowed.
 std::unique_ptr<CpuTable> emptyTable(const LinearSource &shape) {
     auto table = std::make_unique<CpuTable>();
     table->dtype = shape.parts[0].dtype;
@@ -97,7 +97,7 @@ void saveLinear(const PackedLinear &linear, PackedWriter &out) {
         if (panels->bias.data() != nullptr) {
             out.blob(panels->bias.data(), biasBytes(*panels));
         }
-    }  // a tied table is the head's
+    }  // a tied table has nothing of its own to save
 }
 
 void saveVector(const CpuVector &vector, PackedWriter &out) {

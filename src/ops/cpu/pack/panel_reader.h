@@ -30,8 +30,8 @@ public:
     // dtype: what the elements become: F32, F16 or BF16. source must outlive the reader.
     PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape);
 
-    // Throws IO_ERROR if a file that the source lies in has become too short, which would end the process at first
-    // read. It may become so later: see copied().
+    // Throws IO_ERROR if the source lies in a mapped file that has become too short, because reading it would end the
+    // process. The file may also be cut after this check: see copied().
     void checkReadable() const;
 
     // The 16 rows of a panel; those past the end of the layer read as zeros.
@@ -44,15 +44,16 @@ public:
         uint32_t first;  // row of the layer that data[0] is
     };
     Rows rows(uint32_t panel) const;
-    // The same rows in `copy`, of copyBytes(), which stay there whatever happens to the source's file. If it has become
-    // too short by now, they are zeros and check() throws. Columns that are not contiguous (an [in, out] layout) are
-    // not copied: each would take a system call.
+    // Copies rows to `copy`, which holds copyBytes(), and returns where they are there, safe from whatever happens to
+    // the source's file. If the file has become too short by now, the copy is zeros and check() throws. Rows that are
+    // not contiguous (an [in, out] layout) are not copied, because each element would take a system call.
     Rows copied(const Rows &rows, char *copy);
     size_t copyBytes() const { return kPanelRows * row_bytes_; }
 
-    // Columns [k0, k0 + count) of dtype F32: tile[count][16].
+    // Reads columns [k0, k0 + count) as F32: tile[count][16].
     void readFloats(const Rows &rows, uint32_t k0, uint32_t count, float *tile);
-    // Of dtype F16 or BF16, two columns to a word: tile[ceil(count / 2)][16][2], an odd last half zero.
+    // Reads columns as F16 or BF16, two to a word: tile[ceil(count / 2)][16][2]. The second half of an odd last
+    // column's word is zero.
     void readPairs(const Rows &rows, uint32_t k0, uint32_t count, uint32_t *tile);
 
     // Throws BAD_WEIGHTS and where, if anything read so far was NaN, infinite or too large for dtype; IO_ERROR if
@@ -68,10 +69,10 @@ private:
     const LinearSource &source_;
     DType dtype_;
     PanelShape shape_;
-    size_t row_bytes_;         // at most, in a copy
+    size_t row_bytes_;         // most bytes that a row takes in a copy
     std::vector<char> zeros_;  // one row
     std::atomic<bool> unreadable_{false};
-    std::atomic<uint64_t> bad_{kNone};  // row << 32 | column, the least of all threads
+    std::atomic<uint64_t> bad_{kNone};  // row << 32 | column, the least that any thread found
 };
 
 }  // namespace q3::cpu

@@ -39,7 +39,7 @@ float inverseOf(uint16_t scale) {
     return scale == 0 ? 0.0F : 1.0F / bf16ToFloat(scale);
 }
 
-// Range of codes. Run-time values: between constants GCC does not find the minimum and maximum instructions.
+// The range of codes, as run-time values: GCC does not use minimum and maximum instructions for constant bounds.
 struct Bounds {
     Lanes low, high;
     Bounds(float l, float h) {
@@ -64,9 +64,9 @@ void encode(const float *tile, const uint16_t *scales, const Bounds &bounds, int
     }
 }
 
-// The scales of four rows, possibly negative: a row's extreme weight takes -8, the one code without a mirror image. Of
-// scales around that the one with the least squared error wins, weighted by w^2: large weights matter more to the
-// output.
+// Finds the scales of four rows. A scale may be negative, so that a row's extreme weight takes -8, the one code without
+// a counterpart of the other sign. Of several scales around that one, the one with the least squared error wins. Errors
+// are weighted by w^2, because large weights matter more to the output.
 void searchScalesQ4(const float *tile, const Bounds &bounds, uint16_t *scales) {
     static constexpr float kDivisors[] = {-8.0F, -7.0F, -7.5F, -8.5F, -9.0F, -9.5F, 7.0F, 7.5F};
     Lanes extreme = all(0.0F);
@@ -107,8 +107,8 @@ void searchScalesQ4(const float *tile, const Bounds &bounds, uint16_t *scales) {
     }
 }
 
-// The largest upper byte (without sign) of a bf12 group, and the pairs of k that eight of them from there down do not
-// reach.
+// `base` is the largest upper byte (without sign) of a bf12 group. `pairs` has a bit for every pair of k with an upper
+// byte that is not among the eight values from `base` down.
 struct Bf12Range {
     uint32_t base;
     uint32_t pairs;

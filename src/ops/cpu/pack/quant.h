@@ -11,9 +11,10 @@ void quantizeGroupQ8(const float *tile, char *group);
 void quantizeGroupQ4(const float *tile, char *group);
 
 // tile [16][16][2] bf16 in pairs of k, of which the first count k exist.
-// Pairs that bf12 cannot hold and keeps raw:
+// Returns how many pairs of k bf12 cannot hold and keeps raw.
 uint32_t countRawBf12(const uint32_t *tile, uint32_t count);
-// Writes a zeroed group; raw, aligned to 64 bytes, receives that many [16][2]. Returns their number.
+// Packs the tile into `group`, which must be zeroed, and its raw pairs into raw[count][16][2], which is aligned to 64
+// bytes. Returns the number of raw pairs.
 uint32_t packGroupBf12(const uint32_t *tile, uint32_t count, char *group, uint16_t *raw);
 
 }  // namespace q3::cpu

@@ -20,7 +20,7 @@
 #define Q3_HAS_EMBEDDING 0
 #endif
 
-// The three work on the same cache, so they are used together or not at all.
+// The three operators of paged attention work on the same cache, so they are used together or not at all.
 #if __has_include("infiniop/ops/paged_caching.h") && __has_include(                                                    \
                                                          "infiniop/ops/paged_attention.h") &&                          \
                                                          __has_include("infiniop/ops/paged_attention_prefill.h")
@@ -34,8 +34,8 @@
 
 namespace q3::infinicore {
 
-// Newer operators still change their arguments: one that takes others than ours counts as missing, so that the
-// library builds and takes another route. So does one that the InfiniCore found at run time does not have.
+// Newer operators still change their arguments. An operator whose arguments differ from ours counts as missing, so that
+// the module builds and takes another route. So does an operator that the InfiniCore found at run time lacks.
 template <class Function, class... Args> infiniStatus_t callIfKnown(Function function, Args... args) {
     if constexpr (std::is_invocable_v<Function, Args...>) {
         if constexpr (std::is_pointer_v<Function>) {

@@ -120,7 +120,7 @@ void DeviceBlockMemory::release(void *block) noexcept {
         return;
     }
     if (index(block) >= 0) {
-        free_.push_back(static_cast<char *>(block));  // never more than there was room for
+        free_.push_back(static_cast<char *>(block));  // has room for all slots, so it does not allocate
         return;
     }
     try {

@@ -112,7 +112,7 @@ void Device::zero(void *data, size_t bytes) const {
     }
     char *const base = static_cast<char *>(data);
     size_t done = std::min(bytes, kZeroChunk);
-    static const std::vector<char> zeros(kZeroChunk, 0);  // lives on: a copy may fail with others on the way
+    static const std::vector<char> zeros(kZeroChunk, 0);  // static: when one copy fails, others may still read it
     uploadAsync(base, zeros.data(), done);
     while (done < bytes) {
         const size_t size = std::min(done, bytes - done);

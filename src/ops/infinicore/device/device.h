@@ -26,8 +26,8 @@ public:
     std::string name() const;  // "nvidia:0"
     infinirtStream_t stream() const { return stream_; }
 
-    // The stream will never end what it has begun: from now on nothing waits for it, synchronize throws, and what it
-    // may use is leaked instead of freed.
+    // Says that the stream will never end what it has begun. From then on nothing waits for it, synchronize throws, and
+    // what the stream may use is leaked instead of freed.
     void abandon() const noexcept { abandoned_ = true; }
     bool abandoned() const noexcept { return abandoned_; }
 

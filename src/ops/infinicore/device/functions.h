@@ -104,8 +104,8 @@ Q3_INFINICORE_FUNCTIONS(Q3_DECLARE)
 Q3_NEWER_FUNCTIONS(Q3_DECLARE)
 #undef Q3_DECLARE
 
-// Of the OpenMP that InfiniCore's CPU operators use: how many threads the calling thread's loops get. 1 and no effect
-// when InfiniCore was built without it.
+// Read and set how many threads the calling thread's loops get in the OpenMP that InfiniCore's CPU operators use. When
+// InfiniCore was built without OpenMP, the number is 1 and setting it has no effect.
 int maxThreads();
 void setThreads(int threads);
 

@@ -53,7 +53,8 @@ std::string folderOf(void *handle) {
     return dlinfo(handle, RTLD_DI_ORIGIN, folder) == 0 ? realPath(folder) : "";
 }
 
-// An attempt that failed before may have left a library behind, and names lead to it.
+// Whether the three libraries are of one InfiniCore. A failed attempt may have left another one's library in the
+// process, which the loader then finds by its name.
 bool belongTogether(const Handles &handles) {
     const std::string folder = folderOf(handles.infinirt);
     void *const used = dlsym(handles.infiniop, "infinirtInit");  // of the run time that the operators use
@@ -103,8 +104,8 @@ bool openWithin(const std::string &root, Handles &handles, std::string &tried) {
     if (open(folder, handles, tried)) {
         return true;
     }
-    // An InfiniCore without run path in its libraries, which find each other by name only: right when names lead to
-    // the same folder.
+    // Libraries without a run path find each other by name only, which is right when these names lead to the same
+    // folder.
     std::string ignored;
     if (open("", handles, ignored)) {
         if (folderOf(handles.infinirt) == folder) {

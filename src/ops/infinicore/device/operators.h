@@ -31,12 +31,13 @@ public:
     // One query row per sequence: out, q [nseq, nh, dh]; tables int32 [nseq, blocks], lengths int32 [nseq]
     void pagedAttention(const Tensor &out, const Tensor &q, const Tensor &k_cache, const Tensor &v_cache,
                         const Tensor &tables, const Tensor &lengths, float scale);
-    // Any number: out, q [ntok, nh, dh]; starts int32 [nseq + 1], the sequences' first rows and ntok
+    // Any number of query rows per sequence: out, q [ntok, nh, dh]; starts int32 [nseq + 1], the sequences' first rows
+    // and ntok
     void pagedAttentionPrefill(const Tensor &out, const Tensor &q, const Tensor &k_cache, const Tensor &v_cache,
                                const Tensor &tables, const Tensor &lengths, const Tensor &starts, float scale);
 
-    // From now on C is cleared before a gemm with beta 0, for devices that multiply its old content by 0. Always so
-    // for float32 on the CPU device of 0.1.0.
+    // Makes gemm clear C first when beta is 0, for devices that multiply C's old content by 0. For float32 on the CPU
+    // device of 0.1.0 gemm always does.
     void clearBeforeGemm();
 
     size_t workspaceBytes() const { return workspace_.bytes(); }

@@ -13,7 +13,7 @@
 namespace q3::infinicore {
 namespace {
 
-constexpr size_t kColumns = 32;  // of a weight
+constexpr size_t kColumns = 32;  // columns of a weight that are tried
 constexpr infiniDtype_t kOwn = INFINI_DTYPE_INVALID;
 
 TensorLayout rows2d(size_t rows, size_t cols, size_t ld, size_t col_stride = 1, infiniDtype_t dtype = kOwn) {
