@@ -34,8 +34,8 @@ struct Mount {
     std::string group;
 };
 
-// Finds the mount of a controller of version 1, or, with an empty name, that of version 2. Without one its point is
-// empty.
+// Finds the mount of a controller of version 1, or, with an empty name, that of version 2. The point is empty if there
+// is none.
 Mount mountOf(const std::string &root, const std::string &controller) {
     Mount found;
     // id parent device group point options [tags...] - type source options-of-the-type

@@ -106,8 +106,8 @@ public:
     size_t nextBytes() const;  // size of the next blob, no more than the file has
     // Whether exactly `blobs` more blobs of `bytes` each follow in this section.
     bool holds(uint64_t blobs, size_t bytes) const;
-    // Reads the next blob, which must have that size, and verifies it. Works in parallel, mostly at
-    // clearing pages.
+    // Reads the next blob, which must have that size, and verifies it. Works in parallel, because
+    // most of the time goes into clearing the target's pages.
     void read(void *data, size_t bytes, ThreadPool &pool);
     void finish() const;  // throws kCorrupt if blobs of the section are left
 

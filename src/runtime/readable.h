@@ -1,4 +1,4 @@
-// Reads memory of the caller's that may be a mapped file.
+// Reads the caller's memory, which may be a mapped file.
 #pragma once
 
 #include <cstddef>

@@ -40,7 +40,7 @@ from random_model import write_folder  # noqa: E402
 # argv: model folder, dtype, cache folder, threads, when the parent started this process
 CHILD = """
 import json, sys, time
-def most_resident():  # not getrusage's, which starts with the parent's
+def most_resident():  # getrusage's peak begins with the parent's
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 folder, dtype, cache, threads, born = sys.argv[1:]

@@ -78,7 +78,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # an order it never read is still in the buffer
+        with suppress(BrokenPipeError):  # it may have ended without reading an order
             self._process.stdin.close()
         try:
             self._process.wait(30)
@@ -124,13 +124,13 @@ def compare(
         times: dict[str, list[dict[str, float]]] = {worker.name: [] for worker, _ in workers}
         for repeat in range(args.repeat + 1):
             for worker, _ in workers:
-                time.sleep(0.2)  # the one before falls asleep
+                time.sleep(0.2)  # threads of the worker before fall asleep
                 answer = worker.ask(
                     do="measure", prompt=args.prompt, generate=args.generate, seed=repeat
                 )
                 if "error" in answer:
                     notes.append(f"{name} {dtype}: {worker.name}: {answer['error']}")
-                elif repeat:  # the first warms up
+                elif repeat:  # the first repetition only warms up
                     times[worker.name].append(answer)
     rows = [
         {

@@ -80,7 +80,7 @@ def write_folder(folder: Path, name: str) -> None:
     (folder / "config.json").write_text(json.dumps(official_config(name)))
     (folder / "tokenizer.json").write_text(json.dumps(vocabulary()))
     settings = json.loads((DEMO / "tokenizer_config.json").read_text("utf-8"))
-    # The ids there are the demo model's.
+    # added_tokens_decoder has the ids of the demo model.
     settings.pop("added_tokens_decoder", None)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     header, end = {}, 0

@@ -1,5 +1,5 @@
-// What threads do in attention: nothing is left out or done twice, parts do not overlap, and with more threads than
-// items none waits long.
+// Checks who does what in attention: nothing is left out or done twice, parts do not overlap, and no thread waits long
+// where there are more threads than items.
 #include <algorithm>
 #include <map>
 #include <numeric>

@@ -350,8 +350,8 @@ void testTile(const KernelTable &kernels) {
     }
 }
 
-// Tiles of the KV cache that lie apart, the last one with fewer keys than it has room for, with and without tiles to
-// fetch.
+// Multiplies tiles of the KV cache that lie apart, the last one with fewer keys than it has room for, with and without
+// tiles to prefetch.
 void testKvTiles(const KernelTable &kernels, WeightFormat type) {
     for (const uint32_t dh : {1U, 16U, 19U, 128U}) {
         const uint32_t npanels = (dh + kValueWidth - 1) / kValueWidth * 2;

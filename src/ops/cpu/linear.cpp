@@ -102,7 +102,7 @@ void Linears::quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFor
 }
 
 // out[row][panel * 16 + j] = products of the rows with the panels. If these do not begin with k = 0, the products are
-// added to what the k before gave.
+// added to those of the k before.
 void Linears::multiplyPanels(const Panels &p, const Rows &rows, float *out, size_t ldo) const {
     if (takesCodes(p.format)) {
         kernels_.multiplyQuantPanels[p.format](p.data, p.stride, p.count, (p.k + kGroup - 1) / kGroup,

@@ -2,8 +2,8 @@
 //
 // Both sides are compiled from one source tree, each with its own copy of the code it needs, so nothing static or
 // thread-local is shared and no exception or type identity crosses. A call that fails returns its status; the text is
-// in a buffer of the calling thread on the side that failed. The sides compare kLayout, so that
-// their structures are the same. What one side allocates, that side frees.
+// in a buffer of the calling thread on the side that failed. The sides compare kLayout, so that their
+// structures are the same. What one side allocates, that side frees.
 #pragma once
 
 #include <cstddef>
@@ -42,7 +42,7 @@ struct Facts {
     uint32_t kv_block_tokens;
     uint32_t threads;
     uint32_t shares_embedding;
-    const char *description;  // of the instance
+    const char *description;  // Backend::description()
 };
 
 // Functions that return int32_t return a status; the others cannot fail. What they do stands in ops/backend.h and
