@@ -32,13 +32,14 @@ class Grammar:
         text: The grammar, in llguidance's notation.
         field: What asks for it, for errors.
         calls_only: Whether it is only about what follows ``<tool_call>``; other text is free.
-        answer: The part of it that ``response_format`` asks for, where ``field`` is another.
+        parts: Grammars that it is made of; for errors, the field that asks for each, and which part
+            of the field it is.
     """
 
     text: str
     field: str
     calls_only: bool = False
-    answer: str | None = None
+    parts: tuple[tuple[str, str, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what takes too long to compile.
@@ -72,6 +73,7 @@ class Marks:
         gap: The empty line that models write after it.
         call: Begins a call.
         call_end: Ends it.
+        ends: End the answer.
     """
 
     think: int | None
@@ -79,6 +81,7 @@ class Marks:
     gap: int | None
     call: int | None
     call_end: int | None
+    ends: tuple[int, ...] = ()
 
 
 class GrammarConstraint:
@@ -113,6 +116,9 @@ class GrammarConstraint:
         # What may come besides.
         self._extra = marks.think
         self._bits: NDArray[np.int32] = np.zeros((1, words), np.int32)
+        self._thoughts = np.full((dvoc + 31) // 32, 0xFFFFFFFF, np.uint32)
+        for token in marks.ends:
+            self._thoughts[token // 32] &= np.uint32(0xFFFFFFFF ^ (1 << (token % 32)))
 
     def mask(self) -> NDArray[np.uint32] | None:
         """Return the bit mask of allowed tokens, or ``None`` for all.
@@ -120,8 +126,11 @@ class GrammarConstraint:
         Raises:
             RuntimeError: The grammar has no way to go on.
         """
-        if self._thinking or self._matcher is None:
+        if self._matcher is None:
             return None
+        if self._thinking:
+            # An answer that ends amid its thinking would not have the form.
+            return self._thoughts
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits, 0)
         if self._matcher.is_error():
             raise RuntimeError(f"grammar: {self._matcher.get_error()}")
@@ -160,6 +169,7 @@ class Grammars:
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._words = 0
         self._matcher = lru_cache(maxsize=64)(self._compile)
+        self._problem = lru_cache(maxsize=1024)(self._find_problem)
         # One of its own, so that large schemas hold up nobody but those who have some as well.
         self._executor = ThreadPoolExecutor(1, "grammars")
 
@@ -186,7 +196,7 @@ class Grammars:
         return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
 
     def factory(
-        self, grammar: Grammar, *, may_think: bool, thinking: bool
+        self, grammar: Grammar, *, may_think: bool, thinking: bool, written: str = ""
     ) -> Callable[[], Constraint]:
         """Return a function that makes constraints of a grammar.
 
@@ -194,17 +204,27 @@ class Grammars:
             grammar: The grammar.
             may_think: Whether the answer may begin with thinking.
             thinking: Whether the prompt has begun it.
+            written: The beginning of the answer that the prompt ends with.
 
         Raises:
-            FieldError: The grammar, that is the schema, is not understood.
+            FieldError: The grammar, that is the schema, is not understood, or ``written`` does not
+                follow it.
         """
         assert self._model is not None
         if self._tokenizer is None:
             raise FieldError(grammar.field, "needs a tokenizer.json, which this model lacks")
-        if grammar.answer is not None:
-            self._checked(grammar.answer, "response_format")
-        matcher = self._checked(grammar.text, grammar.field)
+        for text, field, which in (*grammar.parts, (grammar.text, grammar.field, "")):
+            problem = self._problem(text)
+            if problem is not None:
+                raise FieldError(field, f"{which}the schema is not supported: {problem}")
+        matcher = self._matcher(grammar.text)
         tokenizer, dvoc = self._model.tokenizer, self._model.meta.dvoc
+        if written and not grammar.calls_only:
+            tokens = tokenizer.encode(written)
+            matcher = matcher.deep_copy()
+            if matcher.try_consume_tokens(tokens) < len(tokens):
+                problem = f"the last one does not begin with what {grammar.field} asks for"
+                raise FieldError("messages", problem)
 
         def known(text: str) -> int | None:
             token = tokenizer.token_id(text)
@@ -217,6 +237,7 @@ class Grammars:
             gap[0] if len(gap) == 1 and gap[0] < dvoc else None,
             known(CALL),
             known(CALL_END),
+            tuple(token for token in self._model.meta.end_tokens if token < dvoc),
         )
         words = self._words
         return lambda: GrammarConstraint(
@@ -224,15 +245,27 @@ class Grammars:
         )
 
     async def prepare(
-        self, grammar: Grammar, *, may_think: bool, thinking: bool
+        self, grammar: Grammar, *, may_think: bool, thinking: bool, written: str = ""
     ) -> Callable[[], Constraint]:
         """Do what :meth:`factory` does in a thread of its own; see there."""
-        work = partial(self.factory, grammar, may_think=may_think, thinking=thinking)
+        work = partial(
+            self.factory, grammar, may_think=may_think, thinking=thinking, written=written
+        )
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-    def _checked(self, text: str, field: str) -> llguidance.LLMatcher:
-        matcher = self._matcher(text)
-        if matcher.is_error():
-            reason = " ".join(str(matcher.get_error()).split())[:300]
-            raise FieldError(field, f"the schema is not supported: {reason}")
-        return matcher
+    def _find_problem(self, text: str) -> str | None:
+        """Return what is wrong with a grammar; ``None``: nothing that its beginning shows."""
+        assert self._model is not None and self._tokenizer is not None
+        tokenizer = self._model.tokenizer
+        control = next((t for t in tokenizer.encode(text) if tokenizer.is_special(t)), None)
+        if control is not None:
+            # Where nothing else may come, it would be written as the token that it is the name of.
+            name = tokenizer.decode([control], skip_special=False)
+            return f"{name} is a control token, which no name or value may contain"
+        matcher = self._matcher(text).deep_copy()
+        if not matcher.is_error():
+            bits: NDArray[np.int32] = np.zeros((1, self._words), np.int32)
+            llguidance.numpy.fill_next_token_bitmask(matcher, bits, 0)
+            if not matcher.is_error() and bits.any():
+                return None
+        return " ".join(str(matcher.get_error()).split())[:300]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from infinicore_infer.engine.async_engine import AsyncStream
@@ -18,6 +18,7 @@ from infinicore_infer.native.model import token_list
 from infinicore_infer.server.chat_request import ChatRequest
 from infinicore_infer.server.counts import stop_reason
 from infinicore_infer.server.grammar import choose_grammar
+from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.service import Service
 from infinicore_infer.text.output import OutputParser, Part, Reasoning
 
@@ -103,6 +104,7 @@ class _Plan:
         tokens: The prompt.
         opened: Whether the prompt has begun to think.
         may_think: Whether the answer may begin with thinking.
+        written: The beginning of the answer, where the last message goes on.
         tools: Whether there are any to be called.
         grammar: What the answer must follow.
     """
@@ -110,6 +112,7 @@ class _Plan:
     tokens: list[int]
     opened: bool
     may_think: bool
+    written: str
     tools: bool
     grammar: Grammar | None
 
@@ -120,15 +123,25 @@ def _plan(service: Service, request: ChatRequest) -> _Plan:
     grammar = choose_grammar(request)
     tokens = request.prompt(model)
     check_length(service, tokens, "messages")
+    written = ""
     if request.continued:
         # The text of an answer, unless its writer has begun to think in it.
-        written = str(request.messages[-1].get("content"))
-        opened = may_think = written.rfind("<think>") > written.rfind("</think>")
+        before, tag, rest = _last_text(request.messages).rpartition("</think>")
+        opened = may_think = "<think>" in rest
+        written = "" if opened else rest.lstrip() if tag else before + rest
     else:
         tail = model.tokenizer.decode(tokens[-4:], skip_special=False).rstrip()
         opened = tail.endswith("<think>")
         may_think = opened or not tail.endswith("</think>")
-    return _Plan(tokens, opened, may_think, bool(request.offered_tools()), grammar)
+    return _Plan(tokens, opened, may_think, written, bool(request.offered_tools()), grammar)
+
+
+def _last_text(messages: Sequence[JsonObject]) -> str:
+    """Return the text of the last message, which has been rendered, so it has some."""
+    content = messages[-1].get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
 
 
 def check_length(service: Service, tokens: list[int], field: str) -> None:
@@ -155,7 +168,10 @@ async def _constraint(
     constraint = None
     if plan.grammar is not None:
         constraint = await service.grammars.prepare(
-            plan.grammar, may_think=plan.may_think, thinking=plan.opened
+            plan.grammar,
+            may_think=plan.may_think,
+            thinking=plan.opened,
+            written=plan.written,
         )
     budget, model = request.thinking.budget, service.model
     if (

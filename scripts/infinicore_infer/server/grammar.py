@@ -9,6 +9,7 @@ from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.grammar import Grammar
 from infinicore_infer.server.chat_request import ChatRequest, Tool
 from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.schemas import prepared
 
 _MAX_PROPERTIES = 1000
 
@@ -29,12 +30,15 @@ def choose_grammar(request: ChatRequest) -> Grammar | None:
     parallel = request.parallel_calls
     if choice.kind != "auto":
         called = [tool for tool in tools if choice.kind == "required" or tool.name == choice.name]
-        return Grammar(f"start: calls\n{_call_rules(called, parallel)}", "tools")
+        rules, parts = _call_rules(called, parallel)
+        return Grammar(f"start: calls\n{rules}", "tools", parts=parts)
     if answer is not None:
-        text = f"start: answer | calls\nanswer: {answer}\n{_call_rules(tools, parallel)}"
-        return Grammar(text, "tools", answer=f"start: {answer}")
+        rules, parts = _call_rules(tools, parallel)
+        text = f"start: answer | calls\nanswer: {answer}\n{rules}"
+        return Grammar(text, "tools", parts=((f"start: {answer}", "response_format", ""), *parts))
     if any(tool.strict for tool in tools):
-        return Grammar(f"start: body\n{_call_rules(tools, parallel, strict=True)}", "tools", True)
+        rules, parts = _call_rules(tools, parallel, strict=True)
+        return Grammar(f"start: body\n{rules}", "tools", True, parts)
     return None
 
 
@@ -70,14 +74,19 @@ def _json(schema: JsonObject, field: str) -> str:
         FieldError: It is too large.
     """
     _check_size(schema, field)
+    schema = prepared(schema, field)
     # Without a limit, a small model can write spaces until its tokens are used up. The separators
     # are those that models see most.
     style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     return f"%json {json.dumps({**schema, 'x-guidance': style})}"
 
 
-def _call_rules(tools: Sequence[Tool], parallel: bool, *, strict: bool = False) -> str:
+def _call_rules(
+    tools: Sequence[Tool], parallel: bool, *, strict: bool = False
+) -> tuple[str, tuple[tuple[str, str, str], ...]]:
     """Return rules for ``calls``, and for ``body``, which is what follows a ``<tool_call>``.
+
+    With them come the grammar of each tool's arguments, and what asks for it.
 
     Args:
         tools: What may be called.
@@ -86,16 +95,19 @@ def _call_rules(tools: Sequence[Tool], parallel: bool, *, strict: bool = False) 
     """
     rules = []
     names = []
+    parts = []
     for i, tool in enumerate(tools):
-        parameters = tool.parameters
-        if not parameters or (strict and not tool.strict):
+        parameters = {"type": "object", **tool.parameters}
+        if strict and not tool.strict:
             parameters = {"type": "object"}
         head = '{"name": ' + json.dumps(tool.name, ensure_ascii=False) + ', "arguments": '
         names.append(f"call{i}")
-        rules.append(f"args{i}: {_json(parameters, 'tools')}")
+        arguments = _json(parameters, "tools")
+        parts.append((f"start: {arguments}", "tools", f"tool {i}: "))
+        rules.append(f"args{i}: {arguments}")
         rules.append(f'call{i}: {json.dumps(head, ensure_ascii=False)} args{i} "}}"')
     # The tags are tokens of their own.
     rules.append(f'body: "\\n" ({" | ".join(names)}) "\\n" </tool_call>')
     rules.append("one: <tool_call> body")
     rules.append("calls: one" + (' ("\\n" one)*' if parallel else ""))
-    return "\n".join(rules)
+    return "\n".join(rules), tuple(parts)
