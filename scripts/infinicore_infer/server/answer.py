@@ -121,7 +121,7 @@ def _plan(service: Service, request: ChatRequest) -> _Plan:
     """Render, encode and check; takes a while for long conversations."""
     model = service.model
     grammar = choose_grammar(request)
-    tokens = request.prompt(model)
+    tokens = request.prompt(model, service.engine.engine.context_length)
     check_length(service, tokens, "messages")
     written = ""
     if request.continued:

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
-from infinicore_infer.errors import FieldError, about
+from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.generate.sampling import SamplingParams
 from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.tokenizing import refuse_long, tokenizing
+from infinicore_infer.text.tokenizer import Qwen3Tokenizer
+from infinicore_infer.text.traced import strings
 
 # Variables of chat templates that are made of other fields.
 _TAKEN = ("messages", "tools", "add_generation_prompt", "documents")
@@ -234,23 +237,68 @@ class ChatRequest:
             return variables
         return {"enable_thinking": self.thinking.on, **variables}
 
-    def prompt(self, model: Qwen3ForCausalLM) -> list[int]:
-        """Return the conversation's token ids.
+    def prompt(self, model: Qwen3ForCausalLM, limit: int) -> list[int]:
+        """Return the conversation's token ids. Takes a while for long conversations.
+
+        Args:
+            model: The model.
+            limit: Most tokens that the context holds; more are found out later, but not far more.
 
         Raises:
-            FieldError: A message, a tool or a variable is wrong.
+            FieldError: A message, a tool or a variable is wrong, or it is far too long.
         """
         variables = self.variables()
         tools = [tool.told for tool in self.offered_tools()]
-        with about("messages"):
-            return model.tokenizer.encode_chat(
-                self.messages,
-                tools or None,
-                self.begins,
-                allow_special=False,
-                continue_final_message=self.continued,
-                variables=variables,
+        return encode_chat(
+            model.tokenizer,
+            self.messages,
+            tools or None,
+            variables,
+            limit=limit,
+            begins=self.begins,
+            continued=self.continued,
+        )
+
+
+def encode_chat(
+    tokenizer: Qwen3Tokenizer,
+    messages: list[JsonObject],
+    tools: list[JsonObject] | None,
+    variables: JsonObject,
+    *,
+    limit: int,
+    begins: bool,
+    continued: bool,
+) -> list[int]:
+    """Return a conversation's token ids.
+
+    Args:
+        tokenizer: The model's.
+        messages: As chat templates take them.
+        tools: What the model is told of its tools.
+        variables: Of the chat template.
+        limit: Most tokens that the context holds.
+        begins: Whether an answer begins behind the last message.
+        continued: Whether the last message goes on.
+
+    Raises:
+        FieldError: Something is wrong, or it is far too long.
+    """
+    with tokenizing("messages"):
+        if not tokenizer.may_fit("".join(strings([messages, tools, variables])), limit):
+            # Not all of it need be in the prompt: thinking of earlier answers is not.
+            text = tokenizer.apply_chat_template(
+                messages, tools, begins, continue_final_message=continued, variables=variables
             )
+            refuse_long(tokenizer, text, limit, "messages")
+        return tokenizer.encode_chat(
+            messages,
+            tools,
+            begins,
+            allow_special=False,
+            continue_final_message=continued,
+            variables=variables,
+        )
 
 
 def response_schema(form: JsonObject | None) -> JsonObject | None:

@@ -6,13 +6,33 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.server.chat_request import Sampling, Thinking
 from infinicore_infer.server.json_values import JsonObject
 
+
+class Once(FailFast):
+    """One complaint is enough of a list of millions."""
+
+    def __hash__(self) -> int:
+        """Return anything: unions need it."""
+        return 0
+
+
+Objects = Annotated[list[JsonObject], Once()]
+Ids = Annotated[list[int], Once()]
+Strings = Annotated[list[str], Once()]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 _MAX_STOPS = 16
 
@@ -84,10 +104,10 @@ class RepetitionDetection(Body):
 class SamplingFields(Body):
     """How answers are sampled; ``None`` means not given."""
 
-    stop: str | list[str] | None = None
+    stop: str | Strings | None = None
     # Anthropic's name of it, also TGI's.
-    stop_sequences: list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_sequences: Strings | None = None
+    stop_token_ids: Ids | None = None
     temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
     # 0 is greedy.
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None

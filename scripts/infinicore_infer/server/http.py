@@ -15,6 +15,10 @@ from starlette.types import Receive, Scope, Send
 from infinicore_infer.server.errors import ApiError, from_exception
 from infinicore_infer.server.json_values import JsonObject, from_json, to_json
 
+# Bytes of a body that is read on another thread.
+_LONG = 256 << 10
+_MAX_VALUES = 1 << 21
+
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
 
@@ -46,8 +50,12 @@ async def read_body(request: Request, kind: type[Body], limit: int) -> tuple[Jso
         data += chunk
         if len(data) > limit:
             raise too_long
+    if data.count(b",") > _MAX_VALUES:
+        # Reading so many would hold everybody up, and no context holds them.
+        raise ApiError(413, f"the request has more than {_MAX_VALUES} values", code="too_large")
     try:
-        value = from_json(data)
+        # Threads take turns, so that others go on meanwhile.
+        value = from_json(data) if len(data) < _LONG else await asyncio.to_thread(from_json, data)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the request is not valid JSON: {error}", code="bad_json") from None
     if not isinstance(value, dict):

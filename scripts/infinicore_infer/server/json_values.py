@@ -14,6 +14,10 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _whole(digits: str) -> int:
+    return int(digits)
+
+
 def from_json(data: bytes | bytearray | str) -> object:
     """Read JSON.
 
@@ -21,7 +25,9 @@ def from_json(data: bytes | bytearray | str) -> object:
         ValueError: It is none; NaN and Infinity are none either.
         RecursionError: It is nested too deeply.
     """
-    value: object = json.loads(data, parse_constant=_refuse_constant)
+    # The interpreter lets other threads run when a function of Python's is called; else a list of
+    # millions of numbers would hold them all up.
+    value: object = json.loads(data, parse_constant=_refuse_constant, parse_int=_whole)
     return value
 
 

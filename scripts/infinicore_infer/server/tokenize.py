@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
-from pydantic import StrictInt
 from starlette.requests import Request
 from starlette.responses import Response
 
-from infinicore_infer.errors import FieldError, about
-from infinicore_infer.server.chat_request import checked_variables, without_strict
-from infinicore_infer.server.fields import Body
+from infinicore_infer.errors import FieldError
+from infinicore_infer.server.chat_request import checked_variables, encode_chat, without_strict
+from infinicore_infer.server.fields import Body, Ids, Objects
 from infinicore_infer.server.http import json_response
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.service import service_of
+from infinicore_infer.server.tokenizing import refuse_long, tokenizing
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
 
@@ -24,8 +24,8 @@ class TokenizeBody(Body):
 
     prompt: str | None = None
     content: str | None = None
-    messages: list[JsonObject] | None = None
-    tools: list[JsonObject] | None = None
+    messages: Objects | None = None
+    tools: Objects | None = None
     chat_template_kwargs: JsonObject | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -33,8 +33,12 @@ class TokenizeBody(Body):
     parse_special: bool = True
     return_token_strs: bool | None = None
 
-    def encode(self, tokenizer: Qwen3Tokenizer) -> list[int]:
+    def encode(self, tokenizer: Qwen3Tokenizer, limit: int) -> list[int]:
         """Return the token ids.
+
+        Args:
+            tokenizer: The model's.
+            limit: Most tokens that the context holds; far more are refused.
 
         Raises:
             FieldError: Naming the field.
@@ -43,18 +47,19 @@ class TokenizeBody(Body):
         if (text is None) == (self.messages is None):
             raise FieldError("prompt", "give either prompt or messages")
         if self.messages is None:
-            with about("prompt"):
+            refuse_long(tokenizer, text or "", limit, "prompt")
+            with tokenizing("prompt"):
                 return tokenizer.encode(text or "", self.parse_special)
         tools = None if self.tools is None else [without_strict(tool) for tool in self.tools]
-        with about("messages"):
-            return tokenizer.encode_chat(
-                self.messages,
-                tools,
-                self.add_generation_prompt is not False and not self.continue_final_message,
-                allow_special=False,
-                continue_final_message=bool(self.continue_final_message),
-                variables=checked_variables(self.chat_template_kwargs),
-            )
+        return encode_chat(
+            tokenizer,
+            self.messages,
+            tools,
+            checked_variables(self.chat_template_kwargs),
+            limit=limit,
+            begins=self.add_generation_prompt is not False and not self.continue_final_message,
+            continued=bool(self.continue_final_message),
+        )
 
 
 class DetokenizeBody(Body):
@@ -62,7 +67,7 @@ class DetokenizeBody(Body):
 
     endpoint = "/detokenize"
 
-    tokens: list[StrictInt]
+    tokens: Ids
 
 
 async def tokenize(request: Request) -> Response:
@@ -71,7 +76,7 @@ async def tokenize(request: Request) -> Response:
     body = await service.read(request, TokenizeBody)
     engine = service.ready(body.model).engine
     tokenizer = engine.model.tokenizer
-    tokens = await asyncio.to_thread(body.encode, tokenizer)
+    tokens = await asyncio.to_thread(body.encode, tokenizer, engine.context_length)
     result: JsonObject = {
         "tokens": tokens,
         "count": len(tokens),

@@ -24,7 +24,7 @@ from infinicore_infer.server.chat_request import (
     response_schema,
     text_of,
 )
-from infinicore_infer.server.fields import ChatFields
+from infinicore_infer.server.fields import ChatFields, Objects
 from infinicore_infer.server.http import json_response
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import MESSAGES
@@ -42,9 +42,9 @@ class CountBody(ChatFields):
 
     endpoint = "/v1/messages/count_tokens"
 
-    messages: list[JsonObject] = Field(min_length=1)
-    system: str | list[JsonObject] | None = None
-    tools: list[JsonObject] | None = None
+    messages: Objects = Field(min_length=1)
+    system: str | Objects | None = None
+    tools: Objects | None = None
     tool_choice: JsonObject | None = None
 
     def chat_request(self) -> ChatRequest:
@@ -195,6 +195,7 @@ async def count_tokens(request: Request) -> Response:
     """Count a prompt's tokens."""
     service = service_of(request)
     body = await service.read(request, CountBody)
-    model = service.ready(body.model).engine.model
-    tokens = await asyncio.to_thread(body.chat_request().prompt, model)
+    engine = service.ready(body.model).engine
+    conversation, limit = body.chat_request(), engine.context_length
+    tokens = await asyncio.to_thread(conversation.prompt, engine.model, limit)
     return json_response({"input_tokens": len(tokens)})

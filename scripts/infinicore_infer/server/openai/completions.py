@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.engine.jobs import Job, Submission, Update
-from infinicore_infer.errors import FieldError, about
+from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.results import GenerationPiece, TokenLogprobs
 from infinicore_infer.server.answer import check_length
 from infinicore_infer.server.chat_request import response_schema
@@ -25,6 +25,7 @@ from infinicore_infer.server.openai.fields import CompletionBody
 from infinicore_infer.server.openai.logprobs import CompletionLogprobs
 from infinicore_infer.server.openai.usage import usage
 from infinicore_infer.server.service import Service, service_of
+from infinicore_infer.server.tokenizing import refuse_long, tokenizing
 from infinicore_infer.text.streaming import IncrementalDetokenizer
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
@@ -51,7 +52,10 @@ def _prompts(service: Service, body: CompletionBody) -> list[list[int]]:
     for item in items:
         if len(item) == 0:
             raise FieldError("prompt", "must not be empty")
-        with about("prompt"):
+        if isinstance(item, str) and service.model.has_tokenizer:
+            limit = service.engine.engine.context_length
+            refuse_long(service.model.tokenizer, item, limit, "prompt")
+        with tokenizing("prompt"):
             tokens = service.model.encode(item)
         check_length(service, tokens, "prompt")
         result.append(tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, StrictInt, StrictStr
+from pydantic import Field, StrictStr
 
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.chat_request import (
@@ -14,7 +14,15 @@ from infinicore_infer.server.chat_request import (
     function_tool,
     response_schema,
 )
-from infinicore_infer.server.fields import Body, ChatFields, SamplingFields
+from infinicore_infer.server.fields import (
+    Body,
+    ChatFields,
+    Ids,
+    Objects,
+    Once,
+    SamplingFields,
+    Strings,
+)
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import CHAT, COMPLETIONS
 
@@ -79,11 +87,11 @@ class ChatBody(ChatFields, CompletionFields):
 
     endpoint = CHAT
 
-    messages: list[JsonObject] = Field(min_length=1)
+    messages: Objects = Field(min_length=1)
     max_completion_tokens: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[JsonObject] | None = None
+    tools: Objects | None = None
     tool_choice: str | JsonObject | None = None
 
     def check_rest(self) -> None:
@@ -128,7 +136,7 @@ class CompletionBody(CompletionFields):
 
     endpoint = COMPLETIONS
 
-    prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
+    prompt: StrictStr | Strings | Ids | Annotated[list[Ids], Once()]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: int | None = None

@@ -18,7 +18,7 @@ from infinicore_infer.server.chat_request import (
     response_schema,
     text_of,
 )
-from infinicore_infer.server.fields import ChatFields
+from infinicore_infer.server.fields import ChatFields, Objects
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import RESPONSES
 from infinicore_infer.server.openai.fields import tool_choice
@@ -33,11 +33,11 @@ class ResponsesBody(ChatFields):
 
     endpoint = RESPONSES
 
-    input: str | list[JsonObject]
+    input: str | Objects
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
-    tools: list[JsonObject] | None = None
+    tools: Objects | None = None
     tool_choice: str | JsonObject | None = None
     text: JsonObject | None = None
     metadata: JsonObject | None = None
