@@ -37,9 +37,10 @@ class Echo:
         max_connections: int = 100,
         head_timeout: float = 5.0,
         body_timeout: float = 5.0,
+        send_timeout: float = 60.0,
         memory: int = 1 << 20,
     ) -> None:
-        limits = ConnectionLimits(max_connections, head_timeout, body_timeout)
+        limits = ConnectionLimits(max_connections, head_timeout, body_timeout, send_timeout)
         config = uvicorn.Config(
             BodyLimits(self._app, body_timeout, memory),
             port=0,
@@ -52,6 +53,7 @@ class Echo:
         self.server = uvicorn.Server(config)
         self.released = threading.Event()
         self.held = 0
+        self.floods = 1000
         self._thread = threading.Thread(target=self.server.run, daemon=True)
         self._thread.start()
         while not self.server.started:
@@ -78,6 +80,17 @@ class Echo:
                     more = message.get("more_body", False)
             except ApiError as error:
                 status, body, headers = error.status, error.message.encode(), error.headers
+        elif scope["path"] == "/flood":
+            self.held += 1
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            try:
+                for _ in range(self.floods):
+                    part = {"type": "http.response.body", "body": b"x" * 65536, "more_body": True}
+                    await send(part)
+                await send({"type": "http.response.body", "body": b""})
+            finally:
+                self.held -= 1
+            return
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         pairs.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": pairs})
@@ -268,6 +281,32 @@ def test_endless_heads(echo: Callable[..., Echo]) -> None:
             client.sendall(b"a: b\r\n" * 10_000)
             time.sleep(0.01)
     assert httpx.get(f"{server.url}/health", headers={"a": "x" * 60_000}).status_code == 200
+
+
+def test_clients_that_do_not_read(echo: Callable[..., Echo]) -> None:
+    """They would hold their connection, and what answers them, for ever."""
+    server = echo(send_timeout=0.5)
+    with ExitStack() as stack:
+        for _ in range(3):
+            client = stack.enter_context(server.connect())
+            client.sendall(b"GET /flood HTTP/1.1\r\nHost: a\r\n\r\n")
+        end = time.monotonic() + 10
+        while server.held < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+        while server.held and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not server.held
+    # One that reads slowly, but does, gets all of it.
+    with server.connect() as client:
+        client.sendall(b"GET /flood HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        size = 0
+        for i in range(10**6):
+            part = client.recv(1 << 20)
+            size += len(part)
+            if not part:
+                break
+            time.sleep(0.02 if i < 60 else 0)
+        assert size > server.floods * 65536
 
 
 # ------------------------------------------------------------------ memory

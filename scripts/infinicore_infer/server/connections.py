@@ -53,11 +53,13 @@ class ConnectionLimits:
         max_connections: Most of them at a time, spare ones apart.
         head_timeout: Seconds that a client may take to send a request's head.
         body_timeout: Seconds that it may take for the body.
+        send_timeout: Seconds that it may leave a response unread that waits to be sent.
     """
 
     max_connections: int
     head_timeout: float
     body_timeout: float
+    send_timeout: float = 60.0
 
 
 def usable_connections(wanted: int) -> int:
@@ -196,6 +198,7 @@ class _Protocol(HttpToolsProtocol):
     shared: _Connections
 
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
     _begun = False  # something of a request has come
     _in_body = False
     _upgrade = False  # the head asks for another protocol
@@ -215,6 +218,7 @@ class _Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.shared.remove(self)
         self._disarm()
+        self.resume_writing()
         super().connection_lost(exc)
 
     def abort(self) -> None:
@@ -250,6 +254,18 @@ class _Protocol(HttpToolsProtocol):
             self._refuse(408, f"the request did not arrive within {delay:g} seconds")
         else:
             self.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            delay = self.shared.limits.send_timeout
+            self._unread = self.loop.call_later(delay, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
 
     # ------------------------------------------------------------------ data
 

@@ -125,6 +125,14 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: %(default)g)",
     )
     add(
+        "--send-timeout",
+        type=seconds,
+        default=60.0,
+        metavar="S",
+        help="seconds that a client may leave unread what waits to be sent to it; then its "
+        "connection is closed (default: %(default)g)",
+    )
+    add(
         "--max-connections",
         type=positive_count,
         default=1000,
@@ -249,7 +257,10 @@ def _run(args: argparse.Namespace) -> int:
     service, config = _service(args, name), _engine_config(args)
     bodies_memory = _bodies_memory(args)
     limits = ConnectionLimits(
-        usable_connections(args.max_connections), args.head_timeout, args.body_timeout
+        usable_connections(args.max_connections),
+        args.head_timeout,
+        args.body_timeout,
+        args.send_timeout,
     )
 
     def load() -> None:
