@@ -4,9 +4,10 @@
     LIB=build/linux/x86_64/release/libinfinicore_infer.so
     python test/bench/libraries.py /tmp/before/$LIB $LIB --dtype int8 --test pp512 tg16 tg8@d512*8
 
-Every library is loaded by a process of its own (INFINICORE_INFER_LIB). A round runs each test once
-in each of them, one after the other, and a repetition is compared with the first library's of the
-same round. Tests are named like bench.py's rows: pp512 is a prefill, tg16 decode steps, @d4096 the
+Every library is loaded by a process of its own (INFINICORE_INFER_LIB), with the Python and the copy
+of this program of the checkout that it lies in: another version has another binding. A round runs
+each test once in each of them, one after the other, and a repetition is compared with the first
+library's of the same round. Tests are named like bench.py's rows: pp512 is a prefill, tg16 decode steps, @d4096 the
 context before, *8 the sequences at once. Where a process's memory lies differs each time and
 changes the speed by some percent, so everything is done again in new processes: --starts.
 """
@@ -24,10 +25,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
-from infinicore_infer.native.model import StepRequest, sampling_struct  # noqa: E402
-from infinicore_infer.tools.bench import SHAPES, Bench  # noqa: E402
-from libinfinicore_infer import DataType  # noqa: E402
+from infinicore_infer.native.model import StepRequest, sampling_struct
+from infinicore_infer.tools.bench import SHAPES, Bench
+from libinfinicore_infer import DataType
 
 
 class Test(NamedTuple):
@@ -85,12 +85,22 @@ def work(args: argparse.Namespace) -> None:
         print(time.perf_counter() - start, flush=True)
 
 
+def _program(library: Path) -> list[str]:
+    """Return the command of a worker for a library: that of its checkout, else this one."""
+    for root in library.resolve().parents[4:5]:  # it lies in build/PLATFORM/ARCH/MODE
+        python = root / ".venv" / "bin" / "python"
+        program = root / "test" / "bench" / "libraries.py"
+        if python.exists() and program.is_file():
+            return [str(python), str(program)]
+    return [sys.executable, __file__]
+
+
 class Worker:
     """A process with one library."""
 
     def __init__(self, library: Path, dtype: str, args: argparse.Namespace) -> None:
         """Start it and wait until it is ready."""
-        command = [sys.executable, __file__, str(library), "--worker", "--model", args.model]
+        command = [*_program(library), str(library), "--worker", "--model", args.model]
         command += ["--threads", str(args.threads), "--kv-limit", str(args.kv_limit)]
         command += ["--dtype", dtype, "--test", *(test.name for test in args.test)]
         self.process = subprocess.Popen(
