@@ -249,7 +249,7 @@ def test_structured(claude: anthropic.Anthropic) -> None:
     [
         ({"messages": CAPITAL}, "max_tokens"),
         ({"messages": [], "max_tokens": 1}, "messages"),
-        ({"messages": [{"role": "system", "content": "x"}], "max_tokens": 1}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}], "max_tokens": 1}, "messages[0].role"),
         ({"messages": CAPITAL, "max_tokens": 1, "stop_sequences": [""] * 17}, "stop_sequences"),
         ({"messages": CAPITAL, "max_tokens": 1, "thinking": {"type": "odd"}}, "thinking.type"),
         ({"messages": CAPITAL, "max_tokens": 1, "tool_choice": {"type": "odd"}}, "tool_choice"),

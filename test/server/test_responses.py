@@ -232,7 +232,7 @@ def test_incomplete(client: openai.OpenAI) -> None:
             "input[0].content[0]",
         ),
         ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
-        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"input": "x", "tools": [{"type": "made_up"}]}, "tools[0]"),
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "x", "text": {"format": {"type": "grammar"}}}, "text"),
         ({"input": "x", "reasoning": {"effort": "odd"}}, "reasoning"),

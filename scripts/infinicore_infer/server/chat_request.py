@@ -341,16 +341,27 @@ def text_of(content: object, kinds: tuple[str, ...], where: str) -> str:
         return content
     if not isinstance(content, list):
         raise FieldError(where, "must be a string or a list of blocks")
-    texts = []
-    for i, block in enumerate(content):
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind not in kinds:
-            raise FieldError(f"{where}[{i}]", f"type {kind!r} is not supported; only text is")
-        text = block.get("text", block.get("refusal"))
-        if not isinstance(text, str):
-            raise FieldError(f"{where}[{i}]", "has no text")
-        texts.append(text)
-    return "".join(texts)
+    return "".join(block_text(block, kinds, f"{where}[{i}]") for i, block in enumerate(content))
+
+
+def block_text(block: object, kinds: tuple[str, ...], where: str) -> str:
+    """Return the text of one block.
+
+    Args:
+        block: From the client.
+        kinds: Block types that have ``text``, or ``refusal``.
+        where: Its name, for errors.
+
+    Raises:
+        FieldError: It is something else, such as an image.
+    """
+    kind = block.get("type") if isinstance(block, dict) else None
+    if not isinstance(block, dict) or kind not in kinds:
+        raise FieldError(where, f"type {kind!r} is not supported; only text is")
+    text = block.get("text", block.get("refusal"))
+    if not isinstance(text, str):
+        raise FieldError(where, "has no text")
+    return text
 
 
 def earlier_call(identity: object, name: object, arguments: object, where: str) -> JsonObject:

@@ -20,6 +20,7 @@ from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.server.chat_request import Sampling, Thinking
 from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.known_fields import UNSERVED_TOOLS
 
 
 class Once(FailFast):
@@ -57,6 +58,10 @@ class Body(BaseModel):
         super().__pydantic_init_subclass__(**options)
         if cls.endpoint:
             Body.all_names.update(cls.names())
+
+    def left_out(self) -> list[str]:
+        """Return the names of parts that are taken but not obeyed."""
+        return []
 
     @classmethod
     @cache
@@ -217,6 +222,10 @@ class ChatFields(SamplingFields):
     OpenRouter and Alibaba.
     """
 
+    # The type of tools that the model is told of.
+    tool_type: ClassVar[str] = "function"
+
+    tools: Objects | None = None
     chat_template_kwargs: JsonObject | None = None
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
@@ -238,6 +247,20 @@ class ChatFields(SamplingFields):
             "reasoning_budget_tokens",
         ),
     )
+
+    def served_tools(self) -> list[tuple[int, JsonObject]]:
+        """Return the tools that are not left out, with their places."""
+        return [(i, tool) for i, tool in enumerate(self.tools or ()) if not self._unserved(tool)]
+
+    def _unserved(self, tool: JsonObject) -> bool:
+        kind = tool.get("type")
+        known = isinstance(kind, str) and kind != self.tool_type
+        return known and UNSERVED_TOOLS.fullmatch(str(kind)) is not None
+
+    def left_out(self) -> list[str]:
+        """Return the types of tools that are left out; see the base class."""
+        left = [f"tools.{tool['type']}" for tool in self.tools or () if self._unserved(tool)]
+        return list(dict.fromkeys(left))
 
     def ending(self, messages: Sequence[JsonObject]) -> tuple[bool, bool]:
         """Return whether the last message goes on, and whether an answer begins behind it.

@@ -7,6 +7,7 @@ but never silently: see :meth:`Service.read`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -259,6 +260,16 @@ PARTS: dict[str, tuple[str, ...]] = {
     "text": ("format",),
     "thinking": ("type", "budget_tokens", "display", "clear_thinking"),
 }
+
+# Tools that a provider or a client's own program serves; the model was trained for functions only.
+# They are left out, and named as what is unknown is: a client that offers them has others besides.
+UNSERVED_TOOLS = re.compile(
+    r"apply_patch|code_interpreter|computer|computer_use(_preview)?|custom|file_search"
+    r"|image_generation|local_shell|mcp|mcp_toolset|namespace|programmatic_tool_calling|shell"
+    r"|tool_search|web_search(_preview)?(_\d{4}_\d\d_\d\d)?|url_context|x_search"
+    r"|(advisor|bash|code_execution|computer|memory|text_editor|tool_search_tool_\w+|web_fetch"
+    r"|web_search)_\d{8}"
+)
 
 _REASONS = {name: reason for reason, names in HARMLESS.items() for name in names}
 

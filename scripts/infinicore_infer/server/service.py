@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, Protocol, TypeVar
 
+from libinfinicore_infer import load_library
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -86,7 +89,7 @@ class ServiceConfig:
     unknown_fields: Literal["warn", "refuse"] = "warn"
 
 
-@dataclass(slots=True)
+@dataclass
 class Service:
     """The state behind the endpoints.
 
@@ -142,6 +145,14 @@ class Service:
         """The loaded model."""
         return self.engine.engine.model
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """OpenAI's name for what may change the tokens of a seed: the model, this library."""
+        meta = self.model.meta
+        shape = f"{meta.nlayer} {meta.d} {meta.dvoc}"
+        what = f"{self.config.model_name} {shape} {load_library().qwen3Version()!r}"
+        return f"fp_{hashlib.sha256(what.encode()).hexdigest()[:10]}"
+
     @property
     def retry_after(self) -> int:
         """Seconds after which a place in the queue is likely to be free."""
@@ -164,14 +175,15 @@ class Service:
         """
         raw, body = await read_body(request, kind, self.config.max_body_bytes)
         ignored = unknown_fields(raw, kind.endpoint, kind.names(), Body.all_names)
+        ignored += body.left_out()
         if ignored and self.config.unknown_fields == "refuse":
-            message = f"{ignored[0][:100]!r} is no field that this server knows"
+            message = f"{ignored[0][:100]!r} is nothing that this server knows or serves"
             raise ApiError(400, message, ignored[0], "unknown_parameter")
         request.state.ignored_fields = ignored
         for name in ignored:
             if name not in self._logged_names and len(self._logged_names) < _MAX_LOGGED_NAMES:
                 self._logged_names.add(name)
-                _LOG.warning("requests to %s have an unknown field: %.100r", kind.endpoint, name)
+                _LOG.warning("requests to %s have what is ignored: %.100r", kind.endpoint, name)
         return body
 
     def submit(self, submissions: Sequence[Submission]) -> AsyncStream:

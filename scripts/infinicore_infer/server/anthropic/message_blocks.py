@@ -10,7 +10,7 @@ from typing import Literal
 from infinicore_infer.engine.jobs import Update
 from infinicore_infer.server.answer import Chat
 from infinicore_infer.server.anthropic.errors import MESSAGE_STREAM
-from infinicore_infer.server.counts import count, timings
+from infinicore_infer.server.counts import count
 from infinicore_infer.server.http import StreamForm
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.text.output import Arguments, Call, Part, Reasoning
@@ -136,10 +136,10 @@ class MessageWriter:
         }
         if reason == "stop" and stop is not None:
             delta = {"stop_reason": "stop_sequence", "stop_sequence": stop}
-        usage, speed = self._usage(), timings(jobs)
-        self._message |= {**delta, "usage": usage, "timings": speed}
+        usage = self._usage()
+        self._message |= {**delta, "usage": usage}
         events.append({"type": "message_delta", "delta": delta, "usage": usage})
-        events.append({"type": "message_stop", "timings": speed})
+        events.append({"type": "message_stop"})
 
     def _add(self, events: list[JsonObject], part: Part) -> None:
         """Begin a block with a part, or go on with the last one."""

@@ -19,6 +19,7 @@ from infinicore_infer.server.chat_request import (
     Thinking,
     Tool,
     ToolChoice,
+    block_text,
     earlier_call,
     function_tool,
     response_schema,
@@ -41,10 +42,10 @@ class CountBody(ChatFields):
     """A request to /v1/messages/count_tokens."""
 
     endpoint = "/v1/messages/count_tokens"
+    tool_type = "custom"
 
     messages: Objects = Field(min_length=1)
     system: str | Objects | None = None
-    tools: Objects | None = None
     tool_choice: JsonObject | None = None
 
     def chat_request(self) -> ChatRequest:
@@ -82,7 +83,7 @@ class CountBody(ChatFields):
 
     def _tools(self) -> list[Tool]:
         tools = []
-        for i, tool in enumerate(self.tools or ()):
+        for i, tool in self.served_tools():
             if tool.get("type") not in (None, "custom"):
                 problem = f"type {tool['type']!r} is not supported; only custom tools are"
                 raise FieldError(f"tools[{i}]", problem)
@@ -133,7 +134,8 @@ class MessagesBody(CountBody):
 
 def _add_message(messages: list[JsonObject], message: JsonObject, where: str) -> None:
     role, content = message.get("role"), message.get("content")
-    if role not in ("user", "assistant"):
+    # Claude Code sends reminders as the system's amid the conversation.
+    if role not in ("system", "user", "assistant"):
         raise FieldError(f"{where}.role", f"{role!r} is not known")
     where = f"{where}.content"
     if isinstance(content, str):
@@ -142,6 +144,8 @@ def _add_message(messages: list[JsonObject], message: JsonObject, where: str) ->
         raise FieldError(where, "must be a string or a list of blocks")
     elif role == "user":
         _add_user(messages, content, where)
+    elif role == "system":
+        messages.append({"role": role, "content": text_of(content, ("text",), where)})
     else:
         messages.append(_assistant(content, where))
 
@@ -154,12 +158,24 @@ def _add_user(messages: list[JsonObject], blocks: list[JsonObject], where: str) 
             text = text_of(block.get("content") or "", ("text",), f"{here}.content")
             if block.get("is_error"):
                 text = f"Error: {text}"
-            identity = block.get("tool_use_id")
+            identity = _required(block, "tool_use_id", here)
             messages.append({"role": "tool", "tool_call_id": identity, "content": text})
         else:
-            texts.append(text_of([block], ("text",), here))
+            texts.append(block_text(block, ("text",), here))
     if texts:
         messages.append({"role": "user", "content": "\n".join(texts)})
+
+
+def _required(block: JsonObject, name: str, where: str) -> str:
+    """Return a part of a block that must be a string.
+
+    Raises:
+        FieldError: It is none.
+    """
+    value = block.get(name)
+    if not isinstance(value, str):
+        raise FieldError(f"{where}.{name}", "must be a string")
+    return value
 
 
 def _assistant(blocks: list[JsonObject], where: str) -> JsonObject:
@@ -167,12 +183,15 @@ def _assistant(blocks: list[JsonObject], where: str) -> JsonObject:
     for i, block in enumerate(blocks):
         here, kind = f"{where}[{i}]", block.get("type")
         if kind == "thinking":
-            thoughts.append(str(block.get("thinking", "")))
+            thoughts.append(_required(block, "thinking", here))
         elif kind == "tool_use":
-            arguments = json.dumps(block.get("input") or {}, ensure_ascii=False)
+            given = block.get("input")
+            if not isinstance(given, dict):
+                raise FieldError(f"{here}.input", "must be an object")
+            arguments = json.dumps(given, ensure_ascii=False)
             calls.append(earlier_call(block.get("id"), block.get("name"), arguments, here))
         elif kind != "redacted_thinking":
-            texts.append(text_of([block], ("text",), here))
+            texts.append(block_text(block, ("text", "refusal"), here))
     message: JsonObject = {"role": "assistant", "content": "".join(texts)}
     if thoughts:
         message["reasoning_content"] = "\n".join(thoughts)

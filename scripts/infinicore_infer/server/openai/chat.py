@@ -111,6 +111,7 @@ class ChatWriter:
             "object": "chat.completion.chunk" if body.stream else "chat.completion",
             "created": int(time.time()),
             "model": service.config.model_name,
+            "system_fingerprint": service.fingerprint,
         }
         if body.stream and body.with_usage:
             self._head["usage"] = None

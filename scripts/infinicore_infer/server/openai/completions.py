@@ -87,7 +87,7 @@ class _Choice:
         self._index = index
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens
-        self._logprobs = None if logprobs is None else CompletionLogprobs(tokenizer, logprobs)
+        self._logprobs = None if logprobs is None else CompletionLogprobs(tokenizer)
         self._items: list[tuple[int, TokenLogprobs | None]] = []
         self._texts: list[str] = []
 
@@ -147,6 +147,7 @@ class CompletionWriter:
             "object": "text_completion",
             "created": int(time.time()),
             "model": service.config.model_name,
+            "system_fingerprint": service.fingerprint,
         }
         if body.stream and body.with_usage:
             self._head["usage"] = None

@@ -91,7 +91,6 @@ class ChatBody(ChatFields, CompletionFields):
     max_completion_tokens: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Objects | None = None
     tool_choice: str | JsonObject | None = None
 
     def check_rest(self) -> None:
@@ -114,13 +113,13 @@ class ChatBody(ChatFields, CompletionFields):
         limits = [n for n in given if n is not None and n != -1]
         continued, begins = self.ending(self.messages)
         return ChatRequest(
-            messages=self.messages,
+            messages=[_with_refusals(message) for message in self.messages],
             sampling=self.sampling(
                 max_steps=min(limits, default=None),
                 n=self.n,
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             ),
-            tools=[function_tool(i, tool) for i, tool in enumerate(self.tools or ())],
+            tools=[function_tool(i, tool) for i, tool in self.served_tools()],
             tool_choice=tool_choice(self.tool_choice),
             parallel_calls=self.parallel_tool_calls is not False,
             response_format=response_schema(self.response_format),
@@ -129,6 +128,24 @@ class ChatBody(ChatFields, CompletionFields):
             continued=continued,
             begins=begins,
         )
+
+
+def _with_refusals(message: JsonObject) -> JsonObject:
+    """Return a message with the text of refusals, which OpenAI's own models write, as content."""
+    content, refusal = message.get("content"), message.get("refusal")
+    if message.get("role") != "assistant":
+        return message
+    if isinstance(content, list):
+        parts = [
+            {"type": "text", "text": part.get("refusal")}
+            if isinstance(part, dict) and part.get("type") == "refusal"
+            else part
+            for part in content
+        ]
+        return {**message, "content": parts}
+    if content is None and isinstance(refusal, str):
+        return {**message, "content": refusal}
+    return message
 
 
 class CompletionBody(CompletionFields):

@@ -38,15 +38,13 @@ def token_name(tokenizer: Qwen3Tokenizer | None, token: int) -> str:
 class CompletionLogprobs:
     """Builds the ``logprobs`` objects of a text completion; offsets go on from one to the next."""
 
-    def __init__(self, tokenizer: Qwen3Tokenizer | None, top: int) -> None:
+    def __init__(self, tokenizer: Qwen3Tokenizer | None) -> None:
         """Count offsets from the text's first character.
 
         Args:
             tokenizer: The model's, if it has one.
-            top: How many likeliest tokens to report with each.
         """
         self._tokenizer = tokenizer
-        self._top = top
         self._offset = 0
 
     def object(
@@ -66,7 +64,7 @@ class CompletionLogprobs:
         return {
             "tokens": [token_name(self._tokenizer, token) for token, _ in items],
             "token_logprobs": [None if item is None else finite(item.logprob) for item in scores],
-            "top_logprobs": [item and self._top_of(item) for item in scores] if self._top else None,
+            "top_logprobs": [item and self._top_of(item) for item in scores],
             "text_offset": offsets,
         }
 

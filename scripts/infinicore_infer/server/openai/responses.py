@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import Field
@@ -28,6 +30,23 @@ from infinicore_infer.server.service import service_of
 _TEXTS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
 
 
+# Items that are calls of tools, and the name and arguments of each. Another server's model may have
+# called tools that are left out here.
+_CALLS: dict[str, Callable[[JsonObject], tuple[object, object]]] = {
+    "function_call": lambda item: (item.get("name"), item.get("arguments")),
+    "custom_tool_call": lambda item: (item.get("name"), json.dumps({"input": item.get("input")})),
+    "local_shell_call": lambda item: ("local_shell", json.dumps(item.get("action"))),
+    "shell_call": lambda item: ("shell", json.dumps(item.get("action"))),
+    "apply_patch_call": lambda item: ("apply_patch", json.dumps(item.get("operation"))),
+}
+_OUTPUTS = ("function_call_output", "custom_tool_call_output", "local_shell_call_output",
+            "shell_call_output", "apply_patch_call_output")  # fmt: skip
+# What a provider did by itself; its result is in the text that follows.
+_SERVED_ELSEWHERE = ("web_search_call", "file_search_call", "code_interpreter_call",
+                     "image_generation_call", "mcp_list_tools", "tool_search_call",
+                     "tool_search_output", "compaction")  # fmt: skip
+
+
 class ResponsesBody(ChatFields):
     """A request to /v1/responses."""
 
@@ -37,7 +56,6 @@ class ResponsesBody(ChatFields):
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
-    tools: Objects | None = None
     tool_choice: str | JsonObject | None = None
     text: JsonObject | None = None
     metadata: JsonObject | None = None
@@ -80,7 +98,7 @@ class ResponsesBody(ChatFields):
 
     def _tools(self) -> list[Tool]:
         tools = []
-        for i, tool in enumerate(self.tools or ()):
+        for i, tool in self.served_tools():
             if tool.get("type") != "function":
                 problem = f"type {tool.get('type')!r} is not supported; only functions are"
                 raise FieldError(f"tools[{i}]", problem)
@@ -117,6 +135,8 @@ def _assistant(messages: list[JsonObject]) -> JsonObject:
 
 def _add_item(messages: list[JsonObject], item: JsonObject, where: str) -> None:
     kind = item.get("type", "message")
+    if not isinstance(kind, str):
+        raise FieldError(where, f"type {kind!r} is not supported")
     if kind == "message":
         role = item.get("role")
         if role not in ("system", "developer", "user", "assistant"):
@@ -134,17 +154,24 @@ def _add_item(messages: list[JsonObject], item: JsonObject, where: str) -> None:
     elif kind == "reasoning":
         content = item.get("content") or item.get("summary") or []
         text = text_of(content, _TEXTS, f"{where}.content")
-        messages.append({"role": "assistant", "content": "", "reasoning_content": text})
-    elif kind == "function_call":
-        call = earlier_call(item.get("call_id"), item.get("name"), item.get("arguments"), where)
+        # Those of OpenAI's own models are encrypted.
+        if text:
+            messages.append({"role": "assistant", "content": "", "reasoning_content": text})
+    elif kind in _CALLS:
+        name, arguments = _CALLS[kind](item)
+        call = earlier_call(item.get("call_id"), name, arguments, where)
         answer = _assistant(messages)
         calls = answer.get("tool_calls")
         answer["tool_calls"] = [*calls, call] if isinstance(calls, list) else [call]
-    elif kind == "function_call_output":
+    elif kind in _OUTPUTS:
         text = text_of(item.get("output"), _TEXTS, f"{where}.output")
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
-    else:
+    elif kind not in _SERVED_ELSEWHERE:
         raise FieldError(where, f"type {kind!r} is not supported")
+
+
+def _given(value: JsonObject | None) -> JsonObject:
+    return {key: item for key, item in (value or {}).items() if item is not None}
 
 
 async def responses(request: Request) -> Response:
@@ -153,9 +180,15 @@ async def responses(request: Request) -> Response:
     body = await service.read(request, ResponsesBody)
     service.ready(body.model)
     chat = await begin_chat(service, body.chat_request(), request.state.request_id)
+    extra = body.model_extra or {}
     settings: JsonObject = {
         "model": service.config.model_name,
+        "background": False,
         "instructions": body.instructions,
+        "max_tool_calls": None,
+        "service_tier": "default",
+        "top_logprobs": 0,
+        "user": extra.get("user"),
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
         "parallel_tool_calls": body.parallel_tool_calls is not False,
@@ -163,7 +196,7 @@ async def responses(request: Request) -> Response:
         "reasoning": {"effort": (body.reasoning or {}).get("effort"), "summary": None},
         "store": False,
         "temperature": chat.params.temperature,
-        "text": body.text or {"format": {"type": "text"}},
+        "text": {"format": {"type": "text"}, **_given(body.text)},
         "tool_choice": body.tool_choice or "auto",
         "tools": body.tools or [],
         "top_p": chat.params.top_p,
