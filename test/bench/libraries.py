@@ -7,9 +7,10 @@
 Every library is loaded by a process of its own (INFINICORE_INFER_LIB), with the Python and the copy
 of this program of the checkout that it lies in: another version has another binding. A round runs
 each test once in each of them, one after the other, and a repetition is compared with the first
-library's of the same round. Tests are named like bench.py's rows: pp512 is a prefill, tg16 decode steps, @d4096 the
-context before, *8 the sequences at once. Where a process's memory lies differs each time and
-changes the speed by some percent, so everything is done again in new processes: --starts.
+library's of the same round. Tests are named like bench.py's rows: pp512 is a prefill, tg16 decode
+steps, @d4096 the context before, *8 the sequences at once. Where a process's memory lies differs
+each time and changes the speed by some percent, so everything is done again in new processes:
+--starts.
 """
 
 from __future__ import annotations

@@ -16,14 +16,16 @@ from starlette.routing import Route
 
 from infinicore_infer.server import info, tokenize
 from infinicore_infer.server.anthropic.errors import MESSAGE_ERRORS
-from infinicore_infer.server.anthropic.messages import count_tokens, messages
+from infinicore_infer.server.anthropic.messages import MessagesBody, count_tokens, messages
 from infinicore_infer.server.errors import EXPECTED, ApiError, ErrorForm, from_exception
+from infinicore_infer.server.fields import Body
 from infinicore_infer.server.gate import Gate
 from infinicore_infer.server.http import json_response
 from infinicore_infer.server.openai.chat import chat_completions
 from infinicore_infer.server.openai.completions import completions
 from infinicore_infer.server.openai.errors import CHAT_ERRORS, RESPONSE_ERRORS
-from infinicore_infer.server.openai.responses import responses
+from infinicore_infer.server.openai.fields import ChatBody, CompletionBody
+from infinicore_infer.server.openai.responses import ResponsesBody, responses
 from infinicore_infer.server.service import Service, service_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -42,6 +44,9 @@ _ENDPOINTS: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/tokenize", tokenize.tokenize),
     ("POST", "/detokenize", tokenize.detokenize),
 )
+
+# What the protocols' endpoints read.
+BODIES: tuple[type[Body], ...] = (ChatBody, CompletionBody, ResponsesBody, MessagesBody)
 
 
 def form_of(path: str) -> ErrorForm:

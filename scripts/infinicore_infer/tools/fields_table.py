@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from infinicore_infer.server.anthropic.messages import MessagesBody
-from infinicore_infer.server.fields import Body
+from infinicore_infer.server.app import BODIES
 from infinicore_infer.server.known_fields import HARMLESS, HARMLESS_AT, PARTS, REFUSED
-from infinicore_infer.server.openai.fields import ChatBody, CompletionBody
-from infinicore_infer.server.openai.responses import ResponsesBody
 
-_BODIES: tuple[type[Body], ...] = (ChatBody, CompletionBody, ResponsesBody, MessagesBody)
+_COMPLETIONS = "/v1/completions"
 BEGIN, END = "<!-- begin: known fields -->\n", "<!-- end: known fields -->\n"
 
 
@@ -24,14 +21,14 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _lines() -> Iterator[str]:
-    everywhere = frozenset.intersection(*(body.names() for body in _BODIES))
+    everywhere = frozenset.intersection(*(body.names() for body in BODIES))
     yield "| obeyed | fields |"
     yield "|---|---|"
     yield f"| everywhere | {_list(sorted(everywhere))} |"
-    chats = frozenset.intersection(*(b.names() for b in _BODIES if b is not CompletionBody))
+    chats = frozenset.intersection(*(b.names() for b in BODIES if b.endpoint != _COMPLETIONS))
     yield f"| in all chats | {_list(sorted(chats - everywhere))} |"
-    for body in _BODIES:
-        shared = everywhere if body is CompletionBody else chats
+    for body in BODIES:
+        shared = everywhere if body.endpoint == _COMPLETIONS else chats
         yield f"| `{body.endpoint}` | {_list(sorted(body.names() - shared))} |"
     parts = (f"{name}.{part}" for name, parts in PARTS.items() for part in parts)
     yield f"| of objects | {_list(sorted(parts))} |"
