@@ -254,7 +254,12 @@ def test_what_cannot_fit_is_seen_without_encoding() -> None:
     for given in ("", "hello " * 50, "e\u0301" * 90, "北京" * 30, "<|im_end|>" * 9, "\ud800"):
         count = len(ours.encode(given.encode("utf-8", "replace").decode()))
         assert ours.may_fit(given, count)
-    assert not ours.may_fit("hello " * 100_000, 1000)
+    for given in ("hello world ", "a", " ", "\n", "北京", "<|im_end|>", "acme_word"):
+        long = given * (2_000_000 // len(given))
+        assert not ours.may_fit(long, 2000)
+        # Whatever fits in fact may fit.
+        some = long[:60_000]
+        assert ours.may_fit(some, len(ours.encode(some)))
 
 
 def test_templates_have_limited_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

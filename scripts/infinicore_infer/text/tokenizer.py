@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 
+# Texts have fewer bytes per token than this, as a rule (English 4 or 5); those are encoded at once.
+_USUAL_BYTES = 8
+# Characters that are encoded at a time to see how many tokens a longer one has.
+_PIECE = 1 << 15
+
+
 @cache
 def _byte_of_char() -> dict[str, int]:
     """Return GPT-2's table from printable characters back to bytes, which byte-level BPE uses."""
@@ -119,9 +125,22 @@ class Qwen3Tokenizer:
     def may_fit(self, text: str, tokens: int) -> bool:
         """Return whether a text may take at most so many tokens, far sooner than encoding would.
 
-        Composing characters (NFC) makes a text at most three times shorter before it is encoded.
+        A text of many bytes per token is encoded piece by piece until it is clear that it does not
+        fit; cuts add some tokens, which the margin allows for.
         """
-        return len(text.encode("utf-8", "replace")) <= 3 * tokens * self._longest_token
+        data = text.encode("utf-8", "replace")
+        size = len(data)
+        if size <= _USUAL_BYTES * tokens:
+            return True
+        # Composing characters (NFC) makes a text at most three times shorter before it is encoded.
+        if size > 3 * tokens * self._longest_token:
+            return False
+        text, count, most = data.decode(), 0, tokens + tokens // 4 + 1000
+        for start in range(0, len(text), _PIECE):
+            count += len(self._encode(self._tokenizer, text[start : start + _PIECE]).ids)
+            if count > most:
+                return False
+        return True
 
     def encode(self, text: str, allow_special: bool = True) -> list[int]:
         """Return the token ids of a text; nothing is added at either end.
