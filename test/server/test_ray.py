@@ -91,14 +91,20 @@ def test_a_killed_replica(client: ServingClient, reference: Qwen3ForCausalLM) ->
     body = {"prompt": text, "max_tokens": 150, "temperature": 0, "ignore_eos": True}
     answers: list[Answer] = []
 
+    killed = threading.Event()
+
     def user() -> None:
-        answers.append(client.stream("/v1/completions", body))
+        # Again and again, so that streams are under way on both when one is killed.
+        while not killed.is_set():
+            answers.append(client.stream("/v1/completions", body))
 
     users = [threading.Thread(target=user) for _ in range(16)]
     for thread in users:
         thread.start()
-    time.sleep(0.7)
+    while len(answers) < 4:
+        time.sleep(0.01)
     ray.kill(ray.get_actor(before[0], namespace="serve"))
+    killed.set()
     for thread in users:
         thread.join()
     whole = [answer for answer in answers if not answer.error]

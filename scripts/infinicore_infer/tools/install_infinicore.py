@@ -95,7 +95,10 @@ def default_prefix() -> Path:
     """
     if os.environ.get("INFINI_ROOT"):
         return Path(os.environ["INFINI_ROOT"])
-    return (CHECKOUT or Path.home()) / ".infini"
+    try:
+        return (CHECKOUT or Path.home()) / ".infini"
+    except RuntimeError:  # nobody's home
+        return Path(".infini")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
