@@ -148,11 +148,9 @@ class KVCache:
             self.owner.drop_handle(handle)
 
     def __enter__(self) -> KVCache:
-        """Return self."""
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Close."""
         self.close()
 
 

@@ -36,7 +36,6 @@ class TimeLimit:
                 _raise_in(self._thread, TimeLimitError)
 
     def __enter__(self) -> None:
-        """Begin."""
         self._thread = threading.get_ident()
         self._timer.start()
 
