@@ -160,20 +160,6 @@ class ChatTemplates:
         """Return all sources: what is in none of them no template writes by itself."""
         return "\n".join(self.sources.values())
 
-    def check(self) -> None:
-        """Compile all templates.
-
-        Raises:
-            TokenizerError: Naming the template that is wrong.
-        """
-        from infinicore_infer.text.template_engine import TemplateError, compile_template
-
-        for name, source in self.sources.items():
-            try:
-                compile_template(source)
-            except TemplateError as error:
-                raise TokenizerError(f"the chat template {name!r} is wrong: {error}") from error
-
 
 def render(source: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
     """Render a conversation.

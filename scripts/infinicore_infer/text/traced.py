@@ -235,11 +235,7 @@ def join(parts: Iterable[str], between: str = "") -> TracedStr:
 
 def holds_traced(value: Any) -> bool:
     """Return whether a client's string is anywhere in a value."""
-    if isinstance(value, TracedStr):
-        return True
-    if isinstance(value, Mapping):
-        return any(holds_traced(item) for pair in value.items() for item in pair)
-    return isinstance(value, list | tuple) and any(map(holds_traced, value))
+    return any(isinstance(part, TracedStr) for part in strings(value))
 
 
 # Where a pattern of % or of str.format is filled in.
