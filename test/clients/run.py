@@ -1,8 +1,9 @@
 """Lets clients that are too heavy for the automatic tests use a running server. By hand:
 
     pip install -r test/clients/requirements.txt        # in an environment of its own
+    npm install --prefix test/clients                   # for the AI SDK
     python scripts/launch_server.py --max-tokens 512 &  # the demo model
-    python test/clients/run.py --url http://127.0.0.1:8000 [litellm langchain lm_eval schemathesis]
+    python test/clients/run.py --url http://127.0.0.1:8000 [litellm instructor ai_sdk ...]
 
 Prints a line per client with its version; the exit status is 1 if one failed.
 """
@@ -24,6 +25,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from frameworks import (
+    check_agents,
+    check_ai_sdk,
+    check_anthropic,
+    check_instructor,
+    check_pydantic_ai,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "qwen3-tiny"
@@ -210,7 +219,18 @@ CLIENTS: dict[str, tuple[str, Callable[[str], None]]] = {
     "langchain": ("langchain-openai", check_langchain),
     "lm_eval": ("lm_eval", check_lm_eval),
     "schemathesis": ("schemathesis", check_schemathesis),
+    "anthropic": ("anthropic", check_anthropic),
+    "instructor": ("instructor", check_instructor),
+    "pydantic_ai": ("pydantic-ai-slim", check_pydantic_ai),
+    "agents": ("openai-agents", check_agents),
+    "ai_sdk": ("ai", check_ai_sdk),
 }
+
+
+def _version(package: str) -> str:
+    """Return a package's version, of Python or else of package.json."""
+    npm = json.loads((Path(__file__).parent / "package.json").read_text("utf-8"))["dependencies"]
+    return npm.get(package) or importlib.metadata.version(package)
 
 
 def main() -> int:
@@ -222,7 +242,7 @@ def main() -> int:
     status = 0
     for name in args.clients or CLIENTS:
         package, check = CLIENTS[name]
-        label = f"{name} {importlib.metadata.version(package)}"
+        label = f"{name} {_version(package)}"
         try:
             check(args.url)
             print(f"{label}: ok", flush=True)

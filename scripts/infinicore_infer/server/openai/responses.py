@@ -166,6 +166,9 @@ def _add_item(messages: list[JsonObject], item: JsonObject, where: str) -> None:
     elif kind in _OUTPUTS:
         text = text_of(item.get("output"), _TEXTS, f"{where}.output")
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
+    elif kind == "item_reference":
+        problem = "refers to what was stored, and nothing is: send the item itself (in clients "
+        raise FieldError(where, f"{problem}that store by default, with store set to false)")
     elif kind not in _SERVED_ELSEWHERE:
         raise FieldError(where, f"type {kind!r} is not supported")
 
