@@ -77,18 +77,23 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _with_object(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a call whose arguments are an object, as templates expect; APIs send them as JSON."""
+    """Return a call whose arguments are an object, as templates expect; APIs send them as JSON.
+
+    No arguments at all, which clients write as an empty string, are an empty object.
+    """
     if "function" in call:
         return {**call, "function": _with_object(call["function"])}
     arguments = call.get("arguments")
-    if isinstance(arguments, str):
+    if isinstance(arguments, str) and arguments.strip():
         try:
             value = json.loads(arguments)
         except (ValueError, RecursionError):
             return dict(call)
-        if isinstance(value, dict):
-            return {**call, "arguments": value}
-    return dict(call)
+        return {**call, "arguments": arguments if isinstance(value, str) else value}
+    return {
+        **call,
+        "arguments": {} if arguments is None or isinstance(arguments, str) else arguments,
+    }
 
 
 def _content_text(where: str, content: Any) -> str:
@@ -176,7 +181,7 @@ def render(source: str, messages: Sequence[Message], variables: Mapping[str, Any
         TokenizerError: The template is wrong, or it refuses the messages.
     """
     # Imported where it is used: programs that send no chat need not wait for it.
-    from infinicore_infer.text.template_engine import TemplateError, compile_template
+    from infinicore_infer.text.template_engine import compile_template
 
     try:
         with TimeLimit(_RENDER_SECONDS):
@@ -185,8 +190,12 @@ def render(source: str, messages: Sequence[Message], variables: Mapping[str, Any
         raise TokenizerError(
             f"the chat template failed: it ran for more than {_RENDER_SECONDS:g} s"
         ) from None
-    except (TemplateError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
-        raise TokenizerError(f"the chat template failed: {error}") from error
+    except Exception as error:  # a template is a program: filters raise whatever they like
+        raise TokenizerError(f"the chat template failed: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def render_open(source: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:

@@ -8,9 +8,10 @@ control tokens in the prompt are the template's own and which are forged.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
+
+from markupsafe import Markup
 
 _NO, _YES = b"\0", b"\1"
 # Marks of text from which only control tokens are kept out, not the tags that templates write, and
@@ -63,14 +64,6 @@ class TracedStr(str):
         return TracedStr(super().__mul__(count), self.marks * count)
 
     __rmul__ = __mul__
-
-    def __mod__(self, values: Any) -> str:
-        """Format; where the pieces came from is not followed, so all of it counts as a client's."""
-        return derived(str.__mod__(self, values), [self, values])
-
-    def __rmod__(self, pattern: str) -> str:
-        """Be formatted into another."""
-        return filled(pattern, PERCENT, str.__mod__(pattern, self), self)
 
     def __format__(self, spec: str) -> str:
         """Return the text formatted, marks kept where nothing changes."""
@@ -222,9 +215,30 @@ class TracedStr(str):
         return derived(super().expandtabs(tabsize), self)
 
 
+class TracedMarkup(Markup):
+    """What ``safe`` makes of a client's string: joined to others, it has them escaped.
+
+    Attributes:
+        marks: As of :class:`TracedStr`. What is made of it counts as a client's as a whole.
+    """
+
+    __slots__ = ("marks",)
+    marks: bytes
+
+    def __new__(cls, text: str, *_: Any) -> TracedMarkup:
+        """Make it of a string."""
+        self = super().__new__(cls, text)
+        self.marks = marks_of(text) if isinstance(text, TracedStr) else QUESTION * len(self)
+        return self
+
+    def __str__(self) -> str:
+        """Return the text, which is ordinary again, with its marks."""
+        return TracedStr(str.__str__(self), self.marks)
+
+
 def marks_of(text: str) -> bytes:
     """Return the marks of any string; those of an ordinary one are the template's."""
-    return text.marks if isinstance(text, TracedStr) else _NO * len(text)
+    return text.marks if isinstance(text, TracedStr | TracedMarkup) else _NO * len(text)
 
 
 def join(parts: Iterable[str], between: str = "") -> TracedStr:
@@ -235,11 +249,7 @@ def join(parts: Iterable[str], between: str = "") -> TracedStr:
 
 def holds_traced(value: Any) -> bool:
     """Return whether a client's string is anywhere in a value."""
-    return any(isinstance(part, TracedStr) for part in strings(value))
-
-
-# Where a pattern of % or of str.format is filled in.
-PERCENT, BRACES = re.compile(r"%[^a-zA-Z%]*[a-zA-Z%]"), re.compile(r"\{[^{}]*\}")
+    return any(isinstance(part, TracedStr | TracedMarkup) for part in strings(value))
 
 
 def derived(text: str, sources: Any) -> str:
@@ -250,24 +260,6 @@ def derived(text: str, sources: Any) -> str:
     marks = b"".join(marks_of(part) for part in strings(sources))
     mark = QUESTION if QUESTION in marks else ANSWER if ANSWER in marks else None
     return text if mark is None else TracedStr(text, mark * len(text))
-
-
-def filled(pattern: str, places: re.Pattern[str], text: str, values: Any) -> str:
-    """Return a filled pattern: what the pattern says itself stays the template's.
-
-    The pieces of the pattern are looked for in order; where they cannot be told from what was
-    filled in, all of the result counts as a client's.
-    """
-    whole = derived(text, values)
-    marks = bytearray(marks_of(whole))
-    at = 0
-    for piece in places.split(pattern):
-        start = text.find(piece, at)
-        if start < 0 or (piece and text.count(piece) > pattern.count(piece)):
-            return whole
-        marks[start : start + len(piece)] = _NO * len(piece)
-        at = start + len(piece)
-    return TracedStr(text, bytes(marks))
 
 
 def to_json(
