@@ -157,6 +157,31 @@ class Backend(enum.IntEnum):
         raise ValueError(f"unknown backend {backend!r}; known backends: auto, cpu, infinicore")
 
 
+class Activations(enum.IntEnum):
+    """How exactly the CPU backend keeps what weights are multiplied with (``Qwen3Activations``)."""
+
+    AUTO = 0
+    F32 = 1
+    BF16X2 = 2
+    BF16 = 3
+    INT16 = 4
+    INT8 = 5
+
+    @classmethod
+    def parse(cls, activations: str | int | Activations) -> Activations:
+        """Return the choice that a name or number means.
+
+        Raises:
+            ValueError: No choice is called that.
+        """
+        if isinstance(activations, str) and activations.upper() in cls.__members__:
+            return cls[activations.upper()]
+        if isinstance(activations, int) and activations in cls._value2member_map_:
+            return cls(activations)
+        names = ", ".join(name.lower() for name in cls.__members__)
+        raise ValueError(f"unknown activations {activations!r}; known are {names}")
+
+
 class RopeType(enum.IntEnum):
     """Ways of scaling rotary frequencies (``Qwen3RopeType``)."""
 
@@ -377,6 +402,8 @@ class Qwen3ModelOptions(ctypes.Structure):
         ("cache_key", c_char_p),
         ("tensors", POINTER(Qwen3Tensor)),
         ("ntensors", c_size_t),
+        ("activations", c_int32),
+        ("reserved", c_int32),
     ]
 
     def __init__(self, **fields: Any) -> None:

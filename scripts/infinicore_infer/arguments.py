@@ -8,9 +8,9 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from libinfinicore_infer import DeviceType
+from libinfinicore_infer import Activations, DataType, DeviceType
 
 from infinicore_infer.paths import CHECKOUT, DEMO, PROJECT
 
@@ -160,6 +160,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: f32 for weights in f32, else f16)",
     )
     add(
+        "--activations",
+        default="auto",
+        metavar="TYPE",
+        help="how exactly the CPU keeps what weights are multiplied with: f32, bf16x2 or bf16 for "
+        "weights that are floats, int16 or int8 for int8 and int4; fewer bits are faster "
+        "(default: auto, the fastest that costs no more precision than other engines)",
+    )
+    add(
         "--no-cache",
         action="store_true",
         help="do not keep the packed weights on disk for the next start",
@@ -180,9 +188,32 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "threads": args.threads,
         "dtype": args.dtype,
         "kv_dtype": args.kv_dtype,
+        "activations": args.activations,
         "cache": not args.no_cache,
         "cache_dir": args.cache_dir,
     }
+
+
+class Precision(NamedTuple):
+    """What a benchmark computes in: a format of weights, and of what they are multiplied with."""
+
+    dtype: str
+    activations: str = "auto"
+
+    @classmethod
+    def parse(cls, text: str) -> Precision:
+        """Understand a name such as ``int8`` or ``int8:int16``."""
+        dtype, _, activations = text.partition(":")
+        try:
+            DataType.parse(dtype)
+            Activations.parse(activations or "auto")
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return cls(dtype, activations or "auto")
+
+    def __str__(self) -> str:
+        """Return the name that :meth:`parse` understands."""
+        return self.dtype if self.activations == "auto" else f"{self.dtype}:{self.activations}"
 
 
 def add_lookup_argument(parser: argparse.ArgumentParser) -> None:

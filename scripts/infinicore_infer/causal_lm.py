@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from libinfinicore_infer import (
+    Activations,
     Backend,
     DataType,
     DeviceType,
@@ -97,6 +98,7 @@ class Qwen3ForCausalLM:
         threads: int = 0,
         dtype: str | DataType | None = None,
         kv_dtype: str | DataType | None = None,
+        activations: str | Activations = "auto",
         kv_limit_bytes: int = 0,
         max_step_tokens: int = 0,
         dev_ids: Sequence[int] | None = None,
@@ -118,6 +120,10 @@ class Qwen3ForCausalLM:
             dtype: Type of the packed weights: f32, f16, bf16, or made while packing (CPU backend):
                 int8, int4, int4-mixed, bf12 (lossless bf16); ``None``: the checkpoint's.
             kv_dtype: Type of the KV cache; ``None``: the library chooses.
+            activations: How exactly the CPU backend keeps what weights are multiplied with:
+                ``"auto"``, ``"f32"``, ``"bf16x2"`` or ``"bf16"`` for f32, f16, bf16 and bf12
+                weights, ``"int16"`` or ``"int8"`` for int8 and int4; fewer bits are faster on CPUs
+                with instructions for them.
             kv_limit_bytes: Most bytes of all KV caches together; 0: the library chooses.
             max_step_tokens: Tokens computed at a time, which sizes work space; 0: 512.
             dev_ids: Distinct device indices, ndev of them; ``None``: 0, 1, ... (on the CPU, these).
@@ -154,8 +160,8 @@ class Qwen3ForCausalLM:
             raise ValueError(f"dev_ids has {len(ids)} entries for {ndev} devices")
         weight_dtype = DataType.parse(dtype)
         # Activations are never packed: there the checkpoint's type stays.
-        activations = None if weight_dtype.packed else weight_dtype
-        self.meta = Qwen3MetaFromConfig(folder, activations, max_tokens)
+        logits_dtype = None if weight_dtype.packed else weight_dtype
+        self.meta = Qwen3MetaFromConfig(folder, logits_dtype, max_tokens)
         self._config_path = str(folder / "generation_config.json")
         SamplingParams.check_config(self.meta.generation_config, self._config_path)
         self._tokenizer: Qwen3Tokenizer | None = None
@@ -166,6 +172,7 @@ class Qwen3ForCausalLM:
             nthreads=threads,
             dt_weight=weight_dtype,
             dt_kv=DataType.parse(kv_dtype),
+            activations=Activations.parse(activations),
             kv_limit_bytes=kv_limit_bytes,
             max_step_tokens=max_step_tokens,
             has_seed=int(seed is not None),

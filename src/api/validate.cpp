@@ -101,6 +101,7 @@ Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options) {
     requireRange(out.nthreads, 0, kMaxThreads, "options.nthreads");
     requireDType(out.dt_weight, "options.dt_weight", true, Allowed::kFloatsAndPacked);
     requireDType(out.dt_kv, "options.dt_kv", true, Allowed::kFloatsAndInt8);
+    requireRange(out.activations, QWEN3_ACTIVATIONS_AUTO, QWEN3_ACTIVATIONS_INT8, "options.activations");
     requireRange(out.max_step_tokens, 0, kMaxStepTokens, "options.max_step_tokens");
     if (out.max_step_tokens == 0) {
         out.max_step_tokens = kDefaultStepTokens;
@@ -174,6 +175,7 @@ BackendOptions backendOptions(const Qwen3ModelOptions &options, int32_t device, 
     out.dt_weight = static_cast<DType>(options.dt_weight);
     out.dt_kv = static_cast<DType>(options.dt_kv);
     out.dt_mat = dt_mat;
+    out.activations = static_cast<Activations>(options.activations);
     out.kv_limit_bytes = options.kv_limit_bytes;
     return out;
 }

@@ -22,6 +22,12 @@ std::vector<std::unique_ptr<Backend>> makeBackends(const std::vector<ModelConfig
         fail(QWEN3_STATUS_BAD_PARAM, "backend cpu cannot run on device %d: only on device 0 (cpu)",
              static_cast<int>(wanted.device));
     }
+    if (with_infinicore && wanted.activations != Activations::kAuto) {
+        fail(QWEN3_STATUS_BAD_PARAM,
+             "options.activations is %s, which only the cpu backend can choose: InfiniCore's "
+             "operators compute in meta.dt_logits",
+             activationsName(wanted.activations));
+    }
     const uint32_t total =
         wanted.nthreads != 0 ? static_cast<uint32_t>(wanted.nthreads) : std::min(availableCpus(), kMaxThreads);
     std::vector<BackendOptions> options(configs.size(), wanted);

@@ -23,4 +23,22 @@ const char *dtypeName(DType dtype) {
     }
 }
 
+const char *activationsName(Activations activations) {
+    switch (activations) {
+    case Activations::kAuto:
+        return "auto";
+    case Activations::kF32:
+        return "f32";
+    case Activations::kBf16x2:
+        return "bf16x2";
+    case Activations::kBf16:
+        return "bf16";
+    case Activations::kInt16:
+        return "int16";
+    case Activations::kInt8:
+        return "int8";
+    }
+    return "invalid";
+}
+
 }  // namespace q3

@@ -43,6 +43,16 @@ enum class BackendKind : int32_t {
     kInfinicore = QWEN3_BACKEND_INFINICORE,
 };
 
+// How exactly activations are kept where weights are multiplied with them.
+enum class Activations : int32_t {
+    kAuto = QWEN3_ACTIVATIONS_AUTO,
+    kF32 = QWEN3_ACTIVATIONS_F32,
+    kBf16x2 = QWEN3_ACTIVATIONS_BF16X2,
+    kBf16 = QWEN3_ACTIVATIONS_BF16,
+    kInt16 = QWEN3_ACTIVATIONS_INT16,
+    kInt8 = QWEN3_ACTIVATIONS_INT8,
+};
+
 // Bytes of an element in the caller's memory; of float dtypes only.
 inline constexpr size_t dtypeSize(DType dtype) {
     return dtype == DType::kF32 ? 4 : 2;
@@ -55,6 +65,8 @@ inline constexpr bool isFloatDType(DType dtype) {
 }
 // "f16", "bf16", "f32", "int8", "int4", "int4-mixed", "bf12"; "invalid" for kDefault
 const char *dtypeName(DType dtype);
+// "auto", "f32", "bf16x2", "bf16", "int16", "int8"
+const char *activationsName(Activations activations);
 
 // Checked copy of what the forward pass needs of Qwen3Meta and the rope options.
 struct ModelConfig {

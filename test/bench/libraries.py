@@ -26,9 +26,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from infinicore_infer.arguments import Precision
 from infinicore_infer.native.model import StepRequest, sampling_struct
 from infinicore_infer.tools.bench import SHAPES, Bench
-from libinfinicore_infer import DataType
 
 
 class Test(NamedTuple):
@@ -75,7 +75,7 @@ def prepare(bench: Bench, test: Test) -> Callable[[], None]:
 
 def work(args: argparse.Namespace) -> None:
     """Load the model, then run a test for every line read, and answer with its seconds."""
-    bench = Bench(args.model, DataType.parse(args.dtype[0]), args, None)
+    bench = Bench(args.model, args.dtype[0], args, None)
     runs = {test.name: prepare(bench, test) for test in args.test}
     for run in runs.values():
         run()
@@ -99,11 +99,11 @@ def _program(library: Path) -> list[str]:
 class Worker:
     """A process with one library."""
 
-    def __init__(self, library: Path, dtype: str, args: argparse.Namespace) -> None:
+    def __init__(self, library: Path, dtype: Precision, args: argparse.Namespace) -> None:
         """Start it and wait until it is ready."""
         command = [*_program(library), str(library), "--worker", "--model", args.model]
         command += ["--threads", str(args.threads), "--kv-limit", str(args.kv_limit)]
-        command += ["--dtype", dtype, "--test", *(test.name for test in args.test)]
+        command += ["--dtype", str(dtype), "--test", *(test.name for test in args.test)]
         self.process = subprocess.Popen(
             command,
             env={**os.environ, "INFINICORE_INFER_LIB": str(library.resolve())},
@@ -133,7 +133,7 @@ class Worker:
         self.process.wait()
 
 
-def compare(dtype: str, args: argparse.Namespace) -> None:
+def compare(dtype: Precision, args: argparse.Namespace) -> None:
     """Print a row per test and library for one weight format."""
     times: dict[tuple[Test, int], list[float]] = {}
     for _ in range(args.starts):
@@ -159,7 +159,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("library", type=Path, nargs="+", help="the first one is compared with")
     parser.add_argument("--model", default="0.6b", choices=list(SHAPES))
-    parser.add_argument("--dtype", nargs="+", default=["bf16"], help="weight formats")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        type=Precision.parse,
+        default=[Precision("bf16")],
+        help="weight formats, alone or as in int8:int16",
+    )
     parser.add_argument(
         "--test", nargs="+", type=Test.parse, default=[Test.parse("pp512"), Test.parse("tg16")]
     )
@@ -175,11 +181,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if min(args.rounds, args.starts) < 1:
         parser.error("--rounds and --starts take numbers from 1 on")
-    for dtype in args.dtype:
-        try:
-            DataType.parse(dtype)
-        except ValueError as error:
-            parser.error(f"--dtype: {error}")
     for library in args.library:
         if not library.is_file():
             parser.error(f"there is no file {library}")

@@ -13,12 +13,12 @@ import argparse
 import os
 
 import numpy as np
+from infinicore_infer.arguments import Precision
 from infinicore_infer.generate.results import GenerationResult
 from infinicore_infer.generate.sampling import SamplingParams
 from infinicore_infer.generate.sequence import GenerationSequence
 from infinicore_infer.generate.stream import run_sequences
 from infinicore_infer.tools.bench import SHAPES, Bench, commit_name, cpu_name
-from libinfinicore_infer import DataType
 
 
 def generate(bench: Bench, steps: int, temperature: float, lookup: int) -> GenerationResult:
@@ -45,7 +45,12 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--model", nargs="+", choices=SHAPES, default=["0.6b"])
-    add("--dtype", nargs="+", default=["bf16", "int8", "int4"])
+    add(
+        "--dtype",
+        nargs="+",
+        type=Precision.parse,
+        default=[Precision("bf16"), Precision("int8"), Precision("int4")],
+    )
     add("--lookup", nargs="+", type=int, default=[4, 8, 16])
     add("-n", "--generate", type=int, default=96, help="tokens")
     add("-r", "--repeat", type=int, default=3)
@@ -57,7 +62,7 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|---|")
     for name in args.model:
         for dtype in args.dtype:
-            bench = Bench(name, DataType.parse(dtype), args, None)
+            bench = Bench(name, dtype, args, None)
             for case, temperature in (("repeats", 0.0), ("no pattern", 1.0)):
                 for lookup in args.lookup:
                     pairs = [

@@ -45,12 +45,12 @@ class Ours:
 
     def __init__(self, config: dict[str, Any], dtype: str, order: dict[str, Any]) -> None:
         """Load."""
+        from infinicore_infer.arguments import Precision
         from infinicore_infer.native.model import StepRequest, sampling_struct
         from infinicore_infer.tools.bench import Bench
-        from libinfinicore_infer import DataType
 
         options = argparse.Namespace(threads=order["threads"], kv_limit=2048, device="cpu")
-        self._model = Bench(order["name"], DataType.parse(dtype), options, None).model
+        self._model = Bench(order["name"], Precision.parse(dtype), options, None).model
         self._request = lambda tokens: StepRequest(
             self._cache, tokens, len(self._cache), sampling_struct(no_logprob=1)
         )

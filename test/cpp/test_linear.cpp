@@ -48,7 +48,8 @@ std::vector<float> multiply(Linears &linears, const CpuLinear &layer, const std:
 // `tolerance` of the size that a sum of random products is expected to have.
 void testFormat(Shape shape, q3::DType dt_weight, uint32_t nthreads, double tolerance) {
     q3::ThreadPool pool(nthreads);
-    Linears linears(selectKernels(), pool, roundUp(kRows, kMaxTileRows), shape.in, formatOf(dt_weight));
+    Linears linears(selectKernels(), pool, roundUp(kRows, kMaxTileRows), shape.in, formatOf(dt_weight),
+                    resolveActivations(q3::Activations::kAuto, dt_weight, selectKernels()));
     std::vector<uint16_t> weights;
     for (const float value : normals(size_t{shape.out} * shape.in, 0.02F)) {
         weights.push_back(q3::floatToBf16(value));

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from infinicore_infer.arguments import Precision
 from infinicore_infer.tools import quality
 from qwen3 import Qwen3ForCausalLM
 
@@ -32,7 +33,10 @@ def test_gates() -> None:
     with Qwen3ForCausalLM(MODEL) as model:
         tokens = model.encode(TEXT.read_text(encoding="utf-8"))
     names = ["int8", "int4-mixed", "int4"]
-    rows = {row.dtype: row for row in quality.compare(MODEL, tokens, names, 256, 0)}
+    rows = {
+        row.dtype: row
+        for row in quality.compare(MODEL, tokens, [Precision(name) for name in names], 256, 0)
+    }
     assert rows["checkpoint"].mean_kld == 0.0 and rows["checkpoint"].same_top == 1.0
     assert 0.0 < rows["int8"].mean_kld <= 0.0015
     assert 0.0 < rows["int4"].mean_kld <= 0.006

@@ -157,6 +157,21 @@ typedef enum {
     QWEN3_BACKEND_INFINICORE = 2 /* InfiniCore operators, also for QWEN3_DEVICE_CPU */
 } Qwen3Backend;
 
+/*
+ * How exactly the CPU backend keeps the activations that weights are multiplied with; fewer bits are faster on CPUs
+ * with instructions for them. Layers whose weights cannot take the choice keep their default; a choice that the model's
+ * main weight format cannot take is refused (BAD_PARAM), and the message lists what it can. A choice is one arithmetic
+ * for every batch size, chunk and thread count. docs/numerics.md says what each costs.
+ */
+typedef enum {
+    QWEN3_ACTIVATIONS_AUTO = 0,   /* the fastest whose effect on the output is no larger than other engines' */
+    QWEN3_ACTIVATIONS_F32 = 1,    /* F32, F16, BF16, BF12 weights */
+    QWEN3_ACTIVATIONS_BF16X2 = 2, /* BF16, BF12 weights: each activation as the sum of two bf16 */
+    QWEN3_ACTIVATIONS_BF16 = 3,   /* BF16, BF12 weights: rounded to bf16 */
+    QWEN3_ACTIVATIONS_INT16 = 4,  /* INT8 weights: codes of 16 bits, a scale per 32 */
+    QWEN3_ACTIVATIONS_INT8 = 5    /* INT8, INT4 weights: codes of 8 bits, a scale per 32 */
+} Qwen3Activations;
+
 /* How rotary frequencies are scaled; formulas are those of Hugging Face's rope_scaling / rope_parameters. */
 typedef enum {
     QWEN3_ROPE_DEFAULT = 0,
@@ -417,11 +432,13 @@ typedef struct {
      */
     const Qwen3Tensor *tensors;
     size_t ntensors;
+    int32_t activations; /* Qwen3Activations; on InfiniCore AUTO only */
+    int32_t reserved;    /* 0 */
 } Qwen3ModelOptions;
 /* clang-format off */
 #define QWEN3_MODEL_OPTIONS_INIT                                                                                       \
     {sizeof(Qwen3ModelOptions), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0, 0.0f, 0.0f, 0.0f, 0, 0.0f, 0.0f, NULL, NULL,    \
-     NULL, NULL, NULL, 0}
+     NULL, NULL, NULL, 0, 0, 0}
 /* clang-format on */
 
 /*

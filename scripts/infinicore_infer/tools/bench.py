@@ -29,11 +29,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from libinfinicore_infer import DataType, DeviceType, Qwen3ModelOptions, Qwen3Weights
+from libinfinicore_infer import Activations, DataType, DeviceType, Qwen3ModelOptions, Qwen3Weights
 from numpy.typing import NDArray
 
 import infinicore_infer
-from infinicore_infer.arguments import count, need_matplotlib, positive_count
+from infinicore_infer.arguments import Precision, count, need_matplotlib, positive_count
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, sampling_struct
@@ -151,16 +151,18 @@ class Bench:
     """One loaded model and the figures its measurements are compared with."""
 
     def __init__(
-        self, name: str, dtype: DataType, args: argparse.Namespace, machine: Machine | None
+        self, name: str, precision: Precision, args: argparse.Namespace, machine: Machine | None
     ) -> None:
         """Load random weights of the shape `name`.
 
         Without a machine, shares are of 1 GB/s and 1 GFLOP/s: callers then compare by themselves.
         """
-        self.name, self.dtype, self.machine = name, dtype, machine
+        self.name, self.precision, self.machine = name, precision, machine
+        dtype = DataType.parse(precision.dtype)
         self.meta = Qwen3MetaFromConfig(official_config(name))
         options = Qwen3ModelOptions(nthreads=args.threads, kv_limit_bytes=args.kv_limit << 20)
         options.dt_weight = dtype
+        options.activations = Activations.parse(precision.activations)
         self.source_dtype = DataType.BF16 if dtype.packed else dtype
         weights = RandomWeights(self.meta, self.source_dtype)
         device = DeviceType.parse(args.device)
@@ -249,7 +251,7 @@ class Bench:
             read = (generate * weights + kv) / 1e9
         return Row(
             model=self.name,
-            dtype=self.dtype.name.lower(),
+            dtype=str(self.precision),
             threads=self.threads,
             test=(f"tg{generate}" if generate else f"pp{prompt}") + (f"@d{depth}" if depth else ""),
             batch=batch,
@@ -320,9 +322,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--dtype",
         nargs="+",
-        choices=["bf16", "f16", "f32", "int8", "int4", "int4-mixed", "bf12"],
-        default=["bf16"],
-        help="formats that the weights are kept in (default: bf16)",
+        type=Precision.parse,
+        default=[Precision("bf16")],
+        metavar="TYPE",
+        help="formats that the weights are kept in: bf16, f16, f32, int8, int4, int4-mixed or "
+        "bf12, each alone or with what it is multiplied with, as in int8:int16 (default: bf16)",
     )
     add(
         "-p",
@@ -445,11 +449,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for name in args.model:
-        for dtype in args.dtype:
+        for precision in args.dtype:
             for threads in args.threads:
                 one = argparse.Namespace(**{**vars(args), "threads": threads})
-                bench = Bench(name, DataType.parse(dtype), one, machines[threads])
-                print(f"{name} {dtype}: packed in {bench.load_seconds:.1f} s", file=sys.stderr)
+                bench = Bench(name, precision, one, machines[threads])
+                print(f"{name} {precision}: packed in {bench.load_seconds:.1f} s", file=sys.stderr)
                 for test in planned(args, threads):
                     row = bench.run(*test, args.repeat)
                     rows.append(dataclasses.asdict(row))

@@ -21,7 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infinicore_infer.arguments import add_model_path, count, model_folder, positive_count
+from infinicore_infer.arguments import (
+    Precision,
+    add_model_path,
+    count,
+    model_folder,
+    positive_count,
+)
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
 
 Logits = NDArray[np.float32]
@@ -92,13 +98,25 @@ class Accumulator:
 
 
 def compare(
-    model_path: Path, tokens: Sequence[int], dtypes: Sequence[str], context: int, threads: int
+    model_path: Path,
+    tokens: Sequence[int],
+    formats: Sequence[Precision],
+    context: int,
+    threads: int,
 ) -> list[Quality]:
-    """Measure each format on the same chunks; the first row is the reference against itself."""
-    names = [None, *dtypes]
-    models = [Qwen3ForCausalLM(model_path, dtype=name, threads=threads) for name in names]
-    sums = [Accumulator() for _ in names]
+    """Measure each format on the same chunks; the first row is the reference against itself.
+
+    That is the checkpoint's own weights, with activations in float32.
+    """
+    models = [Qwen3ForCausalLM(model_path, activations="f32", threads=threads)]
+    sums = [Accumulator() for _ in range(1 + len(formats))]
     try:
+        for weights, activations in formats:
+            models.append(
+                Qwen3ForCausalLM(
+                    model_path, dtype=weights, activations=activations, threads=threads
+                )
+            )
         for start in range(0, len(tokens) - 2, context):
             chunk = list(tokens[start : start + context])
             first = len(chunk) // 2
@@ -110,8 +128,10 @@ def compare(
                 logits = reference if model is models[0] else model.forward(chunk)[first:-1]
                 total.add(reference, logits, targets)
         return [
-            total.result(name or "checkpoint", model.stats()["weight_bytes"])
-            for total, model, name in zip(sums, models, names, strict=True)
+            total.result(name, model.stats()["weight_bytes"])
+            for total, model, name in zip(
+                sums, models, ["checkpoint", *map(str, formats)], strict=True
+            )
         ]
     finally:
         for model in models:
@@ -137,9 +157,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--dtype",
         nargs="+",
-        default=["int8", "int4"],
+        type=Precision.parse,
+        default=[Precision("int8"), Precision("int4")],
         metavar="TYPE",
-        help="weight formats that are measured (default: int8 int4)",
+        help="weight formats that are measured, each alone or with what it is multiplied with, "
+        "as in int8:int16 (default: int8 int4)",
     )
     add(
         "--context",

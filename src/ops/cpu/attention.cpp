@@ -55,8 +55,10 @@ template <typename Tile, typename Use> void forTiles(uint32_t nkeys, uint32_t la
 
 }  // namespace
 
-Attention::Attention(const ModelConfig &config, const KernelTable &kernels, const KvLayout &kv, ThreadPool &pool)
-    : config_(config), kernels_(kernels), kv_(kv), pool_(pool), query_rows_(std::max(kQueryRows, config.group())),
+Attention::Attention(const ModelConfig &config, const KernelTable &kernels, const KvLayout &kv, ThreadPool &pool,
+                     Activations activations)
+    : config_(config), kernels_(kernels), kv_(kv), pool_(pool), activations_(activations),
+      query_rows_(std::max(kQueryRows, config.group())),
       plan_({config.nkvh, config.group(), query_rows_ / config.group(), config.dctx, pool.size()}) {
     if (query_rows_ > kMaxQueryRows) {
         fail(QWEN3_STATUS_BAD_PARAM, "nh / nkvh is %u: the CPU backend supports at most %u query heads per KV head",

@@ -16,9 +16,11 @@ namespace q3::cpu {
 // One caller at a time. Nothing but a step's plan allocates after construction.
 class Attention {
 public:
+    // activations: of queries, probabilities, keys and values, kF32 or kBf16 (Arithmetic::attention).
     // The table, the layout and the pool must outlive the object. Throws BAD_PARAM if more query heads share a KV head
     // than it has scratch for.
-    Attention(const ModelConfig &config, const KernelTable &kernels, const KvLayout &kv, ThreadPool &pool);
+    Attention(const ModelConfig &config, const KernelTable &kernels, const KvLayout &kv, ThreadPool &pool,
+              Activations activations);
 
     // plan stays valid until the next beginStep.
     void beginStep(const StepPlan &plan);
@@ -69,6 +71,7 @@ private:
     const KernelTable &kernels_;
     const KvLayout &kv_;
     ThreadPool &pool_;
+    Activations activations_;
     uint32_t query_rows_;  // of a work item, at most
     AttentionPlan plan_;
     std::vector<HostBuffer> scratch_;  // per thread

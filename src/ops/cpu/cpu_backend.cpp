@@ -54,11 +54,11 @@ CpuBackend::CpuBackend(const ModelConfig &config, const BackendOptions &options)
       dt_weight_(options.dt_weight == DType::kDefault ? options.dt_mat : options.dt_weight),
       dt_kv_(options.dt_kv != DType::kDefault ? options.dt_kv
                                               : (dt_weight_ == DType::kF32 ? DType::kF32 : DType::kF16)),
-      kernels_(selectKernels()), rank_(options.rank), reduce_(options.reduce),
-      pool_(static_cast<uint32_t>(options.nthreads)),
+      kernels_(selectKernels()), arithmetic_(resolveActivations(options.activations, dt_weight_, kernels_)),
+      rank_(options.rank), reduce_(options.reduce), pool_(static_cast<uint32_t>(options.nthreads)),
       linears_(kernels_, pool_, roundUp(config.max_step_tokens, kMaxTileRows),
-               std::max({config.d, config.nh * config.dh, config.di}), formatOf(dt_weight_)),
-      kv_(config, dt_kv_, kernels_), attention_(config, kernels_, kv_, pool_) {}
+               std::max({config.d, config.nh * config.dh, config.di}), formatOf(dt_weight_), arithmetic_),
+      kv_(config, dt_kv_, kernels_), attention_(config, kernels_, kv_, pool_, arithmetic_.attention) {}
 
 DType CpuBackend::dtypeOf(const LinearSource &source) const {
     if (as_given_) {
@@ -227,7 +227,8 @@ size_t CpuBackend::scratchBytes() const {
 
 std::string CpuBackend::description() const {
     return std::string("backend=cpu device=cpu:0 threads=") + std::to_string(pool_.size()) +
-           " weights=" + dtypeName(dt_weight_) + " kv=" + dtypeName(dt_kv_);
+           " weights=" + dtypeName(dt_weight_) + " kv=" + dtypeName(dt_kv_) +
+           " activations=" + activationsName(arithmetic_.of[formatOf(dt_weight_)]);
 }
 
 }  // namespace q3::cpu

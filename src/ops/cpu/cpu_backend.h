@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/backend.h"
+#include "ops/cpu/arithmetic.h"
 #include "ops/cpu/attention.h"
 #include "ops/cpu/host_buffer.h"
 #include "ops/cpu/kernels/kernels.h"
@@ -45,7 +46,7 @@ public:
     size_t kvBlockBytes() const override { return kv_.blockBytes(); }
     BlockMemory &kvMemory() override { return kv_memory_; }
     std::string kvLayout() const override { return kv_.name(); }
-    std::string numerics() const override { return numericsOf(kernels_); }
+    std::string numerics() const override { return numericsOf(kernels_) + " " + arithmeticName(arithmetic_); }
 
     void beginStep(const StepPlan &plan) override {
         plan_ = &plan;
@@ -74,6 +75,7 @@ private:
     DType dt_weight_;  // with as_given_, that of most layers
     DType dt_kv_;
     const KernelTable &kernels_;
+    Arithmetic arithmetic_;
     uint32_t rank_;
     HostAllReduce *reduce_;  // null: the only rank
     ThreadPool pool_;

@@ -54,8 +54,9 @@ void addBias(float *row, const float *bias) {
 
 }  // namespace
 
-Linears::Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows, uint32_t widest, WeightFormat format)
-    : kernels_(kernels), pool_(pool), max_rows_(max_rows) {
+Linears::Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows, uint32_t widest, WeightFormat format,
+                 const Arithmetic &arithmetic)
+    : kernels_(kernels), pool_(pool), arithmetic_(arithmetic), max_rows_(max_rows) {
     if (takesCodes(format)) {
         const size_t groups = roundUp(widest, kGroup) / kGroup;
         const size_t rows = paddedQuantRows(max_rows);

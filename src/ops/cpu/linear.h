@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "ops/cpu/arithmetic.h"
 #include "ops/cpu/host_buffer.h"
 #include "ops/cpu/kernels/kernels.h"
 #include "ops/cpu/pack/pack.h"
@@ -17,7 +18,8 @@ public:
     // max_rows: most rows of a call, in whole tiles of kMaxTileRows; widest: input features of the widest layer;
     // format: the weights' format, which decides what scratch is needed. If it takes codes, layers of other formats
     // that do are welcome too. The table and the pool must outlive the object.
-    Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows, uint32_t widest, WeightFormat format);
+    Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows, uint32_t widest, WeightFormat format,
+            const Arithmetic &arithmetic);
 
     // out[r * ldo + j] = sum over k of in[r][k] * w[j][k] + bias[j], in [rows][w.in], j < w.out
     void multiply(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
@@ -53,6 +55,7 @@ private:
 
     const KernelTable &kernels_;
     ThreadPool &pool_;
+    Arithmetic arithmetic_;
     uint32_t max_rows_;
     HostBuffer codes_, scales_, offsets_;
     QuantRows quant_rows_{};           // over those three

@@ -122,6 +122,7 @@ inline constexpr uint64_t kLayout = layoutOf({
     offsetof(BackendOptions, nthreads),
     offsetof(BackendOptions, dt_weight),
     offsetof(BackendOptions, dt_kv),
+    offsetof(BackendOptions, activations),
     offsetof(BackendOptions, kv_limit_bytes),
     offsetof(BackendOptions, rank),
     sizeof(HostMatrix),

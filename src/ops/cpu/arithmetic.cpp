@@ -1,0 +1,61 @@
+#include "ops/cpu/arithmetic.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "runtime/error.h"
+
+namespace q3::cpu {
+namespace {
+
+// What a format's kernels can be multiplied with, the default first.
+std::vector<Activations> choicesOf(WeightFormat format, const KernelTable & /*kernels*/) {
+    switch (format) {
+    case kF32:
+    case kF16:
+    case kBf16:
+    case kBf12:
+        return {Activations::kF32};
+    case kQ8:
+        return {Activations::kInt16};
+    case kQ4:
+        return {Activations::kInt8};
+    }
+    return {};
+}
+
+bool contains(const std::vector<Activations> &choices, Activations activations) {
+    return std::find(choices.begin(), choices.end(), activations) != choices.end();
+}
+
+}  // namespace
+
+Arithmetic resolveActivations(Activations asked, DType weights, const KernelTable &kernels) {
+    if (asked != Activations::kAuto) {
+        const std::vector<Activations> choices = choicesOf(formatOf(weights), kernels);
+        if (!contains(choices, asked)) {
+            std::string names;
+            for (const Activations choice : choices) {
+                names += std::string(", ") + activationsName(choice);
+            }
+            fail(QWEN3_STATUS_BAD_PARAM, "options.activations is %s: weights packed as %s take auto%s",
+                 activationsName(asked), dtypeName(weights), names.c_str());
+        }
+    }
+    Arithmetic out;
+    forEachFormat([&](auto format) {
+        const std::vector<Activations> choices = choicesOf(decltype(format)::value, kernels);
+        out.of[decltype(format)::value] = contains(choices, asked) ? asked : choices.front();
+    });
+    return out;
+}
+
+std::string arithmeticName(const Arithmetic &arithmetic) {
+    std::string text;
+    for (const FormatInfo &info : kFormats) {
+        text += std::string(info.name) + "=" + activationsName(arithmetic.of[info.format]) + " ";
+    }
+    return text + "attention=" + activationsName(arithmetic.attention);
+}
+
+}  // namespace q3::cpu

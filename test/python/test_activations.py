@@ -1,0 +1,51 @@
+"""How exactly activations are kept: names, refusals, and what a model says that it does."""
+
+from __future__ import annotations
+
+import pytest
+from infinicore_infer.arguments import Precision
+from infinicore_infer.paths import DEMO
+from libinfinicore_infer import Activations, Qwen3Error
+from qwen3 import Qwen3ForCausalLM
+
+
+def used(dtype: str, activations: str) -> str:
+    """Return what the demo model says that it computes in."""
+    with Qwen3ForCausalLM(DEMO, dtype=dtype, activations=activations, cache=False) as model:
+        return str(model.native.build_info()["activations"])
+
+
+def test_what_is_asked_for_is_used() -> None:
+    assert used("bf16", "f32") == "f32" == used("f32", "f32") == used("f32", "auto")
+    assert used("int8", "int16") == "int16"
+    assert used("int4", "int8") == "int8"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "activations"),
+    [("f32", "bf16"), ("f16", "bf16x2"), ("bf16", "int8"), ("int8", "f32"), ("int4", "bf16")],
+)
+def test_what_the_weights_cannot_take(dtype: str, activations: str) -> None:
+    """The message says what they can."""
+    message = rf"activations is {activations}: weights packed as {dtype} take auto, \w+"
+    with pytest.raises(ValueError, match=message):
+        used(dtype, activations)
+
+
+def test_names() -> None:
+    assert [Activations.parse(one) for one in ("AUTO", "int16", 3)] == [0, 4, 3]
+    for wrong in ("int32", 6, -1, ""):
+        with pytest.raises(ValueError, match="known are auto, f32, bf16x2, bf16, int16, int8"):
+            Activations.parse(wrong)
+    assert str(Precision.parse("int8:int16")) == "int8:int16"
+    assert str(Precision.parse("bf16")) == "bf16" == str(Precision.parse("bf16:auto"))
+
+
+def test_infinicore_has_no_choice() -> None:
+    """Its operators compute in the activations' own type."""
+    try:
+        Qwen3ForCausalLM(DEMO, backend="infinicore").close()
+    except (NotImplementedError, OSError, Qwen3Error) as error:
+        pytest.skip(f"no InfiniCore here: {error}")
+    with pytest.raises(ValueError, match="activations is bf16, which only the cpu backend"):
+        Qwen3ForCausalLM(DEMO, backend="infinicore", activations="bf16")
