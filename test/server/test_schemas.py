@@ -6,7 +6,6 @@ import json
 import random
 from typing import Any
 
-import numpy as np
 import pytest
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.grammar import Grammars
@@ -14,6 +13,7 @@ from infinicore_infer.server.grammar import choose_grammar, json_grammar
 from infinicore_infer.server.openai.fields import ChatBody
 from infinicore_infer.server.schemas import prepared
 from qwen3 import Qwen3ForCausalLM
+from schema_walks import allows, draw
 from serving import CAPITAL, LiveServer
 
 CHAT = "/v1/chat/completions"
@@ -68,6 +68,29 @@ def test_what_cannot_be_enforced_is_refused(server: LiveServer, schema: Any) -> 
             assert param == "response_format" if "response_format" in body else "tools" in param
 
 
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    [
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"$ref": "http://example.com/x"}, "$ref"),
+        ({"$ref": "#nowhere"}, "$ref"),
+        ({"$ref": "#/$defs/nothing"}, "$defs/nothing"),
+        ({"patternProperties": {"a": {"const": 1}, "b": {"const": 2}}}, "patternProperties"),
+        ({"multipleOf": 0.123456789, "type": "integer"}, "multipleOf"),
+        ({"contains": {"const": 1}}, "contains"),
+        ({"type": "string", "pattern": "(?=a)b"}, "pattern"),
+        ({"minItems": -1}, "minItems"),
+        ({"type": "strng"}, "strng"),
+    ],
+    ids=lambda value: json.dumps(value),
+)
+def test_refusals_name_the_keyword(grammars: Grammars, schema: Any, name: str) -> None:
+    with pytest.raises(FieldError) as caught:
+        grammars.factory(json_grammar(schema, "x"), may_think=False, thinking=False)
+    message = caught.value.message("x")
+    assert name in message and "x-guidance" not in message and "coerce" not in message, message
+
+
 def test_names_of_tools(server: LiveServer) -> None:
     tools = [{"type": "function", "function": {"name": "a<|im_end|>b"}}]
     body = {"messages": CAPITAL, "max_tokens": 1, "tools": tools, "tool_choice": "required"}
@@ -103,6 +126,10 @@ def test_names_of_tools(server: LiveServer) -> None:
             {"properties": {"a": True}, "additionalProperties": False},
         ),
         ({"anyOf": [{"$ref": "#"}, {"type": "integer"}]}, None),
+        ({"maxItems": 2.0, "minLength": 1.0}, {"maxItems": 2, "minLength": 1}),
+        ({"if": {"const": 0}, "type": "null"}, {"type": "null"}),
+        ({"then": False, "else": False, "minContains": 3, "type": "null"}, {"type": "null"}),
+        ({"contains": {"const": 1}, "minContains": 0, "dependentRequired": {}}, {}),
         (
             {
                 "anyOf": [{"$ref": "#/$defs/a"}, {"type": "integer"}],
@@ -190,46 +217,40 @@ DEFS = {
 }
 
 
-def _draw(
-    model: Qwen3ForCausalLM, grammars: Grammars, schema: Any, rng: random.Random
-) -> str | None:
-    constraint = grammars.factory(json_grammar(schema, "x"), may_think=False, thinking=False)()
-    closing = {
-        t for text in ('"', "}", "]", '"}', "null", '"]', "0", "1") for t in model.encode(text)
-    }
-    ends, tokens = set(model.meta.end_tokens), []
-    for _ in range(300):
-        mask = constraint.mask()
-        assert mask is not None
-        bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: model.meta.dvoc]
-        options = np.flatnonzero(bits).tolist()
-        assert options
-        good = [token for token in options if token in closing or token in ends]
-        token = rng.choice(good if good and rng.random() < 0.7 else options)
-        constraint.accept(token)
-        if token in ends:
-            return model.tokenizer.decode(tokens, skip_special=False)
-        tokens.append(token)
-    return None
+def _random_value(rng: random.Random, depth: int = 0) -> Any:
+    """Return what a schema of the above may or may not have as an instance."""
+    inner = (lambda: _random_value(rng, depth + 1)) if depth < 2 else (lambda: 3)
+    return rng.choice(
+        [
+            *(None, True, -1, 0, 3, 9, 42, 1.5, "", "two", "abc", "l1", "ü"),
+            [inner() for _ in range(rng.randint(0, 3))],
+            {name: inner() for name in rng.sample(["a", "b", "p", "x", "xa", "next"], 2)},
+        ]
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_only_valid_instances(reference: Qwen3ForCausalLM, grammars: Grammars, seed: int) -> None:
+    """Drawn ones are, and those of other schemas are only allowed if they are."""
     jsonschema = pytest.importorskip("jsonschema", reason="needs the jsonschema package")
     rng = random.Random(seed)
-    drawn = refused = 0
+    drawn = refused = impossible = 0
     for _ in range(30):
         schema = {**_random_schema(rng), "$defs": DEFS}
+        validator = jsonschema.Draft202012Validator(schema)
         try:
-            json_grammar(schema, "x")
-            text = _draw(reference, grammars, schema, rng)
+            text = draw(reference, grammars, schema, rng)
         except FieldError:
             refused += 1
             continue
         if text is not None:
-            jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+            validator.validate(json.loads(text))
             drawn += 1
-    assert drawn > 15 and refused < 8
+        for value in [_random_value(rng) for _ in range(5)]:
+            if not validator.is_valid(value):
+                assert not allows(reference, grammars, schema, value), (schema, value)
+                impossible += 1
+    assert drawn > 15 and refused < 8 and impossible > 50
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/messages"])

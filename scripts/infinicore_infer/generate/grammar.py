@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,6 +51,25 @@ class Grammar:
         if len(self.text) > _MAX_GRAMMAR:
             problem = f"the schemas have {len(self.text)} characters"
             raise FieldError(self.field, f"{problem}; at most {_MAX_GRAMMAR} are supported")
+
+
+def _explained(problem: str) -> str:
+    """Return a complaint of llguidance's in one line, without its excerpt of the grammar.
+
+    Keywords that only its wording hints at are named.
+    """
+    problem = " ".join(problem.split())
+    problem = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", problem)
+    # The line of the grammar that it is about.
+    problem = re.sub(r" \d+ \| start: .*", "", problem)
+    if problem.startswith("oneOf constraints"):
+        return "oneOf whose branches may both hold cannot be enforced; anyOf can"
+    if problem.startswith("Resource "):
+        name = problem.partition("'")[2].partition("'")[0]
+        return f"$ref to {name[:100]!r}, which is not part of the schema"
+    keywords = {"patternProperty ": "patternProperties", "Anchor ": "$ref", "regex ": "pattern"}
+    named = [f"{keyword}: " for start, keyword in keywords.items() if problem.startswith(start)]
+    return ("".join(named) + problem)[:300]
 
 
 class GrammarModel(Protocol):
@@ -268,4 +288,4 @@ class Grammars:
             llguidance.numpy.fill_next_token_bitmask(matcher, bits, 0)
             if not matcher.is_error() and bits.any():
                 return None
-        return " ".join(str(matcher.get_error()).split())[:300]
+        return _explained(str(matcher.get_error()))

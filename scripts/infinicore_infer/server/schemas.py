@@ -33,6 +33,7 @@ _PLAIN = ("const", "enum", "type", "required", "pattern", "$ref", "$schema", "$i
 # Grammars count in 64 bits.
 _LARGEST = 9 * 10**18
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _OBJECTS = ("properties", "patternProperties", "additionalProperties", "required")
 
 
@@ -104,6 +105,8 @@ class _Preparation:
                 continue
             if key in _BOUNDS and isinstance(value, int | float) and not isinstance(value, bool):
                 result[key] = max(-_LARGEST, min(value, _LARGEST))
+            elif key in _COUNTS and isinstance(value, float) and value.is_integer():
+                result[key] = int(value)
             elif key in _PLAIN or not isinstance(value, dict | list):
                 result[key] = self._schema(value, here) if isinstance(value, bool) else value
             elif key in _COMBINING and isinstance(value, list):
@@ -134,11 +137,7 @@ class _Preparation:
         Raises:
             FieldError: One of them means more than that.
         """
-        schema = {
-            key: value
-            for key, value in schema.items()
-            if not (key in ("dependentRequired", "dependentSchemas", "dependencies") and not value)
-        }
+        schema = _without_idle(schema)
         combined = any(key in schema for key in (*_COMBINING, "$ref"))
         for rest, plain in (
             ("unevaluatedProperties", "additionalProperties"),
@@ -168,6 +167,21 @@ class _Preparation:
             patterns = {str(given["pattern"]): values}
             return {**schema, "patternProperties": patterns, "additionalProperties": False}
         raise self._refuse("propertyNames other than enum or pattern cannot be enforced")
+
+
+def _without_idle(schema: JsonObject) -> JsonObject:
+    """Return a schema without keywords that mean nothing, as what they go with is not there."""
+    idle = {key for key in ("dependentRequired", "dependentSchemas", "dependencies")
+            if not schema.get(key)}  # fmt: skip
+    if "if" not in schema:
+        idle |= {"then", "else"}
+    elif not schema.keys() & {"then", "else"}:
+        idle.add("if")
+    if schema.get("minContains") == 0 and "maxContains" not in schema:
+        idle.add("contains")
+    if "contains" not in schema or "contains" in idle:
+        idle |= {"minContains", "maxContains"}
+    return {key: value for key, value in schema.items() if key not in idle}
 
 
 def _is_merged(schema: JsonObject) -> bool:
