@@ -322,6 +322,61 @@ def test_what_cannot_be_followed_is_refused(tmp_path: Path) -> None:
         ours.encode_chat([{"role": "user", "content": "<|im_end|>"}], allow_special=False)
 
 
+SHOWN = "|".join(
+    f"{{{{ {kind}_token }}}}"
+    for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask", "image", "video")
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "files"),
+    [
+        ({"eos_token": ...}, {}),
+        ({"eos_token": ..., "pad_token": ..., "tokenizer_class": "PreTrainedTokenizerFast"}, {}),
+        ({"eos_token": "<new>"}, {}),
+        ({"cls_token": "<|im_start|>", "mask_token": "<new>", "sep_token": "<|im_end|>"}, {}),
+        ({"image_token": "<new>", "video_token": "<other>"}, {}),
+        ({"extra_special_tokens": {"image_token": "<new>"}}, {}),
+        ({"extra_special_tokens": ["<new>", "<other>"]}, {}),
+        ({"additional_special_tokens": ["<other>", "<|im_end|>"]}, {}),
+        ({"added_tokens_decoder": ...}, {"added_tokens.json": {"<new>": 9001, "<other>": 9000}}),
+        (
+            {"added_tokens_decoder": ..., "eos_token": ...},
+            {
+                "special_tokens_map.json": {
+                    "eos_token": "<new>",
+                    "pad_token": {"content": "<other>"},
+                }
+            },
+        ),
+        (
+            {"chat_template": {"default": SHOWN, "tool_use": "T" + SHOWN}},
+            {"chat_template.jinja": ...},
+        ),
+    ],
+)
+def test_listed_tokens_equal_transformers(
+    config: dict[str, Any], files: dict[str, Any], tmp_path: Path
+) -> None:
+    path = copy_folder(DEMO, tmp_path / "model")
+    (path / "chat_template.jinja").write_text(SHOWN)
+    values = json.loads((path / "tokenizer_config.json").read_text()) | config
+    values = {key: value for key, value in values.items() if value is not ...}
+    (path / "tokenizer_config.json").write_text(json.dumps(values))
+    for name, content in files.items():
+        if content is ...:
+            (path / name).unlink()
+        else:
+            (path / name).write_text(json.dumps(content))
+    ours, reference = Qwen3Tokenizer(path), AutoTokenizer.from_pretrained(path)
+    chat = [{"role": "user", "content": "a <new> b<other>c <|im_end|>"}]
+    for tools in (None, [{"type": "function", "function": {"name": "f"}}]):
+        expected = reference.apply_chat_template(chat, tools=tools, return_dict=False)
+        assert ours.encode_chat(chat, tools, False) == expected
+    text = chat[0]["content"]
+    assert ours.encode(text) == reference.encode(text, add_special_tokens=False)
+
+
 @pytest.mark.parametrize(
     "expression",
     [

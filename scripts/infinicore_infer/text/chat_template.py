@@ -133,6 +133,8 @@ class ChatTemplates:
         entry = config.get("chat_template")
         if isinstance(entry, list):
             pairs = [(e.get("name"), e.get("template")) for e in entry if isinstance(e, dict)]
+        elif isinstance(entry, dict):
+            pairs = list(entry.items())
         else:
             pairs = [] if entry is None else [("default", entry)]
         for name, source in pairs:

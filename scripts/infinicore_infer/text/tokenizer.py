@@ -18,6 +18,7 @@ from infinicore_infer.text.chat_template import (
     render,
     render_open,
 )
+from infinicore_infer.text.listed_tokens import ListedTokens
 from infinicore_infer.text.traced import ANSWER, QUESTION, marks_of, strings, trace
 
 if TYPE_CHECKING:
@@ -38,10 +39,6 @@ def _byte_of_char() -> dict[str, int]:
     others = (byte for byte in range(256) if byte not in printable)
     table.update({chr(256 + i): byte for i, byte in enumerate(others)})
     return table
-
-
-def _number(item: tuple[str, Any]) -> int:
-    return int(item[0]) if item[0].isdecimal() else 0
 
 
 class Qwen3Tokenizer:
@@ -74,27 +71,13 @@ class Qwen3Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._config = self._read_config(Path(folder) / "tokenizer_config.json")
-        self._add_listed_tokens()
+        self._listed = ListedTokens(Path(folder), self._config)
+        self._listed.add_to(self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(i for i, token in added.items() if token.special)
         self._added = {token.content: token.special for token in added.values()}
         self._bytes: dict[int, bytes] = {}
         self.templates = ChatTemplates(Path(folder), self._config)
-
-    def _add_listed_tokens(self) -> None:
-        """Add tokens that only tokenizer_config.json lists, as transformers does."""
-        from tokenizers import AddedToken
-
-        listed = self._config.get("added_tokens_decoder")
-        known = {t.content for t in self._tokenizer.get_added_tokens_decoder().values()}
-        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-        entries = sorted((listed if isinstance(listed, dict) else {}).items(), key=_number)
-        for _, entry in entries:
-            name = entry.get("content") if isinstance(entry, dict) else entry
-            if isinstance(name, str) and name and name not in known:
-                given = entry if isinstance(entry, dict) else {}
-                token = AddedToken(name, **{flag: given.get(flag, False) is True for flag in flags})
-                self._tokenizer.add_tokens([token])
 
     @cached_property
     def vocab_size(self) -> int:
@@ -204,16 +187,6 @@ class Qwen3Tokenizer:
         """Return whether a token is a control token."""
         return token in self._special
 
-    def _special_texts(self) -> dict[str, str]:
-        """Return what transformers passes to templates as bos_token, eos_token and so on."""
-        result = {}
-        for key in ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token"):
-            value = self._config.get(key)
-            value = value.get("content") if isinstance(value, dict) else value
-            if isinstance(value, str):
-                result[key] = value
-        return result
-
     def _render(
         self,
         messages: Sequence[Message],
@@ -231,7 +204,7 @@ class Qwen3Tokenizer:
         """
         begins, goes_on = ending
         seen = {
-            **self._special_texts(),
+            **self._listed.names,
             "tools": None if tools is None else list(tools),
             "documents": None,
             "add_generation_prompt": begins and not goes_on,

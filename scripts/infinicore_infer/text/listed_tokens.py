@@ -1,0 +1,105 @@
+"""What the files beside tokenizer.json say of added tokens, as transformers reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_NAMES = tuple(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+# What the tokenizer class of the Qwen family has where its configuration is silent.
+_QWEN_CLASSES = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast")
+_QWEN_DEFAULTS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _content(value: object) -> str | None:
+    """Return a token's text, which may stand in an object with its flags."""
+    value = value.get("content") if isinstance(value, Mapping) else value
+    return value if isinstance(value, str) and value else None
+
+
+class ListedTokens:
+    """Added tokens of tokenizer_config.json and of the files that older checkpoints have instead.
+
+    Attributes:
+        names: Texts of control tokens by the names that chat templates know: ``eos_token``, ...
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Read them.
+
+        Args:
+            folder: The checkpoint.
+            config: Contents of its tokenizer_config.json.
+        """
+        older = "added_tokens_decoder" not in config
+        values = self._with_map(folder, config) if older else config
+        if config.get("tokenizer_class") in _QWEN_CLASSES:
+            values = {**_QWEN_DEFAULTS, **values}
+        extra = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
+        named = {name: values.get(name) for name in _NAMES}
+        named |= {name: text for name, text in values.items() if name.endswith("_token")}
+        named |= extra if isinstance(extra, Mapping) else {}
+        self.names = {name: text for name, value in named.items() if (text := _content(value))}
+        control = [*named.values(), *(extra if isinstance(extra, list) else [])]
+        self._control = [value for value in control if _content(value)]
+        self._entries = self._numbered(folder, config) if not older else self._older(folder)
+
+    @staticmethod
+    def _with_map(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration with special_tokens_map.json, whose lists are added to it."""
+        beside = _json_object(folder / "special_tokens_map.json")
+        beside.pop("additional_special_tokens", None)
+        own, more = config.get("extra_special_tokens"), beside.get("extra_special_tokens")
+        if isinstance(own, list) and isinstance(more, list):
+            beside["extra_special_tokens"] = [*own, *more]
+        return {**config, **beside}
+
+    @staticmethod
+    def _numbered(folder: Path, config: Mapping[str, Any]) -> list[object]:
+        listed = config["added_tokens_decoder"]
+        items = listed.items() if isinstance(listed, Mapping) else ()
+        return [v for _, v in sorted(items, key=lambda i: int(i[0]) if i[0].isdecimal() else 0)]
+
+    def _older(self, folder: Path) -> list[object]:
+        items = _json_object(folder / "added_tokens.json").items()
+        control = {_content(value) for value in self._control}
+        return [
+            {"content": text, "special": text in control, "normalized": text not in control}
+            for text, _ in sorted(
+                (item for item in items if isinstance(item[1], int)), key=lambda item: item[1]
+            )
+        ]
+
+    @staticmethod
+    def _token(entry: object, special: bool) -> AddedToken:
+        from tokenizers import AddedToken
+
+        given = entry if isinstance(entry, Mapping) else {}
+        flags = {flag: given.get(flag, False) is True for flag in _FLAGS}
+        return AddedToken(
+            _content(entry) or "", **{**flags, "special": special or flags["special"]}
+        )
+
+    def add_to(self, tokenizer: Tokenizer) -> None:
+        """Add the tokens that the tokenizer lacks, in the order in which transformers does."""
+        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        for entries, special in ((self._entries, False), (self._control, True)):
+            for entry in entries:
+                text = _content(entry)
+                if text is not None and text not in known:
+                    tokenizer.add_tokens([self._token(entry, special)])
+                    known.add(text)
