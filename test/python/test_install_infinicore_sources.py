@@ -1,0 +1,121 @@
+"""What install_infinicore.py makes of the sources, and what it knows of an installation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from infinicore_infer.tools import install_infinicore
+from infinicore_infer.tools import install_infinicore_cuda as cuda
+from infinicore_infer.tools import install_infinicore_source as sources
+from infinicore_infer.tools.install_infinicore_args import parse_args
+from infinicore_infer.tools.install_infinicore_build import STAMP
+
+POOL = "    std::optional<T> pop() const {\n        return {std::move(top->data)};\n    }\n"
+CUDA_FILE = """target("infiniop-nvidia")
+    set_kind("static")
+    add_cugencodes("native")
+    on_load(function (target)
+        local nvcc = find_tool("nvcc")
+        if nvcc ~= nil then
+            target:add("linkdirs", "stubs")
+            target:add("links", "cuda")
+        end
+        local arch_opt = get_config("cuda_arch")
+    end)
+    add_cuflags("-Xcompiler=-Wall", "-Xcompiler=-Werror")
+    add_cuflags("--extended-lambda")
+target_end()
+"""
+
+
+def checkout(folder: Path) -> Path:
+    """The parts of InfiniCore's sources that are adapted."""
+    head = "".join(
+        f'target("{t}")\n    set_kind("shared")\ntarget_end()\n' for t in sources.TARGETS
+    )
+    files = {
+        "xmake.lua": 'add_requires("pybind11")\nif is_mode("debug") then\n'
+        f'    add_requires("boost", {{configs = {{}}}})\nend\n{head}'
+        'target("infinicore_c_api")\n    set_kind("phony")\n'
+        'target_end()\n\ntarget("infinicore")\n    add_packages("pybind11")\ntarget_end()\n',
+        "xmake/cpu.lua": '    add_requires("openmp")\n    add_packages("openmp")\n-- kept\n',
+        "xmake/nvidia.lua": CUDA_FILE,
+        "src/infiniop/devices/pool.h": POOL,
+        "src/infiniop/ops/gemm/operator.cc": "",
+        "src/infiniop/ops/conv/operator.cc": "",
+        "src/infiniop/ops/conv/nvidia/conv.cu": "",
+        "include/infiniop.h": "",
+        ".git/config": "",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_adapting(tmp_path: Path) -> None:
+    source = sources.copied(checkout(tmp_path / "checkout"), tmp_path / "work")
+    assert not (source / ".git").exists()
+    sources.patch(source, ["sm_80", "sm_90a", "compute_90"], True, Path("/cuda/lib64"))
+    cuda_file = (source / "xmake/nvidia.lua").read_text()
+    codes = '"-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a", '
+    codes += '"-gencode=arch=compute_90,code=compute_90", {force = true})\n'
+    # For nvcc and, which newer versions forget, for the device's linker.
+    assert f"add_cuflags({codes}" in cuda_file and f"add_culdflags({codes}" in cuda_file
+    for gone in ("native", '"links", "cuda"', "-Werror", "get_config"):
+        assert gone not in cuda_file
+    header = source / sources.CUB_HEADER.name
+    assert f'"--extended-lambda", "-include", "{header}", {{force = true}}' in cuda_file
+    assert header.read_text() == sources.CUB_HEADER.read_text()
+    main_file = (source / "xmake.lua").read_text()
+    assert "pybind11" not in main_file and "boost" not in main_file
+    assert main_file.endswith('target("infinicore_c_api")\n    set_kind("phony")\ntarget_end()\n')
+    assert main_file.count("-Wl,-rpath,/cuda/lib64") == 3
+    assert (source / "xmake/cpu.lua").read_text() == "-- kept\n"
+    assert "delete top;" in (source / "src/infiniop/devices/pool.h").read_text()
+    units = [path.name for path in (source / "src/infiniop/ops").rglob("*.c[cu]")]
+    assert units == ["operator.cc"]
+    # The checkout is as it was.
+    assert (tmp_path / "checkout/src/infiniop/devices/pool.h").read_text() == POOL
+
+
+def test_what_an_installation_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix = tmp_path / "prefix"
+    monkeypatch.setenv("INFINI_ROOT", str(prefix))
+    cards = ["9.0"]
+    monkeypatch.setattr(cuda, "query_cards", lambda field: cards)
+    prefix.mkdir()
+    source = checkout(tmp_path / "checkout")
+
+    def install(*arguments: str) -> None:
+        flags = install_infinicore.wanted(parse_args(arguments))
+        stamp = {
+            "version": sources.VERSION,
+            "sha256": sources.SHA256,
+            "recipe": install_infinicore.RECIPE,
+            "flags": flags,
+            "files": [],
+        }
+        (prefix / STAMP).write_text(json.dumps(stamp))
+
+    def current(*arguments: str) -> bool:
+        return install_infinicore.main(["--check", *arguments]) == 0
+
+    install("--nv-gpu", "--cuda_arch=sm_90a,sm_80,sm_80")
+    assert current("--nv-gpu", "--cuda-arch", "sm_80,sm_90a")
+    assert not current("--nv-gpu")  # the card is an sm_90
+    assert not current("--nv-gpu", "--cuda-arch", "sm_80")
+    assert not current() and current("--if-missing")
+    cards.clear()
+    assert current("--nv-gpu")  # no card: whatever it was compiled for
+    cards.append("9.0")
+    install("--nv-gpu")
+    assert current("--nv-gpu") and current("--nv-gpu", "--cuda-arch", "sm_90")
+    install()
+    assert current() and not current("--nv-gpu") and not current("--source", str(source))
+    install("--source", str(source))
+    assert current("--source", str(source)) and not current() and current("--if-missing")
+    (source / "include/infiniop.h").write_text("// changed")
+    assert not current("--source", str(source))
