@@ -22,6 +22,14 @@ struct HostMatrix {
     DType bias_dtype = DType::kDefault;
 };
 
+// Backends read a matrix through copies only: the memory may be a mapped file, and where that is cut short meanwhile,
+// touching it would end the process.
+//
+// Copies rows [row, row + rows), all columns, to `target`, which holds copyBytes(matrix, rows), and makes `copy` that
+// part in its new place, without a bias. Returns false when not all of it can be read; what could not be is zero.
+bool copyRows(const HostMatrix &matrix, uint32_t row, uint32_t rows, void *target, HostMatrix &copy) noexcept;
+size_t copyBytes(const HostMatrix &matrix, uint32_t rows) noexcept;
+
 // How much a matrix's rounding matters to the model, for formats that give some matrices more bits than others.
 enum class Precision : uint8_t {
     kPlain,

@@ -4,6 +4,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
@@ -31,24 +32,42 @@ bool isReadable(const void *data, size_t bytes) noexcept {
 }
 
 bool copyReadable(void *target, const void *data, size_t bytes) noexcept {
+    return copyReadable(target, data, bytes, bytes, 1);
+}
+
+bool copyReadable(void *target, const void *data, size_t bytes, size_t stride, size_t count) noexcept {
     static std::atomic<bool> forbidden{false};
+    if (stride == bytes) {
+        bytes *= count;
+        count = 1;
+    }
     auto *to = static_cast<char *>(target);
     const auto *from = static_cast<const char *>(data);
-    while (bytes > 0 && !forbidden.load(std::memory_order_relaxed)) {
-        const iovec local{to, bytes};
-        const iovec remote{const_cast<char *>(from), bytes};
-        const ssize_t copied = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+    size_t skipped = 0;  // bytes of the next piece that are there already
+    while (bytes > 0 && count > 0 && !forbidden.load(std::memory_order_relaxed)) {
+        constexpr size_t kTogether = 256;
+        iovec remote[kTogether];
+        const size_t npieces = std::min(count, kTogether);
+        for (size_t i = 0; i < npieces; ++i) {
+            remote[i] = {const_cast<char *>(from) + i * stride, bytes};
+        }
+        remote[0] = {const_cast<char *>(from) + skipped, bytes - skipped};
+        const iovec local{to + skipped, npieces * bytes - skipped};
+        const ssize_t copied = process_vm_readv(getpid(), &local, 1, remote, npieces, 0);
         if (copied > 0) {
-            to += copied;
-            from += copied;
-            bytes -= static_cast<size_t>(copied);
+            skipped += static_cast<size_t>(copied);
+            const size_t whole = skipped / bytes;
+            skipped %= bytes;
+            to += whole * bytes;
+            from += whole * stride;
+            count -= whole;
         } else if (copied < 0 && (errno == EPERM || errno == ENOSYS || errno == EACCES)) {
             forbidden.store(true, std::memory_order_relaxed);
         } else if (copied == 0 || errno != EINTR) {
             return false;
         }
     }
-    if (bytes > 0) {
+    for (; bytes > 0 && count > 0; --count, from += stride, to += bytes) {
         if (!isReadable(from, bytes)) {
             return false;
         }

@@ -15,6 +15,9 @@ bool isReadable(const void *data, size_t bytes) noexcept;
 // SIGBUS. In sandboxes that forbid this call it checks with isReadable first and then copies.
 bool copyReadable(void *target, const void *data, size_t bytes) noexcept;
 
+// The same for `count` pieces of `bytes` each, which begin `stride` bytes apart; in `target` they follow each other.
+bool copyReadable(void *target, const void *data, size_t bytes, size_t stride, size_t count) noexcept;
+
 // Throws IO_ERROR: a tensor is not readable.
 [[noreturn]] void failUnreadable(const char *tensor);
 

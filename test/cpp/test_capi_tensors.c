@@ -116,7 +116,7 @@ static Qwen3Tensor encode(int32_t role, size_t layer, const float *values, size_
 /* How a model is given. */
 typedef struct {
     int fused;      /* qkv, gate_up and the qkv bias */
-    int strides;    /* 0 none, 1 rows further apart, 2 columns contiguous */
+    int strides;    /* 0 none, 1 rows further apart, 2 columns contiguous, 3 elements two, 4 elements twenty apart */
     int32_t dtypes; /* one for all, or 0: they take turns */
     int tied, bias;
 } Form;
@@ -136,6 +136,9 @@ static void add(Tensors *t, const Form *form, int32_t role, size_t layer, const 
     } else if (cols > 1 && form->strides == 2 && role != QWEN3_TENSOR_INPUT_EMBD) {
         row_stride = 1;
         col_stride = rows + 2;
+    } else if (cols > 1 && form->strides >= 3 && role != QWEN3_TENSOR_INPUT_EMBD) {
+        col_stride = form->strides == 3 ? 2 : 20;
+        row_stride = cols * col_stride + 1;
     }
     t->list[t->n++] = encode(role, layer, values, rows, cols, dtype, row_stride, col_stride);
 }
@@ -291,8 +294,8 @@ static void testForms(const Values *v, int32_t backend, int32_t dt_weight, int32
             if (!run(__LINE__, "Qwen3Weights", &plain.weights, options, ndev, NULL, &expected)) {
                 return;
             }
-            for (int form = 0; form < 2 * 3 * 2; ++form) {
-                const Form f = {form % 2, form / 2 % 3, form / 6 == 0 ? QWEN3_DTYPE_F32 : 0, tied, bias};
+            for (int form = 0; form < 2 * 5 * 2; ++form) {
+                const Form f = {form % 2, form / 2 % 5, form / 10 == 0 ? QWEN3_DTYPE_F32 : 0, tied, bias};
                 const size_t first = g_nblocks;
                 char what[128];
                 Tensors t;

@@ -21,6 +21,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum { FAULT_MEMORY = 1, FAULT_FILES = 2, FAULT_SHORT = 4 };
@@ -46,6 +47,20 @@ int fault_disarm(void) {
 /* Returns how many blocks of memory are allocated and not freed, relative to the process's start. */
 long fault_live_blocks(void) {
     return atomic_load(&g_live);
+}
+
+/* Calls `hook` after the nth (from 1) time that the caller's memory is read by the kernel; NULL: no more. */
+static void (*g_read_hook)(void);
+static atomic_long g_reads_left;
+void fault_after_read(void (*hook)(void), long nth) {
+    atomic_store(&g_reads_left, nth);
+    g_read_hook = hook;
+}
+
+static void afterRead(void) {
+    if (g_read_hook != NULL && atomic_fetch_sub(&g_reads_left, 1) == 1) {
+        g_read_hook();
+    }
 }
 
 static int fails(int kind) {
@@ -229,4 +244,21 @@ int rename(const char *from, const char *to) {
 NEXT(int, fstat, int, struct stat *)
 int fstat(int fd, struct stat *facts) {
     return fails(FAULT_FILES) ? -1 : next_fstat(fd, facts);
+}
+
+/* ------------------------------------------------------------------ reads of the caller's memory */
+
+int madvise(void *address, size_t bytes, int advice) {
+    const int result = (int)syscall(SYS_madvise, address, bytes, advice);
+    if (advice == MADV_POPULATE_READ) {
+        afterRead();
+    }
+    return result;
+}
+
+ssize_t process_vm_readv(pid_t pid, const struct iovec *local, unsigned long nlocal, const struct iovec *remote,
+                         unsigned long nremote, unsigned long flags) {
+    const ssize_t copied = (ssize_t)syscall(SYS_process_vm_readv, pid, local, nlocal, remote, nremote, flags);
+    afterRead();
+    return copied;
 }

@@ -187,10 +187,25 @@ def test_kernels_that_differ_share_no_caches(programs: Path, tmp_path: Path) -> 
             assert line == f"{expected} {computed}", (saver, loader)
 
 
+LAYOUTS = ["rows", "columns", "strided"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "bf12", "int8"])
-def test_weights_cut_short(programs: Path, tmp_path: Path, dtype: str) -> None:
+def test_weights_cut_short(programs: Path, tmp_path: Path, dtype: str, layout: str) -> None:
     """A mapped file of weights that is cut while it is read, or while the model runs."""
-    run(programs, "truncate", tmp_path, dtype, 2000 if LONG else 150)
+    run(programs, "truncate", tmp_path, dtype, 2000 if LONG else 50, layout, "cpu")
+    run(programs, "truncate-each", tmp_path, dtype, layout, "cpu", STRIDE)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_weights_cut_short_with_infinicore(
+    programs: Path, tmp_path: Path, dtype: str, layout: str
+) -> None:
+    """As above: weights are copied and converted by another backend."""
+    run(programs, "truncate", tmp_path, dtype, 400 if LONG else 20, layout, "infinicore")
+    run(programs, "truncate-each", tmp_path, dtype, layout, "infinicore", STRIDE)
 
 
 def test_limits_of_sizes_and_names(programs: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
 
 #include "ops/infinicore/convert.h"
 #include "runtime/error.h"
+#include "runtime/readable.h"
 
 namespace q3::infinicore {
 
@@ -21,12 +22,16 @@ struct Origin {
     uint32_t first_row;
 };
 
-[[noreturn]] void failValue(const Origin &origin, uint32_t row, uint32_t col, float value, DType dtype) {
+std::string describe(const Origin &origin) {
     const std::string layer = origin.layer < 0 ? "" : " of layer " + std::to_string(origin.layer);
+    return std::string(origin.name) + origin.what + layer;
+}
+
+[[noreturn]] void failValue(const Origin &origin, uint32_t row, uint32_t col, float value, DType dtype) {
     const char *problem = std::isnan(value) ? "is NaN" : std::isinf(value) ? "is infinite" : "overflows";
     const std::string hint = std::isfinite(value) ? std::string(" ") + dtypeName(dtype) : "";
-    fail(QWEN3_STATUS_BAD_WEIGHTS, "weight %s%s%s: row %u, column %u (%g) %s%s", origin.name, origin.what,
-         layer.c_str(), origin.first_row + row, col, static_cast<double>(value), problem, hint.c_str());
+    fail(QWEN3_STATUS_BAD_WEIGHTS, "weight %s: row %u, column %u (%g) %s%s", describe(origin).c_str(),
+         origin.first_row + row, col, static_cast<double>(value), problem, hint.c_str());
 }
 
 // The order of a part's rows on the device: the first `rows` are heads of dh rows whose halves alternate.
@@ -39,13 +44,14 @@ struct RowOrder {
     }
 };
 
-// dst[rows, cols] (contiguous, of type To) = rows [row, row + rows) of source (of type From).
+// dst[rows, cols] (contiguous, of type To) = source (of type From), whose first row is `row` of the matrix in `order`.
 template <class From, class To>
-void convertRows(void *dst, const HostMatrix &source, uint32_t row, uint32_t rows, const Origin &origin, DType dtype,
+void convertRows(void *dst, const HostMatrix &source, uint32_t row, const Origin &origin, DType dtype,
                  const RowOrder &order) {
     const size_t cols = source.cols;
+    const size_t rows = source.rows;
     const auto index = [&](size_t r, size_t c) {
-        return order.source(row + static_cast<uint32_t>(r)) * source.row_stride + c * source.col_stride;
+        return (order.source(row + static_cast<uint32_t>(r)) - row) * source.row_stride + c * source.col_stride;
     };
     const auto one = [&](size_t r, size_t c) -> bool {  // true: not finite
         const auto bits = load<From>(source.data, index(r, c));
@@ -84,29 +90,46 @@ void convertRows(void *dst, const HostMatrix &source, uint32_t row, uint32_t row
     }
 }
 
-void convert(void *dst, DType dst_dtype, const HostMatrix &source, uint32_t row, uint32_t rows, const Origin &origin,
+// Converts matrices through a copy of some rows: see copyRows.
+class Converter {
+public:
+    // dst[rows, cols] (contiguous, of dst_dtype) = rows [row, row + rows) of source, reordered among themselves.
+    void run(void *dst, DType dst_dtype, const HostMatrix &source, uint32_t row, uint32_t rows, const Origin &origin,
              const RowOrder &order = {}) {
-    withType(source.dtype, [&](auto from) {
-        withType(dst_dtype, [&](auto to) {
-            convertRows<decltype(from), decltype(to)>(dst, source, row, rows, origin, dst_dtype, order);
+        HostMatrix part;
+        copy_.resize(std::max(copy_.size(), copyBytes(source, rows)));
+        if (!copyRows(source, row, rows, copy_.data(), part)) {
+            failUnreadable((std::string("weight ") + describe(origin)).c_str());
+        }
+        withType(source.dtype, [&](auto from) {
+            withType(dst_dtype, [&](auto to) {
+                convertRows<decltype(from), decltype(to)>(dst, part, row, origin, dst_dtype, order);
+            });
         });
-    });
-}
+    }
+
+private:
+    std::vector<char> copy_;
+};
 
 // The whole matrix, as contiguous [rows, cols] of dst_dtype, to dst on the device.
 void uploadMatrix(const Device &device, char *dst, DType dst_dtype, const HostMatrix &source, const Origin &origin,
                   const RowOrder &order) {
     const size_t row_bytes = source.cols * dtypeSize(dst_dtype);
+    const uint32_t heads = std::max(order.dh, 1U);  // which are reordered whole
     const uint32_t step =
-        static_cast<uint32_t>(std::clamp<size_t>(kStagingBytes / std::max<size_t>(row_bytes, 1), 1, source.rows));
-    std::vector<char> staging(device.isCpu() ? 0 : step * row_bytes);
+        static_cast<uint32_t>(std::clamp<size_t>(kStagingBytes / std::max<size_t>(row_bytes, 1), 1, source.rows)) /
+            heads * heads +
+        heads;
+    std::vector<char> staging(device.isCpu() ? 0 : std::min(step, source.rows) * row_bytes);
+    Converter converter;
     for (uint32_t row = 0; row < source.rows; row += step) {
         const uint32_t rows = std::min(step, source.rows - row);
         char *const target = dst + row * row_bytes;
         if (device.isCpu()) {
-            convert(target, dst_dtype, source, row, rows, origin, order);
+            converter.run(target, dst_dtype, source, row, rows, origin, order);
         } else {
-            convert(staging.data(), dst_dtype, source, row, rows, origin, order);
+            converter.run(staging.data(), dst_dtype, source, row, rows, origin, order);
             device.upload(target, staging.data(), rows * row_bytes);
         }
     }
@@ -133,12 +156,32 @@ void shapeOf(const LinearSource &source, uint32_t &rows, uint32_t &cols) {
 }  // namespace
 
 void HostEmbedding::readRow(void *dst, uint32_t row) const {
-    if (table.dtype == dst_dtype && table.col_stride == 1) {
-        const size_t size = dtypeSize(dst_dtype);
-        std::memcpy(dst, static_cast<const char *>(table.data) + row * table.row_stride * size, cols * size);
+    const size_t size = dtypeSize(table.dtype);
+    const char *start = static_cast<const char *>(table.data) + row * table.row_stride * size;
+    if (table.dtype == dst_dtype) {
+        if (!borrowed) {
+            std::memcpy(dst, start, cols * size);
+        } else if (!copyReadable(dst, start, cols * size)) {
+            failUnreadable("the borrowed input_embd");
+        }
         return;
     }
-    convert(dst, dst_dtype, table, row, 1, {"input_embd", -1, "", 0});
+    // Only a borrowed table is of another dtype.
+    char copy[4096];
+    const auto together = static_cast<uint32_t>(sizeof copy / size);
+    for (uint32_t first = 0; first < cols; first += together) {
+        const uint32_t count = std::min(together, cols - first);
+        if (!copyReadable(copy, start + first * size, count * size)) {
+            failUnreadable("the borrowed input_embd");
+        }
+        const HostMatrix part{copy, table.dtype, 1, count, count, 1};
+        withType(table.dtype, [&](auto from) {
+            withType(dst_dtype, [&](auto to) {
+                convertRows<decltype(from), decltype(to)>(static_cast<char *>(dst) + first * dtypeSize(dst_dtype), part,
+                                                          0, {"input_embd", -1, "", row}, dst_dtype, {});
+            });
+        });
+    }
 }
 
 std::unique_ptr<DeviceLinear> packLinear(const std::shared_ptr<Device> &device, const LinearSource &source, DType dtype,
@@ -209,17 +252,19 @@ std::unique_ptr<HostEmbedding> packEmbedding(const Device &device, const LinearS
         embedding->owned.reset(new char[embedding->owned_bytes]);
     }
     std::vector<char> scratch(borrow ? row_bytes : 0);
+    Converter converter;
     uint32_t first_row = 0;
     for (const HostMatrix &part : source.parts) {
         const Origin origin{source.name, source.layer, "", first_row};
         for (uint32_t row = 0; row < part.rows; ++row) {
-            convert(borrow ? scratch.data() : embedding->owned.get() + (first_row + row) * row_bytes, dtype, part, row,
-                    1, origin);
+            converter.run(borrow ? scratch.data() : embedding->owned.get() + (first_row + row) * row_bytes, dtype, part,
+                          row, 1, origin);
         }
         first_row += part.rows;
     }
     if (borrow) {
         embedding->table = source.parts[0];
+        embedding->borrowed = true;
     } else {
         embedding->table = {embedding->owned.get(), dtype, rows, cols, cols, 1};
     }

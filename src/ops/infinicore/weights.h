@@ -34,7 +34,8 @@ public:
     uint32_t rows = 0;
     uint32_t cols = 0;
     DType dst_dtype = DType::kF32;
-    HostMatrix table{};  // borrowed, in `owned`, or the head's memory on the CPU device
+    HostMatrix table{};     // the caller's, in `owned`, or the head's memory on the CPU device
+    bool borrowed = false;  // the caller's, which may lie in a file that is cut short
     std::unique_ptr<char[]> owned;
     size_t owned_bytes = 0;
 };

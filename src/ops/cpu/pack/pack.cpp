@@ -25,13 +25,18 @@ uint32_t packGrain(const CpuLinear &linear) {
 
 // Calls body(panel's index, its rows, its memory) for every panel, in parallel.
 template <typename Body> void forEachPanel(PanelReader &reader, CpuLinear &linear, ThreadPool &pool, Body body) {
-    const HostBuffer copies(pool.size() * reader.copyBytes());
-    pool.parallelFor(linear.npanels, packGrain(linear), [&](uint32_t begin, uint32_t end, uint32_t thread) {
-        char *copy = copies.as<char>() + thread * reader.copyBytes();
-        for (uint32_t p = begin; p < end; ++p) {
-            body(p, reader.copied(reader.rows(p), copy), linear.panels.as<char>() + p * linear.panel_bytes);
-        }
-    });
+    std::vector<PanelReader::Strip> strips(pool.size(), PanelReader::Strip(reader));
+    const uint32_t step = reader.stripPanels();
+    pool.parallelFor(linear.npanels, std::max(step, packGrain(linear)),
+                     [&](uint32_t begin, uint32_t end, uint32_t thread) {
+                         PanelReader::Strip &strip = strips[thread];
+                         for (uint32_t p = begin; p < end; ++p) {
+                             if ((p - begin) % step == 0) {
+                                 reader.copy(p, std::min(end, p + step), strip);
+                             }
+                             body(p, reader.rows(p, strip), linear.panels.as<char>() + p * linear.panel_bytes);
+                         }
+                     });
 }
 
 // A copy of a vector as it is; throws IO_ERROR when not all of it can be read.

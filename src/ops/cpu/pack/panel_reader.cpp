@@ -1,5 +1,6 @@
 #include "ops/cpu/pack/panel_reader.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -10,6 +11,11 @@
 
 namespace q3::cpu {
 namespace {
+
+// Where the next copy may begin after one of so many bytes.
+size_t aligned(size_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
 
 // Whether one of n elements has all exponent bits set: adding `lowest` (the exponent's lowest bit) to the magnitude
 // then carries into the sign bit. No early exit and no compare, so that it vectorises.
@@ -54,17 +60,73 @@ std::string describe(const char *name, int32_t layer) {
 
 PanelReader::PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape)
     : source_(source), dtype_(dtype), shape_(shape),
-      row_bytes_(roundUp(source.parts[0].cols * static_cast<uint32_t>(sizeof(float)), 64)), zeros_(row_bytes_ + 64) {}
+      zeros_(roundUp(source.parts[0].cols * static_cast<uint32_t>(sizeof(float)), 64) + 64), strip_panels_(1) {
+    constexpr size_t kStripBytes = size_t{8} << 20;
+    const auto apart = [](const HostMatrix &part) { return part.row_stride < part.col_stride; };
+    if (std::any_of(source.parts.begin(), source.parts.end(), apart)) {
+        const size_t panels = kStripBytes / std::max<size_t>(1, stripBytes(1));
+        strip_panels_ = static_cast<uint32_t>(std::clamp<size_t>(panels, 1, 64));
+    }
+}
 
-PanelReader::Rows PanelReader::rows(uint32_t panel) const {
+// ---------------------------------------------------------------- copies
+
+// Most bytes that copies for so many panels take. Gate and up may be one part, of which two pieces are copied.
+size_t PanelReader::stripBytes(uint32_t panels) const {
+    size_t bytes = 0;
+    for (const HostMatrix &part : source_.parts) {
+        bytes += aligned(copyBytes(part, std::min(part.rows, (panels + 2) * kPanelRows))) + aligned(1);
+    }
+    return bytes;
+}
+
+PanelReader::Strip::Strip(const PanelReader &reader)
+    : pieces_(2 * reader.source_.parts.size()), copies_(reader.stripBytes(reader.stripPanels())) {}
+
+void PanelReader::copy(uint32_t begin, uint32_t end, Strip &strip) {
+    strip.count_ = 0;
+    strip.used_ = 0;
+    if (!shape_.interleave) {
+        copyLayerRows(begin * kPanelRows, std::min(shape_.out, end * kPanelRows), strip);
+        return;
+    }
+    const uint32_t first = begin / 2 * kPanelRows;
+    const uint32_t last = std::min(shape_.out, (end + 1) / 2 * kPanelRows);
+    const bool alone = end - begin == 1;
+    if (!alone || begin % 2 == 0) {
+        copyLayerRows(first, last, strip);
+    }
+    if (!alone || begin % 2 == 1) {
+        copyLayerRows(shape_.out + first, shape_.out + last, strip);
+    }
+}
+
+// Rows [first, last) of the layer, of whatever parts they are.
+void PanelReader::copyLayerRows(uint32_t first, uint32_t last, Strip &strip) {
+    uint32_t part_begin = 0;
+    for (const HostMatrix &part : source_.parts) {
+        const uint32_t from = std::max(part_begin, first);
+        const uint32_t to = std::min(part_begin + part.rows, last);
+        if (from < to) {
+            Strip::Piece &piece = strip.pieces_[strip.count_++];
+            piece.first = from;
+            if (!copyRows(part, from - part_begin, to - from, strip.copies_.data() + strip.used_, piece.rows)) {
+                unreadable_.store(true);
+            }
+            strip.used_ += aligned(copyBytes(part, to - from));
+        }
+        part_begin += part.rows;
+    }
+}
+
+PanelReader::Rows PanelReader::rows(uint32_t panel, const Strip &strip) const {
     const uint32_t block = shape_.interleave ? panel / 2 : panel;
     const uint32_t offset = shape_.interleave && panel % 2 == 1 ? shape_.out : 0;
     Rows result{};
     result.contiguous = true;
     result.one_dtype = true;
     result.first = offset + block * kPanelRows;
-    size_t part = 0;
-    uint32_t part_begin = 0;
+    size_t piece = 0;
     for (uint32_t j = 0; j < kPanelRows; ++j) {
         const uint32_t row = result.first + j;
         if (row >= offset + shape_.out) {
@@ -72,46 +134,17 @@ PanelReader::Rows PanelReader::rows(uint32_t panel) const {
             result.dtypes[j] = result.dtypes[0];
             continue;
         }
-        while (row - part_begin >= source_.parts[part].rows) {
-            part_begin += source_.parts[part].rows;
-            ++part;
+        while (row - strip.pieces_[piece].first >= strip.pieces_[piece].rows.rows) {
+            ++piece;
         }
-        const HostMatrix &matrix = source_.parts[part];
+        const HostMatrix &matrix = strip.pieces_[piece].rows;
         const size_t size = dtypeSize(matrix.dtype);
         result.dtypes[j] = matrix.dtype;
         result.one_dtype = result.one_dtype && matrix.dtype == result.dtypes[0];
-        result.data[j] = static_cast<const char *>(matrix.data) + (row - part_begin) * matrix.row_stride * size;
+        result.data[j] =
+            static_cast<const char *>(matrix.data) + (row - strip.pieces_[piece].first) * matrix.row_stride * size;
         result.col_stride[j] = matrix.col_stride * size;
         result.contiguous = result.contiguous && matrix.col_stride == 1;
-    }
-    return result;
-}
-
-PanelReader::Rows PanelReader::copied(const Rows &rows, char *copy) {
-    if (!rows.contiguous) {
-        return rows;
-    }
-    Rows result = rows;
-    const size_t cols = source_.parts[0].cols;
-    for (uint32_t j = 0; j < kPanelRows;) {
-        if (rows.data[j] == zeros_.data()) {
-            ++j;
-            continue;
-        }
-        // Rows that follow each other in memory are one piece.
-        const size_t bytes = cols * dtypeSize(rows.dtypes[j]);
-        uint32_t end = j + 1;
-        while (end < kPanelRows && rows.data[end] == rows.data[end - 1] + bytes && rows.dtypes[end] == rows.dtypes[j]) {
-            ++end;
-        }
-        char *target = copy + j * row_bytes_;
-        if (!copyReadable(target, rows.data[j], bytes * (end - j))) {
-            std::memset(target, 0, bytes * (end - j));
-            unreadable_.store(true);
-        }
-        for (; j < end; ++j, target += bytes) {
-            result.data[j] = target;
-        }
     }
     return result;
 }

@@ -30,11 +30,34 @@ public:
     // dtype: what the elements become: F32, F16 or BF16. source must outlive the reader.
     PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape);
 
-    // Throws IO_ERROR if the source lies in a mapped file that has become too short, because reading it would end the
-    // process. The file may also be cut after this check: see copied().
+    // Throws IO_ERROR if the source lies in a mapped file that has become too short, before work is begun. The file may
+    // also be cut after this check: see copy().
     void checkReadable() const;
 
-    // The 16 rows of a panel; those past the end of the layer read as zeros.
+    // Rows of the source for some neighbouring panels, copied by one thread: safe from whatever happens to the source's
+    // file. Holds a place for the largest number of panels that stripPanels() allows.
+    class Strip {
+    public:
+        explicit Strip(const PanelReader &reader);
+
+    private:
+        friend class PanelReader;
+        struct Piece {
+            uint32_t first;  // row of the layer that the copy begins with
+            HostMatrix rows;
+        };
+        std::vector<Piece> pieces_;
+        size_t count_ = 0;  // of pieces
+        size_t used_ = 0;   // of copies_
+        std::vector<char> copies_;
+    };
+    // How many panels to copy together: one where rows are contiguous, and more of an [in, out] layout, in which the
+    // elements of few rows lie far apart.
+    uint32_t stripPanels() const { return strip_panels_; }
+    // Copies what panels [begin, end) need. What cannot be read by now is zeros, and check() throws.
+    void copy(uint32_t begin, uint32_t end, Strip &strip);
+
+    // The 16 rows of a panel, which the strip has; those past the end of the layer read as zeros.
     struct Rows {
         const char *data[kPanelRows];
         size_t col_stride[kPanelRows];  // bytes; 0 for rows past the end
@@ -43,12 +66,7 @@ public:
         bool contiguous;
         uint32_t first;  // row of the layer that data[0] is
     };
-    Rows rows(uint32_t panel) const;
-    // Copies rows to `copy`, which holds copyBytes(), and returns where they are there, safe from whatever happens to
-    // the source's file. If the file has become too short by now, the copy is zeros and check() throws. Rows that are
-    // not contiguous (an [in, out] layout) are not copied, because each element would take a system call.
-    Rows copied(const Rows &rows, char *copy);
-    size_t copyBytes() const { return kPanelRows * row_bytes_; }
+    Rows rows(uint32_t panel, const Strip &strip) const;
 
     // Reads columns [k0, k0 + count) as F32: tile[count][16].
     void readFloats(const Rows &rows, uint32_t k0, uint32_t count, float *tile);
@@ -61,6 +79,8 @@ public:
     void check() const;
 
 private:
+    size_t stripBytes(uint32_t panels) const;
+    void copyLayerRows(uint32_t first, uint32_t last, Strip &strip);
     void gatherPairs(const Rows &rows, uint32_t k0, uint32_t count, uint32_t *tile) const;
     void gatherFloats(const Rows &rows, uint32_t k0, uint32_t count, float *tile) const;
     void report(const Rows &rows, uint32_t k0, uint32_t column, uint32_t row);
@@ -69,8 +89,8 @@ private:
     const LinearSource &source_;
     DType dtype_;
     PanelShape shape_;
-    size_t row_bytes_;         // most bytes that a row takes in a copy
     std::vector<char> zeros_;  // one row
+    uint32_t strip_panels_;
     std::atomic<bool> unreadable_{false};
     std::atomic<uint64_t> bad_{kNone};  // row << 32 | column, the least that any thread found
 };
