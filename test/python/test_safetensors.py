@@ -90,7 +90,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "entry no object": (lambda p: write(p, {"a": 3}, bytes(8)), "tensor 'a'"),
     "no dtype": (lambda p: write(p, {"a": {"shape": [1]}}, bytes(8)), "'a'.*'dtype'"),
-    "unknown dtype": (lambda p: write(p, {"a": entry("F4", [2], 0, 8)}, bytes(8)), "'F4'"),
+    "unknown dtype": (lambda p: write(p, {"a": entry("F4", [2], 0, 8)}, bytes(7)), "truncated"),
     "list dtype": (
         lambda p: write(p, {"a": {**GOOD, "dtype": ["F32"]}}, bytes(8)),
         "unsupported dtype",

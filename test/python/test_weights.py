@@ -157,9 +157,19 @@ def test_tensors_too_many_are_named_in_the_log(
     def add(t: Tensors) -> None:
         t["v_head.summary.weight"] = torch.zeros(2)
         t["score.weight"] = torch.zeros(2, dtype=torch.int8)
+        t["other"] = torch.zeros(2, dtype=torch.complex64)
+        t["scale"] = torch.zeros(3).to(torch.float8_e8m0fnu)
 
     build(change(make(tmp_path), add))
-    assert "not used: score.weight, v_head.summary.weight" in caplog.text
+    assert "not used: other, scale, score.weight, v_head.summary.weight" in caplog.text
+
+
+def test_dtypes_that_are_not_known_are_refused_where_they_count(tmp_path: Path) -> None:
+    def cast(t: Tensors) -> None:
+        t["model.norm.weight"] = t["model.norm.weight"].to(torch.complex64)
+
+    with pytest.raises(WeightsError, match="model.norm.weight is C64"):
+        build(change(make(tmp_path), cast))
 
 
 def test_absurd_numbers_of_layers(tmp_path: Path) -> None:

@@ -272,6 +272,8 @@ def _refuse_unsupported(config: _Reader) -> None:
         raise config.fail("hidden_act", f"is {values['hidden_act']!r}; only 'silu' is supported")
     if config.flag("use_sliding_window", default=False):
         raise config.fail("use_sliding_window", "is true: sliding windows are not supported")
+    if not config.flag("is_causal", default=True):
+        raise config.fail("is_causal", "is false: attention to later tokens is not supported")
     layer_types = values.get("layer_types")
     if layer_types is not None:
         if not isinstance(layer_types, list):
