@@ -54,8 +54,8 @@ class Tensor:
         name: Its name in the file.
         dtype: The safetensors dtype, such as ``"BF16"``.
         shape: Its shape.
-        data: Read-only view into the mapped file; uint16 bits for BF16, and plain bytes, without the
-            shape, for a dtype that is not known.
+        data: Read-only view into the mapped file; uint16 bits for BF16, and plain bytes, without
+            the shape, for a dtype that is not known.
         file: The file it is in.
     """
 
