@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "api/stored_tensors.h"
 #include "api/structs.h"
 #include "api/validate.h"
 #include "runtime/error.h"
@@ -118,6 +119,8 @@ std::string describe(const Role &role, size_t layer) {
 class Collector {
 public:
     explicit Collector(const ModelConfig &config) : c_(config) { out_.layers.resize(config.nlayer); }
+
+    std::deque<StoredMatrix> &stored() { return out_.stored; }
 
     // `whole` has the shape of the role. Replaces what was there.
     void place(const Role &role, size_t layer, const HostMatrix &whole) {
@@ -281,35 +284,6 @@ void placeWeights(const ModelConfig &c, const Qwen3Weights &w, Collector &out) {
 
 // ---------------------------------------------------------------- Qwen3Tensor
 
-// Checkpoints' formats by name; null for numbers that are no such format.
-const char *storedDTypeName(int32_t dtype) {
-    switch (dtype) {
-#define QWEN3_DTYPE_CASE(name)                                                                                         \
-    case QWEN3_DTYPE_##name:                                                                                           \
-        return #name
-        QWEN3_DTYPE_CASE(I8);
-        QWEN3_DTYPE_CASE(U8);
-        QWEN3_DTYPE_CASE(U4);
-        QWEN3_DTYPE_CASE(F8_E4M3);
-        QWEN3_DTYPE_CASE(F8_E8M0);
-        QWEN3_DTYPE_CASE(GGUF_Q4_0);
-        QWEN3_DTYPE_CASE(GGUF_Q4_1);
-        QWEN3_DTYPE_CASE(GGUF_Q5_0);
-        QWEN3_DTYPE_CASE(GGUF_Q5_1);
-        QWEN3_DTYPE_CASE(GGUF_Q8_0);
-        QWEN3_DTYPE_CASE(GGUF_Q2_K);
-        QWEN3_DTYPE_CASE(GGUF_Q3_K);
-        QWEN3_DTYPE_CASE(GGUF_Q4_K);
-        QWEN3_DTYPE_CASE(GGUF_Q5_K);
-        QWEN3_DTYPE_CASE(GGUF_Q6_K);
-        QWEN3_DTYPE_CASE(GGUF_IQ4_NL);
-        QWEN3_DTYPE_CASE(GGUF_IQ4_XS);
-#undef QWEN3_DTYPE_CASE
-    default:
-        return nullptr;
-    }
-}
-
 // Checks one element of options.tensors. Messages begin "options.tensors[3] (attn_q of layer 0)".
 class TensorChecker {
 public:
@@ -326,9 +300,10 @@ public:
         fail(QWEN3_STATUS_BAD_PARAM, "%s: role is %d, which is no Qwen3TensorRole", name_.c_str(), t_.role);
     }
 
-    HostMatrix matrix(const Role &role) const {
+    // Codes are described in a new element of `stored`.
+    HostMatrix matrix(const Role &role, std::deque<StoredMatrix> &stored) const {
         checkPlace(role);
-        checkFormat();
+        const bool floats = checkFormat(role);
         const Shape shape = shapeOf(c_, role);
         if (t_.rows != shape.rows || t_.cols != shape.cols) {
             fail(QWEN3_STATUS_BAD_TENSOR_SHAPE, "%s: shape is [%zu, %zu], must be [%llu, %llu]", name_.c_str(), t_.rows,
@@ -337,9 +312,17 @@ public:
         HostMatrix matrix = packedMatrix(t_.data, static_cast<DType>(t_.dtype), shape, true);
         matrix.row_stride = t_.row_stride != 0 ? t_.row_stride : matrix.row_stride;
         matrix.col_stride = t_.col_stride != 0 ? t_.col_stride : matrix.col_stride;
-        checkStrides(role, matrix);
+        if (floats || t_.layout == QWEN3_LAYOUT_PLAIN) {
+            checkStrides(role, matrix);
+        }
         if (t_.data == nullptr) {
             fail(QWEN3_STATUS_NULL_POINTER, "%s: data is NULL", name_.c_str());
+        }
+        if (!floats) {
+            stored.push_back(readStored(t_, name_));
+            matrix.stored = &stored.back();
+            matrix.row_stride = matrix.stored->row_stride;
+            matrix.col_stride = matrix.stored->col_stride;
         }
         return matrix;
     }
@@ -364,41 +347,33 @@ private:
         }
     }
 
-    void checkFormat() const {
-        const auto refuse = [&](const char *feature) {
-            fail(QWEN3_STATUS_NOT_IMPLEMENTED, "%s: %s not implemented; F16, BF16 and F32 without scales are",
-                 name_.c_str(), feature);
-        };
+    // The dtype and the layout; returns whether it is floats.
+    bool checkFormat(const Role &role) const {
         if (t_.reserved != 0) {
             fail(QWEN3_STATUS_BAD_PARAM, "%s: reserved is %d, must be 0", name_.c_str(), t_.reserved);
         }
-        const char *const layouts[] = {"", "the layout GPTQ is", "the layout AWQ is", "the layout PACK_QUANTIZED is"};
         if (t_.layout < QWEN3_LAYOUT_PLAIN || t_.layout > QWEN3_LAYOUT_PACK_QUANTIZED) {
             fail(QWEN3_STATUS_BAD_PARAM, "%s: layout is %d, which is no Qwen3TensorLayout", name_.c_str(), t_.layout);
         }
-        if (!isFloatDType(static_cast<DType>(t_.dtype))) {
-            const char *stored = storedDTypeName(t_.dtype);
-            if (stored == nullptr) {
-                fail(QWEN3_STATUS_BAD_TENSOR_DTYPE,
-                     "%s: dtype is %d, must be QWEN3_DTYPE_F16 (12), F32 (13) or BF16 (19)", name_.c_str(), t_.dtype);
+        const bool floats = isFloatDType(static_cast<DType>(t_.dtype));
+        const char *stored = storedDTypeName(t_.dtype);
+        if (!floats && stored == nullptr) {
+            fail(QWEN3_STATUS_BAD_TENSOR_DTYPE,
+                 "%s: dtype is %d, must be QWEN3_DTYPE_F16 (12), F32 (13), BF16 (19) or one for tensors only",
+                 name_.c_str(), t_.dtype);
+        }
+        if (!floats && isVector(role)) {
+            fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "%s: dtype is %s (%d), must be F16 (12), F32 (13) or BF16 (19)",
+                 name_.c_str(), stored, t_.dtype);
+        }
+        if (floats) {
+            requirePlain(t_, name_);
+            if (t_.layout != QWEN3_LAYOUT_PLAIN) {
+                fail(QWEN3_STATUS_BAD_PARAM, "%s: layout is %d, must be PLAIN (0) for floats", name_.c_str(),
+                     t_.layout);
             }
-            refuse(("the dtype " + std::string(stored) + " (" + std::to_string(t_.dtype) + ") is").c_str());
         }
-        if (t_.layout != QWEN3_LAYOUT_PLAIN) {
-            refuse(layouts[t_.layout]);
-        }
-        if (t_.scales != nullptr || t_.scale_dtype != 0) {
-            refuse("scales are");
-        }
-        if (t_.zeros != nullptr || t_.zero_dtype != 0 || t_.zero_offset != 0) {
-            refuse("zero points are");
-        }
-        if (t_.groups != nullptr) {
-            refuse("groups of columns out of order are");
-        }
-        if (t_.block_rows != 0 || t_.block_cols != 0) {
-            refuse("blocks of elements are");
-        }
+        return floats;
     }
 
     void checkStrides(const Role &role, const HostMatrix &m) const {
@@ -475,7 +450,7 @@ void placeTensors(const ModelConfig &c, const Qwen3ModelOptions &options, Collec
         readStruct(tensors.at(i), tensors.argument(i), tensor);
         TensorChecker check(c, tensor, i);
         const Role &role = check.role();
-        const HostMatrix matrix = check.matrix(role);
+        const HostMatrix matrix = check.matrix(role, out.stored());
         givers.claim(role, tensor.layer, i);
         out.place(role, tensor.layer, matrix);
     }

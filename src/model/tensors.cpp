@@ -32,6 +32,11 @@ DType ModelTensors::mainDType() const {
     return kTypes[most];
 }
 
+uint64_t bytesOf(const HostMatrix &matrix) {
+    return matrix.stored != nullptr ? storedBytes(*matrix.stored, matrix.rows)
+                                    : uint64_t{matrix.rows} * matrix.cols * dtypeSize(matrix.dtype);
+}
+
 uint64_t bytesOf(const LayerTensors &layer) {
     uint64_t total = 0;
     eachMatrix(layer, [&](const HostMatrix &matrix) { total += bytesOf(matrix); });
@@ -41,7 +46,10 @@ uint64_t bytesOf(const LayerTensors &layer) {
 HostMatrix rowsOf(const HostMatrix &matrix, uint32_t first, uint32_t count) {
     HostMatrix part = matrix;
     part.rows = count;
-    part.data = offset(matrix.data, first * matrix.row_stride, matrix.dtype);
+    part.first_row += first;
+    if (matrix.stored == nullptr) {
+        part.data = offset(matrix.data, first * matrix.row_stride, matrix.dtype);
+    }
     part.bias = matrix.bias == nullptr ? nullptr : offset(matrix.bias, first, matrix.bias_dtype);
     return part;
 }
@@ -49,7 +57,10 @@ HostMatrix rowsOf(const HostMatrix &matrix, uint32_t first, uint32_t count) {
 HostMatrix columnsOf(const HostMatrix &matrix, uint32_t first, uint32_t count) {
     HostMatrix part = matrix;
     part.cols = count;
-    part.data = offset(matrix.data, first * matrix.col_stride, matrix.dtype);
+    part.first_col += first;
+    if (matrix.stored == nullptr) {
+        part.data = offset(matrix.data, first * matrix.col_stride, matrix.dtype);
+    }
     return part;
 }
 

@@ -2,8 +2,10 @@
 // what packing starts from.
 #pragma once
 
+#include <deque>
 #include <vector>
 
+#include "ops/stored.h"
 #include "ops/weights.h"
 
 namespace q3 {
@@ -24,16 +26,15 @@ struct ModelTensors {
     HostNorm output_norm;
     HostMatrix output_embd;  // without data when the head is tied to the embedding
     std::vector<LayerTensors> layers;
+    std::deque<StoredMatrix> stored;  // what matrices point to
 
     bool tied() const { return output_embd.data == nullptr; }
     const HostMatrix &head() const { return tied() ? input_embd : output_embd; }
-    // The dtype that most elements of the layers' matrices have.
+    // The float dtype that most elements of the layers' matrices have; BF16 where none has one.
     DType mainDType() const;
 };
 
-inline uint64_t bytesOf(const HostMatrix &matrix) {
-    return uint64_t{matrix.rows} * matrix.cols * dtypeSize(matrix.dtype);
-}
+uint64_t bytesOf(const HostMatrix &matrix);   // in the caller's memory, for reports of progress
 uint64_t bytesOf(const LayerTensors &layer);  // of the matrices
 
 // Rows [first, first + count) of a matrix, or columns, which all have the whole bias.

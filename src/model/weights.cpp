@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -107,7 +108,7 @@ private:
     }
 
     void packEmbeddings(std::vector<ModelWeights> &result) {
-        EmbeddingSource source{table("input_embd", tensors_.input_embd), {}, options_.borrow_weights != 0};
+        EmbeddingSource source{table("input_embd", tensors_.input_embd), {}, borrowsEmbedding()};
         for (size_t rank = 0; tensors_.tied() && rank < result.size(); ++rank) {
             source.heads.push_back(result[rank].head.get());
         }
@@ -125,6 +126,9 @@ private:
         }
     }
 
+    // Rows of codes are not read where they are.
+    bool borrowsEmbedding() const { return options_.borrow_weights != 0 && tensors_.input_embd.stored == nullptr; }
+
     // The head decides between close tokens and is a small part of a model.
     static LinearSource table(const char *name, const HostMatrix &matrix) {
         return {name, -1, {matrix}, 0, Precision::kHigh};
@@ -133,17 +137,17 @@ private:
     // Backends check what they pack, but a table may be used where it is, row by row, so it is checked here. Its rows
     // are contiguous.
     static void checkTable(const char *name, const HostMatrix &table) {
-        const size_t element = dtypeSize(table.dtype);
-        if (!isReadable(table.data, ((table.rows - 1) * table.row_stride + table.cols) * element)) {
-            failUnreadable(name);
+        std::vector<char> copy(copyBytes(table, 1));
+        std::optional<StoredReader> reader;
+        if (table.stored != nullptr) {
+            reader.emplace(*table.stored);
         }
-        std::vector<char> copy(table.cols * element);  // the file may be cut short meanwhile
         for (uint32_t row = 0; row < table.rows; ++row) {
-            const char *start = static_cast<const char *>(table.data) + row * table.row_stride * element;
-            if (!copyReadable(copy.data(), start, copy.size())) {
+            HostMatrix part;  // the file may be cut short meanwhile
+            if (!copyRows(table, row, 1, copy.data(), part, reader ? &*reader : nullptr)) {
                 failUnreadable(name);
             }
-            const int64_t bad = findNonFinite(copy.data(), table.cols, table.dtype);
+            const int64_t bad = findNonFinite(copy.data(), table.cols, part.dtype);
             if (bad >= 0) {
                 fail(QWEN3_STATUS_BAD_WEIGHTS, "%s is NaN or infinite at row %u, column %lld", name, row,
                      static_cast<long long>(bad));

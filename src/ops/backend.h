@@ -67,7 +67,7 @@ struct BackendOptions {
     int32_t nthreads;   // makeBackends: of all ranks, 0 for as many as the process may use; backends get a number
     DType dt_weight;
     DType dt_kv;
-    DType dt_mat;             // the dtype that most of the checkpoint's matrices have
+    DType dt_mat;                                  // the dtype that most of the checkpoint's matrices have
     Activations activations = Activations::kAuto;  // of the CPU backend
     // makeBackends: of all caches on all ranks; backends get their rank's share; 0: not given
     uint64_t kv_limit_bytes = 0;

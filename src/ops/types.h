@@ -21,6 +21,24 @@ enum class DType : int32_t {
     kInt4 = QWEN3_DTYPE_INT4,
     kBf12 = QWEN3_DTYPE_BF12,
     kInt4Mixed = QWEN3_DTYPE_INT4_MIXED,
+    // What quantised checkpoints store (ops/stored.h).
+    kI8 = QWEN3_DTYPE_I8,
+    kU8 = QWEN3_DTYPE_U8,
+    kU4 = QWEN3_DTYPE_U4,
+    kF8E4m3 = QWEN3_DTYPE_F8_E4M3,
+    kF8E8m0 = QWEN3_DTYPE_F8_E8M0,
+    kGgufQ4_0 = QWEN3_DTYPE_GGUF_Q4_0,
+    kGgufQ4_1 = QWEN3_DTYPE_GGUF_Q4_1,
+    kGgufQ5_0 = QWEN3_DTYPE_GGUF_Q5_0,
+    kGgufQ5_1 = QWEN3_DTYPE_GGUF_Q5_1,
+    kGgufQ8_0 = QWEN3_DTYPE_GGUF_Q8_0,
+    kGgufQ2K = QWEN3_DTYPE_GGUF_Q2_K,
+    kGgufQ3K = QWEN3_DTYPE_GGUF_Q3_K,
+    kGgufQ4K = QWEN3_DTYPE_GGUF_Q4_K,
+    kGgufQ5K = QWEN3_DTYPE_GGUF_Q5_K,
+    kGgufQ6K = QWEN3_DTYPE_GGUF_Q6_K,
+    kGgufIq4Nl = QWEN3_DTYPE_GGUF_IQ4_NL,
+    kGgufIq4Xs = QWEN3_DTYPE_GGUF_IQ4_XS,
 };
 
 enum class DeviceType : int32_t {
@@ -63,7 +81,7 @@ inline constexpr bool isPackedDType(DType dtype) {
 inline constexpr bool isFloatDType(DType dtype) {
     return dtype == DType::kF16 || dtype == DType::kBf16 || dtype == DType::kF32;
 }
-// "f16", "bf16", "f32", "int8", "int4", "int4-mixed", "bf12"; "invalid" for kDefault
+// "f16", "bf16", "f32", "int8", "int4", "int4-mixed", "bf12", "f8-e4m3", "q4_k", ...; "invalid" for kDefault
 const char *dtypeName(DType dtype);
 // "auto", "f32", "bf16x2", "bf16", "int16", "int8"
 const char *activationsName(Activations activations);

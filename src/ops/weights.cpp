@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "ops/stored.h"
 #include "runtime/readable.h"
 
 namespace q3 {
@@ -31,11 +32,21 @@ Lines linesOf(const HostMatrix &matrix, uint32_t rows) {
 }  // namespace
 
 size_t copyBytes(const HostMatrix &matrix, uint32_t rows) noexcept {
+    if (matrix.stored != nullptr) {
+        return size_t{rows} * matrix.cols * sizeof(float);
+    }
     const Lines lines = linesOf(matrix, rows);
     return lines.count * lines.copied() * dtypeSize(matrix.dtype);
 }
 
-bool copyRows(const HostMatrix &matrix, uint32_t row, uint32_t rows, void *target, HostMatrix &copy) noexcept {
+bool copyRows(const HostMatrix &matrix, uint32_t row, uint32_t rows, void *target, HostMatrix &copy,
+              StoredReader *reader) {
+    if (matrix.stored != nullptr) {
+        StoredReader own(*matrix.stored);
+        copy = {target, DType::kF32, rows, matrix.cols, matrix.cols, 1};
+        return (reader == nullptr ? own : *reader)
+            .floats({matrix.first_row + row, rows, matrix.first_col, matrix.cols}, static_cast<float *>(target));
+    }
     const Lines lines = linesOf(matrix, rows);
     const size_t size = dtypeSize(matrix.dtype);
     const char *from = static_cast<const char *>(matrix.data) + row * matrix.row_stride * size;

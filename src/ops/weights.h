@@ -9,10 +9,14 @@
 
 namespace q3 {
 
+struct StoredMatrix;  // ops/stored.h
+class StoredReader;
+
 // ---------------------------------------------------------------- as the checkpoint gives them
 
 // A rectangle of weights in the caller's memory: element (row, col) at data[row * row_stride + col * col_stride],
-// strides in elements. Rows are output features.
+// strides in elements. Rows are output features. With `stored` it is a rectangle of that tensor instead: data and
+// strides then only tell whether there is one and how its rows lie.
 struct HostMatrix {
     const void *data = nullptr;
     DType dtype = DType::kDefault;
@@ -20,6 +24,8 @@ struct HostMatrix {
     size_t row_stride = 0, col_stride = 0;
     const void *bias = nullptr;  // [rows], or null
     DType bias_dtype = DType::kDefault;
+    const StoredMatrix *stored = nullptr;   // codes of a quantised checkpoint, or null: floats
+    uint32_t first_row = 0, first_col = 0;  // of the tensor, where there is one
 };
 
 // Backends read a matrix through copies only: the memory may be a mapped file, and where that is cut short meanwhile,
@@ -27,7 +33,9 @@ struct HostMatrix {
 //
 // Copies rows [row, row + rows), all columns, to `target`, which holds copyBytes(matrix, rows), and makes `copy` that
 // part in its new place, without a bias. Returns false when not all of it can be read; what could not be is zero.
-bool copyRows(const HostMatrix &matrix, uint32_t row, uint32_t rows, void *target, HostMatrix &copy) noexcept;
+// Codes are decoded to F32; `reader`, of matrix.stored, keeps them from allocating memory in every call.
+bool copyRows(const HostMatrix &matrix, uint32_t row, uint32_t rows, void *target, HostMatrix &copy,
+              StoredReader *reader = nullptr);
 size_t copyBytes(const HostMatrix &matrix, uint32_t rows) noexcept;
 
 // How much a matrix's rounding matters to the model, for formats that give some matrices more bits than others.
@@ -47,11 +55,11 @@ struct LinearSource {
     bool gate_up = false;  // for linearSwiglu: the parts' rows are those of gate, then as many of up
 };
 
-// The parts' dtype, or F32, which holds them all exactly, if they differ.
+// The float dtype that holds the parts exactly: their own, or F32 if they differ or are codes.
 inline DType commonDType(const LinearSource &source) {
     DType dtype = source.parts[0].dtype;
     for (const HostMatrix &part : source.parts) {
-        dtype = part.dtype == dtype ? dtype : DType::kF32;
+        dtype = part.dtype == dtype && part.stored == nullptr ? dtype : DType::kF32;
     }
     return dtype;
 }

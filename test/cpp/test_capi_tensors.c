@@ -510,22 +510,53 @@ static void testRefusals(const Values *v) {
     TENSOR_FAILS(q->dtype = 0, STATUS(BAD_TENSOR_DTYPE), NAMED("dtype is 0|BF16"));
     TENSOR_FAILS(q->dtype = 77, STATUS(BAD_TENSOR_DTYPE), NAMED("dtype is 77|BF16"));
     TENSOR_FAILS(q->dtype = QWEN3_DTYPE_INT8, STATUS(BAD_TENSOR_DTYPE), NAMED("dtype is 101"));
-    TENSOR_FAILS(q->dtype = QWEN3_DTYPE_F8_E4M3, STATUS(NOT_IMPLEMENTED), NAMED("F8_E4M3|not implemented|BF16"));
-    TENSOR_FAILS(q->dtype = QWEN3_DTYPE_U4, STATUS(NOT_IMPLEMENTED), NAMED("U4"));
-    TENSOR_FAILS(q->dtype = QWEN3_DTYPE_I8, STATUS(NOT_IMPLEMENTED), NAMED("I8"));
-    TENSOR_FAILS(q->dtype = QWEN3_DTYPE_GGUF_Q4_K, STATUS(NOT_IMPLEMENTED), NAMED("GGUF_Q4_K (1012)"));
-    TENSOR_FAILS(q->layout = QWEN3_LAYOUT_AWQ, STATUS(NOT_IMPLEMENTED), NAMED("AWQ"));
-    TENSOR_FAILS(q->layout = QWEN3_LAYOUT_GPTQ, STATUS(NOT_IMPLEMENTED), NAMED("GPTQ"));
-    TENSOR_FAILS(q->layout = QWEN3_LAYOUT_PACK_QUANTIZED, STATUS(NOT_IMPLEMENTED), NAMED("PACK_QUANTIZED"));
+    TENSOR_FAILS(q->layout = QWEN3_LAYOUT_AWQ, STATUS(BAD_PARAM), NAMED("layout is 2|PLAIN"));
     TENSOR_FAILS(q->layout = 9, STATUS(BAD_PARAM), NAMED("layout is 9"));
     TENSOR_FAILS(q->layout = -1, STATUS(BAD_PARAM), NAMED("layout is -1"));
-    TENSOR_FAILS(q->scales = groups, STATUS(NOT_IMPLEMENTED), NAMED("scales"));
-    TENSOR_FAILS(q->scale_dtype = QWEN3_DTYPE_F16, STATUS(NOT_IMPLEMENTED), NAMED("scales"));
-    TENSOR_FAILS(q->zeros = groups, STATUS(NOT_IMPLEMENTED), NAMED("zero points"));
-    TENSOR_FAILS(q->zero_offset = 8, STATUS(NOT_IMPLEMENTED), NAMED("zero points"));
-    TENSOR_FAILS(q->groups = groups, STATUS(NOT_IMPLEMENTED), NAMED("groups"));
-    TENSOR_FAILS(q->block_rows = 128, STATUS(NOT_IMPLEMENTED), NAMED("blocks"));
-    TENSOR_FAILS(q->block_cols = 128, STATUS(NOT_IMPLEMENTED), NAMED("blocks"));
+    TENSOR_FAILS(q->scales = groups, STATUS(BAD_PARAM), NAMED("scales|f32 has none"));
+    TENSOR_FAILS(q->scale_dtype = QWEN3_DTYPE_F16, STATUS(BAD_PARAM), NAMED("scales|scale_dtype"));
+    TENSOR_FAILS(q->zeros = groups, STATUS(BAD_PARAM), NAMED("zeros"));
+    TENSOR_FAILS(q->zero_offset = 8, STATUS(BAD_PARAM), NAMED("zero_offset"));
+    TENSOR_FAILS(q->groups = groups, STATUS(BAD_PARAM), NAMED("groups"));
+    TENSOR_FAILS(q->block_rows = 128, STATUS(BAD_PARAM), NAMED("block_rows"));
+    TENSOR_FAILS(q->block_cols = 128, STATUS(BAD_PARAM), NAMED("block_cols"));
+
+    /* codes: attn_q is [64, 48], attn_o [48, 64] */
+#define CODED(code_dtype, code_layout)                                                                                 \
+    (q->dtype = QWEN3_DTYPE_##code_dtype, q->layout = QWEN3_LAYOUT_##code_layout, q->scales = nowhere,                 \
+     q->scale_dtype = QWEN3_DTYPE_F16)
+    TENSOR_FAILS(find(&t, QWEN3_TENSOR_FFN_NORM, 1)->dtype = QWEN3_DTYPE_I8, STATUS(BAD_TENSOR_DTYPE),
+                 "ffn_norm of layer 1|I8 (3)|BF16");
+    TENSOR_FAILS(q->dtype = QWEN3_DTYPE_F8_E8M0, STATUS(BAD_TENSOR_DTYPE), NAMED("F8_E8M0|scales only"));
+    TENSOR_FAILS(q->dtype = QWEN3_DTYPE_GGUF_Q4_K, STATUS(BAD_TENSOR_SHAPE), NAMED("cols is 48|GGUF_Q4_K|256"));
+    TENSOR_FAILS(q->dtype = QWEN3_DTYPE_GGUF_Q8_0, STATUS(BAD_TENSOR_SHAPE), NAMED("cols is 48|GGUF_Q8_0|32"));
+    Qwen3Tensor *blocks = NULL;
+    TENSOR_FAILS(blocks = find(&t, QWEN3_TENSOR_ATTN_O, 1); blocks->dtype = QWEN3_DTYPE_GGUF_Q8_0;
+                 blocks->scales = nowhere, STATUS(BAD_PARAM), "attn_o of layer 1|scales|GGUF_Q8_0 has none");
+    TENSOR_FAILS(blocks = find(&t, QWEN3_TENSOR_ATTN_O, 1); blocks->dtype = QWEN3_DTYPE_GGUF_Q8_0;
+                 blocks->layout = QWEN3_LAYOUT_AWQ, STATUS(BAD_PARAM), "attn_o of layer 1|layout is AWQ|PLAIN");
+    TENSOR_FAILS(blocks = find(&t, QWEN3_TENSOR_ATTN_O, 1); blocks->dtype = QWEN3_DTYPE_GGUF_Q8_0;
+                 blocks->row_stride = 65, STATUS(BAD_TENSOR_STRIDES), "attn_o of layer 1|row_stride 65|multiple of 32");
+    TENSOR_FAILS(CODED(I8, GPTQ), STATUS(BAD_TENSOR_DTYPE), NAMED("I8|U4 or U8|GPTQ"));
+    TENSOR_FAILS(CODED(U8, AWQ), STATUS(BAD_TENSOR_DTYPE), NAMED("U8|must be U4|AWQ"));
+    TENSOR_FAILS(CODED(U4, AWQ); q->row_stride = 49, STATUS(BAD_TENSOR_STRIDES), NAMED("row_stride 49|both be 0"));
+    TENSOR_FAILS(CODED(U4, PACK_QUANTIZED); q->block_rows = 2, STATUS(BAD_PARAM), NAMED("block_rows is 2|must be 1"));
+    TENSOR_FAILS(CODED(U4, AWQ); q->zeros = nowhere;
+                 q->zero_dtype = QWEN3_DTYPE_U8, STATUS(BAD_TENSOR_DTYPE), NAMED("zero_dtype is 7|dtype of the codes"));
+    TENSOR_FAILS(CODED(U4, AWQ);
+                 q->zero_dtype = QWEN3_DTYPE_U4, STATUS(BAD_TENSOR_DTYPE), NAMED("zero_dtype is 110|zeros is NULL"));
+    TENSOR_FAILS(CODED(I8, PLAIN); q->scale_dtype = 0, STATUS(BAD_TENSOR_DTYPE), NAMED("scale_dtype is 0|BF16"));
+    TENSOR_FAILS(CODED(I8, PLAIN);
+                 q->scales = NULL, STATUS(BAD_TENSOR_DTYPE), NAMED("scale_dtype is 12|scales is NULL"));
+    TENSOR_FAILS(CODED(I8, PLAIN); q->zeros = nowhere;
+                 q->zero_dtype = QWEN3_DTYPE_U4, STATUS(BAD_TENSOR_DTYPE), NAMED("zero_dtype is 110|I8"));
+    TENSOR_FAILS(CODED(I8, PLAIN); q->zeros = nowhere; q->zero_dtype = QWEN3_DTYPE_F16;
+                 q->zero_offset = 1, STATUS(BAD_PARAM), NAMED("zero_offset is 1|float"));
+    TENSOR_FAILS(CODED(I8, PLAIN); q->zero_offset = 1 << 20, STATUS(BAD_PARAM), NAMED("zero_offset is 1048576|65536"));
+    TENSOR_FAILS(CODED(F8_E4M3, PLAIN); q->zero_offset = 1, STATUS(BAD_PARAM), NAMED("zero_offset|F8_E4M3"));
+    TENSOR_FAILS(CODED(F8_E4M3, PLAIN); q->groups = nowhere, STATUS(NOT_IMPLEMENTED), NAMED("groups|F8_E4M3"));
+    TENSOR_FAILS(CODED(U4, PLAIN); q->data = NULL, STATUS(NULL_POINTER), NAMED("data is NULL"));
+#undef CODED
 
     /* shapes and strides */
     TENSOR_FAILS(q->rows = 63, STATUS(BAD_TENSOR_SHAPE), NAMED("[63, 48]|[64, 48]"));

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from ctypes import POINTER, c_float, c_uint32, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,17 @@ from libinfinicore_infer import (
     Qwen3SampleResult,
     Qwen3SamplingParams,
     Qwen3Stats,
+    Qwen3Tensor,
     Qwen3Weights,
     RopeType,
+    TensorRole,
     check,
     check_handle,
     load_library,
 )
+
+if TYPE_CHECKING:
+    from reference.coded_numpy import Coded
 
 Layout = Literal["split", "fused", "in_out"]
 Request = tuple[int, int, Sequence[int]]
@@ -116,6 +121,7 @@ class Driver:
         dt_logits: DataType = DataType.F32,
         device: str = "cpu",
         ndev: int = 1,
+        coded: Mapping[str, Coded] | None = None,
         **options: Any,
     ) -> None:
         """Creates the model.
@@ -127,6 +133,7 @@ class Driver:
             dt_logits: dtype of activations on InfiniCore devices.
             device: "cpu", "nvidia", ...
             ndev: devices, or ranks on the CPU.
+            coded: Hugging Face name -> a matrix in codes, which takes the place of that in tensors.
             options: fields of ``Qwen3ModelOptions``.
         """
         self.lib = load_library()
@@ -161,7 +168,8 @@ class Driver:
         options = {**{k: v for k, v in rope_options.items() if v is not None}, **options}
         self._kept: list[Any] = []  # what weights points to, for as long as the library may read it
         weights = self._weights(config, tensors, layout)
-        struct = Qwen3ModelOptions(**options)
+        list_of_coded = self._coded(coded or {})
+        struct = Qwen3ModelOptions(tensors=list_of_coded, ntensors=len(list_of_coded), **options)
         handle = self.lib.createQwen3ModelEx(
             ctypes.byref(meta),
             ctypes.byref(weights),
@@ -216,6 +224,33 @@ class Driver:
             else address(tensors["lm_head.weight"]),
             **{name: per_layer(parts) for name, parts in present.items()},
         )
+
+    def _coded(self, tensors: Mapping[str, Coded]) -> Any:
+        roles = {name: role.upper() for role, name in NAMES.items()}
+        outside = {"model.embed_tokens.weight": "INPUT_EMBD", "lm_head.weight": "OUTPUT_EMBD"}
+        entries = (Qwen3Tensor * len(tensors))()
+        for entry, (name, tensor) in zip(entries, tensors.items(), strict=True):
+            layer = int(name.split(".")[2]) if name.startswith("model.layers.") else 0
+            role = outside.get(name) or roles[name.split(".", 3)[3]]
+            pointers = {}
+            for field_name in ("data", "scales", "zeros", "groups"):
+                array = getattr(tensor, field_name)
+                if array is not None:
+                    array = np.ascontiguousarray(array)
+                    self._kept.append(array)
+                    kind = POINTER(ctypes.c_int32) if field_name == "groups" else c_void_p
+                    pointers[field_name] = array.ctypes.data_as(kind)
+            rows, cols = tensor.values.shape
+            entry.__init__(
+                role=TensorRole[role],
+                dtype=tensor.dtype,
+                layer=layer,
+                rows=rows,
+                cols=cols,
+                **pointers,
+                **tensor.fields,
+            )
+        return entries
 
     def close(self) -> None:
         """Destroys the model; further calls are errors."""

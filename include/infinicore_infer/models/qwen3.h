@@ -116,13 +116,13 @@ typedef enum {
     QWEN3_DTYPE_INT4 = 102,
     QWEN3_DTYPE_BF12 = 103,
     QWEN3_DTYPE_INT4_MIXED = 104,
-    /* For Qwen3Tensor only: what checkpoints store. This version names them and refuses them (NOT_IMPLEMENTED). */
-    QWEN3_DTYPE_I8 = 3,
+    /* For Qwen3Tensor only: what checkpoints store. */
+    QWEN3_DTYPE_I8 = 3, /* codes of 8 bits */
     QWEN3_DTYPE_U8 = 7,
     QWEN3_DTYPE_U4 = 110,         /* codes of 4 bits; Qwen3TensorLayout says where each lies */
     QWEN3_DTYPE_F8_E4M3 = 111,    /* e4m3fn: no infinity, 0x7f and 0xff are NaN */
     QWEN3_DTYPE_F8_E8M0 = 112,    /* a power of two: scales only */
-    QWEN3_DTYPE_GGUF_Q4_0 = 1002, /* GGUF's blocks: 1000 + ggml's type number */
+    QWEN3_DTYPE_GGUF_Q4_0 = 1002, /* GGUF's blocks, scales within: 1000 + ggml's type number */
     QWEN3_DTYPE_GGUF_Q4_1 = 1003,
     QWEN3_DTYPE_GGUF_Q5_0 = 1006,
     QWEN3_DTYPE_GGUF_Q5_1 = 1007,
@@ -226,16 +226,19 @@ typedef enum {
 } Qwen3TensorRole;
 
 /* Where the codes of a Qwen3Tensor, their scales and their zero points lie; names are those of the checkpoints. n is
- * rows, k is cols, g the number of groups (of block_cols columns). All but PLAIN are NOT_IMPLEMENTED yet. */
+ * rows, k is cols, g the number of groups (of block_cols columns). In the three layouts of 32-bit words the dtype is U4
+ * or U8 (AWQ: U4), zero_dtype is the same, block_rows 1, and both strides are 0. */
 typedef enum {
-    /* Elements by row_stride and col_stride; codes of less than a byte, and GGUF's blocks, one row after the other.
-     * scales and zeros [ceil(n / block_rows), ceil(k / block_cols)]. */
+    /* Bytes and floats by row_stride and col_stride; U4 one row after the other, the even column in the low nibble, k
+     * even; GGUF's blocks along the rows, k whole blocks, row_stride in elements.
+     * scales and zeros [ceil(n / block_rows), ceil(k / block_cols)]; zero_dtype I8, U8 or a float. */
     QWEN3_LAYOUT_PLAIN = 0,
     /* GPTQ, p = 32 / bits: words [k / p, n], the code of column p * i + j in bits [bits * j, ...) of word i; scales
-     * [g, n]; zeros: words [g, n / p]. The original format stores zero points less one: zero_offset 1. */
+     * [g, n]; zeros: words [g, n / p]. k, and n with zeros, are multiples of p. The original format stores zero points
+     * less one: zero_offset 1. */
     QWEN3_LAYOUT_GPTQ = 1,
     /* AutoAWQ's "gemm": words [k, n / 8], the code of row 8 * i + j in nibble {0, 4, 1, 5, 2, 6, 3, 7}[j] of word i;
-     * scales [g, n]; zeros: words [g, n / 8] in the same order. */
+     * scales [g, n]; zeros: words [g, n / 8] in the same order. n is a multiple of 8. */
     QWEN3_LAYOUT_AWQ = 2,
     /* compressed-tensors' "pack-quantized": each row a little-endian stream of bits in 32-bit words; scales [n, g];
      * zeros: words packed likewise down the rows, [ceil(n * bits / 32), g]. */
@@ -328,10 +331,17 @@ typedef struct {
  * One tensor of a checkpoint, in host memory: a matrix [rows, cols] whose rows are output features and whose columns
  * are input features, as in Hugging Face checkpoints, or a vector [n, 1]. Fill with QWEN3_TENSOR_INIT, or zero it and
  * set struct_size: zero means "none" or the default stated. The struct can describe what Qwen3 checkpoints store in
- * any format in use; this version computes with F16, BF16 and F32 and refuses the rest as NOT_IMPLEMENTED, naming the
- * tensor and the feature.
+ * any format in use. Norms and biases are F16, BF16 or F32; matrices may have any dtype but F8_E8M0, each its own.
  *   The value of a code c is scale * (c - zero), where zero = its element of zeros (0 if that is NULL) + zero_offset;
- * with a float zero_dtype it is scale * c + its element of zeros.
+ * with a float zero_dtype it is scale * c + its element of zeros. What the members from scales on mean:
+ *   F8_E4M3   scale_dtype and block_rows x block_cols: 128 x 128 (DeepSeek's and Qwen's "weight_scale_inv", which is a
+ *             multiplier), 1 x 0 (per channel) or 0 x 0 (per tensor). No zeros, no groups.
+ *   I8, U8    in the layout PLAIN: block_rows 1, block_cols the group size or 0 (per channel).
+ *   U4, U8    in the layouts of words: block_cols the group size or 0; symmetric codes have zeros NULL and zero_offset
+ *             8 or 128.
+ *   GGUF_*    all 0.
+ * dt_weight decides how they are packed. Whatever it is, weights that are given in codes are never rounded but by that
+ * format: their decoded values are float32, exact but for the last step of "scale * code - minimum".
  */
 typedef struct {
     size_t struct_size;    /* sizeof(Qwen3Tensor) */

@@ -101,7 +101,7 @@ public:
         if (!copyRows(source, row, rows, copy_.data(), part)) {
             failUnreadable((std::string("weight ") + describe(origin)).c_str());
         }
-        withType(source.dtype, [&](auto from) {
+        withType(part.dtype, [&](auto from) {
             withType(dst_dtype, [&](auto to) {
                 convertRows<decltype(from), decltype(to)>(dst, part, row, origin, dst_dtype, order);
             });
@@ -146,7 +146,7 @@ void shapeOf(const LinearSource &source, uint32_t &rows, uint32_t &cols) {
         if (part.cols != cols || part.rows == 0 || part.data == nullptr) {
             fail(QWEN3_STATUS_INTERNAL_ERROR, "weight %s has parts that do not fit", source.name);
         }
-        if (!isFloatDType(part.dtype)) {
+        if (!isFloatDType(part.dtype) && part.stored == nullptr) {
             fail(QWEN3_STATUS_BAD_TENSOR_DTYPE, "weight %s has dtype %d", source.name, static_cast<int>(part.dtype));
         }
         rows += part.rows;

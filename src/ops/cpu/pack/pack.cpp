@@ -215,32 +215,63 @@ std::unique_ptr<CpuVector> packFloats(const NormSource &source) {
     return vector;
 }
 
-std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool) {
+std::unique_ptr<CpuTable> emptyTable(const LinearSource &source, bool borrow) {
     const HostMatrix &matrix = source.parts[0];
+    const BlockShape block = blockShape(matrix.dtype);
     auto table = std::make_unique<CpuTable>();
-    table->dtype = matrix.dtype;
     table->rows = matrix.rows;
     table->cols = matrix.cols;
-    table->row_stride = matrix.row_stride;
-    table->data = matrix.data;
-    if (!borrow) {
-        const size_t row_bytes = matrix.cols * dtypeSize(matrix.dtype);
-        const char *data = static_cast<const char *>(matrix.data);
-        table->owned = HostBuffer(matrix.rows * row_bytes);
-        std::atomic<bool> readable{true};
-        pool.parallelFor(matrix.rows, 256, [&](uint32_t begin, uint32_t end, uint32_t) {
-            for (uint32_t row = begin; row < end; ++row) {
-                if (!copyReadable(table->owned.as<char>() + row * row_bytes,
-                                  data + row * matrix.row_stride * dtypeSize(matrix.dtype), row_bytes)) {
-                    readable.store(false);
-                }
-            }
-        });
-        if (!readable.load()) {
-            failUnreadable(describe(source.name, source.layer).c_str());
-        }
+    if (block.elements > 0) {
+        table->dtype = matrix.dtype;
+        table->row_bytes = size_t{matrix.cols} / block.elements * block.bytes;
+    } else {
+        table->dtype = commonDType(source);
+        table->row_bytes = matrix.cols * dtypeSize(table->dtype);
+    }
+    if (borrow) {
+        table->stride_bytes = matrix.row_stride * dtypeSize(matrix.dtype);
+        table->data = matrix.data;
+    } else {
+        table->stride_bytes = table->row_bytes;
+        table->owned = HostBuffer(table->rows * table->row_bytes);
         table->data = table->owned.data();
-        table->row_stride = table->cols;
+    }
+    return table;
+}
+
+std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool) {
+    const HostMatrix &matrix = source.parts[0];
+    std::unique_ptr<CpuTable> table = emptyTable(source, borrow);
+    if (borrow) {
+        return table;
+    }
+    const BlockShape block = blockShape(matrix.dtype);
+    const bool decoded = matrix.stored != nullptr && block.elements == 0;
+    const size_t stride = block.elements > 0 ? matrix.row_stride / block.elements * block.bytes
+                                             : matrix.row_stride * dtypeSize(matrix.dtype);
+    constexpr uint32_t kTogether = 256;
+    std::vector<StoredReader> readers;
+    for (uint32_t i = 0; decoded && i < pool.size(); ++i) {
+        readers.emplace_back(*matrix.stored);
+    }
+    for (StoredReader &reader : readers) {
+        reader.reserve(kTogether, matrix.cols);
+    }
+    std::atomic<bool> readable{true};
+    pool.parallelFor(matrix.rows, kTogether, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        for (uint32_t row = begin; row < end; row += kTogether) {
+            const uint32_t count = std::min(kTogether, end - row);
+            char *to = table->owned.as<char>() + row * table->row_bytes;
+            HostMatrix copy;
+            if (decoded ? !copyRows(matrix, row, count, to, copy, &readers[thread])
+                        : !copyReadable(to, static_cast<const char *>(matrix.data) + row * stride, table->row_bytes,
+                                        stride, count)) {
+                readable.store(false);
+            }
+        }
+    });
+    if (!readable.load()) {
+        failUnreadable(describe(source.name, source.layer).c_str());
     }
     return table;
 }
@@ -269,8 +300,15 @@ bool readRow(const PackedLinear &table, uint32_t row, float *out) {
         return true;
     }
     const auto &plain = static_cast<const CpuTable &>(table);
+    const char *start = static_cast<const char *>(plain.data) + row * plain.stride_bytes;
+    const BlockShape block = blockShape(plain.dtype);
+    for (uint32_t first = 0; first < plain.cols && block.elements > 0; first += block.elements) {
+        decodeBlock(plain.dtype, start + size_t{first} / block.elements * block.bytes, out + first);
+    }
+    if (block.elements > 0) {
+        return true;
+    }
     const size_t size = dtypeSize(plain.dtype);
-    const char *start = static_cast<const char *>(plain.data) + row * plain.row_stride * size;
     // A borrowed table may lie in a mapped file that has been cut short since.
     char copy[4096];
     const auto together = static_cast<uint32_t>(sizeof copy / size);

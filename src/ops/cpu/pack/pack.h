@@ -39,12 +39,13 @@ public:
     }
 };
 
-// A row-major table, for token embeddings that are not shared with the head.
+// A row-major table, for token embeddings that are not shared with the head: floats, or GGUF's blocks as they are.
 class CpuTable final : public PackedLinear {
 public:
     DType dtype = DType::kF32;
     uint32_t rows = 0, cols = 0;
-    size_t row_stride = 0;       // elements
+    size_t row_bytes = 0;        // of a row's elements
+    size_t stride_bytes = 0;     // from row to row
     HostBuffer owned;            // the elements, or empty when they are borrowed
     const void *data = nullptr;  // the elements, in `owned` or in the caller's memory
     size_t bytes() const override { return owned.bytes(); }
@@ -65,6 +66,8 @@ bool hasBias(const LinearSource &source);
 std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, DType dtype, ThreadPool &pool,
                                       Arena *arena = nullptr);
 std::unique_ptr<CpuVector> packFloats(const NormSource &source);
+// A table of the source's shape that owns its elements, which are to be filled in; borrow: it has those of the source.
+std::unique_ptr<CpuTable> emptyTable(const LinearSource &source, bool borrow);
 std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, ThreadPool &pool);
 
 // out[n] = row of a table as floats; false if the table is borrowed and the row cannot be read any more.

@@ -70,23 +70,12 @@ size_t biasBytes(const CpuLinear &linear) {
     return size_t{linear.npanels} * kPanelRows * sizeof(float);
 }
 
-// Makes a table whose elements are the caller's memory; loadTable() replaces them unless they are borrowed.
-std::unique_ptr<CpuTable> emptyTable(const LinearSource &shape) {
-    auto table = std::make_unique<CpuTable>();
-    table->dtype = shape.parts[0].dtype;
-    table->rows = shape.parts[0].rows;
-    table->cols = shape.parts[0].cols;
-    table->row_stride = shape.parts[0].row_stride;
-    table->data = shape.parts[0].data;
-    return table;
-}
-
 }  // namespace
 
 void saveLinear(const PackedLinear &linear, PackedWriter &out) {
     if (const auto *table = dynamic_cast<const CpuTable *>(&linear)) {
         if (table->owned.data() != nullptr) {
-            out.blob(table->owned.data(), size_t{table->rows} * table->cols * dtypeSize(table->dtype));
+            out.blob(table->owned.data(), table->rows * table->row_bytes);
         }
     } else if (const auto *panels = dynamic_cast<const CpuLinear *>(&linear)) {
         if (panels->format == kBf12) {
@@ -127,13 +116,9 @@ std::unique_ptr<CpuVector> loadFloats(const NormSource &shape, PackedReader &in,
 }
 
 std::unique_ptr<CpuTable> loadTable(const LinearSource &shape, bool borrow, PackedReader &in, ThreadPool &pool) {
-    std::unique_ptr<CpuTable> table = emptyTable(shape);
+    std::unique_ptr<CpuTable> table = emptyTable(shape, borrow);
     if (!borrow) {
-        const size_t bytes = size_t{table->rows} * table->cols * dtypeSize(table->dtype);
-        table->owned = HostBuffer(bytes);
-        in.read(table->owned.data(), bytes, pool);
-        table->data = table->owned.data();
-        table->row_stride = table->cols;
+        in.read(table->owned.data(), table->rows * table->row_bytes, pool);
     }
     return table;
 }

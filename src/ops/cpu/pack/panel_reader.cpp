@@ -71,17 +71,30 @@ PanelReader::PanelReader(const LinearSource &source, DType dtype, const PanelSha
 
 // ---------------------------------------------------------------- copies
 
+// Most rows of a part that so many panels need at once.
+uint32_t PanelReader::mostRows(const HostMatrix &part, uint32_t panels) const {
+    return std::min(part.rows, (panels + 2) * kPanelRows);
+}
+
 // Most bytes that copies for so many panels take. Gate and up may be one part, of which two pieces are copied.
 size_t PanelReader::stripBytes(uint32_t panels) const {
     size_t bytes = 0;
     for (const HostMatrix &part : source_.parts) {
-        bytes += aligned(copyBytes(part, std::min(part.rows, (panels + 2) * kPanelRows))) + aligned(1);
+        bytes += aligned(copyBytes(part, mostRows(part, panels))) + aligned(1);
     }
     return bytes;
 }
 
 PanelReader::Strip::Strip(const PanelReader &reader)
-    : pieces_(2 * reader.source_.parts.size()), copies_(reader.stripBytes(reader.stripPanels())) {}
+    : pieces_(2 * reader.source_.parts.size()), copies_(reader.stripBytes(reader.stripPanels())) {
+    for (const HostMatrix &part : reader.source_.parts) {
+        readers_.emplace_back();
+        if (part.stored != nullptr) {
+            readers_.back().emplace(*part.stored);
+            readers_.back()->reserve(reader.mostRows(part, reader.stripPanels()), part.cols);
+        }
+    }
+}
 
 void PanelReader::copy(uint32_t begin, uint32_t end, Strip &strip) {
     strip.count_ = 0;
@@ -104,13 +117,16 @@ void PanelReader::copy(uint32_t begin, uint32_t end, Strip &strip) {
 // Rows [first, last) of the layer, of whatever parts they are.
 void PanelReader::copyLayerRows(uint32_t first, uint32_t last, Strip &strip) {
     uint32_t part_begin = 0;
+    size_t index = 0;
     for (const HostMatrix &part : source_.parts) {
+        std::optional<StoredReader> &reader = strip.readers_[index++];
         const uint32_t from = std::max(part_begin, first);
         const uint32_t to = std::min(part_begin + part.rows, last);
         if (from < to) {
             Strip::Piece &piece = strip.pieces_[strip.count_++];
             piece.first = from;
-            if (!copyRows(part, from - part_begin, to - from, strip.copies_.data() + strip.used_, piece.rows)) {
+            if (!copyRows(part, from - part_begin, to - from, strip.copies_.data() + strip.used_, piece.rows,
+                          reader ? &*reader : nullptr)) {
                 unreadable_.store(true);
             }
             strip.used_ += aligned(copyBytes(part, to - from));
@@ -152,8 +168,9 @@ PanelReader::Rows PanelReader::rows(uint32_t panel, const Strip &strip) const {
 void PanelReader::checkReadable() const {
     for (const HostMatrix &part : source_.parts) {
         const size_t elements = (part.rows - 1) * part.row_stride + (part.cols - 1) * part.col_stride + 1;
-        if (!isReadable(part.data, elements * dtypeSize(part.dtype)) ||
-            (part.bias != nullptr && !isReadable(part.bias, part.rows * dtypeSize(part.bias_dtype)))) {
+        const bool readable =
+            part.stored != nullptr ? isReadable(*part.stored) : isReadable(part.data, elements * dtypeSize(part.dtype));
+        if (!readable || (part.bias != nullptr && !isReadable(part.bias, part.rows * dtypeSize(part.bias_dtype)))) {
             failUnreadable(describe(source_.name, source_.layer).c_str());
         }
     }

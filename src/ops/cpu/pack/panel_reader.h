@@ -2,10 +2,12 @@
 #pragma once
 
 #include <atomic>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "ops/cpu/formats.h"
+#include "ops/stored.h"
 #include "ops/types.h"
 #include "ops/weights.h"
 
@@ -46,6 +48,7 @@ public:
             uint32_t first;  // row of the layer that the copy begins with
             HostMatrix rows;
         };
+        std::vector<std::optional<StoredReader>> readers_;  // one per part, of those that are codes
         std::vector<Piece> pieces_;
         size_t count_ = 0;  // of pieces
         size_t used_ = 0;   // of copies_
@@ -80,6 +83,7 @@ public:
 
 private:
     size_t stripBytes(uint32_t panels) const;
+    uint32_t mostRows(const HostMatrix &part, uint32_t panels) const;
     void copyLayerRows(uint32_t first, uint32_t last, Strip &strip);
     void gatherPairs(const Rows &rows, uint32_t k0, uint32_t count, uint32_t *tile) const;
     void gatherFloats(const Rows &rows, uint32_t k0, uint32_t count, float *tile) const;

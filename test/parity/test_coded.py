@@ -1,0 +1,100 @@
+"""Quantised checkpoints through ``Qwen3Tensor``: bit for bit the model of their decoded values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from libinfinicore_infer import DataType
+from parity.conftest import Checkpoint
+from parity.driver import Driver
+from reference import coded_numpy as coded
+from reference.coded_numpy import Coded
+from reference.random_checkpoint import CheckpointSpec
+
+pytestmark = pytest.mark.cpu_only
+Array = npt.NDArray[Any]
+# K-quants have rows of whole blocks of 256; cuts for two ranks are inside of them.
+SPEC = CheckpointSpec(
+    "coded", seed=61, d=256, di=256, dh=32, nh=8, nkvh=4, nlayer=2, dvoc=72, dtype="f32", tied=False
+)
+Maker = Callable[[np.random.Generator, int, int], Coded]
+
+
+def gguf_maker(name: str) -> Maker:
+    """Returns what makes tensors of a GGUF type."""
+    return lambda rng, rows, cols: coded.gguf_tensor(rng, rows, cols, name)
+
+
+FORMATS: dict[str, Maker] = {
+    **{name.lower(): gguf_maker(name) for name in coded.HALVES},
+    "fp8_block": lambda rng, n, k: coded.fp8_tensor(rng, n, k, (128, 128), "bf16"),
+    "fp8_block_ragged": lambda rng, n, k: coded.fp8_tensor(rng, n, k, (48, 80), "float16"),
+    "fp8_channel": lambda rng, n, k: coded.fp8_tensor(rng, n, k, (1, 0), "float32"),
+    "fp8_tensor": lambda rng, n, k: coded.fp8_tensor(rng, n, k, (0, 0), "float32"),
+    "int8_channel": lambda rng, n, k: coded.int8_tensor(rng, n, k, 0, "bf16"),
+    "int8_group": lambda rng, n, k: coded.int8_tensor(rng, n, k, 128, "float32"),
+    "gptq": coded.gptq_tensor,
+    "gptq_v2": lambda rng, n, k: coded.gptq_tensor(rng, n, k, version=2),
+    "gptq_int8": lambda rng, n, k: coded.gptq_tensor(rng, n, k, bits=8, group=128),
+    "gptq_whole": lambda rng, n, k: coded.gptq_tensor(rng, n, k, group=0),
+    "gptq_act_order": lambda rng, n, k: coded.gptq_tensor(rng, n, k, act_order=True),
+    "awq": coded.awq_tensor,
+    "packed": coded.packed_tensor,
+    "packed_asymmetric": lambda rng, n, k: coded.packed_tensor(rng, n, k, symmetric=False),
+    "packed_int8": lambda rng, n, k: coded.packed_tensor(rng, n, k, bits=8, group=64),
+}
+
+
+def coded_matrices(checkpoint: Checkpoint, maker: Maker) -> dict[str, Coded]:
+    """Random values in the format in place of every matrix, head and embedding included."""
+    rng = np.random.default_rng(7)
+    return {
+        name: maker(rng, *tensor.shape)
+        for name, tensor in checkpoint.tensors.items()
+        if tensor.ndim == 2
+    }
+
+
+def decoded_driver(checkpoint: Checkpoint, tensors: dict[str, Coded], **options: Any) -> Driver:
+    """The model of the decoded values, as F32."""
+    values = {**checkpoint.tensors, **{name: t.values for name, t in tensors.items()}}
+    return Driver(checkpoint.config, values, **options)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_decoded_values(checkpoints: Callable[[CheckpointSpec], Checkpoint], name: str) -> None:
+    """Packed as floats, the logits are those of the decoded values, on two ranks too."""
+    checkpoint = checkpoints(SPEC)
+    tensors = coded_matrices(checkpoint, FORMATS[name])
+    tokens = np.random.default_rng(0).integers(0, SPEC.dvoc, 9).tolist()
+    for ndev in (1, 2):
+        options = {"dt_weight": DataType.F32, "ndev": ndev, "nthreads": 2}
+        with decoded_driver(checkpoint, tensors, **options) as driver:
+            expected = driver.logits(tokens)
+        with Driver(checkpoint.config, checkpoint.tensors, coded=tensors, **options) as driver:
+            logits = driver.logits(tokens)
+        assert np.isfinite(expected).all() and expected.std() > 0
+        assert np.array_equal(logits, expected)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "BF12", "INT8", "INT4"])
+@pytest.mark.parametrize("name", ["q4_k", "awq", "fp8_block"])
+def test_repacked(
+    checkpoints: Callable[[CheckpointSpec], Checkpoint], name: str, dtype: str
+) -> None:
+    """A coded checkpoint packs into any format as its decoded values do, tied embeddings too."""
+    checkpoint = checkpoints(SPEC)
+    tensors = coded_matrices(checkpoint, FORMATS[name])
+    del tensors["lm_head.weight"]
+    config = {**checkpoint.config, "tie_word_embeddings": True}
+    tokens = np.random.default_rng(0).integers(0, SPEC.dvoc, 9).tolist()
+    logits = []
+    for given in ({"coded": tensors}, {}):
+        values = {**checkpoint.tensors, **{name: t.values for name, t in tensors.items()}}
+        with Driver(config, values, dt_weight=DataType[dtype], **given) as driver:
+            logits.append(driver.logits(tokens))
+    assert np.array_equal(*logits)
