@@ -229,7 +229,7 @@ def test_siblings_reuse_the_prompt(llm: LLM) -> None:
 
 
 def test_speed_limits_prompt_parts(llm: LLM) -> None:
-    """A step is cut to the time it may take: more with many requests and without answers."""
+    """A step is cut to the time it may take: more without answers."""
     pace = Pace(EngineConfig(step_seconds=0.08))
     assert pace.budget([]) == 128
     pace.record(1, 999, 1.0)
@@ -239,17 +239,34 @@ def test_speed_limits_prompt_parts(llm: LLM) -> None:
         return llm.engine.make_job(Submission([1] * tokens, [settings]), print).sequence
 
     answer, prompt = sequence(1), sequence(9)
-    assert pace.budget([prompt]) == 160
-    assert [pace.budget([sequence(count)]) for count in (200, 201)] == [200, 160]
-    assert pace.budget([sequence(200), prompt]) == 160
+    assert pace.budget([prompt]) == 500
+    assert [pace.budget([sequence(count)]) for count in (510, 630)] == [510, 500]
     # The token of an answer costs as much as two of prompts.
-    assert pace.budget([answer] * 4) == 50 - 4
+    assert pace.budget([answer] * 4) == 80 - 4
     assert pace.budget([answer, prompt] * 8) == 80 - 8
     assert pace.budget([prompt] * 63 + [answer]) == 80 - 1
     assert pace.budget([answer] * 60) == 60 + 16
     for _ in range(40):
         pace.record(1, 99999, 1.0)
     assert pace.budget([prompt]) == pace.budget([answer]) == 512
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.01, 0.03])
+@pytest.mark.parametrize("answers", [1, 4, 16, 40])
+def test_steps_take_the_time_between_tokens(llm: LLM, fixed: float, answers: int) -> None:
+    """Whatever a made-up machine's steps cost besides their tokens, their length is learnt."""
+    pace = Pace(EngineConfig(step_seconds=0.12))
+    settings = llm.model.sampling_params()
+    active = [
+        llm.engine.make_job(Submission([1] * count, [settings]), print).sequence
+        for count in [1] * answers + [2000]
+    ]
+    seconds = 0.0
+    for _ in range(30):
+        tokens = pace.budget(active)
+        seconds = fixed + (tokens - answers) / 900 + answers * 0.0014
+        pace.record(answers + 1, tokens, seconds)
+    assert seconds == pytest.approx(0.12, rel=0.05)
 
 
 def test_short_prompts_do_not_wait_for_long_ones(llm: LLM) -> None:

@@ -34,8 +34,8 @@ class EngineConfig:
         max_batch: Most requests computed together.
         max_queue: Most requests waiting besides.
         step_tokens: Most tokens of a step.
-        step_seconds: How long a step may take while answers are in progress; parts of prompts are
-            cut to fit. With fewer than 16 requests, down to half of it; without answers, twice.
+        step_seconds: How long a step may take while answers are in progress, which is the time
+            between their tokens; parts of prompts are cut to fit. Without answers, 0.5 or more.
         prefix_cache_bytes: KV memory for remembered prefixes; 0: none; ``None``: half of it.
         prefix_dir: Folder for prefixes that many requests share; ``None``: none is kept on disk.
         prefix_disk_bytes: Most bytes of all files in it.
@@ -46,7 +46,7 @@ class EngineConfig:
     max_batch: int = 16
     max_queue: int = 256
     step_tokens: int = 512
-    step_seconds: float = 0.5
+    step_seconds: float = 0.12
     prefix_cache_bytes: int | None = None
     prefix_dir: Path | None = None
     prefix_disk_bytes: int = 4 << 30

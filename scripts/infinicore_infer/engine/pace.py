@@ -17,17 +17,18 @@ _DECODE_COST = 2
 # A step may be so much longer if it thereby ends the only prompt: another short step would cost as
 # much as the rest.
 _STRETCH = 1.25
-# With so many requests in progress, steps may be as long as they ever get.
-_CROWD = 16
+# How long a step may take while nobody waits for its end but requests that come meanwhile.
+_PROMPT_SECONDS = 0.5
 
 
 class Pace:
     """Chooses the size of steps, and learns the machine's speed.
 
-    Every step reads all weights, so long steps compute more tokens per second, but each answer gets
-    one token per step. With few requests, answers flow at twice the rate that is promised; with
-    many, each has a small part of the machine whatever the steps, and long ones give all of them
-    more. While only prompts are computed, no answer waits for the end of a step, so it may be long.
+    An answer in progress gets one token per step, so steps are as long as the time between tokens
+    may be, whatever the number of requests: prompts are computed in the room that answers leave.
+    Longer steps would hardly compute more tokens per second, because a step of some dozen tokens
+    already costs more arithmetic than reading the weights takes (docs/benchmarks.md has the curve).
+    While only prompts are computed, no answer waits for the end of a step, so it may be longer.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -41,7 +42,8 @@ class Pace:
         if not self._speed:
             return min(most, _FIRST_STEP + decoding)
         seconds = self._config.step_seconds
-        seconds *= (1 + min(1.0, len(active) / _CROWD)) / 2 if decoding else 2
+        if not decoding:
+            seconds = max(seconds, _PROMPT_SECONDS)
         prefill = int(self._speed * seconds) - _DECODE_COST * decoding
         if len(active) == 1 and prefill < active[0].remaining <= prefill * _STRETCH:
             prefill = active[0].remaining

@@ -85,9 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--step-seconds",
         type=seconds,
-        default=0.5,
+        default=0.12,
         metavar="S",
-        help="seconds that answers may pause while new prompts are read (default: %(default)g)",
+        help="seconds that a step may take while answers are in progress, which is the time "
+        "between two tokens of an answer while prompts are read (default: %(default)g)",
     )
     add(
         "--request-timeout",
