@@ -7,17 +7,17 @@ import asyncio
 from starlette.requests import Request
 from starlette.responses import Response
 
+from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.errors import FieldError
-from infinicore_infer.server.chat_request import checked_variables, encode_chat, without_strict
-from infinicore_infer.server.fields import Body, Ids, Objects
+from infinicore_infer.server.chat_request import ChatRequest, ToolChoice, function_tool
+from infinicore_infer.server.fields import Body, ChatFields, Ids, Objects
 from infinicore_infer.server.http import json_response
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.service import service_of
 from infinicore_infer.server.tokenizing import refuse_long, tokenizing
-from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
 
-class TokenizeBody(Body):
+class TokenizeBody(ChatFields):
     """A request to /tokenize: a text (``prompt``, or ``content``) or a conversation."""
 
     endpoint = "/tokenize"
@@ -25,20 +25,17 @@ class TokenizeBody(Body):
     prompt: str | None = None
     content: str | None = None
     messages: Objects | None = None
-    tools: Objects | None = None
-    chat_template_kwargs: JsonObject | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
+    tool_choice: str | JsonObject | None = None
     # llama-server's: whether control tokens are read as such.
     parse_special: bool = True
     return_token_strs: bool | None = None
 
-    def encode(self, tokenizer: Qwen3Tokenizer, limit: int) -> list[int]:
-        """Return the token ids.
+    def encode(self, model: Qwen3ForCausalLM, limit: int) -> list[int]:
+        """Return the token ids; of a conversation, those that an answer to it begins with.
 
         Args:
-            tokenizer: The model's.
-            limit: Most tokens that the context holds; far more are refused.
+            model: The model.
+            limit: How many tokens the context holds; far more are refused.
 
         Raises:
             FieldError: Naming the field.
@@ -46,19 +43,22 @@ class TokenizeBody(Body):
         text = self.prompt if self.prompt is not None else self.content
         if (text is None) == (self.messages is None):
             raise FieldError("prompt", "give either prompt or messages")
-        if self.messages is None:
-            refuse_long(tokenizer, text or "", limit, "prompt")
-            with tokenizing("prompt"):
-                return tokenizer.encode(text or "", self.parse_special)
-        tools = None if self.tools is None else [without_strict(tool) for tool in self.tools]
-        return encode_chat(
-            tokenizer,
-            self.messages,
-            tools,
-            checked_variables(self.chat_template_kwargs),
-            limit=limit,
-            begins=self.add_generation_prompt is not False and not self.continue_final_message,
-            continued=bool(self.continue_final_message),
+        if self.messages is not None:
+            return self._conversation(self.messages).prompt(model, limit)
+        refuse_long(model.tokenizer, text or "", limit, "prompt")
+        with tokenizing("prompt"):
+            return model.tokenizer.encode(text or "", self.parse_special)
+
+    def _conversation(self, messages: list[JsonObject]) -> ChatRequest:
+        continued, begins = self.ending(messages)
+        return ChatRequest(
+            messages=messages,
+            tools=[function_tool(i, tool) for i, tool in self.served_tools()],
+            tool_choice=ToolChoice("none") if self.tool_choice == "none" else ToolChoice(),
+            thinking=self.asked_thinking(),
+            template_variables=self.chat_template_kwargs or {},
+            continued=continued,
+            begins=begins,
         )
 
 
@@ -76,7 +76,7 @@ async def tokenize(request: Request) -> Response:
     body = await service.read(request, TokenizeBody)
     engine = service.ready(body.model).engine
     tokenizer = engine.model.tokenizer
-    tokens = await asyncio.to_thread(body.encode, tokenizer, engine.context_length)
+    tokens = await asyncio.to_thread(body.encode, engine.model, engine.context_length)
     result: JsonObject = {
         "tokens": tokens,
         "count": len(tokens),
