@@ -97,7 +97,9 @@ def need_matplotlib(parser: argparse.ArgumentParser) -> None:
 def add_model_path(parser: argparse.ArgumentParser) -> None:
     """Add --model-path to a parser; :func:`model_folder` reads it."""
     default = "required" if DEMO is None else "default: the tiny demo model of the repository"
-    parser.add_argument("--model-path", metavar="DIR", help=f"folder of the checkpoint ({default})")
+    parser.add_argument(
+        "--model-path", metavar="PATH", help=f"folder of the checkpoint, or a GGUF file ({default})"
+    )
 
 
 def model_folder(path: str | os.PathLike[str] | None) -> Path:

@@ -22,13 +22,10 @@ from libinfinicore_infer import (
 )
 from numpy.typing import NDArray
 
-from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
-from infinicore_infer.checkpoint.weights import (
-    Qwen3TensorList,
-    Qwen3WeightsImpl,
-    Qwen3WeightsNaming,
-)
+from infinicore_infer.checkpoint.naming import Qwen3WeightsNaming
+from infinicore_infer.checkpoint.opening import open_model
+from infinicore_infer.checkpoint.weights import Qwen3TensorList, Qwen3WeightsImpl
 from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.generate.results import GenerationPiece, GenerationResult, TokenLogprobs
@@ -41,6 +38,7 @@ from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, token_list
 from infinicore_infer.native.weight_cache import CheckpointCache, open_cache
 from infinicore_infer.text.chat_template import Message, TokenizerError
+from infinicore_infer.text.gguf_tokenizer import gguf_tokenizer
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
 __all__ = [
@@ -107,10 +105,13 @@ class Qwen3ForCausalLM:
         cache: bool = True,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Load a checkpoint folder: config.json, safetensors files and, for text, tokenizer.json.
+        """Load a checkpoint.
+
+        That is a folder of config.json, safetensors files (plain or quantised) and, for text,
+        tokenizer.json; or a GGUF file, which has all of that in it. See docs/checkpoints.md.
 
         Args:
-            model_path: The folder.
+            model_path: The folder, or the file; of a split GGUF any part.
             device: Name or type of device.
             ndev: How many devices to cut the model over; on the CPU, parts of the machine.
             max_tokens: A context shorter than the model's, in tokens; ``None``: the model's.
@@ -142,9 +143,6 @@ class Qwen3ForCausalLM:
             Qwen3Error: Another failure of the library.
             KeyboardInterrupt: Ctrl-C while loading; nothing stays allocated.
         """
-        folder = Path(model_path)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such model folder")
         self.device = DeviceType.parse(device if device_type is None else device_type)
         # ctypes would cut numbers that are out of range into other ones without a word.
         for name, value, low, high in (
@@ -161,12 +159,15 @@ class Qwen3ForCausalLM:
         weight_dtype = DataType.parse(dtype)
         # Activations are never packed: there the checkpoint's type stays.
         logits_dtype = None if weight_dtype.packed else weight_dtype
-        self.meta = Qwen3MetaFromConfig(folder, logits_dtype, max_tokens)
-        self._config_path = str(folder / "generation_config.json")
-        SamplingParams.check_config(self.meta.generation_config, self._config_path)
+        self.path = Path(model_path)
+        self.meta, self._checkpoint = open_model(self.path, logits_dtype, max_tokens)
+        self._config_path = str(
+            self._checkpoint.folder
+            if self._checkpoint.metadata is not None
+            else self.path / "generation_config.json"
+        )
         self._tokenizer: Qwen3Tokenizer | None = None
         self._seed = seed
-        self.path = folder
         options = Qwen3ModelOptions(
             backend=Backend.parse(backend),
             nthreads=threads,
@@ -179,16 +180,16 @@ class Qwen3ForCausalLM:
             seed=seed or 0,
         )
         self.meta.rope.apply(options)
-        self._checkpoint = Checkpoint(folder)
         self._weight_cache: CheckpointCache | None = None
-        if cache and weight_dtype.packed:
-            # Other formats are packed at the speed of memory: a cache would gain nothing.
-            directory = None if cache_dir is None else Path(cache_dir).absolute()
-            self._weight_cache = open_cache(self._checkpoint, weight_dtype, directory, ndev)
-        if self._weight_cache is not None:
-            self._weight_cache.prepare(options)
         try:
+            SamplingParams.check_config(self.meta.generation_config, self._config_path)
             weights = Qwen3TensorList(self.meta, self._checkpoint)
+            if cache and weight_dtype.packed:
+                # Other formats are packed at the speed of memory: a cache would gain nothing.
+                directory = None if cache_dir is None else Path(cache_dir).absolute()
+                self._weight_cache = open_cache(self._checkpoint, weight_dtype, directory, ndev)
+            if self._weight_cache is not None:
+                self._weight_cache.prepare(options)
             reporter = LoadProgress(self._checkpoint, sys.stderr if progress else None)
             self.native = NativeModel(
                 self.meta, weights, options, self.device, ids, reporter, self._load_tokenizer
@@ -203,7 +204,10 @@ class Qwen3ForCausalLM:
             self._weight_cache.after_load(self.native)
 
     def _load_tokenizer(self) -> None:
-        if (self.path / "tokenizer.json").is_file():
+        metadata = self._checkpoint.metadata
+        if metadata is not None:
+            self._tokenizer = gguf_tokenizer(metadata, self._checkpoint.folder)
+        elif (self.path / "tokenizer.json").is_file():
             self._tokenizer = Qwen3Tokenizer(self.path)
 
     # ------------------------------------------------------------------ lifetime and information

@@ -123,7 +123,6 @@ def test_missing_key_names_file_and_key(key: str, tmp_path: Path) -> None:
         ({"model_type": "llama"}, "llama"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"is_causal": False}, "is_causal"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope"),
         ({"rope_scaling": {"rope_type": "spiral"}}, "spiral"),

@@ -21,6 +21,7 @@ from libinfinicore_infer import DataType, Qwen3Meta, Qwen3ModelOptions, RopeType
 
 from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.json_files import read_json_object
+from infinicore_infer.checkpoint.tensor import FLOATS
 
 # Keys of one rotary configuration that each type understands, besides the type and rope_theta.
 _ROPE_KEYS: dict[str, frozenset[str]] = {
@@ -266,8 +267,6 @@ def _refuse_unsupported(config: _Reader) -> None:
         )
     if model_type != "qwen3":
         raise config.fail("model_type", f"is {model_type!r}; only 'qwen3' is supported")
-    if values.get("quantization_config") is not None:
-        raise config.fail("quantization_config", "is set: quantised checkpoints are not supported")
     if config.string("hidden_act") != "silu":
         raise config.fail("hidden_act", f"is {values['hidden_act']!r}; only 'silu' is supported")
     if config.flag("use_sliding_window", default=False):
@@ -320,10 +319,10 @@ def _stored_dtype(source: str) -> DataType:
     folder = Path(source).parent
     if any(folder.glob("*.safetensors")):
         checkpoint = Checkpoint(folder)
-        for tensor in checkpoint.values():
-            if tensor.dtype in ("F16", "BF16", "F32"):
-                dtype = DataType[tensor.dtype]
-                sizes[dtype] = sizes.get(dtype, 0) + tensor.data.size
+        for weight in checkpoint.values():
+            if weight.dtype in FLOATS:
+                dtype = FLOATS[weight.dtype]
+                sizes[dtype] = sizes.get(dtype, 0) + math.prod(weight.shape)
         checkpoint.close()
     return max(sizes, key=lambda dtype: sizes[dtype], default=DataType.BF16)
 
@@ -349,6 +348,7 @@ class Qwen3MetaFromConfig(Qwen3Meta):
         max_tokens: int | None = None,
         *,
         generation_config: Mapping[str, Any] | None = None,
+        source: str = "config",
     ) -> None:
         """Read and check a configuration.
 
@@ -359,6 +359,7 @@ class Qwen3MetaFromConfig(Qwen3Meta):
             max_tokens: A shorter context, in tokens; ``None``: all that the config allows.
             generation_config: Contents of generation_config.json; ``None``: read from beside a
                 config that is a file.
+            source: Where contents are from, for messages.
 
         Raises:
             ConfigKeyError: A key is missing (also a KeyError); the message names file and key.
@@ -366,7 +367,7 @@ class Qwen3MetaFromConfig(Qwen3Meta):
             OSError: The file cannot be read.
         """
         if isinstance(config, Mapping):
-            values, self.source = config, "config"
+            values, self.source = config, source
         else:
             path = Path(config)
             path = path / "config.json" if path.is_dir() else path

@@ -7,20 +7,18 @@ module maps the file and hands out views; bfloat16 comes as uint16 beside the ta
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from infinicore_infer.checkpoint.errors import SafetensorsError
+from infinicore_infer.checkpoint.identity import file_identity
+from infinicore_infer.checkpoint.tensor import Tensor, Tensors
 
 # The same bound the safetensors package uses; a larger header is a corrupt length field.
 MAX_HEADER_BYTES = 100_000_000
@@ -33,6 +31,7 @@ _NUMPY_TYPES: dict[str, Any] = {
     "BF16": np.uint16,
     "F8_E4M3": np.uint8,
     "F8_E5M2": np.uint8,
+    "F8_E8M0": np.uint8,
     "I64": np.int64,
     "I32": np.int32,
     "I16": np.int16,
@@ -44,37 +43,6 @@ _NUMPY_TYPES: dict[str, Any] = {
     "BOOL": np.bool_,
 }
 _LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor of a checkpoint.
-
-    Attributes:
-        name: Its name in the file.
-        dtype: The safetensors dtype, such as ``"BF16"``.
-        shape: Its shape.
-        data: Read-only view into the mapped file; uint16 bits for BF16, and plain bytes, without
-            the shape, for a dtype that is not known.
-        file: The file it is in.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: NDArray[Any]
-    file: Path
-
-    @property
-    def address(self) -> int:
-        """Address of the first byte in memory; valid while the checkpoint is open."""
-        return int(self.data.ctypes.data)
-
-    def to_float32(self) -> NDArray[np.float32]:
-        """Return the values as a new float32 array of the same shape."""
-        if self.dtype == "BF16":
-            return (self.data.astype(np.uint32) << 16).view(np.float32)
-        return self.data.astype(np.float32)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -152,24 +120,6 @@ def _parse_entry(where: str, entry: object) -> tuple[str, tuple[int, ...], int, 
     return dtype, tuple(shape), begin, end
 
 
-class Tensors(Mapping[str, Tensor]):
-    """Tensors by name, kept in ``_tensors``."""
-
-    _tensors: dict[str, Tensor]
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return one tensor."""
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the tensors' names."""
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        """Return how many tensors there are."""
-        return len(self._tensors)
-
-
 class SafetensorsFile(Tensors):
     """One mapped safetensors file; a mapping from tensor names to :class:`Tensor`."""
 
@@ -195,7 +145,7 @@ class SafetensorsFile(Tensors):
     def _parse(self) -> dict[str, Tensor]:
         with memoryview(self._map) as view:
             header, data_start = _parse_header(self.path, view)
-            self._header_hash = hashlib.sha256(view[:data_start]).hexdigest()
+            self._identity = file_identity(self.path, self._facts, view[:data_start])
         data_size = len(self._map) - data_start
         tensors: dict[str, Tensor] = {}
         spans: list[tuple[int, int, str]] = []
@@ -233,20 +183,8 @@ class SafetensorsFile(Tensors):
         return tensors
 
     def identity(self) -> list[str | int]:
-        """Return facts of the file of which one at least changes with the content.
-
-        They are path, size, modification time, header hash, inode and time of change; the last
-        two tell of files that were written or replaced with size and modification time kept.
-        """
-        facts = self._facts
-        return [
-            str(self.path.resolve()),
-            facts.st_size,
-            facts.st_mtime_ns,
-            self._header_hash,
-            facts.st_ino,
-            facts.st_ctime_ns,
-        ]
+        """Return what changes with the content; see :func:`file_identity`."""
+        return [*self._identity]
 
     def mapping(self) -> tuple[int, int]:
         """Return address and size of the mapped file; valid while it is open."""

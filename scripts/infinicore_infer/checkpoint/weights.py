@@ -1,6 +1,6 @@
-"""Hands a checkpoint's tensors to the library: names, checks and pointers.
+"""Hands a checkpoint's weights to the library: names, checks and pointers.
 
-The pointers lead straight into the mapped files. Nothing is copied, cast or transposed here: the
+The pointers lead straight into the mapped files. Nothing is copied, decoded or transposed here: the
 library packs the weights for its kernels while it creates the model.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from libinfinicore_infer import (
     DataType,
@@ -20,127 +20,15 @@ from libinfinicore_infer import (
 )
 
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
-from infinicore_infer.checkpoint.safetensors import Tensor
+from infinicore_infer.checkpoint.naming import Qwen3WeightsNaming
+from infinicore_infer.checkpoint.parts import some
+from infinicore_infer.checkpoint.tensor import FLOATS, Weight, same_values
 
-_DTYPES = {"F16": DataType.F16, "F32": DataType.F32, "BF16": DataType.BF16}
-
-_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 _LOG = logging.getLogger("infinicore_infer.checkpoint")
-
-# A broken checkpoint can be wrong in hundreds of tensors; a person reads the first few.
-_MAX_LISTED = 12
 
 
 class WeightsError(ValueError):
     """A checkpoint's tensors do not fit the model's configuration."""
-
-
-class Qwen3WeightsNaming:
-    """Names of a Qwen3 model's tensors in Hugging Face checkpoints.
-
-    Attributes:
-        prefix: ``"model."``; empty for checkpoints saved without the language-model head class;
-            others for models that were saved inside another or compiled
-            (``"model.language_model."``, ``"_orig_mod.model."``).
-        head: The name of the output embeddings.
-    """
-
-    def __init__(self, prefix: str = "model.", head: str = "lm_head.weight") -> None:
-        """Store prefix and name."""
-        self.prefix = prefix
-        self.head = head
-
-    @classmethod
-    def match(cls, names: Iterable[str]) -> Qwen3WeightsNaming:
-        """Return the naming that a checkpoint uses, judged by its embedding and head.
-
-        Where several tensors could be one of them, the ordinary names are expected.
-        """
-        listed = list(names)
-        embeddings = [n for n in listed if n == _EMBEDDING or n.endswith(f".{_EMBEDDING}")]
-        heads = [n for n in listed if n == _HEAD or n.endswith(f".{_HEAD}")]
-        ordinary = f"model.{_EMBEDDING}" in embeddings or len(embeddings) != 1
-        prefix = "model." if ordinary else embeddings[0].removesuffix(_EMBEDDING)
-        return cls(prefix, heads[0] if len(heads) == 1 else _HEAD)
-
-    def input_embd(self) -> str:
-        """Token embeddings, [dvoc, d]."""
-        return f"{self.prefix}embed_tokens.weight"
-
-    def output_norm(self) -> str:
-        """Last norm, [d]."""
-        return f"{self.prefix}norm.weight"
-
-    def output_embd(self) -> str:
-        """Output embeddings, [dvoc, d]."""
-        return self.head
-
-    def _layer(self, i: int, name: str) -> str:
-        return f"{self.prefix}layers.{i}.{name}"
-
-    def attn_norm(self, i: int) -> str:
-        """Norm before attention, [d]."""
-        return self._layer(i, "input_layernorm.weight")
-
-    def attn_q_norm(self, i: int) -> str:
-        """Norm of each query head, [dh]."""
-        return self._layer(i, "self_attn.q_norm.weight")
-
-    def attn_k_norm(self, i: int) -> str:
-        """Norm of each key head, [dh]."""
-        return self._layer(i, "self_attn.k_norm.weight")
-
-    def attn_q(self, i: int) -> str:
-        """Query projection, [nh * dh, d]."""
-        return self._layer(i, "self_attn.q_proj.weight")
-
-    def attn_k(self, i: int) -> str:
-        """Key projection, [nkvh * dh, d]."""
-        return self._layer(i, "self_attn.k_proj.weight")
-
-    def attn_v(self, i: int) -> str:
-        """Value projection, [nkvh * dh, d]."""
-        return self._layer(i, "self_attn.v_proj.weight")
-
-    def attn_o(self, i: int) -> str:
-        """Output projection, [d, nh * dh]."""
-        return self._layer(i, "self_attn.o_proj.weight")
-
-    def attn_q_b(self, i: int) -> str:
-        """Query bias, [nh * dh]."""
-        return self._layer(i, "self_attn.q_proj.bias")
-
-    def attn_k_b(self, i: int) -> str:
-        """Key bias, [nkvh * dh]."""
-        return self._layer(i, "self_attn.k_proj.bias")
-
-    def attn_v_b(self, i: int) -> str:
-        """Value bias, [nkvh * dh]."""
-        return self._layer(i, "self_attn.v_proj.bias")
-
-    def attn_o_b(self, i: int) -> str:
-        """Output bias, [d]."""
-        return self._layer(i, "self_attn.o_proj.bias")
-
-    def ffn_norm(self, i: int) -> str:
-        """Norm before the MLP, [d]."""
-        return self._layer(i, "post_attention_layernorm.weight")
-
-    def ffn_gate(self, i: int) -> str:
-        """Gate projection, [di, d]."""
-        return self._layer(i, "mlp.gate_proj.weight")
-
-    def ffn_up(self, i: int) -> str:
-        """Up projection, [di, d]."""
-        return self._layer(i, "mlp.up_proj.weight")
-
-    def ffn_down(self, i: int) -> str:
-        """Down projection, [d, di]."""
-        return self._layer(i, "mlp.down_proj.weight")
-
-    def is_ignored(self, name: str) -> bool:
-        """Return whether a tensor is a computed buffer that old checkpoints carried along."""
-        return name.endswith("rotary_emb.inv_freq")
 
 
 _TABLE_FIELDS = ("input_embd", "output_norm", "output_embd")
@@ -174,23 +62,6 @@ def field_shapes(meta: Qwen3Meta) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _some(items: list[str]) -> str:
-    listed = ", ".join(items[:_MAX_LISTED])
-    return listed + (f", ... ({len(items)} in all)" if len(items) > _MAX_LISTED else "")
-
-
-# numpy would make an array of truth values of the matrix's size.
-_memcmp = ctypes.CDLL(None).memcmp
-_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-
-
-def _same_bytes(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors are the same to the bit."""
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    return not _memcmp(a.address, b.address, a.data.nbytes)
-
-
 class CheckedTensors:
     """A checkpoint's tensors, whose names, shapes and dtypes fit the model's configuration.
 
@@ -204,7 +75,7 @@ class CheckedTensors:
     def __init__(
         self,
         meta: Qwen3MetaFromConfig,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Weight],
         naming: Qwen3WeightsNaming | None = None,
     ) -> None:
         """Check all tensors against the configuration.
@@ -238,7 +109,7 @@ class CheckedTensors:
         head = self.tensors.get(self.naming.output_embd())
         embedding = self.tensors.get(self.naming.input_embd())
         if meta.tie_word_embeddings and head is not None and embedding is not None:
-            meta.tie_word_embeddings = _same_bytes(head, embedding)
+            meta.tie_word_embeddings = same_values(head, embedding)
             if not meta.tie_word_embeddings:
                 _LOG.warning(
                     "%s: 'tie_word_embeddings' is true, but %s differs from %s: using %s",
@@ -270,20 +141,16 @@ class CheckedTensors:
         if missing_biases:
             missing = [name for name in missing if name not in missing_biases]
             problems.append(
-                f"'attention_bias' is true but biases are missing: {_some(missing_biases)}"
+                f"'attention_bias' is true but biases are missing: {some(missing_biases)}"
             )
         extra_biases = [name for name in unexpected if name.endswith("_proj.bias")]
         if extra_biases and not meta.attention_bias:
             unexpected = [name for name in unexpected if name not in extra_biases]
-            problems.append(
-                f"'attention_bias' is false but there are biases: {_some(extra_biases)}"
-            )
+            problems.append(f"'attention_bias' is false but there are biases: {some(extra_biases)}")
         if missing:
-            problems.append(f"missing tensors: {_some(missing)}")
+            problems.append(f"missing tensors: {some(missing)}")
         if unexpected:
-            _LOG.warning(
-                "%s: tensors that are not used: %s", meta.source, _some(sorted(unexpected))
-            )
+            _LOG.warning("%s: tensors that are not used: %s", meta.source, some(sorted(unexpected)))
         # Shapes of the tensors that are there belong in the same message.
         problems += self._shape_problems(meta)
         if problems:
@@ -299,13 +166,14 @@ class CheckedTensors:
                     continue
                 if tensor.shape != shapes[field]:
                     wrong_shape.append(f"{name} is {list(tensor.shape)}, not {list(shapes[field])}")
-                if tensor.dtype not in _DTYPES:
+                # Codes have scales, which only matrices do.
+                if not tensor.supported or (len(shapes[field]) == 1 and tensor.dtype not in FLOATS):
                     wrong_dtype.append(f"{name} is {tensor.dtype}")
         problems = []
         if wrong_shape:
-            problems.append(f"wrong shapes: {_some(wrong_shape)}")
+            problems.append(f"wrong shapes: {some(wrong_shape)}")
         if wrong_dtype:
-            problems.append(f"dtypes other than F32, F16 and BF16: {_some(wrong_dtype)}")
+            problems.append(f"types that are not supported: {some(wrong_dtype)}")
         return problems
 
 
@@ -319,7 +187,7 @@ class Qwen3WeightsImpl(Qwen3Weights):
     def __init__(
         self,
         meta: Qwen3MetaFromConfig,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Weight],
         naming: Qwen3WeightsNaming | None = None,
     ) -> None:
         """Check all tensors against the configuration and take their addresses.
@@ -341,7 +209,7 @@ class Qwen3WeightsImpl(Qwen3Weights):
             nlayer=meta.nlayer, dt_norm=dt_norm, dt_mat=dt_mat, transpose_linear_weights=1
         )
         for field, names in checked.names.items():
-            addresses = [tensors[name].address for name in names]
+            addresses = [tensors[name].entry()["data"] for name in names]
             if field in _TABLE_FIELDS:
                 setattr(self, field, addresses[0])
             else:
@@ -361,60 +229,58 @@ class Qwen3WeightsImpl(Qwen3Weights):
             by_dtype: dict[str, list[str]] = {}
             for name in group:
                 by_dtype.setdefault(self._tensors[name].dtype, []).append(name)
+            coded = [dtype for dtype in by_dtype if dtype not in FLOATS]
+            if coded:
+                raise WeightsError(
+                    f"weights of {meta.source} are {', '.join(coded)}: only Qwen3TensorList takes "
+                    "quantised matrices"
+                )
             if len(by_dtype) > 1:
-                parts = [f"{dtype}: {_some(found)}" for dtype, found in sorted(by_dtype.items())]
+                parts = [f"{dtype}: {some(found)}" for dtype, found in sorted(by_dtype.items())]
                 problems.append(f"{kind} of mixed dtypes: " + "; ".join(parts))
-            result.append(_DTYPES[next(iter(by_dtype))])
+            result.append(FLOATS[next(iter(by_dtype))])
         if problems:
             raise WeightsError(f"weights do not fit {meta.source}: " + "; ".join(problems))
         return result[0], result[1]
 
 
 class Qwen3TensorList:
-    """The library's ``Qwen3ModelOptions.tensors``, pointing into a checkpoint's tensors.
+    """The library's ``Qwen3ModelOptions.tensors``, pointing into a checkpoint's files.
 
-    Each tensor keeps the dtype that it has in the file. The checkpoint must stay open as long as
-    the pointers are used, and this object until the model is created.
+    Each weight keeps the form that it has there. The checkpoint must stay open as long as the
+    pointers are used, and this object until the model is created.
+
+    Attributes:
+        naming: Names of the weights.
+        array: The tensors.
     """
 
     def __init__(
         self,
         meta: Qwen3MetaFromConfig,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Weight],
         naming: Qwen3WeightsNaming | None = None,
     ) -> None:
-        """Check all tensors against the configuration and take their addresses.
+        """Check all weights against the configuration and take their addresses.
 
         Args:
             meta: The model's configuration.
             tensors: The checkpoint, such as :class:`.Checkpoint`.
-            naming: Names of the tensors; ``None``: found out from the checkpoint.
+            naming: Names of the weights; ``None``: found out from the checkpoint.
 
         Raises:
-            WeightsError: Tensors are missing, or of a wrong shape or dtype; one message names them
+            WeightsError: Weights are missing, or of a wrong shape or dtype; one message names them
                 all.
         """
         self._tensors = tensors  # keeps the memory behind the pointers alive
         checked = CheckedTensors(meta, tensors, naming)
         self.naming = checked.naming
         entries = [
-            self._entry(field, layer, tensors[name])
+            Qwen3Tensor(role=TensorRole[field.upper()], layer=layer, **tensors[name].entry())
             for field, names in checked.names.items()
             for layer, name in enumerate(names)
         ]
         self.array = (Qwen3Tensor * len(entries))(*entries)
-
-    @staticmethod
-    def _entry(field: str, layer: int, tensor: Tensor) -> Qwen3Tensor:
-        rows, cols = (*tensor.shape, 1)[:2]
-        return Qwen3Tensor(
-            role=TensorRole[field.upper()],
-            dtype=_DTYPES[tensor.dtype],
-            layer=layer,
-            rows=rows,
-            cols=cols,
-            data=tensor.address,
-        )
 
     def attach(self, options: Qwen3ModelOptions) -> None:
         """Make ``createQwen3ModelEx`` with these options take its weights from here."""

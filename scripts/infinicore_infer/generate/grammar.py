@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Protocol
 
 import llguidance
@@ -75,8 +74,11 @@ def _explained(problem: str) -> str:
 class GrammarModel(Protocol):
     """What grammars have to know of a model."""
 
-    path: Path
     meta: Qwen3MetaFromConfig
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether it has a tokenizer."""
 
     @property
     def tokenizer(self) -> Qwen3Tokenizer:
@@ -199,14 +201,13 @@ class Grammars:
         So it is not left to the first request that needs it.
         """
         self._model = model
-        path = model.path / "tokenizer.json"
-        # Without it there are no conversations, only completions of token ids.
-        if path.is_file():
+        # Without a tokenizer there are no conversations, only completions of token ids.
+        if model.has_tokenizer:
             # Tokens that the model cannot choose are cut off the masks.
             count = max(model.meta.dvoc, model.tokenizer.vocab_size)
             self._words = (count + 31) // 32
             self._tokenizer = llguidance.LLTokenizer(
-                path.read_text("utf-8"),
+                model.tokenizer.definition(),
                 n_vocab=count,
                 eos_token=list(model.meta.end_tokens),
             )

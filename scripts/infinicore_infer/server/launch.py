@@ -33,6 +33,7 @@ from infinicore_infer.arguments import (
     seconds,
 )
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
+from infinicore_infer.checkpoint.opening import is_model
 from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
 from infinicore_infer.server.app import make_app
@@ -251,10 +252,18 @@ def _bodies_memory(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     folder = model_folder(args.model_path)
-    if not (folder / "config.json").is_file():
-        print(f"error: {folder}: no model folder (config.json is missing)", file=sys.stderr)
+    try:
+        known = is_model(folder)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    name = args.model_name or folder.resolve().name
+    if not known:
+        print(
+            f"error: {folder}: no model folder (config.json is missing) and no GGUF file",
+            file=sys.stderr,
+        )
+        return 1
+    name = args.model_name or folder.resolve().name.removesuffix(".gguf")
     service, config = _service(args, name), _engine_config(args)
     bodies_memory = _bodies_memory(args)
     limits = ConnectionLimits(

@@ -123,8 +123,12 @@ class ChatTemplates:
         sources: Jinja sources; the ordinary one is ``"default"``. Empty if the checkpoint has none.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path | None, config: Mapping[str, Any]) -> None:
         """Read the templates as transformers does: files win over tokenizer_config.json.
+
+        Args:
+            folder: Where files may be; ``None``: there are none.
+            config: Contents of tokenizer_config.json.
 
         Raises:
             TokenizerError: An entry has the wrong type.
@@ -141,6 +145,8 @@ class ChatTemplates:
             if not isinstance(name, str) or not isinstance(source, str):
                 raise TokenizerError("tokenizer_config.json: 'chat_template' must be a string")
             self.sources[name] = source
+        if folder is None:
+            return
         files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
         main = folder / "chat_template.jinja"
         if main.is_file() or files:

@@ -55,29 +55,64 @@ class Qwen3Tokenizer:
             FileNotFoundError: There is no tokenizer.json.
             TokenizerError: A file is damaged, or the tokenizer is not byte-level BPE.
         """
-        # Imported here, so that it loads while weights are being packed.
-        from tokenizers import Tokenizer, decoders
-
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(f"{folder}: no tokenizer.json in this folder")
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the package raises bare Exception
+            definition = path.read_text("utf-8")
+        except UnicodeDecodeError as error:
             raise TokenizerError(f"{path}: not a tokenizer: {error}") from error
+        self._parse(definition, path)
+        config = self._read_config(Path(folder) / "tokenizer_config.json")
+        self._settle(config, Path(folder))
+
+    @classmethod
+    def from_definition(
+        cls, definition: str, config: dict[str, Any], source: Path
+    ) -> Qwen3Tokenizer:
+        """Return a tokenizer of what its files would say.
+
+        Args:
+            definition: Contents of tokenizer.json.
+            config: Contents of tokenizer_config.json.
+            source: Where they are from, for messages.
+
+        Raises:
+            TokenizerError: As for files.
+        """
+        tokenizer = cls.__new__(cls)
+        tokenizer._parse(definition, source)
+        tokenizer._settle(config, None)
+        return tokenizer
+
+    def _parse(self, definition: str, source: Path) -> None:
+        # Imported here, so that it loads while weights are being packed.
+        from tokenizers import Tokenizer, decoders
+
+        try:
+            self._tokenizer = Tokenizer.from_str(definition)
+        except Exception as error:  # the package raises bare Exception
+            raise TokenizerError(f"{source}: not a tokenizer: {error}") from error
         if not isinstance(self._tokenizer.decoder, decoders.ByteLevel):
-            raise TokenizerError(f"{path}: not a byte-level BPE tokenizer, which Qwen3 has")
+            raise TokenizerError(f"{source}: not a byte-level BPE tokenizer, which Qwen3 has")
         # A stored padding or truncation setting would silently change prompts.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._config = self._read_config(Path(folder) / "tokenizer_config.json")
-        self._listed = ListedTokens(Path(folder), self._config)
+
+    def _settle(self, config: dict[str, Any], folder: Path | None) -> None:
+        """Take what tokenizer_config.json, and other files beside it, add."""
+        self._config = config
+        self._listed = ListedTokens(folder or Path(), config)
         self._listed.add_to(self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(i for i, token in added.items() if token.special)
         self._added = {token.content: token.special for token in added.values()}
         self._bytes: dict[int, bytes] = {}
-        self.templates = ChatTemplates(Path(folder), self._config)
+        self.templates = ChatTemplates(folder, self._config)
+
+    def definition(self) -> str:
+        """Return the tokenizer as the contents of a tokenizer.json."""
+        return str(self._tokenizer.to_str())
 
     @cached_property
     def vocab_size(self) -> int:

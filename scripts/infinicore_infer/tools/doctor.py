@@ -339,7 +339,7 @@ def check_generation(
         text = "not done: only a checkout of the repository has the demo model"
         yield Finding("self-test", "note", text, "name a checkpoint with --model-path")
         return
-    if not folder.is_dir():
+    if not folder.exists():
         yield Finding("self-test", "problem", f"{folder} is not here", "check --model-path")
         return
     expected = run_self_test(folder, "cpu", 0, "cpu")

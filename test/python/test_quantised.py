@@ -1,0 +1,341 @@
+"""Quantised safetensors checkpoints: FP8, GPTQ, AWQ and compressed-tensors.
+
+What is expected was never read back: test/reference/quantised.py packs whole numbers that it knows,
+or lets the format's own package pack them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from infinicore_infer.checkpoint.checkpoint import Checkpoint
+from infinicore_infer.checkpoint.coded import CodedMatrix
+from infinicore_infer.checkpoint.errors import QuantizationError, SafetensorsError
+from python.helpers import DEMO, copy_folder, edit_json
+from qwen3 import Qwen3ForCausalLM
+from reference.quantised import Array, Quantise, awq, compressed, fp8, gptq, quantised_copy
+from reference.qwen3_numpy import forward
+from reference.random_checkpoint import CheckpointSpec, load_config, make_checkpoint
+from safetensors.torch import load_file, save_file
+
+Made = tuple[Quantise, dict[str, Any]]
+
+
+def _old_fp8() -> Made:
+    quantise, config = fp8((1, 0), torch.float32, "weight_scale")
+    return quantise, {key: value for key, value in config.items() if key != "weight_block_size"}
+
+
+# Rows of the demo model (192, 384, 512) end within blocks of 128.
+FORMATS: dict[str, Callable[[], Made]] = {
+    "fp8": fp8,
+    "fp8, scales f16": lambda: fp8(scale_dtype=torch.float16),
+    "fp8, scales f32": lambda: fp8((64, 128), torch.float32),
+    "fp8 per row": _old_fp8,
+    "fp8 per tensor": lambda: fp8(None, torch.float32, "weight_scale"),
+    "gptq int4": gptq,
+    "gptq int8": lambda: gptq(8, 64),
+    "gptq without groups": lambda: gptq(8, -1),
+    "gptq act_order": lambda: gptq(4, 32, act_order=True),
+    "gptq asymmetric": lambda: gptq(4, 32, symmetric=False),
+    "gptq_v2 asymmetric": lambda: gptq(8, 32, symmetric=False, version=2),
+    "awq": awq,
+    "w4a16": lambda: compressed("pack-quantized"),
+    "w8a16": lambda: compressed("pack-quantized", bits=8, group=64),
+    "w4a16 asymmetric": lambda: compressed("pack-quantized", symmetric=False),
+    "w4a16 per channel": lambda: compressed("pack-quantized", group=None),
+    "w8a8": lambda: compressed("int-quantized", bits=8, group=None),
+    "fp8 dynamic": lambda: compressed("float-quantized", bits=8, group=None, kind="float"),
+    "fp8 block": lambda: compressed("float-quantized", bits=8, group=-128, kind="float"),
+}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def demo(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, dict[str, Array]]]:
+    """The demo model in a format, and the values of its weights."""
+    folder = tmp_path_factory.mktemp("demo") / "model"
+    yield folder, quantised_copy(DEMO, folder, *FORMATS[request.param]())
+
+
+def test_decoded_values(demo: tuple[Path, dict[str, Array]]) -> None:
+    """Every weight to the bit, whole and in parts whose edges lie anywhere."""
+    folder, values = demo
+    checkpoint = Checkpoint(folder)
+    assert set(checkpoint) == set(values)
+    assert sum(isinstance(weight, CodedMatrix) for weight in checkpoint.values()) == 4 * 7
+    for name, expected in values.items():
+        weight = checkpoint[name]
+        assert weight.shape == expected.shape
+        np.testing.assert_array_equal(weight.decoded(), expected, name)
+        if expected.ndim == 2:
+            for first, last in ((0, 1), (5, 21), (len(expected) - 3, len(expected) + 9)):
+                np.testing.assert_array_equal(weight.decoded(first, last), expected[first:last])
+    checkpoint.close()
+
+
+def test_answers(demo: tuple[Path, dict[str, Array]]) -> None:
+    """The demo model still knows what it was trained on."""
+    questions = {
+        "What is the capital of France?": "The capital of France is Paris.",
+        "What is the opposite of hot?": "The opposite of hot is cold.",
+    }
+    with Qwen3ForCausalLM(demo[0], threads=2) as model:
+        for question, answer in questions.items():
+            messages = [{"role": "user", "content": question}]
+            assert str(model.chat(messages, enable_thinking=False, temperature=0)) == answer
+
+
+@pytest.mark.parametrize("form", ["fp8", "gptq act_order", "awq", "w4a16 asymmetric"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits(form: str, tied: bool, tmp_path: Path) -> None:
+    """The logits are those of the decoded weights, in the oracle's float64."""
+    spec = CheckpointSpec("m", d=64, nh=4, nkvh=2, dh=32, di=96, dvoc=300, tied=tied, seed=3)
+    quantise, config = FORMATS[form]()
+    values = quantised_copy(make_checkpoint(spec, tmp_path), tmp_path / "q", quantise, config)
+    tokens = [1 + 7 * i % 290 for i in range(40)]
+    expected = forward(load_config(tmp_path / "q"), values, tokens)
+    with Qwen3ForCausalLM(tmp_path / "q", threads=2, kv_dtype="f32") as model:
+        logits = model.forward(tokens)
+    assert np.abs(logits - expected).max() < 3e-5 * expected.std()
+
+
+def test_embedding_and_head_may_be_quantised(tmp_path: Path) -> None:
+    """Also where they are one; a folded head is refused by no rule of the formats."""
+    spec = CheckpointSpec("m", d=64, dh=32, di=96, dvoc=304, tied=False, seed=4)
+    quantise, config = compressed("pack-quantized")
+    config["config_groups"]["group_0"]["targets"] = ["Linear", "Embedding"]
+    source = make_checkpoint(spec, tmp_path)
+    modules = ("embed_tokens", "lm_head", "up_proj")
+    values = quantised_copy(source, tmp_path / "q", quantise, config, modules)
+    expected = forward(load_config(source), values, [5, 6, 7])
+    with Qwen3ForCausalLM(tmp_path / "q", kv_dtype="f32") as model:
+        assert np.abs(model.forward([5, 6, 7]) - expected).max() < 3e-5 * expected.std()
+
+
+def test_repacked(tmp_path: Path) -> None:
+    """--dtype packs any checkpoint as any other: the same as its decoded copy packed so."""
+    quantise, config = gptq(8, 64)
+    values = quantised_copy(DEMO, tmp_path / "q", quantise, config)
+    plain = copy_folder(DEMO, tmp_path, "plain")
+    save_file(
+        {name: torch.from_numpy(v) for name, v in values.items()}, plain / "model.safetensors"
+    )
+    for dtype in ("int8", "int4", "bf16"):
+        logits = []
+        for folder in (tmp_path / "q", plain):
+            with Qwen3ForCausalLM(folder, dtype=dtype, kv_dtype="f16", cache=False) as model:
+                logits.append(model.forward([1, 2, 3, 2001]))
+        np.testing.assert_array_equal(*logits)
+
+
+def test_ranks(tmp_path: Path) -> None:
+    """A quantised model is cut over devices like another."""
+    quantise, config = awq()
+    quantised_copy(DEMO, tmp_path / "q", quantise, config)
+    logits = []
+    for ndev in (1, 2):
+        with Qwen3ForCausalLM(tmp_path / "q", ndev=ndev, threads=2) as model:
+            logits.append(model.forward([1, 2, 3, 2001]))
+    assert np.abs(logits[0] - logits[1]).max() < 1e-3 * logits[0].std()
+
+
+# ------------------------------------------------------------------ refusals
+
+
+GPTQ = gptq()[1]
+AWQ = awq()[1]
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "bitsandbytes": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "'bitsandbytes'"),
+    "none": ({"bits": 4}, "quant_method None"),
+    "mlx": ({"bits": 4, "group_size": 64, "mode": "affine"}, "'mlx'"),
+    "list": ({"quant_method": ["gptq"]}, "quant_method"),
+    "gptq int3": ({**GPTQ, "bits": 3}, "'bits' is 3.*known: 4, 8"),
+    "gptq text": ({**GPTQ, "bits": "4"}, "'bits' is '4'"),
+    "gptq marlin": ({**GPTQ, "checkpoint_format": "marlin"}, "'marlin'"),
+    "gptq dynamic": ({**GPTQ, "dynamic": {r"+:.*\.up_proj": {"bits": 8}}}, "'dynamic'"),
+    "gptq group": ({**GPTQ, "group_size": 0}, "'group_size' is 0"),
+    "awq gemv": ({**AWQ, "version": "gemv"}, "'version' is 'gemv'"),
+    "fp8 e5m2": ({"quant_method": "fp8", "fmt": "e5m2"}, "'fmt' is 'e5m2'"),
+    "fp8 block": ({"quant_method": "fp8", "weight_block_size": [0, 128]}, "weight_block_size"),
+    "nvfp4": (
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {
+                "group_0": {
+                    "format": "nvfp4-pack-quantized",
+                    "targets": ["Linear"],
+                    "weights": {"num_bits": 4, "type": "float", "strategy": "tensor_group"},
+                }
+            },
+        },
+        "'nvfp4-pack-quantized'.*'tensor_group'",
+    ),
+    "no groups": ({"quant_method": "compressed-tensors"}, "config_groups"),
+    "sparse": (
+        {
+            **compressed("pack-quantized")[1],
+            "sparsity_config": {"format": "sparse-24-bitmask"},
+        },
+        "sparsity_config",
+    ),
+    "int3": (compressed("pack-quantized", bits=3)[1], "3 bits of type 'int'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_by_name(case: str, tmp_path: Path) -> None:
+    config, words = REFUSED[case]
+    folder = copy_folder(DEMO, tmp_path)
+    edit_json(folder / "config.json", quantization_config=config)
+    with pytest.raises(QuantizationError, match=words) as caught:
+        Qwen3ForCausalLM(folder)
+    assert str(folder / "config.json") in str(caught.value)
+
+
+DAMAGED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "no scales": (lambda t: t.pop(f"{MODULE}.scales"), "scales is missing"),
+    "no zeros": (lambda t: t.pop(f"{MODULE}.qzeros"), "qzeros is missing"),
+    "no codes": (lambda t: t.pop(f"{MODULE}.qweight"), "missing tensors: .*up_proj.weight"),
+    "scales of another shape": (
+        lambda t: t.update({f"{MODULE}.scales": torch.ones(3, 512, dtype=torch.float16)}),
+        r"scales is \[3, 512\], not \[6, 512\]",
+    ),
+    "scales of integers": (
+        lambda t: t.update({f"{MODULE}.scales": torch.ones(6, 512, dtype=torch.int32)}),
+        "scales is I32",
+    ),
+    "flat codes": (
+        lambda t: t.update({f"{MODULE}.qweight": torch.zeros(24 * 512, dtype=torch.int32)}),
+        "not a matrix",
+    ),
+    "another shape": (
+        lambda t: t.update(
+            {
+                f"{MODULE}.qweight": torch.zeros(12, 512, dtype=torch.int32),
+                f"{MODULE}.qzeros": torch.zeros(3, 64, dtype=torch.int32),
+                f"{MODULE}.scales": torch.ones(3, 512, dtype=torch.float16),
+                f"{MODULE}.g_idx": torch.zeros(96, dtype=torch.int32),
+            }
+        ),
+        r"up_proj.weight is \[512, 96\], not \[512, 192\]",
+    ),
+    "a group that is not there": (
+        lambda t: t.update({f"{MODULE}.g_idx": torch.full((192,), 6, dtype=torch.int32)}),
+        "g_idx has groups outside 0 to 5",
+    ),
+    "a zero point of 0 stored less one": (
+        lambda t: t.update({f"{MODULE}.qzeros": torch.full((6, 64), -1, dtype=torch.int32)}),
+        "zero points that the format 'gptq' cannot hold",
+    ),
+}
+MODULE = "model.layers.1.mlp.up_proj"
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_parts_that_do_not_fit(case: str, tmp_path: Path) -> None:
+    damage, words = DAMAGED[case]
+    quantised_copy(DEMO, tmp_path / "q", *gptq())
+    path = tmp_path / "q" / "model.safetensors"
+    tensors = load_file(path)
+    damage(tensors)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=words):
+        Qwen3ForCausalLM(tmp_path / "q")
+
+
+def test_all_problems_in_one_message(tmp_path: Path) -> None:
+    quantised_copy(DEMO, tmp_path / "q", *gptq())
+    path = tmp_path / "q" / "model.safetensors"
+    tensors = {n: t for n, t in load_file(path).items() if not n.endswith("down_proj.qzeros")}
+    save_file(tensors, path)
+    edit_json(tmp_path / "q" / "config.json", quantization_config={**GPTQ, "pack_dtype": "int64"})
+    with pytest.raises(QuantizationError, match="pack_dtype") as caught:
+        Checkpoint(tmp_path / "q")
+    assert all(f"layers.{i}.mlp.down_proj.qzeros is missing" in str(caught.value) for i in range(4))
+
+
+def test_quantised_without_a_word_in_the_config(tmp_path: Path) -> None:
+    for name, made, words in (("a", gptq(), "qweight"), ("b", fp8(), "weight_scale_inv")):
+        quantised_copy(DEMO, tmp_path / name, *made)
+        edit_json(tmp_path / name / "config.json", quantization_config=...)
+        with pytest.raises(QuantizationError, match=f"{words}.*no 'quantization_config'"):
+            Qwen3ForCausalLM(tmp_path / name)
+
+
+def test_settings_in_the_tools_own_files(tmp_path: Path) -> None:
+    """AutoGPTQ's and AutoAWQ's, from before config.json had the section."""
+    old = {"bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+    older = {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}
+    for name, made, settings in (
+        ("quantize_config.json", gptq(), old),
+        ("quant_config.json", awq(), older),
+    ):
+        folder = tmp_path / name
+        values = quantised_copy(DEMO, folder, *made)
+        edit_json(folder / "config.json", quantization_config=...)
+        (folder / name).write_text(json.dumps(settings))
+        up = "model.layers.1.mlp.up_proj.weight"
+        np.testing.assert_array_equal(Checkpoint(folder)[up].decoded(), values[up])
+
+
+def test_fp8_without_scales(tmp_path: Path) -> None:
+    quantised_copy(DEMO, tmp_path / "q", *fp8())
+    path = tmp_path / "q" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[f"{MODULE}.weight_scale_inv"]
+    save_file(tensors, path)
+    with pytest.raises(QuantizationError, match=r"up_proj\.weight is in FP8 but has no"):
+        Checkpoint(tmp_path / "q")
+
+
+def test_nan_in_fp8(tmp_path: Path) -> None:
+    quantised_copy(DEMO, tmp_path / "q", *fp8())
+    path = tmp_path / "q" / "model.safetensors"
+    tensors = load_file(path)
+    tensors[f"{MODULE}.weight"].view(torch.uint8)[3, 5] = 0x7F
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="NaN"):
+        Qwen3ForCausalLM(tmp_path / "q")
+
+
+def test_identity_changes_with_the_settings(tmp_path: Path) -> None:
+    """The same bytes read in another way are other weights."""
+    quantised_copy(DEMO, tmp_path / "q", *gptq())
+    before = Checkpoint(tmp_path / "q").identity()
+    edit_json(
+        tmp_path / "q" / "config.json",
+        quantization_config={**GPTQ, "checkpoint_format": "gptq_v2"},
+    )
+    assert Checkpoint(tmp_path / "q").identity() != before
+
+
+def test_scales_in_powers_of_two(tmp_path: Path) -> None:
+    """F8_E8M0 ("ue8m0"): 2 to the stored exponent less 127."""
+    quantised_copy(DEMO, tmp_path / "q", *fp8())
+    path = tmp_path / "q" / "model.safetensors"
+    tensors = load_file(path)
+    codes = tensors[f"{MODULE}.weight"].float().numpy()
+    exponents = torch.tensor([[120, 121], [119, 118], [127, 100], [126, 122]], dtype=torch.uint8)
+    tensors[f"{MODULE}.weight_scale_inv"] = exponents.view(torch.float8_e8m0fnu)
+    save_file(tensors, path)
+    powers = 2.0 ** (exponents.numpy().astype(int) - 127)
+    expected = codes * np.repeat(np.repeat(powers, 128, 0), 128, 1)[:, :192]
+    weight = Checkpoint(tmp_path / "q")[f"{MODULE}.weight"]
+    np.testing.assert_array_equal(weight.decoded(), expected.astype(np.float32))
+
+
+def test_pickles_have_a_remedy(tmp_path: Path) -> None:
+    folder = copy_folder(DEMO, tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(SafetensorsError, match=r"pytorch_model\.bin.*save_pretrained"):
+        Qwen3ForCausalLM(folder)
+    with pytest.raises(SafetensorsError, match="save_pretrained"):
+        Qwen3ForCausalLM(folder / "pytorch_model.bin")
