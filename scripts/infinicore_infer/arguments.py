@@ -299,6 +299,13 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         help="key that every client has to send (default: that in the environment variable "
         f"{KEY_VARIABLE}, or none)",
     )
+    add(
+        "--unknown-fields",
+        default="warn",
+        choices=("warn", "refuse"),
+        help="what to do with fields of requests that no documented API has: name them in the "
+        "header X-Ignored-Fields and the log, or refuse the request (default: %(default)s)",
+    )
 
 
 def api_key(args: argparse.Namespace) -> str | None:

@@ -262,3 +262,121 @@ def test_limits_of_llama_server(server: LiveServer) -> None:
     assert server.post(CHAT, body).json()["choices"][0]["finish_reason"] == "stop"
     body = {**BODIES[TEXT], "max_tokens": -1, "stop_token_ids": [], "prompt": "The capital"}
     assert server.post(TEXT, body).json()["usage"]["completion_tokens"] > 16
+
+
+@pytest.mark.parametrize("path", CHATS)
+def test_names_of_one_budget_agree(server: LiveServer, path: str) -> None:
+    """Or the request is refused, with both names."""
+    for first, second in [
+        ("thinking_budget", "thinking_token_budget"),
+        ("reasoning_budget", "reasoning_budget_tokens"),
+    ]:
+        same = {first: 4, second: 4, "thinking_budget_tokens": None}
+        assert server.post(path, {**BODIES[path], **same}).status_code == 200
+        response = server.post(path, {**BODIES[path], second: 5, first: 4})
+        error = response.json()["error"]
+        assert response.status_code == 400
+        assert first in error["message"] and second in error["message"]
+        if path != MESSAGES:
+            assert error["param"] == second
+    # A null hides nothing.
+    hidden = {"think": True, "thinking_budget": None, "reasoning_budget": 2}
+    answer = server.post(path, {**BODIES[path], **hidden}).json()
+    assert "capital" not in _thoughts(path, answer)
+
+
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "mood": 1}, "color": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "names"),
+    [
+        (
+            CHAT,
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "x", "detail": 1}]},
+                    {"role": "user", "content": "x", "foo": 1, "cache_control": {"type": "x"}},
+                ],
+                "tools": [TOOL],
+            },
+            "messages[0].content[0].detail, messages[1].foo, "
+            "tools[0].color, tools[0].function.mood",
+        ),
+        (
+            CHAT,
+            {
+                "messages": [
+                    *CAPITAL,
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "refusal": None,
+                        "audio": None,
+                        "function_call": None,
+                        "annotations": [],
+                        "tool_calls": [
+                            {
+                                "id": "a",
+                                "index": 0,
+                                "type": "function",
+                                "function": {"name": "f", "arguments": "{}", "output": None},
+                                "bar": 1,
+                            }
+                        ],
+                    },
+                    {"role": "tool", "tool_call_id": "a", "content": "x"},
+                ]
+            },
+            "messages[1].tool_calls[0].bar, messages[1].tool_calls[0].function.output",
+        ),
+        (
+            RESPONSES,
+            {
+                "input": [
+                    {"role": "user", "id": "m", "status": "done", "tone": 1, "content": "x"}
+                ],
+                "tools": [{"type": "mcp", "server_label": "x"}],
+            },
+            "tools.mcp, input[0].tone",
+        ),
+        (
+            MESSAGES,
+            {
+                "system": [{"type": "text", "text": "x", "cache_control": None, "bold": True}],
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "x", "citations": []}]}
+                ],
+            },
+            "system[0].bold",
+        ),
+    ],
+)  # fmt: skip
+def test_unknown_keys_inside_are_named(
+    server: LiveServer, path: str, change: dict[str, Any], names: str
+) -> None:
+    response = server.post(path, {**BODIES[path], **change})
+    assert response.status_code == 200, response.text
+    assert response.headers["X-Ignored-Fields"] == names
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        ({"images": ["AAAA"]}, "messages[0].images"),
+        ({"function_call": {"name": "f", "arguments": "{}"}}, "messages[0].function_call"),
+    ],
+)
+def test_keys_inside_that_would_change_the_answer(
+    server: LiveServer, message: dict[str, Any], name: str
+) -> None:
+    body = {**BODIES[CHAT], "messages": [{"role": "user", "content": "x", **message}]}
+    error = server.post(CHAT, body).json()["error"]
+    assert error["param"] == name and error["code"] == "unsupported_parameter"
+
+
+def test_unknown_keys_inside_may_be_refused(make_server: Make) -> None:
+    server = make_server(unknown_fields="refuse")
+    body = {**BODIES[CHAT], "messages": [{"role": "user", "content": "x", "foo": 1}]}
+    response = server.post(CHAT, body)
+    assert response.status_code == 400 and response.json()["error"]["param"] == "messages[0].foo"

@@ -11,6 +11,7 @@ import pytest
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 from serving import CAPITAL, STORY, LiveServer
 
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 PATHS: dict[str, Any] = {
     "/v1/chat/completions": lambda text: {"messages": [{"role": "user", "content": text}]},
     "/v1/completions": lambda text: {"prompt": text},
@@ -51,27 +52,39 @@ def test_panics_are_the_texts_fault(
     assert "cannot read this text" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("kind", ["text", "numbers", "lists"])
+_BIG = "é" * 2_000_000
+WORST: dict[str, tuple[str, Any, int]] = {
+    "text": (CHAT, {"messages": [{"role": "user", "content": "a b" * 700_000}]}, 400),
+    "numbers": (TEXT, {"prompt": [1] * 260_000}, 400),
+    "lists": (CHAT, {"messages": [[1]] * 65_000}, 400),
+    "messages": (CHAT, {"messages": CAPITAL * 65_000}, 400),
+    "items": ("/v1/responses", {"input": CAPITAL * 65_000}, 400),
+    "tools": (CHAT, {"messages": CAPITAL, "tools": [{"type": "mcp"}] * 60_000}, 200),
+    "unknown": (CHAT, {"messages": CAPITAL, **{f"k{i}": 0 for i in range(200_000)}}, 200),
+    "model": (CHAT, {"messages": CAPITAL, "model": _BIG}, 404),
+    "metadata": ("/v1/responses", {"input": "x", "metadata": {"a": _BIG}}, 200),
+}
+
+
+@pytest.mark.parametrize("kind", WORST)
 def test_others_get_answers_meanwhile(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Of /health, and tokens of a stream, between a bad body's first byte and its refusal."""
+    """Of /health, and tokens of a stream, between bad bodies' first byte and their refusal."""
     # What only just fits must not hold others up either.
     monkeypatch.setattr(Qwen3Tokenizer, "may_fit", lambda *_: True)
-    path, content = {
-        "text": (
-            "/v1/chat/completions",
-            {"messages": [{"role": "user", "content": "a b" * 700_000}]},
-        ),
-        "numbers": ("/v1/completions", {"prompt": [1] * 1_500_000}),
-        "lists": ("/v1/chat/completions", {"messages": [[1]] * 900_000}),
-    }[kind]
-    data = json.dumps(content).encode()
+    path, content, expected = WORST[kind]
+    data = json.dumps({"max_output_tokens" if "resp" in path else "max_tokens": 1, **content})
     done = threading.Event()
     status: list[int] = []
+    sizes: list[int] = []
+    times = 1 if kind == "text" else 4
 
     def bad() -> None:
-        status.append(httpx.post(server.url + path, content=data, timeout=60).status_code)
+        for _ in range(times):
+            response = httpx.post(server.url + path, content=data, timeout=60)
+            status.append(response.status_code)
+            sizes.append(len(response.content))
         done.set()
 
     body = {"messages": STORY, "max_tokens": 1500, "stream": True, "ignore_eos": True}
@@ -87,11 +100,18 @@ def test_others_get_answers_meanwhile(
                 answers += 1
                 events += bool(next(lines, ""))
         thread.join()
-    assert status == [400]
+    assert status == [expected] * times
+    # Nor is what was long sent back.
+    assert max(sizes) < 100_000
+    # While each of them was looked at, others got several.
     assert answers >= 5, (answers, events)
     assert server.chat(CAPITAL, max_tokens=1)
 
 
-def test_too_many_values(server: LiveServer) -> None:
-    data = json.dumps({"prompt": [1] * 2_100_000}).encode()
-    assert server.http.post("/v1/completions", content=data).status_code == 413
+@pytest.mark.parametrize(
+    ("prompt", "what"), [([1] * 263_000, "values"), ([[1]] * 66_000, "lists and objects")]
+)
+def test_too_many_parts(server: LiveServer, prompt: Any, what: str) -> None:
+    data = json.dumps({"prompt": prompt})
+    response = server.http.post(TEXT, content=data)
+    assert response.status_code == 413 and what in response.json()["error"]["message"]

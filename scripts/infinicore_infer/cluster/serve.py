@@ -96,7 +96,11 @@ def deployment(args: argparse.Namespace) -> serve.Application:
             **model_options(args),
         },
         {"max_batch": args.max_batch, "max_queue": args.max_queue, "lookup": args.lookup},
-        {"model_name": args.model_name or folder.name, "api_key": key},
+        {
+            "model_name": args.model_name or folder.name,
+            "api_key": key,
+            "unknown_fields": args.unknown_fields,
+        },
     )
     scaling: dict[str, Any] = {"num_replicas": args.replicas}
     if args.max_replicas > args.replicas:

@@ -117,8 +117,9 @@ class _Plan:
     grammar: Grammar | None
 
 
-def _plan(service: Service, request: ChatRequest) -> _Plan:
+def _plan(service: Service, asked: Callable[[], ChatRequest]) -> tuple[ChatRequest, _Plan]:
     """Render, encode and check; takes a while for long conversations."""
+    request = asked()
     model = service.model
     grammar = choose_grammar(request)
     tokens = request.prompt(model, service.engine.engine.context_length)
@@ -133,7 +134,8 @@ def _plan(service: Service, request: ChatRequest) -> _Plan:
         tail = model.tokenizer.decode(tokens[-4:], skip_special=False).rstrip()
         opened = tail.endswith("<think>")
         may_think = opened or not tail.endswith("</think>")
-    return _Plan(tokens, opened, may_think, written, bool(request.offered_tools()), grammar)
+    offered = bool(request.offered_tools())
+    return request, _Plan(tokens, opened, may_think, written, offered, grammar)
 
 
 def _last_text(messages: Sequence[JsonObject]) -> str:
@@ -187,19 +189,19 @@ async def _constraint(
     return constraint
 
 
-async def begin_chat(service: Service, request: ChatRequest, name: str) -> Chat:
+async def begin_chat(service: Service, asked: Callable[[], ChatRequest], name: str) -> Chat:
     """Check a request and hand it to the engine.
 
     Args:
         service: The state behind the endpoints.
-        request: The request.
+        asked: Returns the request; called on another thread.
         name: For messages.
 
     Raises:
         FieldError: Something about the request is wrong.
         EngineError: There is no room now, or the engine is draining.
     """
-    plan = await asyncio.to_thread(_plan, service, request)
+    request, plan = await asyncio.to_thread(_plan, service, asked)
     model, sampling = service.model, request.sampling
     constraint = await _constraint(service, request, plan)
     params = sampling.params(model)

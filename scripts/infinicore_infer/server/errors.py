@@ -14,6 +14,8 @@ from infinicore_infer.engine.config import DeadlineError, EngineClosedError, Que
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.json_values import JsonObject
 
+_LONGEST = 2000
+
 
 class ApiError(Exception):
     """A failure with a status code.
@@ -36,8 +38,9 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
-        self.param = param
+        # Whoever sends a long value need not get it back.
+        self.message = message if len(message) <= _LONGEST else message[:_LONGEST] + "..."
+        self.param = None if param is None else param[:_LONGEST]
         self.code = code
         self.headers = dict(headers or {})
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    FailFast,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.repetition import RepetitionDetector
@@ -67,11 +60,7 @@ class Body(BaseModel):
     @cache
     def names(cls) -> frozenset[str]:
         """Return the names of the fields, by which clients call them."""
-        names: set[str] = set()
-        for name, info in cls.model_fields.items():
-            alias = info.validation_alias
-            names |= set(map(str, alias.choices)) if isinstance(alias, AliasChoices) else {name}
-        return frozenset(names)
+        return frozenset(cls.model_fields)
 
 
 def checked_stops(stops: list[str]) -> list[str]:
@@ -214,6 +203,12 @@ def _tokens(value: object, field: str, part: str) -> int | None:
     return value
 
 
+# -1 is llama-server's for no limit.
+Budget = Annotated[int, Field(ge=-1, le=2**31)]
+_BUDGETS = ("thinking_budget", "thinking_token_budget", "thinking_budget_tokens",
+            "reasoning_budget", "reasoning_budget_tokens")  # fmt: skip
+
+
 class ChatFields(SamplingFields):
     """What requests about conversations have besides.
 
@@ -236,17 +231,12 @@ class ChatFields(SamplingFields):
     reasoning_effort: Effort | None = None
     think: bool | Literal["low", "medium", "high", "max"] | None = None
     thinking: bool | JsonObject | None = None
-    # -1 is llama-server's for no limit.
-    thinking_budget: Annotated[int, Field(ge=-1, le=2**31)] | None = Field(
-        None,
-        validation_alias=AliasChoices(
-            "thinking_budget",
-            "thinking_token_budget",
-            "thinking_budget_tokens",
-            "reasoning_budget",
-            "reasoning_budget_tokens",
-        ),
-    )
+    # Names of the same.
+    thinking_budget: Budget | None = None
+    thinking_token_budget: Budget | None = None
+    thinking_budget_tokens: Budget | None = None
+    reasoning_budget: Budget | None = None
+    reasoning_budget_tokens: Budget | None = None
 
     def served_tools(self) -> list[tuple[int, JsonObject]]:
         """Return the tools that are not left out, with their places."""
@@ -280,6 +270,22 @@ class ChatFields(SamplingFields):
             goes_on = last.get("role") == "assistant" and not last.get("tool_calls")
         return bool(goes_on), begins is not False and not goes_on
 
+    def _budget(self) -> int | None:
+        """Return the thinking budget, whatever it is called.
+
+        Raises:
+            FieldError: Two of its names do not say the same.
+        """
+        given = {name: n for name in _BUDGETS if (n := getattr(self, name)) is not None}
+        if len(set(given.values())) > 1:
+            first, second = next(
+                (a, b) for a, b in itertools.pairwise(given) if given[a] != given[b]
+            )
+            problem = f"is {given[second]}, but {first}, another name of it, is {given[first]}"
+            raise FieldError(second, problem, joint=" ")
+        budget = next(iter(given.values()), -1)
+        return None if budget == -1 else budget
+
     def asked_thinking(self) -> Thinking:
         """Return what is asked for; of several fields, what switches it off or limits it more wins.
 
@@ -296,7 +302,7 @@ class ChatFields(SamplingFields):
             kind if isinstance(kind, bool) else None,
         ]
         budgets = [
-            None if self.thinking_budget == -1 else self.thinking_budget,
+            self._budget(),
             _tokens(reasoning.get("max_tokens"), "reasoning", "max_tokens"),
         ]
         hidden = self.include_reasoning is False

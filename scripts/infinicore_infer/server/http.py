@@ -15,25 +15,24 @@ from starlette.types import Receive, Scope, Send
 from infinicore_infer.server.errors import ApiError, from_exception
 from infinicore_infer.server.json_values import JsonObject, from_json, to_json
 
-# Bytes of a body that is read on another thread.
-_LONG = 256 << 10
-_MAX_VALUES = 1 << 21
+# What a request may have: each takes the interpreter's lock for some 20 ms then, measured with
+# test/bench/stalls.py, and none of it is more than what the longest contexts hold.
+_MAX_VALUES = 1 << 18
+_MAX_CONTAINERS = 1 << 16
 
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
 
 
-async def read_body(request: Request, kind: type[Body], limit: int) -> tuple[JsonObject, Body]:
-    """Read, parse and check a request; return it as it came, and its fields.
+async def read_body(request: Request, limit: int) -> bytearray:
+    """Return the body of a request.
 
     Args:
         request: The request.
-        kind: Its fields.
         limit: Most bytes of it.
 
     Raises:
-        ApiError: It is too long, compressed, or not JSON.
-        pydantic.ValidationError: A field is wrong.
+        ApiError: It is too long, or compressed.
     """
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
@@ -50,12 +49,30 @@ async def read_body(request: Request, kind: type[Body], limit: int) -> tuple[Jso
         data += chunk
         if len(data) > limit:
             raise too_long
-    if data.count(b",") > _MAX_VALUES:
-        # Reading so many would hold everybody up, and no context holds them.
-        raise ApiError(413, f"the request has more than {_MAX_VALUES} values", code="too_large")
+    return data
+
+
+def parse_body(data: bytearray, kind: type[Body]) -> tuple[JsonObject, Body]:
+    """Parse and check the body of a request; return it as it came, and its fields.
+
+    Args:
+        data: The body.
+        kind: Its fields.
+
+    Raises:
+        ApiError: It is not JSON, or has too many parts.
+        pydantic.ValidationError: A field is wrong.
+    """
+    counts = (
+        ("values", data.count(b","), _MAX_VALUES),
+        ("lists and objects", data.count(b"[") + data.count(b"{"), _MAX_CONTAINERS),
+    )
+    for what, count, most in counts:
+        if count > most:
+            # Reading so many would hold everybody up, and no context holds them.
+            raise ApiError(413, f"the request has more than {most} {what}", code="too_large")
     try:
-        # Threads take turns, so that others go on meanwhile.
-        value = from_json(data) if len(data) < _LONG else await asyncio.to_thread(from_json, data)
+        value = from_json(data)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the request is not valid JSON: {error}", code="bad_json") from None
     if not isinstance(value, dict):

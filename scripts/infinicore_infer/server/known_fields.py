@@ -300,6 +300,23 @@ def _is_known(name: str, value: object, endpoint: str, elsewhere: Collection[str
     return True
 
 
+def is_known(name: str, value: object, where: str) -> bool:
+    """Return whether a key inside a message, part or tool is in the tables, as a field would be.
+
+    Args:
+        name: The key.
+        value: What it has.
+        where: The object that it is in, for errors.
+
+    Raises:
+        ApiError: It would change the answer.
+    """
+    refused = REFUSED.get(name)
+    if refused is not None and not refused.takes(value):
+        raise _refuse(f"{where}.{name}", "", refused.advice)
+    return name in _REASONS or refused is not None
+
+
 def _given(body: Mapping[str, object], obeyed: Collection[str]) -> Iterator[tuple[str, object]]:
     """Yield fields that nobody reads, and parts of those that are read; parts as ``a.b``."""
     for name, value in body.items():

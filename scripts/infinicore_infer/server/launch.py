@@ -167,13 +167,6 @@ def build_parser() -> argparse.ArgumentParser:
         "docs/server.md; may be given several times",
     )
     add(
-        "--unknown-fields",
-        default="warn",
-        choices=("warn", "refuse"),
-        help="what to do with fields of requests that no documented API has: name them in the "
-        "header X-Ignored-Fields and the log, or refuse the request (default: %(default)s)",
-    )
-    add(
         "--log-level",
         default="info",
         choices=("debug", "info", "warning", "error"),

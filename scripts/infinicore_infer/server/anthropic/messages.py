@@ -205,7 +205,7 @@ async def messages(request: Request) -> Response:
     service = service_of(request)
     body = await service.read(request, MessagesBody)
     service.ready(body.model)
-    chat = await begin_chat(service, body.chat_request(), request.state.request_id)
+    chat = await begin_chat(service, body.chat_request, request.state.request_id)
     writer = MessageWriter(service.config.model_name, chat)
     return await service.answer(request, chat.stream, writer, streamed=bool(body.stream))
 
@@ -215,6 +215,9 @@ async def count_tokens(request: Request) -> Response:
     service = service_of(request)
     body = await service.read(request, CountBody)
     engine = service.ready(body.model).engine
-    conversation, limit = body.chat_request(), engine.context_length
-    tokens = await asyncio.to_thread(conversation.prompt, engine.model, limit)
+
+    def encode() -> list[int]:
+        return body.chat_request().prompt(engine.model, engine.context_length)
+
+    tokens = await asyncio.to_thread(encode)
     return json_response({"input_tokens": len(tokens)})

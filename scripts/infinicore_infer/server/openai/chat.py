@@ -171,6 +171,6 @@ async def chat_completions(request: Request) -> Response:
     service = service_of(request)
     body = await service.read(request, ChatBody)
     service.ready(body.model)
-    chat = await begin_chat(service, body.chat_request(), request.state.request_id)
+    chat = await begin_chat(service, body.chat_request, request.state.request_id)
     writer = ChatWriter(service, body, chat)
     return await service.answer(request, chat.stream, writer, streamed=bool(body.stream))

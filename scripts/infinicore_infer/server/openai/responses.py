@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from infinicore_infer.errors import FieldError
+from infinicore_infer.generate.sampling import SamplingParams
 from infinicore_infer.server.answer import begin_chat
 from infinicore_infer.server.chat_request import (
     ChatRequest,
@@ -45,6 +46,10 @@ _OUTPUTS = ("function_call_output", "custom_tool_call_output", "local_shell_call
 _SERVED_ELSEWHERE = ("web_search_call", "file_search_call", "code_interpreter_call",
                      "image_generation_call", "mcp_list_tools", "tool_search_call",
                      "tool_search_output", "compaction")  # fmt: skip
+
+
+# Bytes of a request, all of which a response repeats.
+_REPEATED = 1 << 20
 
 
 class ResponsesBody(ChatFields):
@@ -182,10 +187,17 @@ async def responses(request: Request) -> Response:
     service = service_of(request)
     body = await service.read(request, ResponsesBody)
     service.ready(body.model)
-    chat = await begin_chat(service, body.chat_request(), request.state.request_id)
+    chat = await begin_chat(service, body.chat_request, request.state.request_id)
+    settings = _settings(request, body, chat.params)
+    settings["model"] = service.config.model_name
+    writer = ResponseWriter(settings, chat)
+    return await service.answer(request, chat.stream, writer, streamed=bool(body.stream))
+
+
+def _settings(request: Request, body: ResponsesBody, params: SamplingParams) -> JsonObject:
+    """Return what a response repeats of its request; of long ones, for everybody's sake, less."""
     extra = body.model_extra or {}
     settings: JsonObject = {
-        "model": service.config.model_name,
         "background": False,
         "instructions": body.instructions,
         "max_tool_calls": None,
@@ -198,12 +210,14 @@ async def responses(request: Request) -> Response:
         "previous_response_id": None,
         "reasoning": {"effort": (body.reasoning or {}).get("effort"), "summary": None},
         "store": False,
-        "temperature": chat.params.temperature,
+        "temperature": params.temperature,
         "text": {"format": {"type": "text"}, **_given(body.text)},
         "tool_choice": body.tool_choice or "auto",
         "tools": body.tools or [],
-        "top_p": chat.params.top_p,
+        "top_p": params.top_p,
         "truncation": "disabled",
     }
-    writer = ResponseWriter(settings, chat)
-    return await service.answer(request, chat.stream, writer, streamed=bool(body.stream))
+    if request.state.body_bytes > _REPEATED:
+        settings |= {"instructions": None, "metadata": {}, "text": {"format": {"type": "text"}}}
+        settings |= {"tools": [], "user": None}
+    return settings
