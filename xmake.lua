@@ -62,6 +62,23 @@ rule("infinicore_user")
     end)
 rule_end()
 
+-- What is loaded into other people's programs has the C++ library linked in where the compiler has it to link. Then a
+-- thread has from its start what exceptions need: in a C++ library that a program loads with dlopen, the dynamic loader
+-- allocates it at a thread's first exception, and ends the process when there is no memory. Symbols are bound at once
+-- for the same reason. Nothing of C++ crosses the boundaries, so programs may use another C++ library.
+rule("own_cxx_library")
+    on_config(function(target)
+        if get_config("sanitizer") ~= "none" then
+            return
+        end
+        target:add("shflags", "-Wl,-z,now", {force = true})
+        local file = try { function() return os.iorunv(target:tool("cxx"), {"-print-file-name=libstdc++.a"}) end }
+        if file and path.is_absolute(file:trim()) and os.isfile(file:trim()) then
+            target:add("shflags", "-static-libstdc++", "-static-libgcc", "-Wl,--gc-sections", {force = true})
+        end
+    end)
+rule_end()
+
 -- Everything but the C API, compiled once and shared by the library and the C++ tests, which see internals.
 target("q3_core")
     set_kind("static")
@@ -94,6 +111,7 @@ target_end()
 -- Flags of a module: one symbol goes out, nothing of the process comes in but system libraries.
 local function module_target()
     set_kind("shared")
+    add_rules("own_cxx_library")
     if is_mode("release") then
         set_optimize("fastest")
     end
@@ -129,6 +147,7 @@ end
 
 target("infinicore_infer")
     set_kind("shared")
+    add_rules("own_cxx_library")
     add_deps("q3_core")
     if with_infinicore then
         add_deps("infinicore_infer_infini", {inherit = false})  -- built with it, not linked

@@ -1,8 +1,11 @@
 #include "engine/engine.h"
 
+#include <sys/random.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <chrono>
 #include <numeric>
-#include <random>
 
 #include "runtime/cpu_info.h"
 #include "runtime/error.h"
@@ -11,9 +14,15 @@
 namespace q3 {
 namespace {
 
+// Not std::random_device: linked into this library it would need a newer C library than all the rest.
 uint64_t randomSeed() {
-    std::random_device device;
-    return uint64_t{device()} << 32 | device();
+    uint64_t seed = 0;
+    while (getrandom(&seed, sizeof seed, 0) < 0) {
+        if (errno != EINTR) {  // a kernel or a sandbox without this call
+            return static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch().count());
+        }
+    }
+    return seed;
 }
 
 uint64_t kvLimit(const Qwen3ModelOptions &options) {
@@ -64,7 +73,7 @@ Engine::Engine(const ModelConfig &config, float theta, const ModelTensors &tenso
     : config_(config), rope_(config.dh, theta, options),
       slices_(splitModel(config, static_cast<uint32_t>(dev_ids.size()))),
       group_(static_cast<uint32_t>(slices_.size()), ranksMaySpin(backend_options, slices_.size()),
-             ranksPlaces(backend_options, slices_.size())),
+             ranksPlaces(backend_options, slices_.size()), !needsInfinicore(backend_options)),
       reduce_(group_.barrier(), group_.size()),
       backends_(makeBackends(configsOf(slices_), backend_options, dev_ids, group_, reduce_)), forward_(slices_.size()),
       chooser_(config.dvoc), seed_(options.has_seed != 0 ? options.seed : randomSeed()) {

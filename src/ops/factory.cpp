@@ -12,12 +12,16 @@
 
 namespace q3 {
 
+bool needsInfinicore(const BackendOptions &options) {
+    return options.backend == BackendKind::kInfinicore ||
+           (options.backend == BackendKind::kAuto && options.device != DeviceType::kCpu);
+}
+
 std::vector<std::unique_ptr<Backend>> makeBackends(const std::vector<ModelConfig> &configs,
                                                    const BackendOptions &wanted, const std::vector<int32_t> &dev_ids,
                                                    RankGroup &group, HostAllReduce &reduce) {
     const bool on_cpu = wanted.device == DeviceType::kCpu;
-    const bool with_infinicore =
-        wanted.backend == BackendKind::kInfinicore || (wanted.backend == BackendKind::kAuto && !on_cpu);
+    const bool with_infinicore = needsInfinicore(wanted);
     if (!with_infinicore && !on_cpu) {
         fail(QWEN3_STATUS_BAD_PARAM, "backend cpu cannot run on device %d: only on device 0 (cpu)",
              static_cast<int>(wanted.device));

@@ -10,6 +10,9 @@
 
 namespace q3 {
 
+// Whether a model runs on InfiniCore, and not on the CPU kernels.
+bool needsInfinicore(const BackendOptions &options);
+
 // The backends of all ranks, made on the ranks' threads: configs[rank] is the rank's part of the model, dev_ids[rank]
 // its device; options.nthreads and kv_limit_bytes are divided. `group` and `reduce` must outlive them. Throws
 // DEVICE_TYPE_NOT_SUPPORTED and what to do when InfiniCore, or our module for it, is missing.

@@ -36,6 +36,9 @@ void pinThread(const std::vector<uint32_t> &cpus) {
 }  // namespace
 
 void rethrowOfRank(uint32_t rank, uint32_t nranks, const std::exception_ptr &error) {
+    if (nranks == 1) {
+        std::rethrow_exception(error);
+    }
     const std::string prefix = "rank " + std::to_string(rank) + " of " + std::to_string(nranks) + ": ";
     try {
         std::rethrow_exception(error);
@@ -96,9 +99,9 @@ void RankBarrier::reset() noexcept {
 
 // ---------------------------------------------------------------- RankGroup
 
-RankGroup::RankGroup(uint32_t size, bool spin, std::vector<std::vector<uint32_t>> cpus)
-    : size_(size), cpus_(std::move(cpus)), barrier_(size, spin), errors_(size) {
-    if (size_ == 1) {
+RankGroup::RankGroup(uint32_t size, bool spin, std::vector<std::vector<uint32_t>> cpus, bool on_caller)
+    : size_(size), on_caller_(size == 1 && on_caller), cpus_(std::move(cpus)), barrier_(size, spin), errors_(size) {
+    if (on_caller_) {
         return;
     }
     workers_.reserve(size_);
@@ -129,7 +132,7 @@ void RankGroup::stop() {
 }
 
 void RankGroup::run(const std::function<void(uint32_t)> &body) {
-    if (size_ == 1) {
+    if (on_caller_) {
         body(0);
         return;
     }

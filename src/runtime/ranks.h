@@ -21,7 +21,8 @@ struct RankStopped final : std::exception {
     const char *what() const noexcept override { return "another rank failed"; }
 };
 
-// Throws `error` again as an Error of the same status whose text begins with the rank. CANCELLED keeps its text.
+// Throws `error` again as an Error of the same status whose text begins with the rank, if there are several. CANCELLED
+// keeps its text.
 [[noreturn]] void rethrowOfRank(uint32_t rank, uint32_t nranks, const std::exception_ptr &error);
 
 class RankBarrier {
@@ -50,7 +51,9 @@ private:
 class RankGroup {
 public:
     // cpus[rank]: the CPUs that the rank's thread, and every thread it starts, may use; empty, or no entry: any.
-    RankGroup(uint32_t size, bool spin, std::vector<std::vector<uint32_t>> cpus = {});
+    // on_caller: one rank runs on the caller's thread; otherwise on one of its own, as several do, so that threads that
+    // other libraries start for it block signals as ours do.
+    RankGroup(uint32_t size, bool spin, std::vector<std::vector<uint32_t>> cpus = {}, bool on_caller = true);
     ~RankGroup();
     RankGroup(const RankGroup &) = delete;
     RankGroup &operator=(const RankGroup &) = delete;
@@ -58,7 +61,7 @@ public:
     uint32_t size() const { return size_; }
     RankBarrier &barrier() { return barrier_; }
 
-    // Calls body(rank) on every rank's thread at once (one rank: on the caller's) and returns when all have ended. When
+    // Calls body(rank) on every rank's thread at once (see on_caller) and returns when all have ended. When
     // bodies throw, the error of the lowest rank that failed by itself is thrown, see rethrowOfRank. One caller at a
     // time.
     void run(const std::function<void(uint32_t)> &body);
@@ -68,6 +71,7 @@ private:
     void stop();
 
     const uint32_t size_;
+    const bool on_caller_;  // there are no threads
     const std::vector<std::vector<uint32_t>> cpus_;
     RankBarrier barrier_;
     std::vector<std::thread> workers_;

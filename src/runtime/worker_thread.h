@@ -27,8 +27,9 @@ private:
     std::fenv_t saved_;
 };
 
-// Touches what the C++ library keeps per thread for exceptions. The dynamic loader may allocate it at the first touch
-// and ends the process when it cannot, which must not happen while an exception about missing memory is thrown.
+// Touches what the C++ library keeps per thread for exceptions. Where it is a library of its own, the dynamic loader
+// may allocate that at the first touch and ends the process when it cannot, which must not happen while an exception
+// about missing memory is thrown. Where it is linked in (xmake.lua), every thread has it from the start.
 inline void prepareToThrow() noexcept {
     const std::exception_ptr none = std::current_exception();
 }

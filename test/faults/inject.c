@@ -8,7 +8,6 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <link.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -16,7 +15,6 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/auxv.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -78,32 +76,7 @@ static int fails(int kind) {
 
 /* ------------------------------------------------------------------ memory */
 
-static uintptr_t g_loader_begin, g_loader_end;
-
-static int findLoader(struct dl_phdr_info *object, size_t size, void *unused) {
-    (void)size;
-    (void)unused;
-    if (object->dlpi_addr == getauxval(AT_BASE)) {
-        g_loader_begin = object->dlpi_addr;
-        for (int i = 0; i < object->dlpi_phnum; ++i) {
-            const uintptr_t end = object->dlpi_addr + object->dlpi_phdr[i].p_vaddr + object->dlpi_phdr[i].p_memsz;
-            g_loader_end = end > g_loader_end ? end : g_loader_end;
-        }
-    }
-    return 0;
-}
-__attribute__((constructor)) static void rememberLoader(void) {
-    dl_iterate_phdr(findLoader, NULL);
-}
-
-/* A thread's first exception takes memory for the C++ library's thread-local data, and the dynamic loader ends the
- * process when there is none. Nobody can prevent that, so such a call is not the one that fails, unless all do. */
-static int noMemory(const void *caller) {
-    const uintptr_t address = (uintptr_t)caller;
-    const int by_loader = address >= g_loader_begin && address < g_loader_end;
-    return (!by_loader || atomic_load(&g_all) != 0) && fails(FAULT_MEMORY);
-}
-#define NO_MEMORY noMemory(__builtin_return_address(0))
+#define NO_MEMORY fails(FAULT_MEMORY)
 
 extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
 extern void *__libc_memalign(size_t, size_t), __libc_free(void *);

@@ -88,7 +88,10 @@ OPERATIONS = [
 def test_every_allocation_fails_once(
     programs: Path, tmp_path: Path, operation: str, ndev: int
 ) -> None:
-    """OUT_OF_MEMORY with a message, nothing leaks, and the same call then succeeds."""
+    """OUT_OF_MEMORY with a message, nothing leaks, and the same call then succeeds.
+
+    Every call is the first of its thread, whose first exception is then about missing memory.
+    """
     for dtype in ("f32", "bf12", "int4", "int8") if LONG else ("int8",):
         args = (operation, "memory", errno.ENOMEM, "once", tmp_path, dtype, ndev, STRIDE)
         run(programs, "sweep", *args)
@@ -225,8 +228,10 @@ def test_cancelled_amid_logits(programs: Path) -> None:
     run(programs, "cancel")
 
 
-def test_signals(programs: Path) -> None:
-    run(programs, "signals")
+@pytest.mark.parametrize("backend", ["cpu", "infinicore"])
+def test_signals(programs: Path, backend: str) -> None:
+    """No signal goes to a thread of the library's, or to one of InfiniCore's OpenMP."""
+    run(programs, "signals", backend)
 
 
 @pytest.mark.parametrize("ndev", [1, 2])

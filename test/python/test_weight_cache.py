@@ -490,6 +490,31 @@ def test_a_folder_that_others_may_write_to(
     assert file.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("exists", [False, True])
+def test_parents_that_others_may_write_to(
+    small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, exists: bool, link: bool
+) -> None:
+    """Others could put a folder of theirs in its place; in a sticky folder they cannot."""
+    parent = tmp_path / "shared"
+    folder = parent / "mine" / "cache"
+    (folder if exists else parent).mkdir(mode=0o755, parents=True)
+    given = folder
+    if link:
+        (tmp_path / "link").symlink_to(parent)
+        given = tmp_path / "link" / "mine" / "cache"
+    parent.chmod(0o777)
+    with caplog.at_level(logging.WARNING):
+        assert load(small, given) == (WeightCache.UNUSED, plain(small))
+    assert (
+        f"others may write to {parent} (mode 0777" in caplog.text and "a parent of" in caplog.text
+    )
+    assert not list(parent.rglob("*.*"))
+    parent.chmod(0o1777)
+    assert load(small, given)[0] == WeightCache.ABSENT
+    assert load(small, given)[0] == WeightCache.LOADED
+
+
 def test_a_new_folder_that_others_may_write_to(
     small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

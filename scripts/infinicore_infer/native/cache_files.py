@@ -23,18 +23,31 @@ _TEMPORARY = re.compile(r"\.tmp[0-9A-Za-z]{3}$")
 def distrust(path: Path) -> str | None:
     """Return why somebody else could have written what a folder or file holds; ``None``: nobody.
 
-    What others may write must not decide what a model answers. The folder's parents are not looked
-    at.
+    What others may write must not decide what a model answers. Whoever may rename entries of one
+    of its parents can put another folder in its place, so these are looked at as well; in one with
+    the sticky bit, such as /tmp, everybody renames their own entries only.
 
     Raises:
-        OSError: It is not there, or cannot be looked at.
+        OSError: It is not there, or cannot be looked at. Parents that are not there are no reason.
     """
-    facts = path.stat()
+    parents = dict.fromkeys([*path.absolute().parents, *path.resolve().parents])
+    for parent in reversed(parents):
+        try:
+            facts = parent.stat()
+        except FileNotFoundError:
+            continue
+        if (doubt := _doubt(parent, facts, sticky=facts.st_mode & stat.S_ISVTX != 0)) is not None:
+            return f"{doubt}, a parent of {path}"
+    return _doubt(path, path.stat(), sticky=False)
+
+
+def _doubt(path: Path, facts: os.stat_result, sticky: bool) -> str | None:
+    """Return who else may change a folder or file, or the entries of a sticky folder."""
     if facts.st_uid not in (0, os.geteuid()):
         return f"{path} belongs to another user, {facts.st_uid}"
-    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
         mode = stat.S_IMODE(facts.st_mode)
-        return f"others may write to {path} (mode {mode:04o}): run chmod go-w on it"
+        return f"others may write to {path} (mode {mode:04o}; chmod go-w ends it)"
     return None
 
 

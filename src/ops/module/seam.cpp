@@ -5,14 +5,22 @@
 
 #include "runtime/error.h"
 #include "runtime/ranks.h"
+#include "runtime/thread_text.h"
 
 namespace q3::module {
 namespace {
 
-thread_local char last_error[1024];
+const ThreadText kText(1024);
+
+// Whether there was memory to keep the latest text. initial-exec: see src/api/last_error.cpp, for the module likewise.
+__attribute__((tls_model("initial-exec"))) thread_local bool is_kept = true;
 
 void keep(const char *text) noexcept {
-    std::snprintf(last_error, sizeof last_error, "%s", text);
+    char *const buffer = kText.buffer();
+    is_kept = buffer != nullptr;
+    if (is_kept) {
+        std::snprintf(buffer, kText.bytes(), "%s", text);
+    }
 }
 
 }  // namespace
@@ -38,7 +46,8 @@ int32_t caught() noexcept {
 }
 
 const char *lastError() noexcept {
-    return last_error;
+    const char *const text = kText.existing();
+    return is_kept && text != nullptr ? text : "out of host memory, also for the text of this error";
 }
 
 void rethrow(int32_t status, const char *(*error)()) {
