@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -282,3 +284,24 @@ def test_checkpoints_of_mixed_dtypes_load(dtype: str, tmp_path: Path) -> None:
 
     with Qwen3ForCausalLM(change(folder, mix), dtype=dtype, cache=False, threads=2) as model:
         np.testing.assert_array_equal(model.forward(tokens), expected)
+
+
+def test_a_file_cut_short_while_head_and_embedding_are_compared(tmp_path: Path) -> None:
+    """An error, and no SIGBUS; the same when all is there."""
+    folder = make(tmp_path, tied=True)
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from infinicore_infer.checkpoint.checkpoint import Checkpoint\n"
+        "from infinicore_infer.checkpoint.tensor import same_values\n"
+        "folder = Path(sys.argv[1]); tensors = Checkpoint(folder)\n"
+        "weight = tensors['model.embed_tokens.weight']\n"
+        "assert same_values(weight, weight)\n"
+        "os.truncate(folder / 'model.safetensors', 0)\n"
+        "try:\n    same_values(weight, weight)\n"
+        "except OSError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, f"{done.returncode} {done.stderr}"
+    assert "model.safetensors" in done.stdout and "cut short" in done.stdout

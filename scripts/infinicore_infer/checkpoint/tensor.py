@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 from libinfinicore_infer import DataType
 from numpy.typing import NDArray
+
+from infinicore_infer.checkpoint.guarded import PIECE_BYTES, guarded_copy
 
 # Types of floating point that the library computes with, by their names in safetensors files.
 FLOATS = {"F16": DataType.F16, "F32": DataType.F32, "BF16": DataType.BF16}
@@ -108,17 +109,21 @@ class Tensor(Weight):
 
 
 # numpy would make an array of truth values of the matrix's size.
-_memcmp = ctypes.CDLL(None).memcmp
-_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-
-
 def same_values(a: Weight, b: Weight) -> bool:
-    """Return whether two weights are stored the same to the bit."""
+    """Return whether two weights are stored the same to the bit.
+
+    Raises:
+        OSError: One cannot be read, because its file was cut short or the disk fails.
+    """
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     parts, others = a.stored(), b.stored()
     return len(parts) == len(others) and all(
-        x.nbytes == y.nbytes and not _memcmp(x.ctypes.data, y.ctypes.data, x.nbytes)
+        x.nbytes == y.nbytes
+        and all(
+            guarded_copy(x, begin, a.file) == guarded_copy(y, begin, b.file)
+            for begin in range(0, x.nbytes, PIECE_BYTES)
+        )
         for x, y in zip(parts, others, strict=True)
     )
 
