@@ -98,6 +98,7 @@ target("q3_core")
         avx512 = table.join(avx512, {"-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"})
         add_files("src/ops/cpu/kernels/isa_avx512.cpp", {cxflags = avx512})
         add_files("src/ops/cpu/kernels/isa_avx512vnni.cpp", {cxflags = table.join(avx512, {"-mavx512vnni"})})
+        add_files("src/ops/cpu/kernels/isa_avx512bf16.cpp", {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512bf16"})})
         add_files("src/ops/cpu/kernels/isa_avx512amx.cpp",
                   {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512vbmi", "-mamx-tile", "-mamx-int8"})})
     elseif is_arch("arm64", "arm64-v8a", "aarch64") then

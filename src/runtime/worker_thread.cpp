@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include <cstdint>
 #include <system_error>
 #include <utility>
 
@@ -40,7 +41,13 @@ void setDefaultFloats() noexcept {
     std::fesetenv(FE_DFL_ENV);
 #if defined(__x86_64__)
     constexpr unsigned kAllMasked = 0x1f80;  // FE_DFL_ENV leaves the trap of subnormal operands, which C does not know
-    _mm_setcsr(kAllMasked);
+    constexpr unsigned kNoSubnormals = 0x8040;  // results (FTZ) and operands (DAZ) become zeros
+    _mm_setcsr(kAllMasked | kNoSubnormals);
+#elif defined(__aarch64__)
+    constexpr uint64_t kNoSubnormals = uint64_t{1} << 24;  // FPCR.FZ
+    uint64_t control;
+    asm volatile("mrs %0, fpcr" : "=r"(control));
+    asm volatile("msr fpcr, %0" : : "r"(control | kNoSubnormals));
 #endif
 }
 

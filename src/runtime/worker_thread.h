@@ -8,7 +8,9 @@
 
 namespace q3 {
 
-// Makes the calling thread round to nearest, keep subnormal numbers and trap nothing.
+// Makes the calling thread round to nearest, take subnormal numbers for zeros and trap nothing. The instructions that
+// multiply bf16 know no subnormal numbers, so code that computes the same with others must not either; and no result
+// of a model depends on numbers below 1e-38.
 void setDefaultFloats() noexcept;
 
 // The same for a scope. Results would otherwise depend on what the calling program has set, and differ between its

@@ -1,9 +1,13 @@
 // Measures what this machine can do, for the benchmarks to compare with: the best read bandwidth over a set of access
-// patterns, and the float32 fused-multiply-add peak. Prints one JSON object. With --repeat it then answers every line
+// patterns, the float32 fused-multiply-add peak, and the peaks of the instructions that multiply bf16 and bytes, as far
+// as the CPU has them. Prints one JSON object. With --repeat it then answers every line
 // on standard input with a shorter one: the limits at that moment.
 //   machine [--repeat] [threads] [megabytes per thread]
+#include <cpuid.h>
 #include <immintrin.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -65,46 +69,156 @@ template <int Streams, int Ahead> __attribute__((target("avx2,fma"))) void readA
     sink = total;
 }
 
-// 12 independent chains cover latency x throughput of every core.
+// Independent chains that cover latency x throughput of every core: 12 of float32, 24 of the longer instructions.
+constexpr int kChains = 12;
+constexpr int kLongChains = 24;
+
 __attribute__((target("avx2,fma"))) void multiplyAdd(size_t rounds) {
-    __m256 acc[12];
-    for (int i = 0; i < 12; ++i) {
+    __m256 acc[kChains];
+    for (int i = 0; i < kChains; ++i) {
         acc[i] = _mm256_set1_ps(static_cast<float>(i));
     }
     __m256 a = _mm256_set1_ps(0.999F);
     const __m256 b = _mm256_set1_ps(0.5F);
     for (size_t r = 0; r < rounds; ++r) {
         __asm__ volatile("" : "+x"(a));  // not a constant: the loop must not be folded
-        for (int i = 0; i < 12; ++i) {
+        for (int i = 0; i < kChains; ++i) {
             acc[i] = _mm256_fmadd_ps(acc[i], a, b);
         }
     }
     float total = 0.0F;
-    for (int i = 0; i < 12; ++i) {
+    for (int i = 0; i < kChains; ++i) {
         total += acc[i][0];
     }
     sink = total;
 }
 
 __attribute__((target("avx512f"))) void multiplyAddWide(size_t rounds) {
-    __m512 acc[12];
-    for (int i = 0; i < 12; ++i) {
+    __m512 acc[kChains];
+    for (int i = 0; i < kChains; ++i) {
         acc[i] = _mm512_set1_ps(static_cast<float>(i));
     }
     __m512 a = _mm512_set1_ps(0.999F);
     const __m512 b = _mm512_set1_ps(0.5F);
     for (size_t r = 0; r < rounds; ++r) {
         __asm__ volatile("" : "+v"(a));
-        for (int i = 0; i < 12; ++i) {
+        for (int i = 0; i < kChains; ++i) {
             acc[i] = _mm512_fmadd_ps(acc[i], a, b);
         }
     }
     float total = 0.0F;
-    for (int i = 0; i < 12; ++i) {
+    for (int i = 0; i < kChains; ++i) {
         total += acc[i][0];
     }
     sink = total;
 }
+
+__attribute__((target("avx512f,avx512bf16"))) void dotBf16(size_t rounds) {
+    __m512 acc[kLongChains];
+#pragma GCC unroll 24
+    for (int i = 0; i < kLongChains; ++i) {
+        acc[i] = _mm512_set1_ps(static_cast<float>(i));
+    }
+    __m512i a = _mm512_set1_epi32(0x3f803f80);  // ones
+    for (size_t r = 0; r < rounds; ++r) {
+        __asm__ volatile("" : "+v"(a));
+#pragma GCC unroll 24
+        for (int i = 0; i < kLongChains; ++i) {
+            acc[i] = _mm512_dpbf16_ps(acc[i], reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(a));
+        }
+    }
+    float total = 0.0F;
+#pragma GCC unroll 24
+    for (int i = 0; i < kLongChains; ++i) {
+        total += _mm512_reduce_add_ps(acc[i]);
+    }
+    sink = total;
+}
+
+__attribute__((target("avx512f,avx512vnni"))) void dotBytes(size_t rounds) {
+    __m512i acc[kLongChains];
+#pragma GCC unroll 24
+    for (int i = 0; i < kLongChains; ++i) {
+        acc[i] = _mm512_set1_epi32(i);
+    }
+    __m512i a = _mm512_set1_epi32(0x01010101);
+    for (size_t r = 0; r < rounds; ++r) {
+        __asm__ volatile("" : "+v"(a));
+#pragma GCC unroll 24
+        for (int i = 0; i < kLongChains; ++i) {
+            acc[i] = _mm512_dpbusd_epi32(acc[i], a, a);
+        }
+    }
+    int total = 0;
+#pragma GCC unroll 24
+    for (int i = 0; i < kLongChains; ++i) {
+        total += _mm512_reduce_add_epi32(acc[i]);
+    }
+    sink = static_cast<float>(total);
+}
+
+// Configures eight tiles of 16 rows of 64 bytes, whose contents do not matter.
+__attribute__((target("amx-tile"))) void configureTiles() {
+    struct alignas(64) {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    __asm__ volatile("" : : "r"(&config) : "memory");
+    _tile_loadconfig(&config);
+}
+
+// Four products of two left and two right tiles.
+__attribute__((target("amx-tile,amx-bf16"))) void tilesBf16(size_t rounds) {
+    configureTiles();
+    for (size_t r = 0; r < rounds; ++r) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_release();
+}
+
+__attribute__((target("amx-tile,amx-int8"))) void tilesBytes(size_t rounds) {
+    configureTiles();
+    for (size_t r = 0; r < rounds; ++r) {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+    }
+    _tile_release();
+}
+
+// Whether Linux lets this process use tiles of a CPU whose leaf 7 has this bit in edx.
+bool mayUseTiles(unsigned bit) {
+    constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+    constexpr long kTileData = 18;
+    unsigned eax = 0;
+    unsigned ebx = 0;
+    unsigned ecx = 0;
+    unsigned edx = 0;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx >> bit & 1U) != 0 &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+// An instruction's loop and the operations (multiplications and additions) of a round.
+struct Peak {
+    const char *name;
+    bool (*has)();
+    void (*run)(size_t rounds);
+    double operations;
+};
+
+const Peak kPeaks[] = {
+    {"fma_gflops", [] { return __builtin_cpu_supports("avx512f") != 0; }, multiplyAddWide, kChains * 16.0 * 2},
+    {"fma_gflops", [] { return true; }, multiplyAdd, kChains * 8.0 * 2},
+    {"bf16_gflops", [] { return __builtin_cpu_supports("avx512bf16") != 0; }, dotBf16, kLongChains * 32.0 * 2},
+    {"int8_gops", [] { return __builtin_cpu_supports("avx512vnni") != 0; }, dotBytes, kLongChains * 64.0 * 2},
+    {"amx_bf16_gflops", [] { return mayUseTiles(22); }, tilesBf16, 4 * 16.0 * 16 * 32 * 2},
+    {"amx_int8_gops", [] { return mayUseTiles(25); }, tilesBytes, 4 * 16.0 * 16 * 64 * 2},
+};
 
 struct Pattern {
     int streams;
@@ -167,10 +281,14 @@ template <typename Measure> double best(int repeats, const Measure &measure) {
     return result;
 }
 
-double multiplyAddRate(unsigned threads, size_t rounds) {
-    const bool wide = __builtin_cpu_supports("avx512f") != 0;
-    const double time = timed(threads, [=](unsigned) { wide ? multiplyAddWide(rounds) : multiplyAdd(rounds); });
-    return 12.0 * (wide ? 16 : 8) * 2 * static_cast<double>(rounds) * threads / time / 1e9;
+// GFLOP/s (or, of integers, GOP/s) of a peak's loop on all threads, in about `seconds` seconds.
+double rateOf(const Peak &peak, unsigned threads, double seconds_wished) {
+    size_t rounds = 20'000;
+    double time = 0.0;
+    while ((time = timed(threads, [&](unsigned) { peak.run(rounds); })) < seconds_wished / 4) {
+        rounds *= time > 0.0 ? std::max<size_t>(2, static_cast<size_t>(seconds_wished / 2 / time)) : 2;
+    }
+    return peak.operations * static_cast<double>(rounds) * threads / time / 1e9;
 }
 
 struct Read {
@@ -203,6 +321,17 @@ template <typename Measure> double middle(int repeats, const Measure &measure) {
     return median(std::move(results));
 }
 
+// Prints the peaks that this CPU has, each name once, as members of a JSON object.
+template <typename Measure> void printPeaks(const Measure &measure) {
+    const char *last = "";
+    for (const Peak &peak : kPeaks) {
+        if (std::strcmp(peak.name, last) != 0 && peak.has()) {
+            last = peak.name;
+            std::printf(", \"%s\": %.1f", peak.name, measure(peak));
+        }
+    }
+}
+
 // Prints a line of figures for every line of input, in about a tenth of a second each. A shared machine's limits change
 // within seconds, so whoever compares with them asks right before and right after. Figures are medians and not the best
 // of some passes, because the program under test gets no better moments either.
@@ -232,8 +361,9 @@ void answer(unsigned threads, size_t bytes, std::vector<Read> reads) {
     }
     const Read read = reads[chosen];
     while (std::getchar() != EOF) {  // a line is one character, its end
-        std::printf("{\"bandwidth_gbps\": %.2f, \"fma_gflops\": %.1f}\n", middle(5, [&] { return rate(read); }),
-                    middle(5, [&] { return multiplyAddRate(threads, 2'000'000); }));
+        std::printf("{\"bandwidth_gbps\": %.2f", middle(5, [&] { return rate(read); }));
+        printPeaks([&](const Peak &peak) { return middle(3, [&] { return rateOf(peak, threads, 0.005); }); });
+        std::printf("}\n");
         std::fflush(stdout);
     }
 }
@@ -260,8 +390,9 @@ int main(int argc, char **argv) {
                     read.pattern->ahead, read.rate);
         bandwidth = std::max(bandwidth, read.rate);
     }
-    const double peak = best(5, [&] { return multiplyAddRate(threads, 20'000'000); });
-    std::printf("], \"bandwidth_gbps\": %.2f, \"fma_gflops\": %.1f}\n", bandwidth, peak);
+    std::printf("], \"bandwidth_gbps\": %.2f", bandwidth);
+    printPeaks([&](const Peak &peak) { return best(5, [&] { return rateOf(peak, threads, 0.05); }); });
+    std::printf("}\n");
     std::fflush(stdout);
     if (repeat) {
         answer(threads, bytes, reads);

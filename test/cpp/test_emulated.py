@@ -25,6 +25,7 @@ PORTABLE = [
         for name in ("formats", "kernels/scalar", "pack/quant", "kernels/dispatch")
     ),
     ROOT / "src/runtime/error.cpp",
+    ROOT / "src/runtime/worker_thread.cpp",
 ]
 
 
@@ -57,6 +58,7 @@ def test_avx512_emulated(tmp_path: Path) -> None:
     for name, flags in {
         "avx512": emulated,
         "avx512vnni": emulated,
+        "avx512bf16": emulated,
         "avx512amx": emulated,
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
     }.items():
@@ -66,7 +68,7 @@ def test_avx512_emulated(tmp_path: Path) -> None:
     program = tmp_path / "test_kernels"
     run(["g++", *FLAGS, *PORTABLE, *objects, "-o", program])
     output = run([program], {"QWEN3_TEST_ALL_TABLES": "1"})
-    for name in ("amx", "avx512vnni", "avx512", "avx2"):
+    for name in ("amx", "avx512bf16", "avx512vnni", "avx512", "avx2"):
         assert f"table {name}\n" in output
 
 

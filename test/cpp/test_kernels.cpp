@@ -16,6 +16,7 @@
 #include "ops/cpu/panel_element.h"
 #include "ops/half.h"
 #include "runtime/error.h"
+#include "runtime/worker_thread.h"
 
 using namespace q3;
 using namespace q3::cpu;
@@ -78,6 +79,92 @@ void testPanels(const KernelTable &kernels, WeightFormat type) {
                     kernels.multiplyPanels[type](static_cast<const char *>(weights.data) + panelOffset(type, from),
                                                  panel_bytes, npanels, count, x.data() + from, k, rows, actual.data(),
                                                  width, from > 0);
+                });
+                CHECK(same(expected, actual));
+            }
+        }
+    }
+}
+
+// Rows of activations in the form that a table multiplies.
+struct Rounded {
+    std::vector<char> data;
+    RoundedRows rows;
+    Rounded(const KernelTable &kernels, const std::vector<float> &x, uint32_t k, uint32_t nrows, uint32_t pieces)
+        : data(nrows * (roundedRowBytes(k, pieces, kernels.pair_bytes) + 64), 7) {
+        rows = {data.data(), data.size() / nrows};
+        for (uint32_t r = 0; r < nrows; ++r) {
+            kernels.round[pieces - 1](x.data() + size_t{r} * k, k, data.data() + r * rows.row_bytes);
+        }
+    }
+    RoundedRows from(uint32_t k, uint32_t pieces, const KernelTable &kernels) const {
+        return {rows.data + roundedRowBytes(k, pieces, kernels.pair_bytes), rows.row_bytes};
+    }
+};
+
+// Numbers whose products and sums are normal, subnormal and zero.
+std::vector<float> tinyFloats(size_t n) {
+    std::vector<float> out = randomFloats(n);
+    for (float &value : out) {
+        value = std::ldexp(value, -static_cast<int>(rng() % 90) - 40);
+    }
+    return out;
+}
+
+// The chain over pairs of k, written out, on values that the formula of rounding to nearest even gives.
+float roundedProduct(const void *panel, uint32_t row, const float *x, uint32_t k, uint32_t pieces) {
+    const auto weight = [&](uint32_t i) { return i < k ? weightAt<kBf16>(panel, row, i) : 0.0F; };
+    float sum = 0.0F;
+    for (uint32_t i = 0; i < k; i += 2) {
+        float left[] = {x[i], i + 1 < k ? x[i + 1] : 0.0F};
+        for (uint32_t piece = 0; piece < pieces; ++piece) {
+            float rounded[2];
+            for (int j = 0; j < 2; ++j) {
+                rounded[j] = bf16ToFloat(floatToBf16(left[j]));
+                left[j] -= rounded[j];
+            }
+            sum = std::fma(weight(i + 1), rounded[1], sum);
+            sum = std::fma(weight(i), rounded[0], sum);
+        }
+    }
+    return sum;
+}
+
+// bf16 panels with rounded activations: the scalar table against the chain written out, every table against the scalar
+// one, whole and in two blocks of k, also where products and sums are subnormal.
+void testRounded(const KernelTable &kernels, uint32_t pieces, bool tiny) {
+    const auto numbers = [&](size_t n) { return tiny ? tinyFloats(n) : randomFloats(n); };
+    for (const uint32_t k : {1U, 2U, 7U, 64U, 257U}) {
+        for (const uint32_t npanels : {1U, 3U, 4U, 9U}) {
+            const size_t panel_bytes = panelBytes(kBf16, k);
+            AlignedWeights weights(kBf16, panel_bytes / 2 * npanels);
+            std::vector<float> values = numbers(panel_bytes / 2 * npanels);
+            for (size_t i = 0; i < values.size(); ++i) {  // zeros beyond k
+                values[i] = i % (panel_bytes / 2) / 32 * 2 + i % 2 < k ? values[i] : 0.0F;
+            }
+            kScalarKernels.store[kBf16](weights.data, values.data(), static_cast<uint32_t>(values.size()));
+            for (uint32_t rows = 1; rows <= kernels.tile_rows; ++rows) {
+                const std::vector<float> x = numbers(size_t{rows} * k);
+                const Rounded plain(kScalarKernels, x, k, rows, pieces);
+                const Rounded input(kernels, x, k, rows, pieces);
+                std::vector<float> expected(size_t{rows} * npanels * kPanelRows, 1.0F);
+                std::vector<float> actual(expected.size(), 2.0F);
+                const size_t width = size_t{npanels} * kPanelRows;
+                kScalarKernels.multiplyRounded[pieces - 1][kBf16](weights.data, panel_bytes, npanels, k, plain.rows,
+                                                                  rows, expected.data(), width, false);
+                for (uint32_t r = 0; r < rows; ++r) {
+                    const size_t j = rng() % width;
+                    const char *panel = static_cast<const char *>(weights.data) + j / kPanelRows * panel_bytes;
+                    CHECK(expected[r * width + j] ==
+                          roundedProduct(panel, j % kPanelRows, x.data() + size_t{r} * k, k, pieces));
+                }
+                kernels.multiplyRounded[pieces - 1][kBf16](weights.data, panel_bytes, npanels, k, input.rows, rows,
+                                                           actual.data(), width, false);
+                CHECK(same(expected, actual));
+                inTwoCuts(k, [&](uint32_t from, uint32_t count) {
+                    kernels.multiplyRounded[pieces - 1][kBf16](
+                        static_cast<const char *>(weights.data) + panelOffset(kBf16, from), panel_bytes, npanels, count,
+                        input.from(from, pieces, kernels), rows, actual.data(), width, from > 0);
                 });
                 CHECK(same(expected, actual));
             }
@@ -303,6 +390,17 @@ void testBf12(const KernelTable &kernels) {
                                                   count, x.data() + from, k, rows, actual.data(), width, from > 0);
                 });
                 CHECK(same(expected, actual));
+                for (uint32_t pieces = 1; pieces <= kMaxPieces; ++pieces) {
+                    const Rounded input(kernels, x, k, rows, pieces);
+                    kernels.multiplyRounded[pieces - 1][kBf16](bf16, bf16_bytes, npanels, k, input.rows, rows,
+                                                               expected.data(), width, false);
+                    inTwoCuts(k, [&](uint32_t from, uint32_t count) {
+                        kernels.multiplyRounded[pieces - 1][kBf12](
+                            panels + panelOffset(kBf12, from), groups * kBf12GroupBytes, npanels, count,
+                            input.from(from, pieces, kernels), rows, actual.data(), width, from > 0);
+                    });
+                    CHECK(same(expected, actual));
+                }
             }
             for (uint32_t p = 0; p < npanels; ++p) {
                 std::vector<uint16_t> expanded(groups * kGroup * kPanelRows);
@@ -512,6 +610,10 @@ void testTable(const KernelTable &kernels) {
         testPanels(kernels, type);
         testKvTiles(kernels, type);
     }
+    for (uint32_t pieces = 1; pieces <= kMaxPieces; ++pieces) {
+        testRounded(kernels, pieces, false);
+        testRounded(kernels, pieces, true);
+    }
     testTile(kernels);
     testQuantize(kernels, kQ8);
     testQuantize(kernels, kQ4);
@@ -548,6 +650,7 @@ void testSelect() {
 
 int main() {
     testHalf();
+    setDefaultFloats();  // as every thread that computes does: without subnormal numbers
     testSelect();
     // For a build whose intrinsics are emulated (test/cpp/emulated): tables that the CPU itself could not run.
     const bool all = std::getenv("QWEN3_TEST_ALL_TABLES") != nullptr;

@@ -13,9 +13,10 @@ std::vector<Activations> choicesOf(WeightFormat format, const KernelTable & /*ke
     switch (format) {
     case kF32:
     case kF16:
+        return {Activations::kF32};
     case kBf16:
     case kBf12:
-        return {Activations::kF32};
+        return {Activations::kF32, Activations::kBf16x2, Activations::kBf16};
     case kQ8:
         return {Activations::kInt16};
     case kQ4:

@@ -24,8 +24,12 @@ constexpr size_t kBlockBytes = size_t{256} << 10;
 // Panels that a one-row kernel streams together.
 constexpr uint32_t kTogether = 4;
 
-// Rows per claim when activations become codes: a row takes about a microsecond.
+// Rows per claim when activations become codes or are rounded: a row takes about a microsecond.
 constexpr uint32_t kQuantGrain = 4;
+
+// Bytes between rounded rows beyond their own: with a power of two, the rows of a tile would fall into the same few
+// sets of L1.
+constexpr size_t kRowPadding = 64;
 
 // Rows of one of `parts` nearly equal parts: two tiles of 4 rows beat one of 6 and one of 2, which has too few chains.
 uint32_t partSize(uint32_t rows, uint32_t parts, uint32_t part) {
@@ -65,13 +69,16 @@ Linears::Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows
         offsets_ = HostBuffer(rows * groups * sizeof(int32_t));
         quant_rows_ = {codes_.as<char>(), scales_.as<float>(), offsets_.as<int32_t>(), 1, rows};
     }
+    if (const uint32_t pieces = piecesOf(format); pieces > 0) {
+        rounded_ = HostBuffer(max_rows * (roundedRowBytes(widest, pieces, kernels.pair_bytes) + kRowPadding));
+    }
     for (uint32_t i = 0; i < pool.size(); ++i) {
         scratch_.emplace_back(scratchFloats(format) * sizeof(float));
     }
 }
 
 size_t Linears::scratchBytes() const {
-    size_t total = codes_.bytes() + scales_.bytes() + offsets_.bytes();
+    size_t total = codes_.bytes() + scales_.bytes() + offsets_.bytes() + rounded_.bytes();
     for (const HostBuffer &buffer : scratch_) {
         total += buffer.bytes();
     }
@@ -84,6 +91,36 @@ size_t Linears::scratchFloats(WeightFormat format) const {
     const size_t expanded = format == kBf12 ? kBlockBytes + kTogether * panelOffset(kBf16, kGroup) : 0;
     const size_t blocks = size_t{max_rows_} * kTogether * kPanelRows + expanded / sizeof(float);
     return std::max(blocks, size_t{kMaxTileRows} * kStreamPanels * kPanelRows);
+}
+
+// Numbers of bf16 that an activation in front of such a layer becomes; 0: it does not.
+uint32_t Linears::piecesOf(WeightFormat format) const {
+    switch (arithmetic_.of[format]) {
+    case Activations::kBf16:
+        return 1;
+    case Activations::kBf16x2:
+        return 2;
+    default:
+        return 0;
+    }
+}
+
+// Brings rows of `in` into the form that `format` is multiplied with.
+void Linears::prepareRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format) {
+    if (takesCodes(format)) {
+        quantizeRows(in, rows, k, format);
+    } else if (const uint32_t pieces = piecesOf(format); pieces > 0) {
+        roundRows(in, rows, k, pieces);
+    }
+}
+
+void Linears::roundRows(const float *in, uint32_t rows, uint32_t k, uint32_t pieces) {
+    rounded_rows_ = {rounded_.as<char>(), roundedRowBytes(k, pieces, kernels_.pair_bytes) + kRowPadding};
+    pool_.parallelFor(rows, kQuantGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
+        for (uint32_t r = begin; r < end; ++r) {
+            kernels_.round[pieces - 1](in + size_t{r} * k, k, rounded_.as<char>() + r * rounded_rows_.row_bytes);
+        }
+    });
 }
 
 // Fills quant_rows_ with rows of `in`, in the codes that `format` takes.
@@ -109,6 +146,12 @@ void Linears::multiplyPanels(const Panels &p, const Rows &rows, float *out, size
         kernels_.multiplyQuantPanels[p.format](p.data, p.stride, p.count, (p.k + kGroup - 1) / kGroup,
                                                quant_rows_.from(rows.first, p.k0 / kGroup, p.format), rows.count, out,
                                                ldo, p.k0 > 0);
+    } else if (const uint32_t pieces = piecesOf(p.format); pieces > 0) {
+        const RoundedRows from{rounded_rows_.data + rows.first * rounded_rows_.row_bytes +
+                                   roundedRowBytes(p.k0, pieces, kernels_.pair_bytes),
+                               rounded_rows_.row_bytes};
+        kernels_.multiplyRounded[pieces - 1][p.format](p.data, p.stride, p.count, p.k, from, rows.count, out, ldo,
+                                                       p.k0 > 0);
     } else {
         kernels_.multiplyPanels[p.format](p.data, p.stride, p.count, p.k, rows.in + rows.first * rows.ld + p.k0,
                                           rows.ld, rows.count, out, ldo, p.k0 > 0);
@@ -120,9 +163,7 @@ void Linears::multiplyPanels(const Panels &p, const Rows &rows, float *out, size
 template <typename Epilogue>
 void Linears::multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, uint32_t step,
                            const Epilogue &epilogue) {
-    if (takesCodes(w.format)) {
-        quantizeRows(in, rows, w.in, w.format);
-    }
+    prepareRows(in, rows, w.in, w.format);
     if (rows <= kernels_.tileRows(w.format)) {
         streamPanels(in, rows, w, step, epilogue);
     } else {

@@ -44,7 +44,10 @@ private:
     };
 
     size_t scratchFloats(WeightFormat format) const;
+    uint32_t piecesOf(WeightFormat format) const;
+    void prepareRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
     void quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
+    void roundRows(const float *in, uint32_t rows, uint32_t k, uint32_t pieces);
     void multiplyPanels(const Panels &panels, const Rows &rows, float *out, size_t ldo) const;
     template <typename Epilogue>
     void multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, uint32_t step, const Epilogue &epilogue);
@@ -58,7 +61,9 @@ private:
     Arithmetic arithmetic_;
     uint32_t max_rows_;
     HostBuffer codes_, scales_, offsets_;
-    QuantRows quant_rows_{};           // over those three
+    QuantRows quant_rows_{};  // over those three
+    HostBuffer rounded_;
+    RoundedRows rounded_rows_{};       // over rounded_
     std::vector<HostBuffer> scratch_;  // per thread, scratchFloats() each
 };
 

@@ -154,3 +154,25 @@ inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
     }
     return bitsAs<__m512i>(out);
 }
+
+// Subnormal numbers as zeros of their sign, whatever MXCSR says.
+inline float withoutSubnormal(float v) {
+    return fabsf(v) < 0x1p-126F ? copysignf(0.0F, v) : v;
+}
+
+#undef _mm512_dpbf16_ps  // adds in another order
+inline __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
+    const auto x = bitsAs<Lanes<uint32_t, 16>>(a);
+    const auto y = bitsAs<Lanes<uint32_t, 16>>(b);
+    auto out = bitsAs<Floats>(sum);
+    for (int i = 0; i < 16; ++i) {
+        float lane = withoutSubnormal(out.lane[i]);
+        for (const int shift : {0, 16}) {  // the odd element first
+            const float left = withoutSubnormal(bitsAs<float>(x.lane[i] << shift & 0xffff0000U));
+            const float right = withoutSubnormal(bitsAs<float>(y.lane[i] << shift & 0xffff0000U));
+            lane = withoutSubnormal(fmaf(left, right, lane));
+        }
+        out.lane[i] = lane;
+    }
+    return bitsAs<__m512>(out);
+}

@@ -64,6 +64,7 @@ const std::vector<KernelEntry> &kernelEntries() {
         // Asking for AMX has side effects (signal stacks must be larger), so nobody asks when another table is forced.
         const bool wanted = *forcedName() == '\0' || std::strcmp(forcedName(), kAmxKernels.name) == 0;
         found.push_back({&kAmxKernels, amx && wanted && requestAmx()});
+        found.push_back({&kAvx512Bf16Kernels, vnni && __builtin_cpu_supports("avx512bf16")});
         found.push_back({&kAvx512VnniKernels, vnni});
         found.push_back({&kAvx512Kernels, avx512});
         found.push_back({&kAvx2Kernels, avx2});

@@ -4,6 +4,12 @@
 // Numerics that every table keeps, so that results do not depend on batch size, chunking or thread count:
 //   * an output of a float layer or an attention product is one chain of fused multiply-adds over k = 0, 1, 2, ...,
 //     one rounding each, whatever tile it was computed in; a chain that is cut (blocks of k) goes through a float;
+//   * where activations are rounded to bf16 (RoundedRows), an output is one chain over pairs of k: of each pair the odd
+//   k
+//     first, then the even one, one rounding each, with subnormal numbers read and written as zeros. That is what
+//     VDPBF16PS does; tables without it run the same chain with multiply-adds, which flush subnormal numbers because
+//     the threads that compute do (runtime/worker_thread.h). With two pieces each pair is added twice, first with the
+//     pieces that are larger;
 //   * an output of a quantised layer is one chain over groups of 32 k: sum = fma(float(dot), w_scale * x_scale, sum),
 //     where dot is the exact integer product of the group's weight codes and activation codes (QuantRows). Integers
 //     may be added in any order, so every instruction set gives the same bits;
@@ -49,10 +55,27 @@ constexpr uint32_t paddedQuantRows(uint32_t rows) {
     return roundUp(rows, 64) + kMaxTileRows;
 }
 
+// Rows of activations as sums of `pieces` numbers of bf16 each: 1, or 2, of which the second holds what the rounding of
+// the first has left. A row has an entry per pair of k and piece, the pieces of a pair side by side, and zeros beyond k
+// up to a whole group. An entry is what the table multiplies with: two bf16, or the same as two floats.
+constexpr uint32_t kMaxPieces = 2;
+struct RoundedRows {
+    const char *data;
+    size_t row_bytes;  // from row to row
+};
+
+// Bytes of such a row of k whose entries have pair_bytes.
+constexpr size_t roundedRowBytes(uint32_t k, uint32_t pieces, size_t pair_bytes) {
+    return size_t{roundUp(k, kGroup)} / 2 * pieces * pair_bytes;
+}
+
 // y[r * ldy + j] = (accumulate ? y[...] : 0) + sum over k of x[r * ldx + k] * w[j][k], r < rows <= tile_rows,
 // j < 16 * npanels.
 using PanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x,
                              size_t ldx, uint32_t rows, float *y, size_t ldy, bool accumulate);
+// The same for bf16 and bf12 with rounded activations, rows <= tile_rows.
+using RoundedPanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k,
+                                    const RoundedRows &x, uint32_t rows, float *y, size_t ldy, bool accumulate);
 // The same for formats that take codes, over `groups` groups, rows <= quant_tile_rows.
 using QuantPanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups,
                                   const QuantRows &x, uint32_t rows, float *y, size_t ldy, bool accumulate);
@@ -94,6 +117,11 @@ struct KernelTable {
     uint32_t tileRows(WeightFormat format) const { return takesCodes(format) ? quant_tile_rows : tile_rows; }
     PerFormat<PanelKernel> multiplyPanels;            // of formats that take floats
     PerFormat<QuantPanelKernel> multiplyQuantPanels;  // of formats that take codes
+    // Of bf16 and bf12, by the number of pieces less one.
+    PerFormat<RoundedPanelKernel> multiplyRounded[kMaxPieces];
+    size_t pair_bytes;  // of an entry of RoundedRows
+    // x [k] as a row of RoundedRows.
+    void (*round[kMaxPieces])(const float *x, uint32_t k, char *out);
     ExpandBf12Kernel expandBf12;
     TileKernel tile;
     PerFormat<ScoreKernel> score;  // of plain formats, as are weigh, store and load
@@ -128,6 +156,7 @@ extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512VnniKernels;
+extern const KernelTable kAvx512Bf16Kernels;
 extern const KernelTable kAmxKernels;  // only where the process may use tiles (dispatch.cpp)
 #elif defined(__aarch64__)
 extern const KernelTable kNeonKernels;

@@ -36,6 +36,43 @@ void multiplyPanels(const void *panels, size_t panel_bytes, uint32_t npanels, ui
     }
 }
 
+// An entry of RoundedRows is two floats here.
+constexpr size_t kPairBytes = 2 * sizeof(float);
+
+template <int Pieces> void roundRow(const float *x, uint32_t k, char *out) {
+    auto *to = reinterpret_cast<float *>(out);
+    for (uint32_t i = 0; i < roundUp(k, kGroup); ++i) {
+        float left = i < k ? x[i] : 0.0F;
+        for (uint32_t piece = 0; piece < Pieces; ++piece) {
+            const float rounded = bf16ToFloat(floatToBf16(left));
+            to[(i / 2 * Pieces + piece) * 2 + i % 2] = rounded;
+            left -= rounded;
+        }
+    }
+}
+
+template <WeightFormat T, int Pieces>
+void multiplyRounded(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const RoundedRows &x,
+                     uint32_t rows, float *y, size_t ldy, bool accumulate) {
+    for (uint32_t p = 0; p < npanels; ++p) {
+        const void *panel = static_cast<const char *>(panels) + p * panel_bytes;
+        for (uint32_t r = 0; r < rows; ++r) {
+            const auto *row = reinterpret_cast<const float *>(x.data + r * x.row_bytes);
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                float sum = accumulate ? y[r * ldy + p * kPanelRows + j] : 0.0F;
+                for (uint32_t i = 0; i < k; i += 2) {
+                    for (uint32_t piece = 0; piece < Pieces; ++piece) {
+                        const float *pair = row + size_t{i} * Pieces + 2 * piece;
+                        sum = std::fma(weightAt<T>(panel, j, i + 1), pair[1], sum);
+                        sum = std::fma(weightAt<T>(panel, j, i), pair[0], sum);
+                    }
+                }
+                y[r * ldy + p * kPanelRows + j] = sum;
+            }
+        }
+    }
+}
+
 void tile(const float *a, size_t a_row, size_t a_col, const float *const *b, size_t ldb, uint32_t k, float *const *c,
           size_t ldc, uint32_t rows, uint32_t npanels, bool accumulate) {
     for (uint32_t p = 0; p < npanels; ++p) {
@@ -238,6 +275,13 @@ constexpr KernelTable scalarTable() {
     table.store[kF32] = storeF32;
     table.store[kF16] = storeF16;
     table.store[kBf16] = storeBf16;
+    table.pair_bytes = kPairBytes;
+    table.multiplyRounded[0][kBf16] = multiplyRounded<kBf16, 1>;
+    table.multiplyRounded[1][kBf16] = multiplyRounded<kBf16, 2>;
+    table.multiplyRounded[0][kBf12] = multiplyRounded<kBf12, 1>;
+    table.multiplyRounded[1][kBf12] = multiplyRounded<kBf12, 2>;
+    table.round[0] = roundRow<1>;
+    table.round[1] = roundRow<2>;
     table.expandBf12 = expandBf12;
     table.tile = tile;
     table.rmsnorm = rmsnorm;

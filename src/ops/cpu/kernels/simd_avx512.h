@@ -16,6 +16,7 @@ struct Avx512 {
     using B = __m512i;
     using Q = __m512i;  // pairs of int16; with VNNI int32
     static constexpr int kLanes = 16, kParts = 1, kTileRows = 12, kRegisters = 32;
+    static constexpr bool kDotsBf16 = false;
 
     static F zero() { return _mm512_setzero_ps(); }
     static F set(float v) { return _mm512_set1_ps(v); }

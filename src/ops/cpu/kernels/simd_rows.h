@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ops/cpu/kernels/kernels.h"
+#include "ops/cpu/kernels/simd_bf16.h"
 #include "ops/cpu/kernels/simd_float.h"
 
 namespace q3::cpu {
@@ -179,10 +180,7 @@ template <typename S> void storeF16(void *out, const float *in, uint32_t n) {
 
 template <typename S> void storeBf16(void *out, const float *in, uint32_t n) {
     storeHalves<S>(out, in, n, [](uint16_t *lanes, typename S::F v) {
-        const typename S::I bits = S::bits(v);
-        const typename S::I odd = S::andBits(S::template shiftRight<16>(bits), S::setInt(1));
-        const typename S::I rounded = S::addInt(bits, S::addInt(odd, S::setInt(0x7fff)));
-        S::narrow(reinterpret_cast<int16_t *>(lanes), S::template shiftRight<16>(S::quietNan(v, rounded)));
+        S::narrow(reinterpret_cast<int16_t *>(lanes), S::template shiftRight<16>(nearestBf16<S>(v)));
     });
 }
 

@@ -9,6 +9,7 @@
 //   widen (int8 -> H), broadcastPair, dotPairs(sum, w, x)               on H, sums in I
 //   loadQuads, lowNibbles, highNibbles, broadcastQuad, noQuads -> 0,
 //   dotQuads(sum, w, x) (w 0 to 15, x signed), totalQuads -> I                                 on B, sums in Q
+//   kDotsBf16; if so broadcastBits -> I, dotBf16(sum, w, x) on F and pairs of bf16 in I (simd_bf16.h)
 //   tableBf12(base), wordsBf12(codes, second, low, table, words)        a pair of bf12 as words of a bf16 panel
 // A set with better products specialises Steps (simd_quant.h) or replaces slots of its table.
 // Files compiled with an instruction set's flags include only intrinsics, C headers, kernels.h, formats.h and these
@@ -17,6 +18,7 @@
 #pragma once
 
 #include "ops/cpu/kernels/simd_attention.h"
+#include "ops/cpu/kernels/simd_bf16.h"
 #include "ops/cpu/kernels/simd_float.h"
 #include "ops/cpu/kernels/simd_quant.h"
 #include "ops/cpu/kernels/simd_rows.h"
@@ -47,6 +49,7 @@ template <typename S> constexpr KernelTable simdTable(const char *name) {
     table.store[kF16] = storeF16<S>;
     table.store[kBf16] = storeBf16<S>;
     table.expandBf12 = expandBf12<S>;
+    addRounded<S>(table);
     table.tile = tile<S>;
     table.rmsnorm = rmsnorm<S>;
     table.add = add<S>;
