@@ -13,6 +13,7 @@ import libraries
 import peers
 import pytest
 from infinicore_infer.tools import bench
+from infinicore_infer.tools.machine_limits import Limits
 from libinfinicore_infer import load_library
 
 FACTS = {
@@ -26,7 +27,7 @@ FACTS = {
 def row(**values: Any) -> dict[str, Any]:
     fields = dict(model="0.6b", dtype="int8", threads=2, test="tg16", batch=1, tok_s=40.0)
     shares = dict(spread=0.01, gb_s=26.0, of_bandwidth=0.87, gflop_s=48.0, of_peak=0.24)
-    limits = dict(bandwidth=30.0, peak=200.0)
+    limits = dict(of_instruction=0.06, bandwidth=30.0, peak=200.0, instruction=800.0)
     return {**fields, **shares, **limits, **values}
 
 
@@ -67,7 +68,16 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line["test"] for line in table] == ["tg16", "pp512"] and table[1]["tok_s"] == "170"
     bench.write_rows(rows, FACTS, "md")
     text = capsys.readouterr().out
-    assert "B = 30.0 GB/s" in text and text.count("\n|") == 4
+    assert "B = 30.0 GB/s, P = 200.0 GFLOP/s\n" in text and text.count("\n|") == 4
+
+
+def test_limits() -> None:
+    """The fastest instruction of each kind counts, and P where there is none."""
+    plain = {"bandwidth_gbps": 30.0, "fma_gflops": 200.0}
+    assert Limits.of(plain) == Limits(30, 200, 200, 200)
+    wide = {**plain, "bf16_gflops": 400.0, "int8_gops": 800.0, "amx_bf16_gflops": 3200.0}
+    assert Limits.of(wide) == Limits(30, 200, 3200, 800)
+    assert Limits.of(plain).mean(Limits.of(wide)) == Limits(30, 200, 1700, 500)
 
 
 def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,11 @@
 
 Models are random weights of an official Qwen3 shape, so nothing has to be downloaded: speed depends
 on shapes only. Every run first measures the machine: read bandwidth B (best of several access
-patterns) and the float32 multiply-add peak P, both with the same number of threads. Both are
-measured again before and after every repetition, which is compared with what lies between: a shared
-machine's limits change within seconds. Decode is compared with B (weights and KV read per step),
-prefill with P.
+patterns), the float32 multiply-add peak P and the peaks of the instructions that multiply bf16 and
+bytes, all with the same number of threads. They are measured again before and after every
+repetition, which is compared with what lies between: a shared machine's limits change within
+seconds. Decode is compared with B (weights and KV read per step), prefill with P and with the
+fastest instruction for the weights' format.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, sampling_struct
 from infinicore_infer.paths import CHECKOUT
-from infinicore_infer.tools.machine_limits import Limits, Machine, cpu_name
+from infinicore_infer.tools.machine_limits import CODE_PEAKS, FLOAT_PEAKS, Limits, Machine, cpu_name
 
 # hidden, layers, query heads, KV heads, MLP, tied
 SHAPES = {
@@ -128,8 +129,11 @@ class Row:
         of_bandwidth: Share of B, median over the repetitions of each one's share at that moment.
         gflop_s: Arithmetic per second.
         of_peak: Share of P, likewise.
+        of_instruction: Share of the peak of the fastest instruction that multiplies such weights:
+            bytes for int8 and int4, bf16 for others, or P where the CPU has none.
         bandwidth: B in GB/s, median of what it was around the repetitions.
         peak: P in GFLOP/s, likewise.
+        instruction: That instruction's peak in GFLOP/s, likewise.
     """
 
     model: str
@@ -143,8 +147,10 @@ class Row:
     of_bandwidth: float
     gflop_s: float
     of_peak: float
+    of_instruction: float
     bandwidth: float
     peak: float
+    instruction: float
 
 
 class Bench:
@@ -174,7 +180,7 @@ class Bench:
         self.rng = np.random.default_rng(1)
 
     def _limits(self) -> Limits:
-        return self.machine.now() if self.machine else Limits(1.0, 1.0)
+        return self.machine.now() if self.machine else Limits(1.0, 1.0, 1.0, 1.0)
 
     def _tokens(self, count: int) -> NDArray[np.uint32]:
         return self.rng.integers(0, self.meta.dvoc, count).astype(np.uint32)
@@ -249,6 +255,8 @@ class Bench:
                     self.meta.dvoc * self.meta.d * (4 if self.source_dtype == DataType.F32 else 2)
                 )
             read = (generate * weights + kv) / 1e9
+        codes = self.precision.dtype.startswith("int")
+        peaks = [at.code_peak if codes else at.float_peak for at in limits]
         return Row(
             model=self.name,
             dtype=str(self.precision),
@@ -263,8 +271,10 @@ class Bench:
             ),
             gflop_s=flops / seconds,
             of_peak=median(flops / t / at.peak for t, at in zip(times, limits, strict=True)),
+            of_instruction=median(flops / t / p for t, p in zip(times, peaks, strict=True)),
             bandwidth=median(at.bandwidth for at in limits),
             peak=median(at.peak for at in limits),
+            instruction=median(peaks),
         )
 
 
@@ -295,8 +305,14 @@ def write_rows(rows: list[dict[str, Any]], facts: dict[str, Any], form: str) -> 
         csv.writer(sys.stdout).writerows([names, *cells])
         return
     machine = facts["machine"]
+    others = [
+        f"{name} = {machine[name]}"
+        for name in dict.fromkeys(FLOAT_PEAKS[1:] + CODE_PEAKS[1:])
+        if name in machine
+    ]
     print(
-        f"{facts['cpu']}: B = {machine['bandwidth_gbps']} GB/s, P = {machine['fma_gflops']} GFLOP/s"
+        f"{facts['cpu']}: B = {machine['bandwidth_gbps']} GB/s, "
+        + ", ".join([f"P = {machine['fma_gflops']} GFLOP/s", *others])
     )
     print("\n| " + " | ".join(names) + " |")
     print("|" + "---|" * len(names))

@@ -19,26 +19,38 @@ from infinicore_infer.paths import CHECKOUT, PACKAGES
 PROGRAM = "bench_machine"
 
 
+# Peaks that bench_machine measures: of float32 multiply-adds, and of the instructions that multiply
+# bf16 and bytes, the fastest last. A CPU has the first and some of the others.
+FLOAT_PEAKS = ("fma_gflops", "bf16_gflops", "amx_bf16_gflops")
+CODE_PEAKS = ("fma_gflops", "int8_gops", "amx_int8_gops")
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """The machine's limits at one moment.
+    """The machine's limits at one moment, of all threads together.
 
     Attributes:
-        bandwidth: B, GB/s that all threads together read from memory.
-        peak: P, GFLOP/s of float32 multiply-adds of all threads together.
+        bandwidth: B, GB/s read from memory.
+        peak: P, GFLOP/s of float32 multiply-adds.
+        float_peak: GFLOP/s of the fastest instruction that multiplies floats or bf16.
+        code_peak: GOP/s of the fastest instruction that multiplies bytes, P where there is none.
     """
 
     bandwidth: float
     peak: float
+    float_peak: float
+    code_peak: float
 
     @classmethod
     def of(cls, figures: dict[str, Any]) -> Limits:
         """Take them from a line of the native program."""
-        return cls(figures["bandwidth_gbps"], figures["fma_gflops"])
+        peaks = [[figures.get(name, 0.0) for name in names] for names in (FLOAT_PEAKS, CODE_PEAKS)]
+        return cls(figures["bandwidth_gbps"], figures["fma_gflops"], *map(max, peaks))
 
     def mean(self, other: Limits) -> Limits:
         """Return what lies between two moments."""
-        return Limits((self.bandwidth + other.bandwidth) / 2, (self.peak + other.peak) / 2)
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Limits(*(sum(pair) / 2 for pair in pairs))
 
 
 def _program() -> Path:
@@ -63,7 +75,8 @@ class Machine:
     """The native program, kept running: a shared machine's limits change within seconds.
 
     Attributes:
-        facts: bandwidth_gbps (B, the best of all), fma_gflops (P) and every pattern's reads.
+        facts: bandwidth_gbps (B, the best of all), fma_gflops (P), the peaks of the other
+            instructions that this CPU has, and every pattern's reads.
     """
 
     def __init__(self, threads: int) -> None:
@@ -90,7 +103,7 @@ class Machine:
         return result
 
     def now(self) -> Limits:
-        """Measure the limits of this moment, in about 0.15 s, with the patterns that were best."""
+        """Measure the limits of this moment, in about 0.2 s, with the patterns that were best."""
         assert self._process.stdin
         self._process.stdin.write("\n")
         self._process.stdin.flush()
