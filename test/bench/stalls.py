@@ -25,6 +25,8 @@ from soak import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 _CHAT, _TEXT = "/v1/chat/completions", "/v1/completions"
+# Has the prompt rendered and encoded, and nothing computed.
+_COUNT = "/v1/messages/count_tokens"
 _CONTEXT = 40960
 _LIMIT = 100.0
 # Most bytes of a body, but for its ends.
@@ -80,9 +82,9 @@ def cases(values: int) -> dict[str, Case]:
         "one long text": (_CHAT, _chat("a" * _SIZE)),
         "text without ASCII": (_CHAT, _chat("ä" * (_SIZE // 6))),
         "raw text without ASCII": (_TEXT, ('{"prompt":"' + "語" * (_SIZE // 3) + '"}').encode()),
-        "text that nearly fits": (_CHAT, _chat("hello " * (_CONTEXT - 100))),
-        "text of the usual bytes": (_CHAT, _chat("Zz9 <|im_" * (_CONTEXT * 8 // 9))),
-        "control tokens that fit": (_CHAT, _chat("<|im_end|>" * (_CONTEXT // 10))),
+        "text that nearly fits": (_COUNT, _chat("hello " * (_CONTEXT - 100))),
+        "text of the usual bytes": (_COUNT, _chat("Zz9 <|im_" * (_CONTEXT * 8 // 9))),
+        "control tokens that fit": (_COUNT, _chat("<|im_end|>" * (_CONTEXT // 10))),
         "spaces in JSON": (_TEXT, b'{"prompt":' + b" " * _SIZE + b"1}"),
         "one long number": (_TEXT, b'{"prompt":1.' + b"1" * _SIZE + b"}"),
         "deep lists": (_TEXT, b'{"prompt":' + b"[" * (_SIZE // 2) + b"]" * (_SIZE // 2) + b"}"),

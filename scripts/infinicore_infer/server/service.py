@@ -57,6 +57,21 @@ def _parsed(data: bytearray, kind: type[_BodyType]) -> tuple[_BodyType, list[str
     return body, ignored + body.left_out() + unknown_parts(raw)
 
 
+def _report_templates(model: Qwen3ForCausalLM) -> None:
+    """Say in the log which chat templates are damaged; what needs none works without them."""
+    problems = model.tokenizer.templates.problems()
+    default = problems.pop("default", None)
+    for problem in problems.values():
+        _LOG.warning("requests that need this chat template will fail: %s", problem)
+    if default is None and "default" in model.tokenizer.templates.sources:
+        try:
+            model.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
+        except ValueError as error:
+            default = str(error)
+    if default is not None:
+        _LOG.error("chats will fail, /v1/completions works: %s", default)
+
+
 class Writer(Protocol):
     """Writes an answer in a protocol's form, whole or as events, from what the engine tells."""
 
@@ -130,6 +145,8 @@ class Service:
         """Begin to serve. Takes a second or two, for grammars of a large vocabulary."""
         self.grammars.attach(engine.model)
         self.metrics.watch(lambda: engine.stats)
+        if engine.model.has_tokenizer:
+            _report_templates(engine.model)
         self.async_engine = AsyncEngine(engine)
 
     def ready(self, model: str | None = None) -> AsyncEngine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from infinicore_infer.errors import FieldError
@@ -121,6 +122,7 @@ class ChatTemplates:
 
     Attributes:
         sources: Jinja sources; the ordinary one is ``"default"``. Empty if the checkpoint has none.
+        origins: Where each is from, for messages.
     """
 
     def __init__(self, folder: Path | None, config: Mapping[str, Any]) -> None:
@@ -134,6 +136,8 @@ class ChatTemplates:
             TokenizerError: An entry has the wrong type.
         """
         self.sources: dict[str, str] = {}
+        self.origins: dict[str, str] = {}
+        self._problems: dict[str, str | None] = {}
         entry = config.get("chat_template")
         if isinstance(entry, list):
             pairs = [(e.get("name"), e.get("template")) for e in entry if isinstance(e, dict)]
@@ -145,29 +149,68 @@ class ChatTemplates:
             if not isinstance(name, str) or not isinstance(source, str):
                 raise TokenizerError("tokenizer_config.json: 'chat_template' must be a string")
             self.sources[name] = source
+            where = "chat_template" if folder is None else "tokenizer_config.json, chat_template"
+            self.origins[name] = where + ("" if name == "default" else f" {name!r}")
         if folder is None:
             return
         files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
         main = folder / "chat_template.jinja"
         if main.is_file() or files:
-            self.sources = {path.stem: path.read_text("utf-8") for path in files}
+            self.sources = {}
+        for path in files:
+            self._read(path.stem, path)
         if main.is_file():
-            self.sources["default"] = main.read_text("utf-8")
+            self._read("default", main)
+
+    def _read(self, name: str, path: Path) -> None:
+        """Read a file; one that is damaged is told of when its template is asked for."""
+        self.origins[name], self.sources[name] = str(path), ""
+        try:
+            self.sources[name] = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            self._problems[name] = f"{path}: {error}"
+
+    def problem(self, name: str) -> str | None:
+        """Return what is wrong with a template, with its file and line; ``None``: nothing is."""
+        # Imported where it is used: programs that send no chat need not wait for it.
+        from infinicore_infer.text.template_engine import compile_template
+
+        if name not in self._problems:
+            self._problems[name] = None
+            try:
+                compile_template(self.sources[name])
+            except Exception as error:  # Jinja's, and those of what it calls while it compiles
+                line = getattr(error, "lineno", None)
+                where = self.origins[name] + ("" if line is None else f", line {line}")
+                self._problems[name] = f"{where}: {_told(error)}"
+        return self._problems[name]
+
+    def problems(self) -> dict[str, str]:
+        """Return what is wrong with each template that something is wrong with, by name."""
+        found = {name: self.problem(name) for name in self.sources}
+        return {name: problem for name, problem in found.items() if problem is not None}
 
     def choose(self, tools: object) -> str:
         """Return the source for a request.
 
         Raises:
-            TokenizerError: The checkpoint has none.
+            TokenizerError: The checkpoint has none, or it is damaged.
         """
+        name = self._name(tools)
+        problem = self.problem(name)
+        if problem is not None:
+            raise TokenizerError(f"the chat template failed: {problem}")
+        return self.sources[name]
+
+    def _name(self, tools: object) -> str:
         if tools is not None and "tool_use" in self.sources:
-            return self.sources["tool_use"]
+            return "tool_use"
         if not self.sources:
             raise TokenizerError("this checkpoint has no chat template")
         if "default" not in self.sources:
             names = ", ".join(sorted(self.sources))
             raise TokenizerError(f"this checkpoint has no default chat template, only {names}")
-        return self.sources["default"]
+        return "default"
 
     def literals(self) -> str:
         """Return all sources: what is in none of them no template writes by itself."""
@@ -203,7 +246,10 @@ def render(source: str, messages: Sequence[Message], variables: Mapping[str, Any
 
 
 def _told(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    lines = [frame.lineno for frame in extract_tb(error.__traceback__)
+             if frame.filename == "<template>"]  # fmt: skip
+    where = f"line {lines[-1]}: " if lines else ""
+    return where + (str(error) or type(error).__name__)
 
 
 def render_open(source: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
