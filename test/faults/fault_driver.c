@@ -6,7 +6,7 @@
  * Every command prints what failed and a summary; its result is the number of failures.
  */
 #define _GNU_SOURCE
-#include "infinicore_infer/models/qwen3.h"
+#include "fault_driver.h"
 
 #include <dirent.h>
 #include <dlfcn.h>
@@ -28,12 +28,9 @@
 #include <time.h>
 #include <unistd.h>
 
-typedef struct Qwen3Model Qwen3Model;
-typedef struct KVCache KVCache;
+int g_checks = 0, g_failures = 0;
 
-static int g_checks = 0, g_failures = 0;
-
-static void report(int passed, int line, const char *format, ...) {
+void report(int passed, int line, const char *format, ...) {
     ++g_checks;
     if (!passed && ++g_failures <= 20) {
         va_list args;
@@ -44,23 +41,20 @@ static void report(int passed, int line, const char *format, ...) {
         va_end(args);
     }
 }
-#define CHECK(condition, ...) report((condition) != 0, __LINE__, __VA_ARGS__)
 
 /* ------------------------------------------------------------------ a small random model */
-
-enum { NLAYER = 2, WIDTH = 32, HEADS = 4, KV_HEADS = 2, HEAD = 16, INNER = 48, CONTEXT = 64, VOCABULARY = 100 };
-enum { NPROMPT = 20 };
 
 typedef struct {
     const void *layers[NLAYER];
 } PerLayer;
 
 static PerLayer g_tensors[11];
-static Qwen3Meta g_meta = {QWEN3_DTYPE_F32, NLAYER,  WIDTH,      HEADS, KV_HEADS, HEAD,
-                           INNER,           CONTEXT, VOCABULARY, 1e-6f, 10000.0f, 1};
-static Qwen3Weights g_weights;
-static uint32_t g_prompt[NPROMPT];
-static float g_expected[NPROMPT * VOCABULARY], g_logits[NPROMPT * VOCABULARY];
+Qwen3Meta g_meta = {QWEN3_DTYPE_F32, NLAYER,  WIDTH,      HEADS, KV_HEADS, HEAD,
+                    INNER,           CONTEXT, VOCABULARY, 1e-6f, 10000.0f, 1};
+Qwen3Weights g_weights;
+uint32_t g_prompt[NPROMPT];
+float g_expected[NPROMPT * VOCABULARY];
+static float g_logits[NPROMPT * VOCABULARY];
 
 /* All tensors lie in one piece of memory, as in a file. */
 static size_t tensorFloats(void) {
@@ -110,10 +104,10 @@ static void placeTensors(const float *at) {
     g_weights.input_embd = at + WIDTH + (size_t)VOCABULARY * WIDTH;
 }
 
-static Qwen3ModelOptions g_options = QWEN3_MODEL_OPTIONS_INIT;
-static int32_t g_ndev = 1;
+Qwen3ModelOptions g_options = QWEN3_MODEL_OPTIONS_INIT;
+int32_t g_ndev = 1;
 
-static Qwen3Model *create(void) {
+Qwen3Model *create(void) {
     return createQwen3ModelEx(&g_meta, &g_weights, QWEN3_DEVICE_CPU, g_ndev, NULL, &g_options);
 }
 
@@ -127,7 +121,7 @@ static int sameLogits(uint32_t pos, uint32_t ntok) {
 }
 
 /* Whether the model still computes what it did, in a cache of its own. */
-static void checkUsable(Qwen3Model *model, int line) {
+void checkUsable(Qwen3Model *model, int line) {
     KVCache *cache = createKVCache(model);
     report(cache != NULL, line, "no cache: %s", qwen3LastError());
     memset(g_logits, 0, sizeof g_logits);
@@ -157,7 +151,7 @@ static void setUp(void) {
     g_options.kv_limit_bytes = 1 << 24;
 }
 
-static void learnExpected(void) {
+void learnExpected(void) {
     Qwen3Model *model = create();
     KVCache *cache = createKVCache(model);
     CHECK(forward(model, cache, 0, NPROMPT) == QWEN3_STATUS_SUCCESS, "%s", qwen3LastError());
@@ -199,8 +193,6 @@ typedef struct {
     KVCache *cache; /* holds the first half of the prompt */
     char *path;     /* to write to, or to read from */
 } Subject;
-
-enum { HALF = NPROMPT / 2 };
 
 /* Operations return a status; success includes that results are right. */
 static int32_t statusOf(int passed) {
@@ -452,7 +444,7 @@ static void fingerprintWithoutMemory(char **argv) {
 /* ------------------------------------------------------------------ the process */
 
 /* Ends the process when a call hangs. */
-static void within(unsigned seconds) {
+void within(unsigned seconds) {
     signal(SIGALRM, SIG_DFL);
     alarm(seconds);
 }
@@ -533,7 +525,7 @@ static void forks(char **argv) {
 }
 
 /* The number behind a name in a file of /proc. */
-static unsigned long long statusField(const char *path, const char *name, int base) {
+unsigned long long statusField(const char *path, const char *name, int base) {
     char line[256];
     unsigned long long value = 0;
     FILE *file = fopen(path, "r");
@@ -1131,14 +1123,27 @@ int fault_main(int argc, char **argv) {
         void (*run)(char **);
         int nargs;
     } commands[] = {
-        {"sweep", sweep, 8},        {"fingerprint-without-memory", fingerprintWithoutMemory, 0},
-        {"fork", forks, 1},         {"signals", signals, 1},
-        {"floats", floats, 3},      {"locale", locales, 2},
-        {"write", writeForEver, 1}, {"after-kill", afterKill, 1},
-        {"damage", damage, 3},      {"limits", limits, 1},
-        {"truncate", truncated, 5}, {"truncate-each", truncatedEach, 5},
-        {"forged", forged, 1},      {"save", saveFor, 1},
-        {"load", loadFrom, 1},      {"cancel", cancelled, 0},
+        {"sweep", sweep, 8},
+        {"fingerprint-without-memory", fingerprintWithoutMemory, 0},
+        {"fork", forks, 1},
+        {"signals", signals, 1},
+        {"floats", floats, 3},
+        {"locale", locales, 2},
+        {"write", writeForEver, 1},
+        {"after-kill", afterKill, 1},
+        {"damage", damage, 3},
+        {"limits", limits, 1},
+        {"truncate", truncated, 5},
+        {"truncate-each", truncatedEach, 5},
+        {"forged", forged, 1},
+        {"save", saveFor, 1},
+        {"load", loadFrom, 1},
+        {"cancel", cancelled, 0},
+        {"garbage", garbage, 1},
+        {"crowd", crowd, 0},
+        {"interrupted", interrupted, 1},
+        {"fork-create", forkAmidCreate, 0},
+        {"process-limits", processLimits, 1},
     };
     *(void **)&fault_arm = dlsym(RTLD_DEFAULT, "fault_arm");
     *(void **)&fault_disarm = dlsym(RTLD_DEFAULT, "fault_disarm");

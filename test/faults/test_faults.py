@@ -223,6 +223,29 @@ def test_fork(programs: Path, tmp_path: Path) -> None:
     run(programs, "fork", tmp_path)
 
 
+def test_garbage(programs: Path) -> None:
+    """Fields of structs that are anything at all: an error that is named, or a model that works."""
+    run(programs, "garbage", 200000 if LONG else 4000)
+
+
+def test_many_threads(programs: Path) -> None:
+    """Two models and eight threads, while another one cancels: the same bits, or CANCELLED."""
+    run(programs, "crowd")
+
+
+def test_interrupted_by_a_timer(programs: Path, tmp_path: Path) -> None:
+    run(programs, "interrupted", tmp_path)
+
+
+def test_fork_amid_create(programs: Path) -> None:
+    run(programs, "fork-create")
+
+
+def test_limits_of_the_process(programs: Path, tmp_path: Path) -> None:
+    """Too little address space, and no descriptors left."""
+    run(programs, "process-limits", tmp_path)
+
+
 def test_cancelled_amid_logits(programs: Path) -> None:
     """A step stops before its next rows of logits, and nothing of it stays."""
     run(programs, "cancel")
