@@ -295,6 +295,31 @@ def test_a_form_goes_on_with_what_is_written(server: LiveServer) -> None:
     assert response.status_code == 400 and response.json()["error"]["param"] == "messages"
 
 
+@pytest.mark.parametrize("place", ["const", "pattern", "properties", "title"])
+def test_long_texts(place: str) -> None:
+    """Except in annotations, which no grammar sees."""
+    text: Any = "ab" * 5000
+    schema = {place: {text: True} if place == "properties" else text}
+    if place == "title":
+        json_grammar(schema, "x")
+    else:
+        with pytest.raises(FieldError, match="10000 characters"):
+            json_grammar(schema, "x")
+
+
+@pytest.mark.parametrize("branches", [1, 9])
+def test_properties_may_be_many(
+    reference: Qwen3ForCausalLM, grammars: Grammars, branches: int
+) -> None:
+    """All optional: behind the brace each of them may come."""
+    objects = [
+        {"type": "object", "properties": {f"{b}p{i}": {"const": 1} for i in range(1000)}}
+        for b in range(branches)
+    ]
+    texts = [draw(reference, grammars, {"anyOf": objects}, random.Random(i)) for i in range(3)]
+    assert any(texts)
+
+
 def test_tools_may_be_many(grammars: Grammars) -> None:
     """Each is checked by itself, and the check is kept."""
     tools = [

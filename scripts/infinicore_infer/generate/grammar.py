@@ -22,6 +22,9 @@ from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 from infinicore_infer.text.tool_calls import CALL, CALL_END
 
 _MAX_GRAMMAR = 256 << 10
+# Enough for all the properties that a grammar of that length has room for: what is accepted must
+# not fail in mid-answer. A step may take some 25 ms for the worst of them.
+_LIMITS = llguidance.LLParserLimits(max_items_in_row=1 << 17, step_max_items=1 << 19)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,7 @@ class Grammars:
 
     def _compile(self, grammar: str) -> llguidance.LLMatcher:
         assert self._tokenizer is not None
-        return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
+        return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
 
     def factory(
         self, grammar: Grammar, *, may_think: bool, thinking: bool, written: str = ""

@@ -10,8 +10,11 @@ from infinicore_infer.generate.grammar import Grammar
 from infinicore_infer.server.chat_request import ChatRequest, Tool
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.schemas import prepared
+from infinicore_infer.text.traced import strings
 
 _MAX_PROPERTIES = 1000
+# Of a name, a value or a pattern: all of it is looked through again for each token's mask.
+_MAX_TEXT = 8192
 
 
 def choose_grammar(request: ChatRequest) -> Grammar | None:
@@ -75,6 +78,10 @@ def _json(schema: JsonObject, field: str) -> str:
     """
     _check_size(schema, field)
     schema = prepared(schema, field)
+    longest = max((len(text) for text in strings(schema)), default=0)
+    if longest > _MAX_TEXT:
+        problem = f"the schema has a name, a value or a pattern of {longest} characters"
+        raise FieldError(field, f"{problem}; at most {_MAX_TEXT} are supported")
     # Without a limit, a small model can write spaces until its tokens are used up. The separators
     # are those that models see most.
     style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
