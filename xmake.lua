@@ -327,6 +327,15 @@ target("bench_kernels")
     add_deps("q3_core")
 target_end()
 
+-- How a step's work divides over threads.
+target("bench_scaling")
+    set_kind("binary")
+    set_group("bench")
+    set_default(false)
+    add_files("test/bench/scaling.cpp", "src/api/*.cpp")
+    add_deps("q3_core")
+target_end()
+
 -- Measures the machine for qwen3-bench.
 if is_arch("x86_64", "x64") then
     target("bench_machine")

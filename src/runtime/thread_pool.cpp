@@ -82,17 +82,35 @@ void ThreadPool::run(uint32_t count, uint32_t least, uint32_t most, Invoke invok
     }
 }
 
-// How many to claim at `begin` < count_.
-uint32_t ThreadPool::chunkAt(uint32_t begin) const {
-    const uint32_t left = count_ - begin;
-    const uint32_t share = left / (2 * nthreads_) / least_ * least_;
-    return std::min(left, std::clamp(share, least_, most_));
+uint32_t ThreadPool::Fork::chunk(uint32_t left) const {
+    const uint32_t share = left / (2 * nthreads) / least * least;
+    return std::min(left, std::clamp(share, least, most));
+}
+
+std::atomic<void (*)(const ThreadPool::Fork &fork)> ThreadPool::observer_{nullptr};
+
+void ThreadPool::observe(void (*observer)(const Fork &fork)) {
+    observer_.store(observer);
+}
+
+void ThreadPool::Watch::begin(const Fork &fork) {
+    watching_ = true;
+    fork_ = fork;
+    start_ = std::chrono::steady_clock::now();
+}
+
+void ThreadPool::Watch::end() {
+    fork_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    if (const auto observer = observer_.load()) {
+        observer(fork_);
+    }
 }
 
 void ThreadPool::work(uint32_t thread) {
+    const Fork fork{nthreads_, count_, least_, most_, 0.0};
     uint32_t begin = next_.load(std::memory_order_relaxed);
     while (begin < count_) {
-        const uint32_t size = chunkAt(begin);
+        const uint32_t size = fork.chunk(count_ - begin);
         if (next_.compare_exchange_weak(begin, begin + size, std::memory_order_relaxed)) {
             invoke_(body_, begin, begin + size, thread);
             begin = next_.load(std::memory_order_relaxed);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -25,6 +26,18 @@ public:
 
     uint32_t size() const { return nthreads_; }
 
+    // One parallelFor, for tools that study how work divides.
+    struct Fork {
+        uint32_t nthreads, count, least, most;
+        double seconds;
+        // Whether the caller's thread did everything, because there is one chunk only.
+        bool alone() const { return nthreads == 1 || count <= least; }
+        // The size of the chunk that is claimed when `left` are left.
+        uint32_t chunk(uint32_t left) const;
+    };
+    // The function that is called after every fork of every pool, by the forking thread; null, as at first: none.
+    static void observe(void (*observer)(const Fork &fork));
+
     // Calls body(begin, end, thread) over [0, count) in chunks of at most `grain`, claimed in order by whoever is
     // free; returns when all are done. thread < size(). Runs inline when there is one chunk. body must not throw.
     // One caller at a time.
@@ -38,6 +51,7 @@ public:
         if (count == 0) {
             return;
         }
+        const Watch watch({nthreads_, count, least, most, 0.0});
         if (nthreads_ == 1 || count <= least) {
             body(0U, count, 0U);
             return;
@@ -51,10 +65,34 @@ public:
     }
 
 private:
+    // Tells the observer about a fork when it ends.
+    class Watch {
+    public:
+        explicit Watch(const Fork &fork) {
+            if (observer_.load(std::memory_order_relaxed) != nullptr) {
+                begin(fork);
+            }
+        }
+        ~Watch() {
+            if (watching_) {
+                end();
+            }
+        }
+        Watch(const Watch &) = delete;
+        Watch &operator=(const Watch &) = delete;
+
+    private:
+        void begin(const Fork &fork);
+        void end();
+        bool watching_ = false;
+        Fork fork_;
+        std::chrono::steady_clock::time_point start_;
+    };
+    static std::atomic<void (*)(const Fork &fork)> observer_;
+
     using Invoke = void (*)(const void *body, uint32_t begin, uint32_t end, uint32_t thread);
     void run(uint32_t count, uint32_t least, uint32_t most, Invoke invoke, const void *body);
     void work(uint32_t thread);
-    uint32_t chunkAt(uint32_t begin) const;
     void workerLoop(uint32_t thread);
     void stop();
 
