@@ -67,10 +67,13 @@ bool copyReadable(void *target, const void *data, size_t bytes, size_t stride, s
             return false;
         }
     }
-    for (; bytes > 0 && count > 0; --count, from += stride, to += bytes) {
-        if (!isReadable(from, bytes)) {
-            return false;
-        }
+    if (bytes == 0 || count == 0) {
+        return true;
+    }
+    if (!isReadable(from, (count - 1) * stride + bytes)) {
+        return false;
+    }
+    for (; count > 0; --count, from += stride, to += bytes) {
         std::memcpy(to, from, bytes);
     }
     return true;

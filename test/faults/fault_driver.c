@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fenv.h>
+#include <limits.h>
 #include <locale.h>
 #include <math.h>
 #include <pthread.h>
@@ -185,7 +186,9 @@ enum { FAULT_MEMORY = 1, FAULT_FILES = 2, FAULT_SHORT = 4 };
 static void (*fault_arm)(int kind, long nth, int error, int all);
 static int (*fault_disarm)(void);
 static long (*fault_live_blocks)(void);
+static long (*fault_left)(void);
 static void (*fault_after_read)(void (*hook)(void), long nth);
+static void (*fault_forbid_reads)(int forbidden);
 
 /* What an operation works on. */
 typedef struct {
@@ -358,15 +361,17 @@ static void sweep(char **argv) {
         g_options.cache_path = path;
         g_options.cache_key = "key";
     }
-    if (!operation->has_model) { /* what the C library keeps for the next threads is there from now on */
-        Attempt first = {operation, &s, 0, 0, 0, 1, 0, 0, 0, ""};
-        attemptAnew(&first);
-        closeSubject(&s);
-    }
+    /* How many calls there are. What the C library keeps for the next threads is there from now on, too. */
+    openSubject(&s, operation);
+    Attempt first = {operation, &s, kind, error, 0, LONG_MAX, 0, 0, 0, ""};
+    attemptAnew(&first);
+    const long last = LONG_MAX - fault_left() - 64;
+    closeSubject(&s);
     openSubject(&s, operation);
     long faults = 0, failed = 0;
     int fired = 1;
-    for (long nth = 1; fired; nth += faults < 64 ? 1 : stride) {
+    /* The first 64, the last 64, and every few between them. */
+    for (long nth = 1; fired; nth += nth < 64 || nth >= last ? 1 : last - nth < stride ? last - nth : stride) {
         if (operation->fresh) {
             closeSubject(&s);
             openSubject(&s, operation);
@@ -378,6 +383,8 @@ static void sweep(char **argv) {
         const int32_t status = a.status;
         fired = a.fired;
         faults += fired;
+        CHECK((status == QWEN3_STATUS_SUCCESS) == (a.last_status == QWEN3_STATUS_SUCCESS),
+              "%s, fault %ld: %s, and an error: %s", argv[0], nth, qwen3StatusName(status), a.message);
         if (status != QWEN3_STATUS_SUCCESS) {
             ++failed;
             const int32_t expected = kind == FAULT_MEMORY                         ? QWEN3_STATUS_OUT_OF_MEMORY
@@ -1021,6 +1028,30 @@ static void truncated(char **argv) {
     printf("%d of %d loads failed\n", failed, rounds);
 }
 
+/* sandbox FOLDER LAYOUT BACKEND: where the kernel may not copy, the same weights are read; a file that is too short
+ * from the beginning is still an error. */
+static void sandbox(char **argv) {
+    char path[4096];
+    const size_t bytes = tensorFloats() * sizeof(float);
+    int fd = -1;
+    snprintf(path, sizeof path, "%s/tensors", argv[0]);
+    g_options.dt_weight = QWEN3_DTYPE_F32;
+    setBackend(argv[2]);
+    float *map = mapTensors(path, &fd);
+    setLayout(argv[1]);
+    learnExpected();
+    fault_forbid_reads(1);
+    Qwen3Model *model = create();
+    CHECK(model != NULL, "%s", qwen3LastError());
+    checkUsable(model, __LINE__);
+    destroyQwen3Model(model);
+    CHECK(ftruncate(fd, 0) == 0, "the file cannot be cut");
+    CHECK(create() == NULL && qwen3LastStatus() == QWEN3_STATUS_IO_ERROR, "%s", qwen3LastError());
+    fault_forbid_reads(0);
+    munmap(map, bytes);
+    close(fd);
+}
+
 static int g_cut_fd;
 static off_t g_cut_at;
 static void cutNow(void) {
@@ -1136,6 +1167,7 @@ int fault_main(int argc, char **argv) {
         {"truncate", truncated, 5},
         {"truncate-each", truncatedEach, 5},
         {"forged", forged, 1},
+        {"sandbox", sandbox, 3},
         {"save", saveFor, 1},
         {"load", loadFrom, 1},
         {"cancel", cancelled, 0},
@@ -1147,6 +1179,8 @@ int fault_main(int argc, char **argv) {
     };
     *(void **)&fault_arm = dlsym(RTLD_DEFAULT, "fault_arm");
     *(void **)&fault_disarm = dlsym(RTLD_DEFAULT, "fault_disarm");
+    *(void **)&fault_forbid_reads = dlsym(RTLD_DEFAULT, "fault_forbid_reads");
+    *(void **)&fault_left = dlsym(RTLD_DEFAULT, "fault_left");
     *(void **)&fault_after_read = dlsym(RTLD_DEFAULT, "fault_after_read");
     *(void **)&fault_live_blocks = dlsym(RTLD_DEFAULT, "fault_live_blocks");
     setUp();

@@ -42,6 +42,11 @@ int fault_disarm(void) {
     return atomic_load(&g_fired);
 }
 
+/* Returns how many calls of the kind were still to come before the one that fails. */
+long fault_left(void) {
+    return atomic_load(&g_left);
+}
+
 /* Returns how many blocks of memory are allocated and not freed, relative to the process's start. */
 long fault_live_blocks(void) {
     return atomic_load(&g_live);
@@ -229,8 +234,19 @@ int madvise(void *address, size_t bytes, int advice) {
     return result;
 }
 
+static atomic_int g_forbidden;
+
+/* From now on, or no more, process_vm_readv is forbidden, as sandboxes do. */
+void fault_forbid_reads(int forbidden) {
+    atomic_store(&g_forbidden, forbidden);
+}
+
 ssize_t process_vm_readv(pid_t pid, const struct iovec *local, unsigned long nlocal, const struct iovec *remote,
                          unsigned long nremote, unsigned long flags) {
+    if (atomic_load(&g_forbidden) != 0) {
+        errno = EPERM;
+        return -1;
+    }
     const ssize_t copied = (ssize_t)syscall(SYS_process_vm_readv, pid, local, nlocal, remote, nremote, flags);
     afterRead();
     return copied;

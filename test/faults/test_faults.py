@@ -4,7 +4,8 @@ Every allocation and every file operation is made to fail once, writers of cache
 are damaged and cut short, and programs fork, block signals, and set odd floating-point environments
 and locales. ``fault_driver.c`` is the program, ``inject.c`` the library in its ``LD_PRELOAD``.
 
-``Q3_LONG_FAULTS=1`` leaves no fault out; without it, sweeps take the first 64 and then every few.
+``Q3_LONG_FAULTS=1`` leaves no fault out; without it, sweeps take the first 64, the last 64, and
+every few between them.
 """
 
 from __future__ import annotations
@@ -209,6 +210,15 @@ def test_weights_cut_short_with_infinicore(
     """As above: weights are copied and converted by another backend."""
     run(programs, "truncate", tmp_path, dtype, 400 if LONG else 20, layout, "infinicore")
     run(programs, "truncate-each", tmp_path, dtype, layout, "infinicore", STRIDE)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "infinicore"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_where_the_kernel_may_not_copy(
+    programs: Path, tmp_path: Path, layout: str, backend: str
+) -> None:
+    """Sandboxes forbid process_vm_readv: weights are then checked, and read as they are."""
+    run(programs, "sandbox", tmp_path, layout, backend)
 
 
 def test_limits_of_sizes_and_names(programs: Path, tmp_path: Path) -> None:
