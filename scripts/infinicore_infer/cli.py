@@ -191,6 +191,8 @@ def _usage_error(parser: argparse.ArgumentParser, message: object) -> int:
 
 
 def _write(text: str) -> None:
+    if sys.stdout is None:  # a process may begin without one
+        raise OSError("standard output is closed")
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -210,8 +212,31 @@ def _keep_answers() -> None:
 
 
 def _note(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def _read_input() -> str | None:
+    """Return what is piped into standard input; ``None``: somebody types there."""
+    if sys.stdin is None:
+        return ""
+    if sys.stdin.isatty():
+        return None
+    # The line end that echo and editors add is not meant for the model.
+    return _as_utf8(sys.stdin.read(), sys.stdin.encoding).removesuffix("\n")
+
+
+def _as_utf8(text: str, encoding: str) -> str:
+    """Return text that a locale without UTF-8, such as C, could not read, as it was meant."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return text.encode(encoding, "surrogateescape").decode()
+        except (LookupError, ValueError):
+            pass  # bytes that are no text at all are an error later
+    return text
 
 
 @contextmanager
@@ -442,6 +467,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
     except SystemExit as end:
         return int(end.code or 0)
+    for name in ("prompt", "system"):
+        if getattr(args, name) is not None:
+            setattr(args, name, _as_utf8(getattr(args, name), sys.getfilesystemencoding()))
     try:
         _check_usage(args)
     except ValueError as error:
@@ -452,10 +480,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _note(f"deleted {freed / 1e9:.2f} GB of packed weights")
             return EXIT_OK
         prompt = args.prompt
-        if prompt is None and not sys.stdin.isatty():
-            # The line end that echo and editors add is not meant for the model.
-            prompt = sys.stdin.read().removesuffix("\n")
-            if not prompt.strip():
+        if prompt is None:
+            prompt = _read_input()
+            if prompt is not None and not prompt.strip():
                 return _usage_error(parser, "the prompt from standard input is empty")
         if prompt is None and args.json:
             return _usage_error(parser, "--json needs --prompt or a piped prompt")

@@ -49,6 +49,53 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("redirections", "code", "words"),
+    [
+        ("<&-", 2, "standard input is empty"),
+        ("--prompt hello >&-", 1, "standard output is closed"),
+        ("--prompt hello <&-", 0, ""),
+        ("--prompt hello --stats 2>&-", 0, ""),
+        ("--prompt hello >/dev/full", 1, "No space left"),
+    ],
+)
+def test_closed_streams(redirections: str, code: int, words: str, text_folder: Path) -> None:
+    command = [*COMMAND, "--model-path", str(text_folder), "--max-tokens", "3"]
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {redirections}', "bash", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert code or done.stdout.strip()
+
+
+def test_a_locale_without_utf8_changes_no_prompt(text_folder: Path) -> None:
+    model, text = ("--model-path", text_folder, "--max-tokens", 3, "--temperature", 0), "Déjà 北京"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    expected = run(*model, "--json", "--prompt", text)
+    assert expected.returncode == 0, expected.stderr
+    for done in (
+        run(*model, "--json", "--prompt", text, **plain),
+        run(*model, "--json", stdin=text, **plain),
+    ):
+        assert done.returncode == 0, done.stderr
+        keys = ("tokens", "prompt_tokens")
+        assert [json.loads(done.stdout)[key] for key in keys] == [
+            json.loads(expected.stdout)[key] for key in keys
+        ]
+
+
+def test_folders_of_any_name(tmp_path: Path, text_folder: Path) -> None:
+    for name in (b"new\nline", b"\xff", " \u00e9 ".encode()):
+        folder = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+        folder.symlink_to(text_folder)
+        done = run("--model-path", folder, "--prompt", "hello", "--max-tokens", 3)
+        assert done.returncode == 0, done.stderr
+
+
 def test_prompt_is_answered_as_by_the_class(
     text_folder: Path, shared_model: Qwen3ForCausalLM
 ) -> None:
