@@ -377,6 +377,17 @@ def test_listed_tokens_equal_transformers(
     assert ours.encode(text) == reference.encode(text, add_special_tokens=False)
 
 
+def test_a_tokenizer_without_a_folder_reads_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("added_tokens.json").write_text('{"<new>": 9000}')
+    Path("special_tokens_map.json").write_text('{"eos_token": "<other>"}')
+    definition = (DEMO / "tokenizer.json").read_text("utf-8")
+    ours = Qwen3Tokenizer.from_definition(definition, {}, Path("x.gguf"))
+    assert ours.token_id("<new>") is None and ours.token_id("<other>") is None
+
+
 @pytest.mark.parametrize(
     "expression",
     [

@@ -38,15 +38,15 @@ class ListedTokens:
         names: Texts of control tokens by the names that chat templates know: ``eos_token``, ...
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path | None, config: Mapping[str, Any]) -> None:
         """Read them.
 
         Args:
-            folder: The checkpoint.
+            folder: The checkpoint; ``None``: there are no files beside the configuration.
             config: Contents of its tokenizer_config.json.
         """
-        older = "added_tokens_decoder" not in config
-        values = self._with_map(folder, config) if older else config
+        older = folder if "added_tokens_decoder" not in config else None
+        values = self._with_map(older, config) if older else config
         if config.get("tokenizer_class") in _QWEN_CLASSES:
             values = {**_QWEN_DEFAULTS, **values}
         extra = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
@@ -56,7 +56,7 @@ class ListedTokens:
         self.names = {name: text for name, value in named.items() if (text := _content(value))}
         control = [*named.values(), *(extra if isinstance(extra, list) else [])]
         self._control = [value for value in control if _content(value)]
-        self._entries = self._numbered(folder, config) if not older else self._older(folder)
+        self._entries = self._older(older) if older else self._numbered(config)
 
     @staticmethod
     def _with_map(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,8 +69,8 @@ class ListedTokens:
         return {**config, **beside}
 
     @staticmethod
-    def _numbered(folder: Path, config: Mapping[str, Any]) -> list[object]:
-        listed = config["added_tokens_decoder"]
+    def _numbered(config: Mapping[str, Any]) -> list[object]:
+        listed = config.get("added_tokens_decoder")
         items = listed.items() if isinstance(listed, Mapping) else ()
         return [v for _, v in sorted(items, key=lambda i: int(i[0]) if i[0].isdecimal() else 0)]
 

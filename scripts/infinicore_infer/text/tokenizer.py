@@ -102,7 +102,7 @@ class Qwen3Tokenizer:
     def _settle(self, config: dict[str, Any], folder: Path | None) -> None:
         """Take what tokenizer_config.json, and other files beside it, add."""
         self._config = config
-        self._listed = ListedTokens(folder or Path(), config)
+        self._listed = ListedTokens(folder, config)
         self._listed.add_to(self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(i for i, token in added.items() if token.special)
