@@ -52,9 +52,10 @@ def _parsed(data: bytearray, kind: type[_BodyType]) -> tuple[_BodyType, list[str
     """Return the fields of a request, and the names of what is ignored of it."""
     raw, body = parse_body(data, kind)
     ignored = unknown_fields(raw, kind.endpoint, kind.names(), Body.all_names)
-    if kind.endpoint in COUNTING:
-        return body, ignored + body.left_out()
-    return body, ignored + body.left_out() + unknown_parts(raw)
+    ignored += body.left_out()
+    if kind.endpoint not in COUNTING:
+        ignored += unknown_parts(raw)
+    return body, ignored[:_MAX_LOGGED_NAMES]
 
 
 def _report_templates(model: Qwen3ForCausalLM) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Texts have fewer bytes per token than this, as a rule (English 4 or 5); those are encoded at once.
 _USUAL_BYTES = 8
+# Characters in which forged tokens are looked for at first; above all margins.
+_WINDOW = 512
 # Characters that are encoded at a time to see how many tokens a longer one has.
 _PIECE = 1 << 15
 
@@ -361,17 +363,28 @@ class Qwen3Tokenizer:
             wrote = marks[start:end]
             return (self._added[name] and any(wrote)) or (tag and QUESTION in wrote)
 
+        margin = 64 + max(map(len, self._added), default=0)
         ids: list[int] = []
         spans = [(0, len(text))]
         while spans:
             first, last = spans.pop()
-            piece = self._encode(self._tokenizer, text[first:last])
-            found = [
-                (name, first + start, first + end)
-                for token, (start, end) in zip(piece.ids, piece.offsets, strict=True)
-                if (name := self._tokenizer.id_to_token(token)) in self._added
-            ]
-            forged = next((span for span in found if is_forged(*span)), None)
+            # What is forged is looked for in windows that grow: to encode the whole rest again for
+            # each of many forged tokens would take quadratic time.
+            window, forged = _WINDOW, None
+            while True:
+                until = min(last, first + window)
+                piece = self._encode(self._tokenizer, text[first:until])
+                found = [
+                    (name, first + start, first + end)
+                    for token, (start, end) in zip(piece.ids, piece.offsets, strict=True)
+                    if (name := self._tokenizer.id_to_token(token)) in self._added
+                ]
+                # Near a window's end, what follows may make another token of it.
+                sure = last if until == last else until - margin
+                forged = next((s for s in found if s[2] <= sure and is_forged(*s)), None)
+                if forged is not None or until == last:
+                    break
+                window *= 2
             if forged is None:
                 ids += piece.ids
                 controls -= sum(self._added[name] for name, _, _ in found)
