@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -375,6 +376,27 @@ def test_listed_tokens_equal_transformers(
         assert ours.encode_chat(chat, tools, False) == expected
     text = chat[0]["content"]
     assert ours.encode(text) == reference.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{", "[]", '{"a": %s}' % ("1" * 6000)])
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+)
+def test_bad_json_is_named(name: str, content: str, tmp_path: Path) -> None:
+    path = copy_folder(DEMO, tmp_path / "model")
+    (path / "tokenizer_config.json").write_text("{}")
+    (path / name).write_text(content)
+    with pytest.raises(TokenizerError, match=name):
+        Qwen3Tokenizer(path)
+
+
+def test_pipes_are_not_read(tmp_path: Path) -> None:
+    """Opening one would wait for whoever writes it."""
+    path = copy_folder(DEMO, tmp_path / "model")
+    (path / "tokenizer_config.json").write_text("{}")
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        os.mkfifo(path / name)
+    Qwen3Tokenizer(path)
 
 
 def test_a_tokenizer_without_a_folder_reads_no_files(

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infinicore_infer.text.chat_template import TokenizerError
+
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
@@ -17,18 +19,32 @@ _QWEN_CLASSES = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast")
 _QWEN_DEFAULTS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; nothing where there is no such file.
+
+    Raises:
+        TokenizerError: It holds something else.
+    """
+    if not path.is_file():
+        return {}
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path}: expected a JSON object")
+    return value
 
 
 def _content(value: object) -> str | None:
     """Return a token's text, which may stand in an object with its flags."""
     value = value.get("content") if isinstance(value, Mapping) else value
     return value if isinstance(value, str) and value else None
+
+
+def _number(text: str) -> int:
+    # Python refuses to read numbers of thousands of digits.
+    return int(text) if text.isdecimal() and len(text) < 20 else 0
 
 
 class ListedTokens:
@@ -61,7 +77,7 @@ class ListedTokens:
     @staticmethod
     def _with_map(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration with special_tokens_map.json, whose lists are added to it."""
-        beside = _json_object(folder / "special_tokens_map.json")
+        beside = read_object(folder / "special_tokens_map.json")
         beside.pop("additional_special_tokens", None)
         own, more = config.get("extra_special_tokens"), beside.get("extra_special_tokens")
         if isinstance(own, list) and isinstance(more, list):
@@ -72,10 +88,10 @@ class ListedTokens:
     def _numbered(config: Mapping[str, Any]) -> list[object]:
         listed = config.get("added_tokens_decoder")
         items = listed.items() if isinstance(listed, Mapping) else ()
-        return [v for _, v in sorted(items, key=lambda i: int(i[0]) if i[0].isdecimal() else 0)]
+        return [v for _, v in sorted(items, key=lambda i: _number(i[0]))]
 
     def _older(self, folder: Path) -> list[object]:
-        items = _json_object(folder / "added_tokens.json").items()
+        items = read_object(folder / "added_tokens.json").items()
         control = {_content(value) for value in self._control}
         return [
             {"content": text, "special": text in control, "normalized": text not in control}

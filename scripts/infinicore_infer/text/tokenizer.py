@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from infinicore_infer.text.chat_template import (
     render,
     render_open,
 )
-from infinicore_infer.text.listed_tokens import ListedTokens
+from infinicore_infer.text.listed_tokens import ListedTokens, read_object
 from infinicore_infer.text.traced import ANSWER, QUESTION, marks_of, strings, trace
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class Qwen3Tokenizer:
         except UnicodeDecodeError as error:
             raise TokenizerError(f"{path}: not a tokenizer: {error}") from error
         self._parse(definition, path)
-        config = self._read_config(Path(folder) / "tokenizer_config.json")
+        config = read_object(Path(folder) / "tokenizer_config.json")
         self._settle(config, Path(folder))
 
     @classmethod
@@ -123,18 +122,6 @@ class Qwen3Tokenizer:
         Takes a copy of the whole vocabulary, 0.2 s for Qwen3's, so loading does without.
         """
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-
-    @staticmethod
-    def _read_config(path: Path) -> dict[str, Any]:
-        if not path.is_file():
-            return {}
-        try:
-            config = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise TokenizerError(f"{path}: not valid JSON: {error}") from error
-        if not isinstance(config, dict):
-            raise TokenizerError(f"{path}: expected a JSON object")
-        return config
 
     @cached_property
     def _longest_token(self) -> int:
