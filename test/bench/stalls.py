@@ -126,7 +126,8 @@ def cases(values: int) -> dict[str, Case]:
         "ids": ("/detokenize", '{"tokens":[', "1", "]}"),
     }
     for name, (path, begin, item, end) in many.items():
-        count = values - 8 if "{" in item or "[" in item else 4 * values - 8
+        containers = item.count("{") + item.count("[")
+        count = (values - 8) // containers if containers else 4 * values - 8
         lists[name] = (path, _many(begin, item, end)(count))
     return lists
 

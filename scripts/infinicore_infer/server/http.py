@@ -19,6 +19,7 @@ from infinicore_infer.server.json_values import JsonObject, from_json, to_json
 # test/bench/stalls.py, and none of it is more than what the longest contexts hold.
 _MAX_VALUES = 1 << 18
 _MAX_CONTAINERS = 1 << 16
+_MAX_FIELDS = 1000
 
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
@@ -77,6 +78,8 @@ def parse_body(data: bytearray, kind: type[Body]) -> tuple[JsonObject, Body]:
         raise ApiError(400, f"the request is not valid JSON: {error}", code="bad_json") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the request must be a JSON object", code="bad_json")
+    if len(value) > _MAX_FIELDS:
+        raise ApiError(413, f"the request has more than {_MAX_FIELDS} fields", code="too_large")
     return value, kind.model_validate(value)
 
 

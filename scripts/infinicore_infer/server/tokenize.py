@@ -92,8 +92,12 @@ async def detokenize(request: Request) -> Response:
     service = service_of(request)
     body = await service.read(request, DetokenizeBody)
     model = service.ready(body.model).engine.model
-    for i, token in enumerate(body.tokens):
-        if not 0 <= token < model.meta.dvoc:
-            raise FieldError(f"tokens[{i}]", f"there is no token {token}")
-    text = await asyncio.to_thread(model.tokenizer.decode, body.tokens, False)
-    return json_response({"prompt": text, "content": text})
+
+    def text() -> str:
+        for i, token in enumerate(body.tokens):
+            if not 0 <= token < model.meta.dvoc:
+                raise FieldError(f"tokens[{i}]", f"there is no token {token}")
+        return model.tokenizer.decode(body.tokens, False)
+
+    decoded = await asyncio.to_thread(text)
+    return json_response({"prompt": decoded, "content": decoded})
