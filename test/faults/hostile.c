@@ -6,6 +6,7 @@
 #include "fault_driver.h"
 
 #include <errno.h>
+#include <float.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
@@ -93,6 +94,13 @@ void garbage(char **argv) {
         KVCache *cache = createKVCache(good);
         const int32_t status = inferBatchEx(good, g_prompt, ntok, &ntok, 1, &pos, &cache, &params, &result);
         answered += status == QWEN3_STATUS_SUCCESS;
+        /* As the header says; comparisons with NaN are false. */
+        const int legal = params.temperature >= 0 && params.temperature <= FLT_MAX && params.top_p > 0 &&
+                          params.top_p <= 1 && params.min_p >= 0 && params.min_p < 1 && params.repetition_penalty > 0 &&
+                          params.repetition_penalty <= FLT_MAX && params.presence_penalty >= -2 &&
+                          params.presence_penalty <= 2 && params.frequency_penalty >= -2 &&
+                          params.frequency_penalty <= 2 && params.top_logprobs <= 128 && params.ndraft < ntok;
+        CHECK(status != QWEN3_STATUS_SUCCESS || legal, "round %d: illegal parameters were accepted", i);
         CHECK(status == QWEN3_STATUS_SUCCESS ? result.token < VOCABULARY
                                              : status == QWEN3_STATUS_BAD_PARAM || status == QWEN3_STATUS_NULL_POINTER,
               "round %d: %s: %s", i, qwen3StatusName(status), qwen3LastError());
