@@ -30,6 +30,7 @@ HEADER = ROOT / "include" / "infinicore_infer" / "models" / "qwen3.h"
 INFO = f"infinicore_infer_qwen3-{VERSION}.dist-info"
 PROGRAMS = {
     *("qwen3", "qwen3-server", "qwen3-bench", "qwen3-doctor", "qwen3-quality"),
+    "qwen3-quantize",
     "qwen3-install-infinicore",
 }
 # What every system with glibc has.

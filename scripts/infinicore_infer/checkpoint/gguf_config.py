@@ -168,7 +168,7 @@ def _float_type(weights: Mapping[str, Weight]) -> str:
             kind = weight.dtype if isinstance(weight, Tensor) else "BF16"
             sizes[kind] = sizes.get(kind, 0) + math.prod(weight.shape)
     kind = max(sizes, key=lambda name: sizes[name])
-    return kind.lower() if kind in ("F16", "F32") else "bf16"
+    return {"F16": "float16", "F32": "float32"}.get(kind, "bfloat16")
 
 
 def end_tokens(metadata: Mapping[str, Any]) -> list[int]:

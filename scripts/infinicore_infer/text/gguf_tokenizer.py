@@ -68,15 +68,14 @@ def _definition(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(types, np.ndarray) or len(types) != len(tokens):
         raise TokenizerError("'tokenizer.ggml.token_type' is not one number per token")
     # Padding entries: ids that the model has rows for and no text means.
-    vocabulary = {text: i for i, text in enumerate(tokens)}
+    vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
     for i in np.flatnonzero(types == _UNUSED):
         if vocabulary.get(tokens[i]) == i:
             del vocabulary[tokens[i]]
     unused = int((types == _UNUSED).sum())
     if len(vocabulary) + unused < len(tokens):
         raise TokenizerError("'tokenizer.ggml.tokens' has the same text twice")
-    pairs = [merge.split(" ") for merge in merges]
-    bad = next((i for i, pair in enumerate(pairs) if len(pair) != 2), None)
+    bad = next((i for i, merge in enumerate(merges) if merge.count(" ") != 1), None)
     if bad is not None:
         raise TokenizerError(f"'tokenizer.ggml.merges'[{bad}] is {merges[bad]!r}, not a pair")
     added = np.flatnonzero((types == _CONTROL) | (types == _USER_DEFINED))
@@ -121,7 +120,7 @@ def _definition(metadata: Mapping[str, Any]) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": vocabulary,
-            "merges": pairs,
+            "merges": merges,
         },
     }
 

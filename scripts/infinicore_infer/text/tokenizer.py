@@ -115,6 +115,11 @@ class Qwen3Tokenizer:
         """Return the tokenizer as the contents of a tokenizer.json."""
         return str(self._tokenizer.to_str())
 
+    def config(self) -> dict[str, Any]:
+        """Return the contents of a tokenizer_config.json, without what the definition has."""
+        rest = {k: v for k, v in self._config.items() if k != "added_tokens_decoder"}
+        return {"tokenizer_class": "Qwen2Tokenizer", **rest}
+
     @cached_property
     def vocab_size(self) -> int:
         """Number of ids the tokenizer knows; the model's vocabulary may be padded beyond.
