@@ -47,7 +47,8 @@ Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwen3Weights *weight
         const ModelConfig config = readMeta(*meta, checked);
         const ModelTensors tensors = readTensors(config, weights, checked);
         const std::vector<int32_t> devices = checkDevices(device, ndev, dev_ids);
-        const BackendOptions backend = backendOptions(checked, device, tensors.mainDType());
+        BackendOptions backend = backendOptions(checked, device, tensors.mainDType());
+        backend.coded = !tensors.stored.empty();
         std::unique_ptr<Qwen3Model> model(
             new Qwen3Model{{config, meta->theta, tensors, backend, devices, checked}, "", {}});
         model->build_info = libraryInfo() + " " + model->engine.description();

@@ -1,5 +1,8 @@
 #include "model/tensors.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace q3 {
 namespace {
 
@@ -16,20 +19,19 @@ const void *offset(const void *data, size_t elements, DType dtype) {
 }  // namespace
 
 DType ModelTensors::mainDType() const {
-    constexpr DType kTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
-    uint64_t elements[3] = {};
+    std::vector<std::pair<DType, uint64_t>> elements = {{DType::kBf16, 0}, {DType::kF16, 0}, {DType::kF32, 0}};
     for (const LayerTensors &layer : layers) {
         eachMatrix(layer, [&](const HostMatrix &matrix) {
-            for (size_t i = 0; i < 3; ++i) {
-                elements[i] += matrix.dtype == kTypes[i] ? uint64_t{matrix.rows} * matrix.cols : 0;
+            const auto same = [&](const auto &entry) { return entry.first == matrix.dtype; };
+            auto found = std::find_if(elements.begin(), elements.end(), same);
+            if (found == elements.end()) {
+                found = elements.insert(found, {matrix.dtype, 0});
             }
+            found->second += uint64_t{matrix.rows} * matrix.cols;
         });
     }
-    size_t most = 0;
-    for (size_t i = 1; i < 3; ++i) {
-        most = elements[i] > elements[most] ? i : most;
-    }
-    return kTypes[most];
+    const auto fewer = [](const auto &a, const auto &b) { return a.second < b.second; };
+    return std::max_element(elements.begin(), elements.end(), fewer)->first;
 }
 
 uint64_t bytesOf(const HostMatrix &matrix) {

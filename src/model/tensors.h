@@ -30,7 +30,7 @@ struct ModelTensors {
 
     bool tied() const { return output_embd.data == nullptr; }
     const HostMatrix &head() const { return tied() ? input_embd : output_embd; }
-    // The float dtype that most elements of the layers' matrices have; BF16 where none has one.
+    // The dtype that most elements of the layers' matrices have.
     DType mainDType() const;
 };
 

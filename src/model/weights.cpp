@@ -175,11 +175,33 @@ private:
     uint64_t done_ = 0;
 };
 
+// What the format that a matrix is kept in depends on.
+std::string formatOf(const HostMatrix &matrix) {
+    std::string text = dtypeName(matrix.dtype);
+    if (const StoredMatrix *m = matrix.stored; m != nullptr && m->block_cols != 0) {
+        char more[128];
+        std::snprintf(more, sizeof more, "(%d,%d,%d,%d,%u,%u,%u,%d)", m->layout, static_cast<int>(m->scale_dtype),
+                      m->zeros == nullptr ? 0 : static_cast<int>(m->zero_dtype), m->zero_offset, m->block_rows,
+                      m->block_cols, matrix.first_col, m->groups == nullptr ? 0 : 1);
+        text += more;
+    }
+    return text;
+}
+
 // Of a packed layer: what its format may be by default, and whether it has a bias.
 std::string formatOf(const LinearSource &source) {
     const bool bias = std::any_of(source.parts.begin(), source.parts.end(),
                                   [](const HostMatrix &part) { return part.bias != nullptr; });
-    return std::string(dtypeName(commonDType(source))) + (bias ? "+b" : "");
+    const bool codes = std::any_of(source.parts.begin(), source.parts.end(),
+                                   [](const HostMatrix &part) { return part.stored != nullptr; });
+    std::string text = dtypeName(commonDType(source));
+    if (codes) {
+        text = "";
+        for (const HostMatrix &part : source.parts) {
+            text += (text.empty() ? "" : "/") + formatOf(part);
+        }
+    }
+    return text + (bias ? "+b" : "");
 }
 
 // Everything but the caller's key that the bytes of saved weights depend on; empty if the backend cannot save.
@@ -198,8 +220,7 @@ std::string identityOf(const ModelConfig &c, const std::vector<RankSlice> &slice
         std::snprintf(text, sizeof text, " rank=%u,%u,%u,%u", s.nh, s.nkvh, s.di, s.dvoc);
         identity += text;
     }
-    identity +=
-        std::string(" head=") + dtypeName(tensors.head().dtype) + " embd=" + dtypeName(tensors.input_embd.dtype);
+    identity += std::string(" head=") + formatOf(tensors.head()) + " embd=" + formatOf(tensors.input_embd);
     std::string last;  // layers like the one before are not spelled out
     for (uint32_t i = 0; i < c.nlayer; ++i) {
         const LayerSources layer = sourcesOf(c, slices[0], tensors.layers[i], i);

@@ -68,6 +68,7 @@ struct BackendOptions {
     DType dt_weight;
     DType dt_kv;
     DType dt_mat;                                  // the dtype that most of the checkpoint's matrices have
+    bool coded = false;                            // whether some are codes (HostMatrix::stored)
     Activations activations = Activations::kAuto;  // of the CPU backend
     // makeBackends: of all caches on all ranks; backends get their rank's share; 0: not given
     uint64_t kv_limit_bytes = 0;

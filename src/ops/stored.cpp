@@ -144,8 +144,6 @@ bool StoredReader::blocks(const Rectangle &part, CodedRows &out) {
     if (!copy(raw_, from, bytes, row_bytes, part.rows)) {
         return false;
     }
-    out.codes.resize(size_t{part.rows} * part.cols);
-    out.pieces.resize(size_t{part.rows} * pieces(part.cols));
     for (uint32_t r = 0; r < part.rows; ++r) {
         int16_t *codes = out.codes.data() + size_t{r} * part.cols;
         CodePiece *scales = out.pieces.data() + size_t{r} * pieces(part.cols);
@@ -368,11 +366,11 @@ bool StoredReader::zeros(const Rectangle &part) {
 
 bool StoredReader::codes(const Rectangle &part, CodedRows &out) {
     out.cols = part.cols;
+    out.codes.resize(size_t{part.rows} * part.cols);
+    out.pieces.assign(size_t{part.rows} * pieces(part.cols), CodePiece{});
     if (blockShape(m_.dtype).elements > 0) {
         return blocks(part, out);
     }
-    out.codes.resize(size_t{part.rows} * part.cols);
-    out.pieces.assign(size_t{part.rows} * pieces(part.cols), CodePiece{});
     if (!elements(part, out.codes.data()) || !scales(part) || !zeros(part)) {
         return false;
     }

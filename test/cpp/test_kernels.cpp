@@ -323,6 +323,61 @@ void testQuant(const KernelTable &kernels, WeightFormat type) {
     }
 }
 
+// Affine formats: random codes and scales. Every table's products are bit-equal to the scalar ones, which are those of
+// the weights with the activations' codes.
+template <WeightFormat T> void testAffine(const KernelTable &kernels) {
+    constexpr AffineInfo info = affineOf(T);
+    for (const uint32_t k : {32U, 96U, 256U, 544U}) {
+        for (const uint32_t npanels : {1U, 2U, 5U, 11U}) {
+            const size_t panel_bytes = panelBytes(T, k);
+            std::vector<float> storage(panel_bytes * npanels / sizeof(float) + 1);
+            auto *panels = reinterpret_cast<char *>(storage.data());
+            for (size_t i = 0; i < panel_bytes * npanels; ++i) {
+                const bool head = i % infoOf(T).group_bytes < info.headBytes();
+                panels[i] = static_cast<char>(head ? rng() & 0x3fU : rng());  // halves and floats below 2
+            }
+            const size_t width = size_t{npanels} * kPanelRows;
+            const auto runs = k / kGroup;
+            for (uint32_t rows = 1; rows <= kernels.tileRows(T); rows += rows < 4 ? 1 : 3) {
+                const std::vector<float> x = randomFloats(size_t{rows} * k);
+                const Codes plain(kScalarKernels, T, x, k, rows);
+                const Codes input(kernels, T, x, k, rows);
+                CHECK(plain.offsets == input.offsets && plain.scales == input.scales);
+                std::vector<float> expected(rows * width, 1.0F);
+                std::vector<float> actual(rows * width, 2.0F);
+                kScalarKernels.multiplyQuantPanels[T](panels, panel_bytes, npanels, runs, plain.rows, rows,
+                                                      expected.data(), width, false);
+                kernels.multiplyQuantPanels[T](panels, panel_bytes, npanels, runs, input.rows, rows, actual.data(),
+                                               width, false);
+                CHECK(same(expected, actual));
+                if (k > infoOf(T).group) {
+                    const uint32_t cut = infoOf(T).group;
+                    kernels.multiplyQuantPanels[T](panels, panel_bytes, npanels, cut / kGroup, input.rows, rows,
+                                                   actual.data(), width, false);
+                    kernels.multiplyQuantPanels[T](panels + panelOffset(T, cut), panel_bytes, npanels,
+                                                   runs - cut / kGroup, input.rows.from(0, cut / kGroup, T), rows,
+                                                   actual.data(), width, true);
+                    CHECK(same(expected, actual));
+                }
+                for (size_t j = 0; j < width; ++j) {
+                    double exact = 0.0;
+                    double size = 0.0;
+                    for (uint32_t i = 0; i < k; ++i) {
+                        const char *panel = panels + j / kPanelRows * panel_bytes;
+                        const AffineElement e = affineAt<T>(panel, j % kPanelRows, i);
+                        const double code = static_cast<double>(plain.at(0, i)) *
+                                            static_cast<double>(plain.scales[plain.groupAt(0, i / kGroup)]);
+                        exact += static_cast<double>(e.value()) * code;
+                        size += std::fabs(static_cast<double>(e.scale) * (std::abs(e.code) + e.zero) * code) +
+                                std::fabs(static_cast<double>(e.minimum) * code);
+                    }
+                    CHECK(std::fabs(static_cast<double>(expected[j]) - exact) <= 1e-5 * size + 1e-30);
+                }
+            }
+        }
+    }
+}
+
 // bf12: products and unpacked weights bit-equal to those of the bf16 panel, with pairs that need the raw form, zeros,
 // subnormals and k beyond whole groups.
 void testBf12(const KernelTable &kernels) {
@@ -619,6 +674,11 @@ void testTable(const KernelTable &kernels) {
     testQuantize(kernels, kQ4);
     testQuant(kernels, kQ8);
     testQuant(kernels, kQ4);
+    forEachFormat([&](auto format) {
+        if constexpr (isAffine(decltype(format)::value)) {
+            testAffine<decltype(format)::value>(kernels);
+        }
+    });
     testBf12(kernels);
     testRows(kernels);
     testStore(kernels);

@@ -56,7 +56,7 @@ void testFormat(Shape shape, q3::DType dt_weight, uint32_t nthreads, double tole
     }
     weights[5] = q3::floatToBf16(1e-30F);  // a pair that bf12 keeps raw
     const q3::LinearSource source{"w", 1, {{weights.data(), q3::DType::kBf16, shape.out, shape.in, shape.in, 1}}};
-    const auto layer = packPanels(source, dt_weight, pool);
+    const auto layer = packPanels(source, formatOf(dt_weight), pool);
     const std::vector<float> x = normals(size_t{kRows} * shape.in, 1.0F);
 
     const std::vector<float> together = multiply(linears, *layer, x, 0, kRows);

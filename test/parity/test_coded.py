@@ -98,3 +98,28 @@ def test_repacked(
         with Driver(config, values, dt_weight=DataType[dtype], **given) as driver:
             logits.append(driver.logits(tokens))
     assert np.array_equal(*logits)
+
+
+# What each format is kept as; FP8 and columns in any order are floats.
+KEPT = [name for name in FORMATS if not name.startswith("fp8") and name != "gptq_act_order"]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_as_codes(checkpoints: Callable[[CheckpointSpec], Checkpoint], name: str) -> None:
+    """By default the checkpoint's own numbers are used, and activations are rounded to 8 bits."""
+    checkpoint = checkpoints(SPEC)
+    tensors = coded_matrices(checkpoint, FORMATS[name])
+    tokens = np.random.default_rng(0).integers(0, SPEC.dvoc, 21).tolist()
+    with decoded_driver(checkpoint, tensors, dt_weight=DataType.F32) as driver:
+        expected = driver.logits(tokens)
+    logits = []
+    for options in ({"nthreads": 1}, {"nthreads": 3}, {"max_step_tokens": 5}):
+        with Driver(checkpoint.config, checkpoint.tensors, coded=tensors, **options) as driver:
+            logits.append(driver.logits(tokens))
+            with driver.caches(1) as (cache,):
+                steps = [driver.forward([(cache, i, [t])])[0] for i, t in enumerate(tokens)]
+            assert np.array_equal(np.concatenate(steps), logits[-1])
+    assert np.array_equal(logits[0], logits[1])
+    assert np.array_equal(logits[0], logits[2])
+    error = np.sqrt(np.mean((logits[0] - expected) ** 2))
+    assert error / expected.std() < 0.05  # as int4's activations: 1e-2 a layer

@@ -36,8 +36,13 @@ def _float32(array: Array) -> npt.NDArray[np.float32]:
     return array.astype(np.float32)
 
 
-def _scales(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> tuple[Array, int]:
-    values = rng.uniform(0.002, 0.02, shape).astype(np.float32)
+LARGEST = 0.15  # weight, about: with larger ones a random model's attention sees one token
+
+
+def _scales(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: str, largest_code: float
+) -> tuple[Array, int]:
+    values = (rng.uniform(0.1, 1.0, shape) * LARGEST / largest_code).astype(np.float32)
     if dtype == "bf16":
         return (values.view(np.uint32) >> 16).astype(np.uint16), DataType.BF16
     return values.astype(dtype), DataType.F16 if dtype == "float16" else DataType.F32
@@ -45,20 +50,20 @@ def _scales(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> tup
 
 # ---------------------------------------------------------------- GGUF
 
-# Where the f16 scales and minima of a block are.
-HALVES = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
+# Where the f16 scales and minima of a block are, and by how much one is multiplied at most.
+HALVES: dict[str, tuple[tuple[int, float], ...]] = {
+    "Q4_0": ((0, 8),),
+    "Q4_1": ((0, 15), (2, 1)),
+    "Q5_0": ((0, 16),),
+    "Q5_1": ((0, 31), (2, 1)),
+    "Q8_0": ((0, 128),),
+    "Q2_K": ((80, 15 * 3), (82, 15)),
+    "Q3_K": ((108, 32 * 4),),
+    "Q4_K": ((0, 63 * 15), (2, 63)),
+    "Q5_K": ((0, 63 * 31), (2, 63)),
+    "Q6_K": ((208, 128 * 32),),
+    "IQ4_NL": ((0, 127),),
+    "IQ4_XS": ((0, 32 * 127),),
 }
 
 
@@ -67,8 +72,9 @@ def gguf_tensor(rng: np.random.Generator, rows: int, cols: int, name: str) -> Co
     kind = gguf.GGMLQuantizationType[name]
     elements, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (rows, cols // elements, size), np.uint8)
-    for offset in HALVES[name]:
-        halves = rng.uniform(-0.002, 0.002, blocks.shape[:2]).astype(np.float16)
+    for offset, factor in HALVES[name]:
+        largest = LARGEST / factor
+        halves = rng.uniform(-largest, largest, blocks.shape[:2]).astype(np.float16)
         blocks[:, :, offset : offset + 2] = halves.view(np.uint8).reshape(*blocks.shape[:2], 2)
     data = blocks.reshape(rows, -1)
     values = gguf.quants.dequantize(data, kind).astype(np.float32)
@@ -95,7 +101,7 @@ def fp8_tensor(
     codes = rng.integers(0, 256, (rows, cols), np.uint8)
     codes[(codes & 0x7F) == 0x7F] = 0x80
     height, width = block[0] or rows, block[1] or cols
-    scales, scale_dtype = _scales(rng, (-(-rows // height), -(-cols // width)), dtype)
+    scales, scale_dtype = _scales(rng, (-(-rows // height), -(-cols // width)), dtype, 448)
     wide = _float32(scales).repeat(height, 0)[:rows].repeat(width, 1)[:, :cols]
     fields = {"scale_dtype": scale_dtype, "block_rows": block[0], "block_cols": block[1]}
     return Coded(e4m3(codes) * wide, codes, DataType.F8_E4M3, scales, fields=fields)
@@ -121,7 +127,7 @@ def int8_tensor(rng: np.random.Generator, rows: int, cols: int, group: int, dtyp
     """Signed bytes [rows, cols] with a scale per row and group (0: per row)."""
     codes = rng.integers(-128, 128, (rows, cols)).astype(np.int8)
     width = group or cols
-    scales, scale_dtype = _scales(rng, (rows, -(-cols // width)), dtype)
+    scales, scale_dtype = _scales(rng, (rows, -(-cols // width)), dtype, 128)
     values = codes.astype(np.float32) * _float32(scales).repeat(width, 1)[:, :cols]
     fields = {"scale_dtype": scale_dtype, "block_rows": 1, "block_cols": group}
     return Coded(values, codes, DataType.I8, scales, fields=fields)
@@ -141,7 +147,7 @@ def gptq_tensor(
     ngroups = -(-cols // width)
     codes = rng.integers(0, 1 << bits, (cols, rows), np.uint32)
     zeros = rng.integers(1, 1 << bits, (ngroups, rows), np.uint32)
-    scales, scale_dtype = _scales(rng, (ngroups, rows), "float16")
+    scales, scale_dtype = _scales(rng, (ngroups, rows), "float16", 1 << bits)
     order = np.arange(cols) // width
     if act_order:
         rng.shuffle(order)
@@ -164,7 +170,7 @@ def awq_tensor(rng: np.random.Generator, rows: int, cols: int, group: int = 64) 
     """AutoAWQ's gemm: qweight [K, N / 8], qzeros [G, N / 8], scales [G, N]."""
     codes = rng.integers(0, 16, (cols, rows), np.uint32)
     zeros = rng.integers(0, 16, (cols // group, rows), np.uint32)
-    scales, scale_dtype = _scales(rng, (cols // group, rows), "float16")
+    scales, scale_dtype = _scales(rng, (cols // group, rows), "float16", 16)
     order = np.arange(cols) // group
     values = (codes.astype(np.int64) - zeros[order]).astype(np.float32) * _float32(scales)[order]
 
@@ -194,7 +200,7 @@ def packed_tensor(
     """compressed-tensors' pack-quantized: weight_packed [N, K b / 32], scales [N, K / g]."""
     width = group or cols
     codes = rng.integers(0, 1 << bits, (rows, cols), np.uint32)
-    scales, scale_dtype = _scales(rng, (rows, -(-cols // width)), "bf16")
+    scales, scale_dtype = _scales(rng, (rows, -(-cols // width)), "bf16", 1 << bits)
     half = 1 << (bits - 1)
     zeros = np.full(scales.shape, half, np.uint32)
     if not symmetric:

@@ -21,8 +21,9 @@ std::vector<Activations> choicesOf(WeightFormat format, const KernelTable & /*ke
         return {Activations::kInt16};
     case kQ4:
         return {Activations::kInt8};
+    default:
+        return {Activations::kInt8};
     }
-    return {};
 }
 
 bool contains(const std::vector<Activations> &choices, Activations activations) {

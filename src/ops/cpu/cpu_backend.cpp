@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "ops/cpu/kernels/dispatch.h"
+#include "ops/cpu/pack/affine.h"
 #include "ops/cpu/pack/pack_store.h"
 #include "runtime/error.h"
 #include "runtime/readable.h"
@@ -50,34 +51,42 @@ std::unique_ptr<Backend> makeCpuBackend(const ModelConfig &config, const Backend
 }
 
 CpuBackend::CpuBackend(const ModelConfig &config, const BackendOptions &options)
-    : as_given_(options.dt_weight == DType::kDefault),
+    : coded_(options.coded && options.dt_weight == DType::kDefault), as_given_(options.dt_weight == DType::kDefault),
       dt_weight_(options.dt_weight == DType::kDefault ? options.dt_mat : options.dt_weight),
       dt_kv_(options.dt_kv != DType::kDefault ? options.dt_kv
                                               : (dt_weight_ == DType::kF32 ? DType::kF32 : DType::kF16)),
       kernels_(selectKernels()), arithmetic_(resolveActivations(options.activations, dt_weight_, kernels_)),
       rank_(options.rank), reduce_(options.reduce), pool_(static_cast<uint32_t>(options.nthreads)),
       linears_(kernels_, pool_, roundUp(config.max_step_tokens, kMaxTileRows),
-               std::max({config.d, config.nh * config.dh, config.di}), formatOf(dt_weight_), arithmetic_),
+               std::max({config.d, config.nh * config.dh, config.di}), formatOf(dt_weight_), arithmetic_, coded_),
       kv_(config, dt_kv_, kernels_), attention_(config, kernels_, kv_, pool_, arithmetic_.attention) {}
 
-DType CpuBackend::dtypeOf(const LinearSource &source) const {
+WeightFormat CpuBackend::formatFor(const LinearSource &source) const {
     if (as_given_) {
-        return commonDType(source);
+        return formatAsGiven(source);
     }
     const bool mixed = dt_weight_ == DType::kInt4Mixed;
     if (!mixed && dt_weight_ != DType::kInt4) {
-        return dt_weight_;
+        return formatOf(dt_weight_);
     }
     const bool more = source.precision == Precision::kHigh || (mixed && source.precision == Precision::kRaised);
-    return more ? DType::kInt8 : DType::kInt4;
+    return more ? kQ8 : kQ4;
+}
+
+WeightFormat CpuBackend::floatFormat() const {
+    return isFloatDType(dt_weight_) ? formatOf(dt_weight_) : kBf16;
 }
 
 std::unique_ptr<PackedLinear> CpuBackend::makeLinear(const LinearSource &source, PackedReader *saved) {
-    const DType dtype = dtypeOf(source);
-    if (saved != nullptr) {
-        return loadPanels(source, dtype, *saved, pool_, &arena_);
+    std::unique_ptr<CpuLinear> first;
+    std::unique_ptr<CpuLinear> *end = &first;
+    for (const LinearSource &part : as_given_ ? splitByFormat(source) : std::vector<LinearSource>{source}) {
+        const WeightFormat format = formatFor(part);
+        *end = saved != nullptr ? loadPanels(part, format, *saved, pool_, &arena_)
+                                : packPanels(part, format, pool_, &arena_);
+        end = &(*end)->next;
     }
-    return packPanels(source, dtype, pool_, &arena_);
+    return first;
 }
 
 std::unique_ptr<PackedNorm> CpuBackend::makeNorm(const NormSource &source, PackedReader *saved) {
@@ -108,8 +117,11 @@ std::string CpuBackend::packedLayout() {
         const HostMatrix matrix{values.data(), DType::kF32, kRows, kColumns, kColumns, 1, values.data(), DType::kF32};
         for (const bool gate_up : {false, true}) {
             const LinearSource source{"fingerprint", 0, {matrix}, 0, precision, gate_up};
-            save(*packPanels(source, as_given_ ? dt_weight_ : dtypeOf(source), pool_), hash);
+            save(*packPanels(source, as_given_ ? floatFormat() : formatFor(source), pool_), hash);
         }
+    }
+    if (coded_) {
+        forCodedSamples([&](const LinearSource &source) { save(*packPanels(source, formatFor(source), pool_), hash); });
     }
     char text[64];
     std::snprintf(text, sizeof text, "cpu weights=%s fingerprint=%016llx", dtypeName(dt_weight_),

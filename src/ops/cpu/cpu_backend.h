@@ -69,8 +69,10 @@ public:
     std::string description() const override;
 
 private:
-    DType dtypeOf(const LinearSource &source) const;
+    WeightFormat formatFor(const LinearSource &source) const;
+    WeightFormat floatFormat() const;  // with as_given_, of most layers that are floats
 
+    bool coded_;       // some layers are kept as codes
     bool as_given_;    // each layer keeps the dtype of its source; else all take dt_weight_
     DType dt_weight_;  // with as_given_, that of most layers
     DType dt_kv_;

@@ -18,6 +18,28 @@ WeightFormat formatOf(DType dtype) {
         return kQ4;
     case DType::kBf12:
         return kBf12;
+    case DType::kU4:
+    case DType::kGgufQ4_0:
+        return kA4;
+    case DType::kI8:
+    case DType::kU8:
+    case DType::kGgufQ5_0:
+    case DType::kGgufQ8_0:
+    case DType::kGgufIq4Nl:
+        return kA8;
+    case DType::kGgufQ4_1:
+    case DType::kGgufQ5_1:
+        return kAg;
+    case DType::kGgufQ4K:
+        return kK4;
+    case DType::kGgufQ5K:
+        return kK5;
+    case DType::kGgufQ6K:
+        return kK6;
+    case DType::kGgufQ2K:
+    case DType::kGgufQ3K:
+    case DType::kGgufIq4Xs:
+        return kK8;
     default:
         return kBf16;
     }

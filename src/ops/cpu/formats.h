@@ -19,6 +19,17 @@
 //         k with a weight whose upper byte no nibble stands for (less than one pair in a hundred) has its bit in
 //         header.pairs and is stored at header.raw, as in a bf16 panel.
 //
+// Formats of codes that hold quantised checkpoints without loss (AffineInfo). A run of 32 k is {uint8 q[4][16][4], as
+// q4's; plane}, where 5-bit codes have uint8 plane[16][4] (bit t: of k = 4 t + i), 6-bit ones uint8 plane[2][16][4]
+// (bits 2 t and 2 t + 1 of plane[h]: of k = 16 h + 4 t + i), and 8-bit ones are uint8 q[8][16][4] alone.
+//   a8, a4    {f16 scale[16]; run}
+//   a4z       {f16 scale[16]; uint8 zero[16]; run}
+//   a8w       {f32 scale[16]; run}
+//   a4w       {f32 scale[16]; uint8 zero[16]; run}
+//   k4 to k8  {f16 d[16]; f16 dmin[16] (where there is a minimum); int8 factor[pieces][16]; int8 least[pieces][16]
+//             (the same); run[8]}: the scale of a piece of 256 / pieces k is d * factor, its minimum dmin * least.
+//   ag        {f32 scale[2][16]; f32 minimum[2][16]; f16 zero[2][16]; run}: two pieces of 16 k; holds all others.
+//
 // A new format needs an enumerator and a row here, packing (pack/), reading of single weights (panel_element.h) and
 // kernels (kernels/); the compiler names what is missing.
 #pragma once
@@ -52,7 +63,7 @@ constexpr uint8_t kBf12Below[16] = {0, 1, 2, 3, 4, 5, 6, 7, 128, 129, 130, 131, 
 constexpr uint32_t kBf12Order[kPanelRows] = {0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15};
 
 // Indices of kFormats. Their order means nothing.
-enum WeightFormat : uint8_t { kF32, kF16, kBf16, kBf12, kQ8, kQ4 };
+enum WeightFormat : uint8_t { kF32, kF16, kBf16, kBf12, kQ8, kQ4, kA8, kA4, kA4z, kK4, kK5, kK6, kK8, kA8w, kA4w, kAg };
 
 struct FormatInfo {
     WeightFormat format;
@@ -68,6 +79,77 @@ struct FormatInfo {
 
 constexpr size_t kScaleBytes = kPanelRows * sizeof(uint16_t);  // of a group: one bf16 per row
 
+// A format of codes with scales as checkpoints have them: weight = scale * (code - zero) - minimum.
+struct AffineInfo {
+    // How scales are kept, as above: one f16 or f32, with or without a zero of their own, ...
+    enum Scales : uint8_t { kNone, kHalf, kHalfZero, kWide, kWideZero, kSuper, kFull };
+    Scales scales = kNone;
+    uint32_t bits = 0;    // of a code
+    uint32_t pieces = 0;  // of a run of 32 k, with a scale each
+    bool minimum = false;
+    int zero = 0;  // the code that stands for 0, where scales do not come with one
+
+    constexpr bool ownZero() const { return scales == kHalfZero || scales == kWideZero || scales == kFull; }
+    constexpr uint32_t runs() const { return scales == kSuper ? 8 : 1; }
+    constexpr size_t runBytes() const { return kGroup * kPanelRows / 8 * bits; }
+    // Bytes in front of the runs of a group.
+    constexpr size_t headBytes() const {
+        switch (scales) {
+        case kNone:
+            return 0;
+        case kHalf:
+            return kScaleBytes;
+        case kHalfZero:
+            return kScaleBytes + kPanelRows;
+        case kWide:
+            return kPanelRows * sizeof(float);
+        case kWideZero:
+            return kPanelRows * sizeof(float) + kPanelRows;
+        case kSuper:
+            return (kScaleBytes + runs() * pieces * kPanelRows) * (minimum ? 2 : 1);
+        case kFull:
+            return pieces * (2 * kPanelRows * sizeof(float) + kScaleBytes);
+        }
+        return 0;
+    }
+    constexpr size_t groupBytes() const { return headBytes() + runs() * runBytes(); }
+};
+
+constexpr AffineInfo affineOf(WeightFormat format) {
+    switch (format) {
+    case kA8:
+        return {AffineInfo::kHalf, 8, 1, false, 128};
+    case kA4:
+        return {AffineInfo::kHalf, 4, 1, false, 8};
+    case kA4z:
+        return {AffineInfo::kHalfZero, 4, 1, false, 0};
+    case kK4:
+        return {AffineInfo::kSuper, 4, 1, true, 0};
+    case kK5:
+        return {AffineInfo::kSuper, 5, 1, true, 0};
+    case kK6:
+        return {AffineInfo::kSuper, 6, 2, false, 32};
+    case kK8:
+        return {AffineInfo::kSuper, 8, 2, true, 128};
+    case kA8w:
+        return {AffineInfo::kWide, 8, 1, false, 128};
+    case kA4w:
+        return {AffineInfo::kWideZero, 4, 1, false, 0};
+    case kAg:
+        return {AffineInfo::kFull, 8, 2, true, 0};
+    default:
+        return {};
+    }
+}
+constexpr bool isAffine(WeightFormat format) {
+    return affineOf(format).scales != AffineInfo::kNone;
+}
+
+constexpr FormatInfo affineRow(WeightFormat format, const char *name) {
+    const AffineInfo info = affineOf(format);
+    return {format, name, info.runs() * kGroup, info.groupBytes(), false, sizeof(int8_t), 127.0F, info.zero};
+}
+
 constexpr FormatInfo kFormats[] = {
     {kF32, "f32", 1, kPanelRows * sizeof(float), true, 0, 0.0F, 0},
     {kF16, "f16", 1, kPanelRows * sizeof(uint16_t), true, 0, 0.0F, 0},
@@ -77,6 +159,16 @@ constexpr FormatInfo kFormats[] = {
     {kQ8, "q8", kGroup, kScaleBytes + kGroup * kPanelRows, false, sizeof(int16_t), 32512.0F, 0},
     // The rounding of q4 is far coarser than that of 8-bit activations.
     {kQ4, "q4", kGroup, kScaleBytes + kGroup * kPanelRows / 2, false, sizeof(int8_t), 127.0F, 8},
+    affineRow(kA8, "a8"),
+    affineRow(kA4, "a4"),
+    affineRow(kA4z, "a4z"),
+    affineRow(kK4, "k4"),
+    affineRow(kK5, "k5"),
+    affineRow(kK6, "k6"),
+    affineRow(kK8, "k8"),
+    affineRow(kA8w, "a8w"),
+    affineRow(kA4w, "a4w"),
+    affineRow(kAg, "ag"),
 };
 constexpr size_t kFormatCount = sizeof kFormats / sizeof kFormats[0];
 
@@ -138,7 +230,8 @@ template <size_t First = 0, typename Use> constexpr void forEachFormat(const Use
     }
 }
 
-// The format of weights that are packed as `dtype`, or of KV tiles that keep it.
+// The format of weights that are packed as `dtype`, or given in it and kept (most often: see formatAsGiven), or of KV
+// tiles that keep it.
 WeightFormat formatOf(DType dtype);
 
 // The smallest bf16 not below a positive value: with a scale rounded down the largest value would be clipped.

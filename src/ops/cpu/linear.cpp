@@ -43,9 +43,9 @@ uint32_t panelsIn(size_t bytes, const CpuLinear &w) {
 
 // k per block so that kTogether panels fit kBlockBytes, in nearly equal blocks of whole groups.
 uint32_t blockDepth(WeightFormat format, uint32_t k) {
-    const size_t bytes = kTogether * panelOffset(format, roundUp(k, kGroup));
+    const size_t bytes = kTogether * panelOffset(format, roundUp(k, std::max(kGroup, infoOf(format).group)));
     const auto blocks = static_cast<uint32_t>((bytes + kBlockBytes - 1) / kBlockBytes);
-    return roundUp((k + blocks - 1) / std::max(1U, blocks), kGroup);
+    return roundUp((k + blocks - 1) / std::max(1U, blocks), std::max(kGroup, infoOf(format).group));
 }
 
 void addBias(float *row, const float *bias) {
@@ -59,9 +59,9 @@ void addBias(float *row, const float *bias) {
 }  // namespace
 
 Linears::Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows, uint32_t widest, WeightFormat format,
-                 const Arithmetic &arithmetic)
+                 const Arithmetic &arithmetic, bool codes)
     : kernels_(kernels), pool_(pool), arithmetic_(arithmetic), max_rows_(max_rows) {
-    if (takesCodes(format)) {
+    if (takesCodes(format) || codes) {
         const size_t groups = roundUp(widest, kGroup) / kGroup;
         const size_t rows = paddedQuantRows(max_rows);
         codes_ = HostBuffer(rows * groups * kGroup * sizeof(int16_t));
@@ -238,6 +238,13 @@ void Linears::reusePanels(const float *in, uint32_t rows, const CpuLinear &w, ui
 }
 
 void Linears::multiply(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w) {
+    for (const CpuLinear *part = &w; part != nullptr; part = part->next.get()) {
+        multiplyOne(out, ldo, in, rows, *part);
+        out += part->out;
+    }
+}
+
+void Linears::multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w) {
     multiplyRows(in, rows, w, 1, [&](uint32_t panel, uint32_t row, uint32_t count, float *product, size_t ld) {
         const uint32_t first = panel * kPanelRows;
         const uint32_t columns = std::min(kPanelRows, w.out - first);

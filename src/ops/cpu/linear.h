@@ -17,9 +17,10 @@ class Linears {
 public:
     // max_rows: most rows of a call, in whole tiles of kMaxTileRows; widest: input features of the widest layer;
     // format: the weights' format, which decides what scratch is needed. If it takes codes, layers of other formats
-    // that do are welcome too. The table and the pool must outlive the object.
+    // that do are welcome too. codes: some layers take codes whatever that format is. The table and the pool must
+    // outlive the object.
     Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows, uint32_t widest, WeightFormat format,
-            const Arithmetic &arithmetic);
+            const Arithmetic &arithmetic, bool codes = false);
 
     // out[r * ldo + j] = sum over k of in[r][k] * w[j][k] + bias[j], in [rows][w.in], j < w.out
     void multiply(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
@@ -43,6 +44,7 @@ private:
         uint32_t first, count;
     };
 
+    void multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
     size_t scratchFloats(WeightFormat format) const;
     uint32_t piecesOf(WeightFormat format) const;
     void prepareRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);

@@ -56,10 +56,83 @@ inline uint16_t bf12At(const void *panel, uint32_t row, uint32_t k) {
     return static_cast<uint16_t>(upper << 8 | codes[(1 + pair) * kBf12PairBytes + place]);
 }
 
+// A weight of a format of codes with scales as checkpoints have them.
+struct AffineElement {
+    int code;
+    float zero, scale, minimum;
+    float value() const { return scale * (static_cast<float>(code) - zero) - minimum; }
+};
+
+inline uint8_t byteAt(const char *data, size_t index) {
+    return static_cast<uint8_t>(data[index]);
+}
+
+inline int codeOfRun(const AffineInfo &info, const char *run, uint32_t row, uint32_t k) {
+    const uint32_t step = k / 4;
+    if (info.bits == 8) {
+        return byteAt(run, (size_t{step} * kPanelRows + row) * 4 + k % 4);
+    }
+    const int low = byteAt(run, (size_t{step} / 2 * kPanelRows + row) * 4 + k % 4) >> (step % 2 * 4) & 15;
+    const char *plane = run + kGroup / 2 * kPanelRows;
+    const size_t at = size_t{row} * 4 + k % 4;
+    if (info.bits == 5) {
+        return low | (byteAt(plane, at) >> step & 1) << 4;
+    }
+    return info.bits == 4 ? low : low | (byteAt(plane + step / 4 * kPanelRows * 4, at) >> (step % 4 * 2) & 3) << 4;
+}
+
+template <WeightFormat T> AffineElement affineAt(const void *panel, uint32_t row, uint32_t k) {
+    constexpr AffineInfo info = affineOf(T);
+    const char *group = static_cast<const char *>(panel) + k / infoOf(T).group * infoOf(T).group_bytes;
+    const uint32_t in_group = k % infoOf(T).group;
+    const char *run = group + info.headBytes() + in_group / kGroup * info.runBytes();
+    const size_t piece = in_group / (kGroup / info.pieces);
+    const auto half = [&](size_t index) { return f16ToFloat(reinterpret_cast<const uint16_t *>(group)[index]); };
+    AffineElement e{codeOfRun(info, run, row, k % kGroup), static_cast<float>(info.zero), 0.0F, 0.0F};
+    switch (info.scales) {
+    case AffineInfo::kHalf:
+        e.scale = half(row);
+        break;
+    case AffineInfo::kHalfZero:
+        e.scale = half(row);
+        e.zero = static_cast<float>(byteAt(group, kScaleBytes + row));
+        break;
+    case AffineInfo::kWide:
+        e.scale = reinterpret_cast<const float *>(group)[row];
+        break;
+    case AffineInfo::kWideZero:
+        e.scale = reinterpret_cast<const float *>(group)[row];
+        e.zero = static_cast<float>(byteAt(group, kPanelRows * sizeof(float) + row));
+        break;
+    case AffineInfo::kSuper: {
+        const char *factors = group + kScaleBytes * (info.minimum ? 2 : 1);
+        const auto factor = [&](size_t index) { return static_cast<float>(static_cast<int8_t>(factors[index])); };
+        e.scale = half(row) * factor(piece * kPanelRows + row);
+        if (info.minimum) {
+            const size_t least = info.runs() * info.pieces + piece;
+            e.minimum = half(kPanelRows + row) * factor(least * kPanelRows + row);
+        }
+        break;
+    }
+    case AffineInfo::kFull: {
+        const auto *floats = reinterpret_cast<const float *>(group);
+        e.scale = floats[piece * kPanelRows + row];
+        e.minimum = floats[(info.pieces + piece) * kPanelRows + row];
+        e.zero = half((4 * info.pieces + piece) * kPanelRows + row);
+        break;
+    }
+    case AffineInfo::kNone:
+        break;
+    }
+    return e;
+}
+
 // Weight (row, k).
 template <WeightFormat T> float weightAt(const void *panel, uint32_t row, uint32_t k) {
     if constexpr (T == kBf12) {
         return bf16ToFloat(bf12At(panel, row, k));
+    } else if constexpr (isAffine(T)) {
+        return affineAt<T>(panel, row, k).value();
     } else if constexpr (takesCodes(T)) {
         const int code = codeAt<T>(panel, row, k) - infoOf(T).zero_code;
         return static_cast<float>(code) * scaleAt<T>(panel, row, k / kGroup);

@@ -128,6 +128,20 @@ struct Avx2 {
     }
     static I totalQuads(Q sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 
+    static B andBytes(B v, char mask) { return _mm256_and_si256(v, _mm256_set1_epi8(mask)); }
+    static B orBytes(B a, B b) { return _mm256_or_si256(a, b); }
+    template <int N> static B shiftBytes(B v) {
+        if constexpr (N < 0) {
+            return _mm256_srli_epi16(v, -N);
+        } else {
+            return _mm256_slli_epi16(v, N);
+        }
+    }
+    static constexpr bool kDotsWide = false;
+    static I dotBytes(I sum, B w, B x) {
+        return addInt(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+    }
+
     using Bf12Table = __m256i;
     static Bf12Table tableBf12(uint16_t base) {
         const __m128i below = _mm_loadu_si128(reinterpret_cast<const __m128i *>(kBf12Below));

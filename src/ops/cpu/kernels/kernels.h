@@ -13,6 +13,10 @@
 //   * an output of a quantised layer is one chain over groups of 32 k: sum = fma(float(dot), w_scale * x_scale, sum),
 //     where dot is the exact integer product of the group's weight codes and activation codes (QuantRows). Integers
 //     may be added in any order, so every instruction set gives the same bits;
+//   * an output of a layer of an affine format is one chain over pieces of 16 or 32 k, each of one or two steps:
+//     sum = fma(float(dot), w_scale * x_scale, sum), where dot is the exact integer product of (code - zero) and the
+//     activation codes, then with a minimum sum = fma(-float(sum of the piece's activation codes), w_minimum * x_scale,
+//     sum);
 //   * reductions inside a row (sums of squares, of exponentials) depend on the row's length alone.
 #pragma once
 
@@ -38,7 +42,7 @@ struct QuantRows {
     char *codes;       // rowBytes(format) per row and group, zeros beyond k up to a whole group
     float *scales;     // one per row and group; NaN for a group with NaN or infinity
     int32_t *offsets;  // one per row and group: 8 * sum of the group's codes, what q4's nibbles add to a product by
-                       // being 8 too large
+                       // being 8 too large; for affine formats two sums of 16 codes (affineSum)
     size_t row_step, group_step;
 
     static constexpr size_t rowBytes(WeightFormat format) { return kGroup * infoOf(format).code_bytes; }
@@ -48,6 +52,17 @@ struct QuantRows {
         return {codes + at * rowBytes(format), scales + at, offsets + at, row_step, group_step};
     }
 };
+
+// The sum of the activation codes of piece Piece of Pieces of a group, from its packed offset. The sum of 16 codes
+// takes 16 bits.
+constexpr int32_t packAffineSums(int32_t first, int32_t second) {
+    return static_cast<int32_t>(static_cast<uint32_t>(second) << 16 | (static_cast<uint32_t>(first) & 0xffffU));
+}
+template <uint32_t Pieces, int Piece> constexpr int32_t affineSum(int32_t offset) {
+    const int32_t first = static_cast<int16_t>(offset);
+    const int32_t second = offset >> 16;
+    return Pieces == 1 ? first + second : (Piece == 0 ? first : second);
+}
 
 // Rows to make room for in every group of QuantRows, if a group's rows lie side by side. The number is no power of two,
 // with which all groups of a tile would fall into the same few sets of L1.
@@ -114,7 +129,9 @@ using WeighKernel = void (*)(const float *weights, size_t ldw, uint32_t rows, co
 struct KernelTable {
     const char *name;
     uint32_t tile_rows, quant_tile_rows;  // rows of a register tile, and of one of formats that take codes
-    uint32_t tileRows(WeightFormat format) const { return takesCodes(format) ? quant_tile_rows : tile_rows; }
+    uint32_t tileRows(WeightFormat format) const {
+        return takesCodes(format) && !isAffine(format) ? quant_tile_rows : tile_rows;
+    }
     PerFormat<PanelKernel> multiplyPanels;            // of formats that take floats
     PerFormat<QuantPanelKernel> multiplyQuantPanels;  // of formats that take codes
     // Of bf16 and bf12, by the number of pieces less one.

@@ -142,6 +142,36 @@ void multiplyQuantPanels(const void *panels, size_t panel_bytes, uint32_t npanel
     }
 }
 
+template <WeightFormat T>
+void multiplyAffinePanels(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t runs, const QuantRows &x,
+                          uint32_t rows, float *y, size_t ldy, bool accumulate) {
+    constexpr uint32_t kPieceK = kGroup / affineOf(T).pieces;
+    for (uint32_t p = 0; p < npanels; ++p) {
+        const char *panel = static_cast<const char *>(panels) + p * panel_bytes;
+        for (uint32_t r = 0; r < rows; ++r) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                float sum = accumulate ? y[r * ldy + p * kPanelRows + j] : 0.0F;
+                for (uint32_t k0 = 0; k0 < runs * kGroup; k0 += kPieceK) {
+                    const QuantRows at = x.from(r, k0 / kGroup, T);
+                    const AffineElement shared = affineAt<T>(panel, j, k0);
+                    int32_t dot = 0;
+                    int32_t codes = 0;
+                    for (uint32_t i = k0; i < k0 + kPieceK; ++i) {
+                        const int code = activationAt<T>(at.codes, i % kGroup);
+                        dot += (affineAt<T>(panel, j, i).code - static_cast<int>(shared.zero)) * code;
+                        codes += code;
+                    }
+                    sum = std::fma(static_cast<float>(dot), shared.scale * at.scales[0], sum);
+                    if (affineOf(T).minimum) {
+                        sum = std::fma(-static_cast<float>(codes), shared.minimum * at.scales[0], sum);
+                    }
+                }
+                y[r * ldy + p * kPanelRows + j] = sum;
+            }
+        }
+    }
+}
+
 void expandBf12(const void *panel, uint32_t groups, uint16_t *out) {
     for (uint32_t k = 0; k < groups * kGroup; ++k) {
         for (uint32_t j = 0; j < kPanelRows; ++j) {
@@ -163,13 +193,15 @@ template <WeightFormat T> void quantize(const float *x, uint32_t k, const QuantR
         }
         const float inverse = largest < kLeastScale ? 0.0F : infoOf(T).largest_code / largest;
         int32_t sum = 0;
+        int32_t first_sum = 0;  // of the first 16 codes
         for (uint32_t i = 0; i < kGroup; ++i) {
             const int32_t code = finite && i < count ? static_cast<int32_t>(std::nearbyint(in[i] * inverse)) : 0;
             std::memcpy(to.codes + i * infoOf(T).code_bytes, &code, infoOf(T).code_bytes);
             sum += code;
+            first_sum = i < kGroup / 2 ? sum : first_sum;
         }
         to.scales[0] = !finite ? std::nanf("") : (largest < kLeastScale ? 0.0F : largest / infoOf(T).largest_code);
-        to.offsets[0] = 8 * sum;
+        to.offsets[0] = isAffine(T) ? packAffineSums(first_sum, sum - first_sum) : 8 * sum;
     }
 }
 
@@ -261,7 +293,11 @@ constexpr KernelTable scalarTable() {
     forEachFormat([&](auto format) {
         constexpr WeightFormat T = decltype(format)::value;
         if constexpr (takesCodes(T)) {
-            table.multiplyQuantPanels[T] = multiplyQuantPanels<T>;
+            if constexpr (isAffine(T)) {
+                table.multiplyQuantPanels[T] = multiplyAffinePanels<T>;
+            } else {
+                table.multiplyQuantPanels[T] = multiplyQuantPanels<T>;
+            }
             table.quantize[T] = quantize<T>;
         } else {
             table.multiplyPanels[T] = multiplyPanels<T>;

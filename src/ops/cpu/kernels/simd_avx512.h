@@ -95,6 +95,20 @@ struct Avx512 {
     static Q dotQuads(Q sum, B w, B x) { return _mm512_add_epi16(sum, _mm512_maddubs_epi16(w, x)); }
     static I totalQuads(Q sum) { return _mm512_madd_epi16(sum, _mm512_set1_epi16(1)); }
 
+    static B andBytes(B v, char mask) { return _mm512_and_si512(v, _mm512_set1_epi8(mask)); }
+    static B orBytes(B a, B b) { return _mm512_or_si512(a, b); }
+    template <int N> static B shiftBytes(B v) {
+        if constexpr (N < 0) {
+            return _mm512_srli_epi16(v, -N);
+        } else {
+            return _mm512_slli_epi16(v, N);
+        }
+    }
+    static constexpr bool kDotsWide = false;
+    static I dotBytes(I sum, B w, B x) {
+        return addInt(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
+    }
+
     using Bf12Table = __m256i;
     static Bf12Table tableBf12(uint16_t base) {
         const __m128i below = _mm_loadu_si128(reinterpret_cast<const __m128i *>(kBf12Below));

@@ -19,6 +19,7 @@ struct NeonDotprod : Neon {
     static Q noQuads() { return vdupq_n_s32(0); }
     static Q dotQuads(Q sum, B w, B x) { return vdotq_s32(sum, w, x); }
     static I totalQuads(Q sum) { return sum; }
+    static I dotBytes(I sum, B w, B x) { return vdotq_s32(sum, w, x); }
 };
 
 // The two bytes of a group's 32 codes.

@@ -107,6 +107,17 @@ struct Neon {
     }
     static I totalQuads(Q sum) { return vpaddlq_s16(sum); }
 
+    static B andBytes(B v, int8_t mask) { return vandq_s8(v, vdupq_n_s8(mask)); }
+    static B orBytes(B a, B b) { return vorrq_s8(a, b); }
+    template <int N> static B shiftBytes(B v) {
+        return vreinterpretq_s8_u8(vshlq_u8(vreinterpretq_u8_s8(v), vdupq_n_s8(N)));
+    }
+    static constexpr bool kDotsWide = false;
+    static I dotBytes(I sum, B w, B x) {
+        const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+        return vaddq_s32(sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(vmull_high_s8(w, x))));
+    }
+
     using Bf12Table = uint8x16_t;
     static Bf12Table tableBf12(uint16_t base) {
         return vsubq_u8(vdupq_n_u8(static_cast<uint8_t>(base)), vld1q_u8(kBf12Below));

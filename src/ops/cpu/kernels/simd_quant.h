@@ -198,6 +198,7 @@ template <typename S, WeightFormat T> void quantize(const float *x, uint32_t k, 
         const typename S::F inverse = S::set(tiny ? 0.0F : infoOf(T).largest_code / largest);
         const QuantRows to = out.from(r, g, T);
         typename S::I sum = S::setInt(0);
+        int32_t first_sum = 0;  // of the first 16 codes
         Q3_UNROLL
         for (uint32_t i = 0; i < kGroup; i += S::kLanes) {
             const typename S::I code = bad != bad ? S::setInt(0) : S::toInt(S::mul(S::load(in + i), inverse));
@@ -207,9 +208,13 @@ template <typename S, WeightFormat T> void quantize(const float *x, uint32_t k, 
                 S::narrowBytes(reinterpret_cast<int8_t *>(to.codes) + i, code);
             }
             sum = S::addInt(sum, code);
+            if (isAffine(T) && i + S::kLanes == kGroup / 2) {
+                first_sum = S::sumLanesInt(sum);
+            }
         }
         to.scales[0] = bad != bad ? bad : (tiny ? 0.0F : largest / infoOf(T).largest_code);
-        to.offsets[0] = 8 * S::sumLanesInt(sum);
+        const int32_t total = S::sumLanesInt(sum);
+        to.offsets[0] = isAffine(T) ? packAffineSums(first_sum, total - first_sum) : 8 * total;
     }
 }
 

@@ -10,6 +10,8 @@
 //   loadQuads, lowNibbles, highNibbles, broadcastQuad, noQuads -> 0,
 //   dotQuads(sum, w, x) (w 0 to 15, x signed), totalQuads -> I                                 on B, sums in Q
 //   kDotsBf16; if so broadcastBits -> I, dotBf16(sum, w, x) on F and pairs of bf16 in I (simd_bf16.h)
+//   andBytes(v, mask), orBytes, shiftBytes<n> (left, or right if n < 0; bits may come from neighbours) on B,
+//   dotBytes(sum, w, x) on I and B (w 0 to 127, x signed), kDotsWide: or w to 255        what simd_affine.h takes
 //   tableBf12(base), wordsBf12(codes, second, low, table, words)        a pair of bf12 as words of a bf16 panel
 // A set with better products specialises Steps (simd_quant.h) or replaces slots of its table.
 // Files compiled with an instruction set's flags include only intrinsics, C headers, kernels.h, formats.h and these
@@ -17,6 +19,7 @@
 // its portable copy.
 #pragma once
 
+#include "ops/cpu/kernels/simd_affine.h"
 #include "ops/cpu/kernels/simd_attention.h"
 #include "ops/cpu/kernels/simd_bf16.h"
 #include "ops/cpu/kernels/simd_float.h"
@@ -34,7 +37,11 @@ template <typename S> constexpr KernelTable simdTable(const char *name) {
     forEachFormat([&](auto format) {
         constexpr WeightFormat T = decltype(format)::value;
         if constexpr (takesCodes(T)) {
-            table.multiplyQuantPanels[T] = multiplyQuantPanels<S, T>;
+            if constexpr (isAffine(T)) {
+                table.multiplyQuantPanels[T] = multiplyAffinePanels<S, T>;
+            } else {
+                table.multiplyQuantPanels[T] = multiplyQuantPanels<S, T>;
+            }
             table.quantize[T] = quantize<S, T>;
         } else {
             table.multiplyPanels[T] = multiplyPanels<S, T>;

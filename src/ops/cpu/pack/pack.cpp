@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "ops/cpu/pack/affine.h"
 #include "ops/cpu/pack/panel_reader.h"
 #include "ops/cpu/pack/quant.h"
 #include "ops/cpu/panel_element.h"
@@ -109,7 +110,7 @@ void packBf12(PanelReader &reader, CpuLinear &linear, ThreadPool &pool) {
     });
 }
 
-// The dtype that the reader turns elements into before they are packed.
+// The dtype that the reader turns elements into before they are packed, or kDefault for codes as they are.
 DType readsAs(WeightFormat format) {
     switch (format) {
     case kF16:
@@ -121,6 +122,8 @@ DType readsAs(WeightFormat format) {
     case kQ8:
     case kQ4:
         break;
+    default:
+        return DType::kDefault;
     }
     return DType::kF32;
 }
@@ -150,13 +153,31 @@ bool hasBias(const LinearSource &source) {
                        [](const HostMatrix &part) { return part.bias != nullptr; });
 }
 
-std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, DType dtype, Arena *arena) {
+std::vector<LinearSource> splitByFormat(const LinearSource &source) {
+    const auto rows = [](const HostMatrix &part) { return part.rows % kPanelRows; };
+    const bool codes = std::any_of(source.parts.begin(), source.parts.end(),
+                                   [](const HostMatrix &part) { return isAffine(formatAsGiven(part)); });
+    if (!codes || source.gate_up || std::any_of(source.parts.begin(), source.parts.end() - 1, rows)) {
+        return {source};
+    }
+    std::vector<LinearSource> split;
+    for (const HostMatrix &part : source.parts) {
+        if (split.empty() || formatAsGiven(split.back().parts[0]) != formatAsGiven(part)) {
+            split.push_back(source);
+            split.back().parts.clear();
+        }
+        split.back().parts.push_back(part);
+    }
+    return split;
+}
+
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, WeightFormat format, Arena *arena) {
     auto linear = std::make_unique<CpuLinear>();
     uint32_t rows = 0;
     for (const HostMatrix &part : source.parts) {
         rows += part.rows;
     }
-    linear->format = formatOf(dtype);
+    linear->format = format;
     linear->in = source.parts[0].cols;
     linear->interleaved = source.gate_up;
     linear->out = source.gate_up ? rows / 2 : rows;
@@ -170,8 +191,8 @@ std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, DType dtype, 
     return linear;
 }
 
-std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, DType dtype, ThreadPool &pool, Arena *arena) {
-    std::unique_ptr<CpuLinear> linear = emptyPanels(source, dtype, arena);
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, WeightFormat format, ThreadPool &pool, Arena *arena) {
+    std::unique_ptr<CpuLinear> linear = emptyPanels(source, format, arena);
     PanelReader reader(source, readsAs(linear->format), {linear->out, linear->interleaved});
     reader.checkReadable();
     const auto packEach = [&](auto pack) {
@@ -191,6 +212,9 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, DType dtype, T
     case kQ8:
     case kQ4:
         packEach(packQuantPanel);
+        break;
+    default:
+        packEach(packAffinePanel);
         break;
     }
     reader.check();

@@ -28,9 +28,10 @@ public:
     size_t panel_bytes = 0;
     bool interleaved = false;  // gate panels at even, up panels at odd indices; `out` counts gate rows only
     HostBuffer panels;
-    HostBuffer raw;   // bf12: the pairs of k kept as bf16
-    HostBuffer bias;  // float [16 * npanels] in panel order, or empty
-    size_t bytes() const override { return panels.bytes() + raw.bytes() + bias.bytes(); }
+    HostBuffer raw;                   // bf12: the pairs of k kept as bf16
+    HostBuffer bias;                  // float [16 * npanels] in panel order, or empty
+    std::unique_ptr<CpuLinear> next;  // the output features after these, in another format; or null
+    size_t bytes() const override { return panels.bytes() + raw.bytes() + bias.bytes() + (next ? next->bytes() : 0); }
 
     uint32_t groups() const { return (in + kGroup - 1) / kGroup; }
     const char *panel(uint32_t index) const { return panels.as<char>() + index * panel_bytes; }
@@ -58,12 +59,17 @@ public:
     size_t bytes() const override { return 0; }
 };
 
+// The layers of one format each that a layer is kept as when nothing else is asked for: one, unless its parts are codes
+// of several formats that end with a panel.
+std::vector<LinearSource> splitByFormat(const LinearSource &source);
+
 // A layer of the source's shape with zeroed panels; of bf12, without raw pairs yet.
-std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, DType dtype, Arena *arena);
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, WeightFormat format, Arena *arena);
 bool hasBias(const LinearSource &source);
 
+// format: one that floats can be packed in, or formatAsGiven(source).
 // arena: where to take memory from; null: mappings of its own.
-std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, DType dtype, ThreadPool &pool,
+std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, WeightFormat format, ThreadPool &pool,
                                       Arena *arena = nullptr);
 std::unique_ptr<CpuVector> packFloats(const NormSource &source);
 // A table of the source's shape that owns its elements, which are to be filled in; borrow: it has those of the source.

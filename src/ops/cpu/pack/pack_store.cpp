@@ -86,6 +86,9 @@ void saveLinear(const PackedLinear &linear, PackedWriter &out) {
         if (panels->bias.data() != nullptr) {
             out.blob(panels->bias.data(), biasBytes(*panels));
         }
+        if (panels->next != nullptr) {
+            saveLinear(*panels->next, out);
+        }
     }  // a tied table has nothing of its own to save
 }
 
@@ -93,9 +96,9 @@ void saveVector(const CpuVector &vector, PackedWriter &out) {
     out.blob(vector.data(), vector.bytes());
 }
 
-std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, DType dtype, PackedReader &in, ThreadPool &pool,
-                                      Arena *arena) {
-    std::unique_ptr<CpuLinear> linear = emptyPanels(shape, dtype, arena);
+std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, WeightFormat format, PackedReader &in,
+                                      ThreadPool &pool, Arena *arena) {
+    std::unique_ptr<CpuLinear> linear = emptyPanels(shape, format, arena);
     if (linear->format == kBf12) {
         loadBf12(*linear, in, pool);
     } else {

@@ -10,8 +10,8 @@ void saveLinear(const PackedLinear &linear, PackedWriter &out);  // also tables
 void saveVector(const CpuVector &vector, PackedWriter &out);
 
 // These throw PackedFileError.
-std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, DType dtype, PackedReader &in, ThreadPool &pool,
-                                      Arena *arena);
+std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, WeightFormat format, PackedReader &in,
+                                      ThreadPool &pool, Arena *arena);
 std::unique_ptr<CpuVector> loadFloats(const NormSource &shape, PackedReader &in, ThreadPool &pool);
 std::unique_ptr<CpuTable> loadTable(const LinearSource &shape, bool borrow, PackedReader &in, ThreadPool &pool);
 

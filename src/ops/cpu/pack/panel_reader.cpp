@@ -86,12 +86,18 @@ size_t PanelReader::stripBytes(uint32_t panels) const {
 }
 
 PanelReader::Strip::Strip(const PanelReader &reader)
-    : pieces_(2 * reader.source_.parts.size()), copies_(reader.stripBytes(reader.stripPanels())) {
+    : pieces_(2 * reader.source_.parts.size()),
+      copies_(reader.dtype_ == DType::kDefault ? 0 : reader.stripBytes(reader.stripPanels())) {
     for (const HostMatrix &part : reader.source_.parts) {
         readers_.emplace_back();
         if (part.stored != nullptr) {
             readers_.back().emplace(*part.stored);
             readers_.back()->reserve(reader.mostRows(part, reader.stripPanels()), part.cols);
+        }
+        for (Piece &piece : pieces_) {
+            if (reader.dtype_ == DType::kDefault) {
+                piece.coded.reserve(reader.mostRows(part, reader.stripPanels()), part.cols);
+            }
         }
     }
 }
@@ -125,6 +131,15 @@ void PanelReader::copyLayerRows(uint32_t first, uint32_t last, Strip &strip) {
         if (from < to) {
             Strip::Piece &piece = strip.pieces_[strip.count_++];
             piece.first = from;
+            if (dtype_ == DType::kDefault) {
+                piece.rows.rows = to - from;
+                const Rectangle rectangle{part.first_row + from - part_begin, to - from, part.first_col, part.cols};
+                if (!reader->codes(rectangle, piece.coded)) {
+                    unreadable_.store(true);
+                }
+                part_begin += part.rows;
+                continue;
+            }
             if (!copyRows(part, from - part_begin, to - from, strip.copies_.data() + strip.used_, piece.rows,
                           reader ? &*reader : nullptr)) {
                 unreadable_.store(true);
@@ -152,6 +167,12 @@ PanelReader::Rows PanelReader::rows(uint32_t panel, const Strip &strip) const {
         }
         while (row - strip.pieces_[piece].first >= strip.pieces_[piece].rows.rows) {
             ++piece;
+        }
+        if (dtype_ == DType::kDefault) {
+            const Strip::Piece &from = strip.pieces_[piece];
+            result.codes[j] = from.coded.codesOf(row - from.first);
+            result.pieces[j] = from.coded.piecesOf(row - from.first);
+            continue;
         }
         const HostMatrix &matrix = strip.pieces_[piece].rows;
         const size_t size = dtypeSize(matrix.dtype);

@@ -30,6 +30,7 @@ public:
     static constexpr uint32_t kMaxBlock = 128;  // columns per call
 
     // dtype: what the elements become: F32, F16 or BF16. source must outlive the reader.
+    // or DType::kDefault: parts that all have pieces (StoredMatrix::hasPieces) are read as codes.
     PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape);
 
     // Throws IO_ERROR if the source lies in a mapped file that has become too short, before work is begun. The file may
@@ -47,6 +48,7 @@ public:
         struct Piece {
             uint32_t first;  // row of the layer that the copy begins with
             HostMatrix rows;
+            CodedRows coded;
         };
         std::vector<std::optional<StoredReader>> readers_;  // one per part, of those that are codes
         std::vector<Piece> pieces_;
@@ -68,6 +70,9 @@ public:
         bool one_dtype;  // all have dtypes[0]
         bool contiguous;
         uint32_t first;  // row of the layer that data[0] is
+        // Instead of data, where codes are read; null for rows past the end.
+        const int16_t *codes[kPanelRows];
+        const CodePiece *pieces[kPanelRows];
     };
     Rows rows(uint32_t panel, const Strip &strip) const;
 
@@ -76,6 +81,9 @@ public:
     // Reads columns as F16 or BF16, two to a word: tile[ceil(count / 2)][16][2]. The second half of an odd last
     // column's word is zero.
     void readPairs(const Rows &rows, uint32_t k0, uint32_t count, uint32_t *tile);
+
+    // A scale that is NaN or infinite was found.
+    void reportScale(const Rows &rows, uint32_t column, uint32_t row) { report(rows, column, 0, row); }
 
     // Throws BAD_WEIGHTS and where, if anything read so far was NaN, infinite or too large for dtype; IO_ERROR if
     // something could not be copied.

@@ -1,0 +1,190 @@
+// Layers of codes with scales as checkpoints have them (AffineInfo) for one instruction set S, see simd_table.h: exact
+// integer products per piece of a run of 32 k, then multiply-adds with the scales (kernels.h).
+#pragma once
+
+#include "ops/cpu/kernels/kernels.h"
+#include "ops/cpu/kernels/simd_float.h"
+
+namespace q3::cpu {
+namespace {
+
+constexpr uint32_t kRunSteps = kGroup / 4;  // of four k, which a 32-bit lane adds at once
+
+// Codes of four k of kLanes rows: those of step Step, vector h of a panel's.
+template <typename S, WeightFormat T, int Step> inline Q3_INLINE typename S::B affineCodes(const char *run, int h) {
+    constexpr uint32_t kBits = affineOf(T).bits;
+    constexpr size_t kBlock = size_t{4} * kPanelRows;  // bytes of one step of 8-bit codes
+    const size_t lanes = size_t{4} * S::kLanes * h;
+    if constexpr (kBits == 8) {
+        return S::loadQuads(run + Step * kBlock + lanes);
+    } else {
+        const typename S::B both = S::loadQuads(run + Step / 2 * kBlock + lanes);
+        const typename S::B low = Step % 2 == 0 ? S::lowNibbles(both) : S::highNibbles(both);
+        const char *plane = run + kGroup / 2 * kPanelRows + lanes;
+        if constexpr (kBits == 5) {
+            const typename S::B bits = S::loadQuads(plane);
+            return S::orBytes(low, S::andBytes(S::template shiftBytes<4 - Step>(bits), 0x10));
+        } else if constexpr (kBits == 6) {
+            const typename S::B bits = S::loadQuads(plane + Step / 4 * kBlock);
+            return S::orBytes(low, S::andBytes(S::template shiftBytes<4 - Step % 4 * 2>(bits), 0x30));
+        } else {
+            return low;
+        }
+    }
+}
+
+// sum + the products of unsigned codes and signed activation codes, four to a lane.
+template <typename S, WeightFormat T>
+inline Q3_INLINE typename S::I dotAffine(typename S::I sum, typename S::B w, typename S::B x) {
+    if constexpr (affineOf(T).bits < 8 || S::kDotsWide) {
+        return S::dotBytes(sum, w, x);
+    } else {  // in halves, whose products do not overflow
+        const typename S::I high = S::dotBytes(S::setInt(0), S::highNibbles(w), x);
+        return S::addInt(S::dotBytes(sum, S::lowNibbles(w), x), S::template shiftLeft<4>(high));
+    }
+}
+
+// What a piece's kLanes rows share: see AffineInfo.
+template <typename S> struct AffineScales {
+    typename S::F scale, minimum, zero;
+};
+
+// `piece` counts from the group's beginning.
+template <typename S, WeightFormat T>
+inline Q3_INLINE AffineScales<S> affineScales(const char *group, uint32_t piece, int h) {
+    constexpr AffineInfo kInfo = affineOf(T);
+    const size_t row = size_t{S::kLanes} * h;
+    const auto *halves = reinterpret_cast<const uint16_t *>(group) + row;
+    AffineScales<S> out{};
+    if constexpr (kInfo.scales == AffineInfo::kHalf) {
+        out.scale = S::loadF16(halves);
+    } else if constexpr (kInfo.scales == AffineInfo::kHalfZero) {
+        out.scale = S::loadF16(halves);
+        out.zero = S::loadInt8(group + kScaleBytes + row);
+    } else if constexpr (kInfo.scales == AffineInfo::kWide || kInfo.scales == AffineInfo::kWideZero) {
+        out.scale = S::load(reinterpret_cast<const float *>(group) + row);
+        if constexpr (kInfo.scales == AffineInfo::kWideZero) {
+            out.zero = S::loadInt8(group + kPanelRows * sizeof(float) + row);
+        }
+    } else if constexpr (kInfo.scales == AffineInfo::kSuper) {
+        const char *factors = group + kScaleBytes * (kInfo.minimum ? 2 : 1) + row;
+        out.scale = S::mul(S::loadF16(halves), S::loadInt8(factors + piece * kPanelRows));
+        if constexpr (kInfo.minimum) {
+            const uint32_t least = kInfo.runs() * kInfo.pieces + piece;
+            out.minimum = S::mul(S::loadF16(halves + kPanelRows), S::loadInt8(factors + least * kPanelRows));
+        }
+    } else {
+        const auto *floats = reinterpret_cast<const float *>(group) + row;
+        out.scale = S::load(floats + piece * kPanelRows);
+        out.minimum = S::load(floats + (kInfo.pieces + piece) * kPanelRows);
+        out.zero = S::loadF16(halves + (4 * kInfo.pieces + piece) * kPanelRows);
+    }
+    return out;
+}
+
+template <typename S, WeightFormat T, int R, int Step, int Last>
+inline Q3_INLINE void addAffineSteps(const char *run, const char *codes, size_t row_bytes,
+                                     typename S::I (&dots)[R][S::kParts]) {
+    if constexpr (Step < Last) {
+        typename S::B w[S::kParts];
+        Q3_UNROLL
+        for (int h = 0; h < S::kParts; ++h) {
+            w[h] = affineCodes<S, T, Step>(run, h);
+        }
+        Q3_UNROLL
+        for (int r = 0; r < R; ++r) {
+            const typename S::B x = S::broadcastQuad(codes + r * row_bytes + Step * size_t{4});
+            Q3_UNROLL
+            for (int h = 0; h < S::kParts; ++h) {
+                dots[r][h] = dotAffine<S, T>(dots[r][h], w[h], x);
+            }
+        }
+        addAffineSteps<S, T, R, Step + 1, Last>(run, codes, row_bytes, dots);
+    }
+}
+
+// Adds piece Piece of a run to the sums of R rows with panel p. x: the rows' activations in that run.
+template <typename S, WeightFormat T, int Piece, int R, int P>
+inline Q3_INLINE void addAffinePiece(const char *group, uint32_t index, const QuantRows &x, int p,
+                                     Products<S, R, P> &products) {
+    constexpr AffineInfo kInfo = affineOf(T);
+    constexpr int kSteps = static_cast<int>(kRunSteps / kInfo.pieces);
+    constexpr bool kOwnZero = kInfo.ownZero();
+    const size_t row_bytes = x.row_step * QuantRows::rowBytes(T);
+    typename S::I dots[R][S::kParts];
+    Q3_UNROLL
+    for (int r = 0; r < R; ++r) {
+        const int32_t sum = affineSum<kInfo.pieces, Piece>(x.offsets[r * x.row_step]);
+        Q3_UNROLL
+        for (int h = 0; h < S::kParts; ++h) {
+            dots[r][h] = S::setInt(-kInfo.zero * sum);
+        }
+    }
+    const char *run = group + kInfo.headBytes() + index * kInfo.runBytes();
+    addAffineSteps<S, T, R, Piece * kSteps, (Piece + 1) * kSteps>(run, x.codes, row_bytes, dots);
+    Q3_UNROLL
+    for (int h = 0; h < S::kParts; ++h) {
+        const AffineScales<S> scales = affineScales<S, T>(group, index * kInfo.pieces + Piece, h);
+        Q3_UNROLL
+        for (int r = 0; r < R; ++r) {
+            typename S::F &total = products.sum[r][p][h];
+            const typename S::F x_scale = S::broadcast(x.scales + r * x.row_step);
+            const auto sum = static_cast<float>(affineSum<kInfo.pieces, Piece>(x.offsets[r * x.row_step]));
+            typename S::F dot = S::toFloat(dots[r][h]);
+            if constexpr (kOwnZero) {  // whole numbers below 2^24: exact
+                dot = S::sub(dot, S::mul(scales.zero, S::set(sum)));
+            }
+            total = S::fma(dot, S::mul(scales.scale, x_scale), total);
+            if constexpr (kInfo.minimum) {
+                total = S::fma(S::set(-sum), S::mul(scales.minimum, x_scale), total);
+            }
+        }
+    }
+}
+
+template <typename S, WeightFormat T> struct AffinePanelCall {
+    const char *panels;
+    size_t panel_bytes;
+    uint32_t npanels, runs;  // runs of 32 k
+    const QuantRows &x;
+    float *y;
+    size_t ldy;
+    bool accumulate;
+
+    template <int R> void call() const { forPanelGroups<R, panelsAtOnce<S, R>(R * S::kParts)>(npanels, *this); }
+    template <int R, int P> void tiles(uint32_t first, uint32_t apart) const {
+        constexpr AffineInfo kInfo = affineOf(T);
+        Products<S, R, P> products;
+        float *out = y + first * kPanelRows;
+        if (accumulate) {
+            products.load(out, ldy, apart);
+        }
+        const char *group = panels + first * panel_bytes;
+        const size_t stride = apart * panel_bytes;
+        for (uint32_t run = 0; run < runs; run += kInfo.runs(), group += kInfo.groupBytes()) {
+            for (uint32_t i = 0; i < kInfo.runs() && run + i < runs; ++i) {
+                const QuantRows at = x.from(0, run + i, T);
+                Q3_UNROLL
+                for (int p = 0; p < P; ++p) {
+                    const char *panel = group + p * stride;
+                    fetchAhead<T, R>(panel + kInfo.headBytes() + i * kInfo.runBytes(), kInfo.runBytes());
+                    addAffinePiece<S, T, 0>(panel, i, at, p, products);
+                    if constexpr (kInfo.pieces == 2) {
+                        addAffinePiece<S, T, 1>(panel, i, at, p, products);
+                    }
+                }
+            }
+        }
+        products.store(out, ldy, apart);
+    }
+};
+
+template <typename S, WeightFormat T>
+void multiplyAffinePanels(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t runs, const QuantRows &x,
+                          uint32_t rows, float *y, size_t ldy, bool accumulate) {
+    withRows<S::kTileRows>(rows, AffinePanelCall<S, T>{static_cast<const char *>(panels), panel_bytes, npanels, runs, x,
+                                                       y, ldy, accumulate});
+}
+
+}  // namespace
+}  // namespace q3::cpu

@@ -1,0 +1,143 @@
+// Codes of quantised checkpoints: what is packed are the values that the reader decodes (which test/parity compares with
+// numpy and gguf), from every column on, and every layer is multiplied as its packed values are.
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "ops/cpu/pack/affine.h"
+#include "ops/cpu/pack/pack.h"
+#include "ops/cpu/panel_element.h"
+#include "ops/stored.h"
+#include "runtime/error.h"
+
+using namespace q3;
+using namespace q3::cpu;
+
+namespace {
+
+constexpr uint32_t kRows = 72;
+constexpr uint32_t kCols = 512;
+
+std::mt19937 rng(3);
+
+// Bytes below 0x40: halves, bf16 and floats among them are numbers.
+std::vector<char> randomBytes(size_t n) {
+    std::vector<char> bytes(n);
+    for (char &byte : bytes) {
+        byte = static_cast<char>(rng() & 0x3fU);
+    }
+    return bytes;
+}
+
+float weightOf(const CpuLinear &linear, uint32_t row, uint32_t col) {
+    float value = NAN;
+    forEachFormat([&](auto format) {
+        constexpr WeightFormat T = decltype(format)::value;
+        if (T == linear.format) {
+            value = weightAt<T>(linear.panel(row / kPanelRows), row % kPanelRows, col);
+        }
+    });
+    return value;
+}
+
+void testPacked(StoredMatrix m, WeightFormat expected, ThreadPool &pool) {
+    const std::vector<char> data = randomBytes(size_t{kRows} * kCols * 2);
+    const std::vector<char> scales = randomBytes(size_t{kRows} * kCols);
+    m.rows = kRows;
+    m.cols = kCols;
+    m.row_stride = m.rowsAreColumns() ? 1 : kCols;
+    m.col_stride = m.rowsAreColumns() ? kRows : 1;
+    m.data = data.data();
+    m.scales = m.scale_dtype == DType::kDefault ? nullptr : scales.data();
+    m.zeros = m.zero_dtype == DType::kDefault ? nullptr : data.data();
+    m.block_rows = 1;
+    StoredReader reader(m);
+    std::vector<float> values(size_t{kRows} * kCols);
+    CHECK(reader.floats({0, kRows, 0, kCols}, values.data()));
+    for (const uint32_t first : {0U, 256U, 64U, 16U, 8U}) {
+        HostMatrix part{m.data, m.dtype, 50, 200, m.row_stride, m.col_stride};
+        part.stored = &m;
+        part.first_row = 8;
+        part.first_col = first;
+        const LinearSource source{"coded", 0, {part}};
+        const WeightFormat format = formatAsGiven(source);
+        CHECK(first % 256 != 0 || format == expected);
+        CHECK(first % 16 != 0 || isAffine(format));
+        const auto packed = packPanels(source, format, pool);
+        for (uint32_t row = 0; row < part.rows; ++row) {
+            for (uint32_t col = 0; col < part.cols; ++col) {
+                const float value = values[size_t{part.first_row + row} * kCols + first + col];
+                CHECK(weightOf(*packed, row, col) == value);
+            }
+        }
+    }
+}
+
+// A scale that is no number is found, with its place.
+void testNotFinite(ThreadPool &pool) {
+    StoredMatrix m;
+    std::vector<char> data = randomBytes(size_t{kRows} * kCols / 32 * 34);
+    const uint16_t infinity = 0x7c00;
+    std::memcpy(data.data() + (20 * (kCols / 32) + 3) * 34, &infinity, sizeof infinity);
+    m.dtype = DType::kGgufQ8_0;
+    m.rows = kRows;
+    m.cols = m.row_stride = kCols;
+    m.col_stride = 1;
+    m.data = data.data();
+    HostMatrix part{m.data, m.dtype, kRows, kCols, kCols, 1};
+    part.stored = &m;
+    try {
+        packPanels({"coded", 4, {part}}, kA8, pool);
+        CHECK(false);
+    } catch (const Error &error) {
+        CHECK(error.status() == QWEN3_STATUS_BAD_WEIGHTS);
+        CHECK(std::strstr(error.what(), "coded of layer 4 is NaN") != nullptr);
+        CHECK(std::strstr(error.what(), "row 20, column 96") != nullptr);
+    }
+}
+
+}  // namespace
+
+int main() {
+    ThreadPool pool(2);
+    const struct {
+        DType dtype;
+        WeightFormat format;
+    } blocks[] = {
+        {DType::kGgufQ4_0, kA4}, {DType::kGgufQ4_1, kAg}, {DType::kGgufQ5_0, kA8},  {DType::kGgufQ5_1, kAg},
+        {DType::kGgufQ8_0, kA8}, {DType::kGgufQ2K, kK8},  {DType::kGgufQ3K, kK8},   {DType::kGgufQ4K, kK4},
+        {DType::kGgufQ5K, kK5},  {DType::kGgufQ6K, kK6},  {DType::kGgufIq4Nl, kA8}, {DType::kGgufIq4Xs, kK8},
+    };
+    for (const auto &block : blocks) {
+        StoredMatrix m;
+        m.dtype = block.dtype;
+        testPacked(m, block.format, pool);
+    }
+    for (const uint32_t group : {16U, 32U, 128U, kCols}) {
+        const bool whole = group % kGroup == 0;
+        const auto codes = [&](DType dtype, int32_t layout, DType scales, DType zeros, int32_t offset,
+                               WeightFormat format) {
+            StoredMatrix m;
+            m.dtype = dtype;
+            m.layout = layout;
+            m.block_cols = group;
+            m.scale_dtype = scales;
+            m.zero_dtype = zeros;
+            m.zero_offset = offset;
+            testPacked(m, whole ? format : kAg, pool);
+        };
+        codes(DType::kU4, QWEN3_LAYOUT_GPTQ, DType::kF16, DType::kU4, 1, kA4z);
+        codes(DType::kU4, QWEN3_LAYOUT_AWQ, DType::kF16, DType::kU4, 0, kA4z);
+        codes(DType::kU4, QWEN3_LAYOUT_PACK_QUANTIZED, DType::kF16, DType::kDefault, 8, kA4);
+        codes(DType::kU4, QWEN3_LAYOUT_PACK_QUANTIZED, DType::kBf16, DType::kU4, 0, kA4w);
+        codes(DType::kU8, QWEN3_LAYOUT_GPTQ, DType::kF16, DType::kDefault, 128, kA8);
+        codes(DType::kU8, QWEN3_LAYOUT_GPTQ, DType::kF16, DType::kU8, 1, kAg);
+        codes(DType::kI8, QWEN3_LAYOUT_PLAIN, DType::kBf16, DType::kDefault, 0, kA8w);
+        codes(DType::kI8, QWEN3_LAYOUT_PLAIN, DType::kF32, DType::kF32, 0, kAg);
+        codes(DType::kU4, QWEN3_LAYOUT_PLAIN, DType::kF32, DType::kI8, -3, kAg);
+    }
+    testNotFinite(pool);
+    return q3test::finish("test_coded");
+}
