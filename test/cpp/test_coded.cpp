@@ -1,5 +1,5 @@
-// Codes of quantised checkpoints: what is packed are the values that the reader decodes (which test/parity compares with
-// numpy and gguf), from every column on, and every layer is multiplied as its packed values are.
+// Codes of quantised checkpoints: what is packed are the values that the reader decodes (which test/parity compares
+// with numpy and gguf), from every column on, and every layer is multiplied as its packed values are.
 #include <cmath>
 #include <cstring>
 #include <random>

@@ -57,10 +57,13 @@ def test_avx512_emulated(tmp_path: Path) -> None:
     emulated = ["-mfma", f"-I{ROOT / 'test/cpp/emulated'}", "-O0"]
     for name, flags in {
         "avx512": emulated,
+        "avx512_affine": emulated,
         "avx512vnni": emulated,
+        "avx512vnni_affine": emulated,
         "avx512bf16": emulated,
         "avx512amx": emulated,
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avx2_affine": ["-mavx2", "-mfma", "-mf16c"],
     }.items():
         objects.append(tmp_path / f"{name}.o")
         source = ROOT / "src/ops/cpu" / f"kernels/isa_{name}.cpp"
@@ -88,7 +91,8 @@ def neon_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(f"{tool} is not installed (Debian: g++-aarch64-linux-gnu, qemu-user)")
     folder = tmp_path_factory.mktemp("neon")
     objects = []
-    for name, architecture in NEON.items():
+    affine = {f"{name}_affine": NEON[name] for name in ("neon", "neon_dotprod")}
+    for name, architecture in {**NEON, **affine}.items():
         objects.append(folder / f"{name}.o")
         source = ROOT / "src/ops/cpu" / f"kernels/isa_{name}.cpp"
         run([compiler, *FLAGS, "-O2", f"-march={architecture}", "-c", source, "-o", objects[-1]])

@@ -336,6 +336,13 @@ template <WeightFormat T> void testAffine(const KernelTable &kernels) {
                 const bool head = i % infoOf(T).group_bytes < info.headBytes();
                 panels[i] = static_cast<char>(head ? rng() & 0x3fU : rng());  // halves and floats below 2
             }
+            for (size_t at = 0; at < panel_bytes * npanels && info.scales == AffineInfo::kFull;
+                 at += info.groupBytes()) {
+                for (size_t i = 0; i < size_t{info.pieces} * kPanelRows; ++i) {  // zeros are whole numbers
+                    const uint16_t zero = floatToF16(static_cast<float>(rng() % 300));
+                    std::memcpy(panels + at + info.headBytes() - 2 * (i + 1), &zero, sizeof zero);
+                }
+            }
             const size_t width = size_t{npanels} * kPanelRows;
             const auto runs = k / kGroup;
             for (uint32_t rows = 1; rows <= kernels.tileRows(T); rows += rows < 4 ? 1 : 3) {
@@ -345,18 +352,17 @@ template <WeightFormat T> void testAffine(const KernelTable &kernels) {
                 CHECK(plain.offsets == input.offsets && plain.scales == input.scales);
                 std::vector<float> expected(rows * width, 1.0F);
                 std::vector<float> actual(rows * width, 2.0F);
-                kScalarKernels.multiplyQuantPanels[T](panels, panel_bytes, npanels, runs, plain.rows, rows,
-                                                      expected.data(), width, false);
-                kernels.multiplyQuantPanels[T](panels, panel_bytes, npanels, runs, input.rows, rows, actual.data(),
-                                               width, false);
+                kScalarKernels.quantPanels(T)(panels, panel_bytes, npanels, runs, plain.rows, rows, expected.data(),
+                                              width, false);
+                kernels.quantPanels(T)(panels, panel_bytes, npanels, runs, input.rows, rows, actual.data(), width,
+                                       false);
                 CHECK(same(expected, actual));
                 if (k > infoOf(T).group) {
                     const uint32_t cut = infoOf(T).group;
-                    kernels.multiplyQuantPanels[T](panels, panel_bytes, npanels, cut / kGroup, input.rows, rows,
-                                                   actual.data(), width, false);
-                    kernels.multiplyQuantPanels[T](panels + panelOffset(T, cut), panel_bytes, npanels,
-                                                   runs - cut / kGroup, input.rows.from(0, cut / kGroup, T), rows,
-                                                   actual.data(), width, true);
+                    kernels.quantPanels(T)(panels, panel_bytes, npanels, cut / kGroup, input.rows, rows, actual.data(),
+                                           width, false);
+                    kernels.quantPanels(T)(panels + panelOffset(T, cut), panel_bytes, npanels, runs - cut / kGroup,
+                                           input.rows.from(0, cut / kGroup, T), rows, actual.data(), width, true);
                     CHECK(same(expected, actual));
                 }
                 for (size_t j = 0; j < width; ++j) {

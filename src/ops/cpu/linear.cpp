@@ -69,7 +69,8 @@ Linears::Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows
         offsets_ = HostBuffer(rows * groups * sizeof(int32_t));
         quant_rows_ = {codes_.as<char>(), scales_.as<float>(), offsets_.as<int32_t>(), 1, rows};
     }
-    if (const uint32_t pieces = piecesOf(format); pieces > 0) {
+    const WeightFormat floats = isAffine(format) ? kBf16 : format;  // of layers that are not codes
+    if (const uint32_t pieces = piecesOf(floats); pieces > 0) {
         rounded_ = HostBuffer(max_rows * (roundedRowBytes(widest, pieces, kernels.pair_bytes) + kRowPadding));
     }
     for (uint32_t i = 0; i < pool.size(); ++i) {
@@ -143,9 +144,9 @@ void Linears::quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFor
 // added to those of the k before.
 void Linears::multiplyPanels(const Panels &p, const Rows &rows, float *out, size_t ldo) const {
     if (takesCodes(p.format)) {
-        kernels_.multiplyQuantPanels[p.format](p.data, p.stride, p.count, (p.k + kGroup - 1) / kGroup,
-                                               quant_rows_.from(rows.first, p.k0 / kGroup, p.format), rows.count, out,
-                                               ldo, p.k0 > 0);
+        kernels_.quantPanels(p.format)(p.data, p.stride, p.count, (p.k + kGroup - 1) / kGroup,
+                                       quant_rows_.from(rows.first, p.k0 / kGroup, p.format), rows.count, out, ldo,
+                                       p.k0 > 0);
     } else if (const uint32_t pieces = piecesOf(p.format); pieces > 0) {
         const RoundedRows from{rounded_rows_.data + rows.first * rounded_rows_.row_bytes +
                                    roundedRowBytes(p.k0, pieces, kernels_.pair_bytes),

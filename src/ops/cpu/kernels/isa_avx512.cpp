@@ -3,6 +3,6 @@
 
 namespace q3::cpu {
 
-const KernelTable kAvx512Kernels = simdTable<Avx512>("avx512");
+const KernelTable kAvx512Kernels = simdTable<Avx512>("avx512", kAvx512Affine);
 
 }  // namespace q3::cpu

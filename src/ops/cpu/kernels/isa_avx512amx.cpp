@@ -278,7 +278,7 @@ void multiplyTiles(const void *panels, size_t panel_bytes, uint32_t npanels, uin
 }
 
 constexpr KernelTable amxTable() {
-    KernelTable table = simdTable<Amx>("amx");
+    KernelTable table = simdTable<Amx>("amx", kAvx512VnniAffine);
     table.multiplyQuantPanels[kQ8] = multiplyTiles<kQ8>;
     table.multiplyQuantPanels[kQ4] = multiplyTiles<kQ4>;
     table.quant_tile_rows = kRows;

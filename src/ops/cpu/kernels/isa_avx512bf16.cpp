@@ -3,6 +3,6 @@
 
 namespace q3::cpu {
 
-const KernelTable kAvx512Bf16Kernels = simdTable<Avx512Bf16>("avx512bf16");
+const KernelTable kAvx512Bf16Kernels = simdTable<Avx512Bf16>("avx512bf16", kAvx512VnniAffine);
 
 }  // namespace q3::cpu

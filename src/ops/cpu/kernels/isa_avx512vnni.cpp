@@ -3,6 +3,6 @@
 
 namespace q3::cpu {
 
-const KernelTable kAvx512VnniKernels = simdTable<Avx512Vnni>("avx512vnni");
+const KernelTable kAvx512VnniKernels = simdTable<Avx512Vnni>("avx512vnni", kAvx512VnniAffine);
 
 }  // namespace q3::cpu

@@ -3,6 +3,6 @@
 
 namespace q3::cpu {
 
-const KernelTable kNeonKernels = simdTable<Neon>("neon");
+const KernelTable kNeonKernels = simdTable<Neon>("neon", kNeonAffine);
 
 }  // namespace q3::cpu

@@ -3,6 +3,6 @@
 
 namespace q3::cpu {
 
-const KernelTable kNeonDotprodKernels = simdTable<NeonDotprod>("neon-dotprod");
+const KernelTable kNeonDotprodKernels = simdTable<NeonDotprod>("neon-dotprod", kNeonDotprodAffine);
 
 }  // namespace q3::cpu

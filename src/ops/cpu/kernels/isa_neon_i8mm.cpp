@@ -163,7 +163,7 @@ void multiplyPairs(const void *panels, size_t panel_bytes, uint32_t npanels, uin
 }
 
 constexpr KernelTable i8mmTable() {
-    KernelTable table = simdTable<S>("neon-i8mm");
+    KernelTable table = simdTable<S>("neon-i8mm", kNeonDotprodAffine);
     table.multiplyQuantPanels[kQ8] = multiplyPairs<kQ8>;
     table.multiplyQuantPanels[kQ4] = multiplyPairs<kQ4>;
     return table;

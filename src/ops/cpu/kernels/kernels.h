@@ -126,14 +126,20 @@ using ScoreKernel = void (*)(const float *q, size_t ldq, uint32_t rows, const Kv
 using WeighKernel = void (*)(const float *weights, size_t ldw, uint32_t rows, const KvTiles &values, uint32_t nkeys,
                              uint32_t npanels, float *out, size_t ldo, bool accumulate);
 
+using QuantPanelKernels = PerFormat<QuantPanelKernel>;
+
 struct KernelTable {
     const char *name;
     uint32_t tile_rows, quant_tile_rows;  // rows of a register tile, and of one of formats that take codes
     uint32_t tileRows(WeightFormat format) const {
         return takesCodes(format) && !isAffine(format) ? quant_tile_rows : tile_rows;
     }
-    PerFormat<PanelKernel> multiplyPanels;            // of formats that take floats
-    PerFormat<QuantPanelKernel> multiplyQuantPanels;  // of formats that take codes
+    PerFormat<PanelKernel> multiplyPanels;          // of formats that take floats
+    QuantPanelKernels multiplyQuantPanels;          // of formats that take codes, but for affine ones
+    const QuantPanelKernels *multiplyAffinePanels;  // of those
+    QuantPanelKernel quantPanels(WeightFormat format) const {
+        return isAffine(format) ? (*multiplyAffinePanels)[format] : multiplyQuantPanels[format];
+    }
     // Of bf16 and bf12, by the number of pieces less one.
     PerFormat<RoundedPanelKernel> multiplyRounded[kMaxPieces];
     size_t pair_bytes;  // of an entry of RoundedRows
@@ -170,12 +176,17 @@ struct KernelTable {
 
 extern const KernelTable kScalarKernels;
 #if defined(__x86_64__)
+extern const QuantPanelKernels kAvx2Affine;
+extern const QuantPanelKernels kAvx512Affine;
+extern const QuantPanelKernels kAvx512VnniAffine;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512VnniKernels;
 extern const KernelTable kAvx512Bf16Kernels;
 extern const KernelTable kAmxKernels;  // only where the process may use tiles (dispatch.cpp)
 #elif defined(__aarch64__)
+extern const QuantPanelKernels kNeonAffine;
+extern const QuantPanelKernels kNeonDotprodAffine;
 extern const KernelTable kNeonKernels;
 extern const KernelTable kNeonDotprodKernels;
 extern const KernelTable kNeonI8mmKernels;

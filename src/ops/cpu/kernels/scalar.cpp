@@ -286,16 +286,27 @@ void storeBf16(void *out, const float *in, uint32_t n) {
     }
 }
 
+constexpr QuantPanelKernels affineKernels() {
+    QuantPanelKernels kernels{};
+    forEachFormat([&](auto format) {
+        constexpr WeightFormat T = decltype(format)::value;
+        if constexpr (isAffine(T)) {
+            kernels[T] = multiplyAffinePanels<T>;
+        }
+    });
+    return kernels;
+}
+constexpr QuantPanelKernels kScalarAffine = affineKernels();
+
 constexpr KernelTable scalarTable() {
     KernelTable table{};
+    table.multiplyAffinePanels = &kScalarAffine;
     table.name = "scalar";
     table.tile_rows = table.quant_tile_rows = kTileRows;
     forEachFormat([&](auto format) {
         constexpr WeightFormat T = decltype(format)::value;
         if constexpr (takesCodes(T)) {
-            if constexpr (isAffine(T)) {
-                table.multiplyQuantPanels[T] = multiplyAffinePanels<T>;
-            } else {
+            if constexpr (!isAffine(T)) {
                 table.multiplyQuantPanels[T] = multiplyQuantPanels<T>;
             }
             table.quantize[T] = quantize<T>;

@@ -186,5 +186,16 @@ void multiplyAffinePanels(const void *panels, size_t panel_bytes, uint32_t npane
                                                        y, ldy, accumulate});
 }
 
+template <typename S> constexpr QuantPanelKernels affineKernels() {
+    QuantPanelKernels kernels{};
+    forEachFormat([&](auto format) {
+        constexpr WeightFormat T = decltype(format)::value;
+        if constexpr (isAffine(T)) {
+            kernels[T] = multiplyAffinePanels<S, T>;
+        }
+    });
+    return kernels;
+}
+
 }  // namespace
 }  // namespace q3::cpu

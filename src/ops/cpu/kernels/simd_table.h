@@ -19,7 +19,6 @@
 // its portable copy.
 #pragma once
 
-#include "ops/cpu/kernels/simd_affine.h"
 #include "ops/cpu/kernels/simd_attention.h"
 #include "ops/cpu/kernels/simd_bf16.h"
 #include "ops/cpu/kernels/simd_float.h"
@@ -29,17 +28,17 @@
 namespace q3::cpu {
 namespace {
 
-template <typename S> constexpr KernelTable simdTable(const char *name) {
+// affine: kernels of the same traits, or of traits with the same products
+template <typename S> constexpr KernelTable simdTable(const char *name, const QuantPanelKernels &affine) {
     static_assert(S::kLanes * S::kParts == kPanelRows && S::kTileRows <= kMaxTileRows, "traits");
     KernelTable table{};
     table.name = name;
+    table.multiplyAffinePanels = &affine;
     table.tile_rows = table.quant_tile_rows = S::kTileRows;
     forEachFormat([&](auto format) {
         constexpr WeightFormat T = decltype(format)::value;
         if constexpr (takesCodes(T)) {
-            if constexpr (isAffine(T)) {
-                table.multiplyQuantPanels[T] = multiplyAffinePanels<S, T>;
-            } else {
+            if constexpr (!isAffine(T)) {
                 table.multiplyQuantPanels[T] = multiplyQuantPanels<S, T>;
             }
             table.quantize[T] = quantize<S, T>;
