@@ -91,7 +91,7 @@ def compare(args: argparse.Namespace, folder: Path) -> list[Any]:
     (folder / "config.json").write_text((args.model_path / "config.json").read_text())
     (folder / "chunks.json").write_text(json.dumps(chunks))
     checkpoint = Checkpoint(args.model_path)
-    tensors: dict[str, Any] = {name: tensor.to_float32() for name, tensor in checkpoint.items()}
+    tensors: dict[str, Any] = {name: weight.decoded() for name, weight in checkpoint.items()}
     np.savez(folder / "tensors.npz", **tensors)
     subprocess.run([args.peer, __file__, "--worker", str(folder)], check=True)
     for kind in KINDS:
