@@ -184,7 +184,8 @@ class Qwen3ForCausalLM:
         try:
             SamplingParams.check_config(self.meta.generation_config, self._config_path)
             weights = Qwen3TensorList(self.meta, self._checkpoint)
-            if cache and weight_dtype.packed:
+            kept = weight_dtype == DataType.DEFAULT and self._checkpoint.quantised
+            if cache and (weight_dtype.packed or kept):
                 # Other formats are packed at the speed of memory: a cache would gain nothing.
                 directory = None if cache_dir is None else Path(cache_dir).absolute()
                 self._weight_cache = open_cache(self._checkpoint, weight_dtype, directory, ndev)

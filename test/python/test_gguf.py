@@ -108,7 +108,7 @@ def test_logits(kind: Type, tied: bool, tmp_path: Path) -> None:
     values = write_gguf(source, path, kind, tokenizer=False)
     tokens = [1 + 7 * i % 60 for i in range(30)]
     expected = forward(load_config(source), values, tokens)
-    with Qwen3ForCausalLM(path, threads=2, kv_dtype="f32") as model:
+    with Qwen3ForCausalLM(path, threads=2, dtype="f32") as model:
         assert not model.has_tokenizer
         logits = model.forward(tokens)
     assert np.abs(logits - expected).max() < 3e-5 * expected.std()
@@ -123,7 +123,7 @@ def test_fused_rows_and_rope(bias: bool, tmp_path: Path) -> None:
     values = write_gguf(source, tmp_path / "m.gguf", Type.Q8_0, tokenizer=False, fuse=True)
     tokens = [1 + 7 * i % 250 for i in range(60)]
     expected = forward(load_config(source), values, tokens)
-    with Qwen3ForCausalLM(tmp_path / "m.gguf", kv_dtype="f32") as model:
+    with Qwen3ForCausalLM(tmp_path / "m.gguf", dtype="f32") as model:
         assert model.context_length == 128
         assert np.abs(model.forward(tokens) - expected).max() < 3e-5 * expected.std()
 

@@ -17,6 +17,12 @@ import torch
 from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.coded import CodedMatrix
 from infinicore_infer.checkpoint.errors import QuantizationError, SafetensorsError
+from infinicore_infer.checkpoint.opening import open_model
+from infinicore_infer.checkpoint.quantization import quantised_weights
+from infinicore_infer.checkpoint.safetensors import SafetensorsFile
+from infinicore_infer.checkpoint.tensor import Tensor
+from infinicore_infer.checkpoint.weights import CheckedTensors
+from libinfinicore_infer import WeightCache
 from python.helpers import DEMO, copy_folder, edit_json
 from qwen3 import Qwen3ForCausalLM
 from reference.quantised import Array, Quantise, awq, compressed, fp8, gptq, quantised_copy
@@ -102,7 +108,7 @@ def test_logits(form: str, tied: bool, tmp_path: Path) -> None:
     values = quantised_copy(make_checkpoint(spec, tmp_path), tmp_path / "q", quantise, config)
     tokens = [1 + 7 * i % 290 for i in range(40)]
     expected = forward(load_config(tmp_path / "q"), values, tokens)
-    with Qwen3ForCausalLM(tmp_path / "q", threads=2, kv_dtype="f32") as model:
+    with Qwen3ForCausalLM(tmp_path / "q", threads=2, dtype="f32") as model:
         logits = model.forward(tokens)
     assert np.abs(logits - expected).max() < 3e-5 * expected.std()
 
@@ -116,7 +122,7 @@ def test_embedding_and_head_may_be_quantised(tmp_path: Path) -> None:
     modules = ("embed_tokens", "lm_head", "up_proj")
     values = quantised_copy(source, tmp_path / "q", quantise, config, modules)
     expected = forward(load_config(source), values, [5, 6, 7])
-    with Qwen3ForCausalLM(tmp_path / "q", kv_dtype="f32") as model:
+    with Qwen3ForCausalLM(tmp_path / "q", dtype="f32") as model:
         assert np.abs(model.forward([5, 6, 7]) - expected).max() < 3e-5 * expected.std()
 
 
@@ -339,3 +345,148 @@ def test_pickles_have_a_remedy(tmp_path: Path) -> None:
         Qwen3ForCausalLM(folder)
     with pytest.raises(SafetensorsError, match="save_pretrained"):
         Qwen3ForCausalLM(folder / "pytorch_model.bin")
+
+
+# ------------------------------------------------------------------ anything at all
+
+ODD = (None, True, -1, 0, 3, 2**70, 1.5, "x", "re:(", [], [-1, 0], {}, {"a": None})
+
+
+def _mutations(value: Any) -> Iterator[Any]:
+    """Yields copies of a JSON value with one part replaced by something odd, or left out."""
+    yield from ODD
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield {k: v for k, v in value.items() if k != key}
+            for other in _mutations(part):
+                yield {**value, key: other}
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            for other in _mutations(part):
+                yield [*value[:i], other, *value[i + 1 :]]
+
+
+@pytest.mark.parametrize("form", ["fp8", "gptq int4", "awq", "w4a16 asymmetric", "fp8 block"])
+def test_odd_settings_are_errors_or_read(form: str, tmp_path: Path) -> None:
+    quantise, config = FORMATS[form]()
+    quantised_copy(DEMO, tmp_path / "q", quantise, config)
+    tensors = {
+        tensor.name: tensor for tensor in SafetensorsFile(tmp_path / "q/model.safetensors").values()
+    }
+    refused = count = 0
+    for other in _mutations(config):
+        if other is None or not isinstance(other, dict):
+            continue
+        count += 1
+        try:
+            quantised_weights(tensors, other, "config.json")
+        except QuantizationError:
+            refused += 1
+    assert count > 50 and refused > count / 3
+
+
+@pytest.mark.parametrize("form", ["fp8", "gptq act_order", "awq", "w4a16 asymmetric", "w8a8"])
+def test_odd_parts_are_errors_or_read(form: str, tmp_path: Path) -> None:
+    """Parts of every other shape and type: refused, or decoded within what is there."""
+    quantise, config = FORMATS[form]()
+    quantised_copy(DEMO, tmp_path / "q", quantise, config)
+    file = SafetensorsFile(tmp_path / "q/model.safetensors")
+    tensors = {name: t for name, t in file.items() if name.startswith(MODULE)}
+    for name, tensor in tensors.items():
+        for shape in ((), (0,), (1,), (4, 4), (0, 192), (192, 0), (1, 512), (6, 512, 1)):
+            for dtype in ("F32", "F16", "I32", "I64", "U8", "BOOL", "F8_E4M3", "F4"):
+                kind = np.uint8 if dtype in ("F4", "F8_E4M3") else NUMPY[dtype]
+                data = np.zeros(shape, kind)
+                odd = Tensor(name, dtype, shape, data, tensor.file)
+                try:
+                    weights = quantised_weights({**tensors, name: odd}, config, "config.json")
+                except QuantizationError:
+                    continue
+                for weight in weights.values():
+                    if isinstance(weight, CodedMatrix):
+                        weight.decoded()
+
+
+NUMPY = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "I32": np.int32,
+    "I64": np.int64,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_packed_weights_are_kept(tmp_path: Path) -> None:
+    """Codes of a checkpoint are kept on disk as int8 is, and read back to the bit."""
+    quantised_copy(DEMO, tmp_path / "q", *gptq())
+    logits = []
+    for state in (WeightCache.ABSENT, WeightCache.LOADED):
+        with Qwen3ForCausalLM(tmp_path / "q", cache_dir=tmp_path / "cache") as model:
+            assert model.stats()["weight_cache"] == state
+            logits.append(model.forward([1, 2, 3, 2001]))
+    np.testing.assert_array_equal(*logits)
+    edit_json(
+        tmp_path / "q" / "config.json",
+        quantization_config={**GPTQ, "checkpoint_format": "gptq_v2"},
+    )
+    with Qwen3ForCausalLM(tmp_path / "q", cache_dir=tmp_path / "cache") as model:
+        assert model.stats()["weight_cache"] == WeightCache.STALE
+
+
+def test_shards_without_an_index(tmp_path: Path) -> None:
+    spec = CheckpointSpec("sharded", max_shard_size="60KB", tied=False)
+    folder = make_checkpoint(spec, tmp_path)
+    with Qwen3ForCausalLM(folder) as model:
+        expected = model.forward([1, 2, 3])
+    (folder / "model.safetensors.index.json").unlink()
+    with Qwen3ForCausalLM(folder) as model:
+        np.testing.assert_array_equal(model.forward([1, 2, 3]), expected)
+    shards = sorted(folder.glob("*.safetensors"))
+    count = len(shards)
+    assert count > 2
+    shards[1].rename(folder / "other.safetensors")
+    with pytest.raises(SafetensorsError, match=r"not clear which.*other\.safetensors"):
+        Qwen3ForCausalLM(folder)
+    (folder / "other.safetensors").unlink()
+    with pytest.raises(SafetensorsError, match=f"has {count - 1} of {count} shards, and no model"):
+        Qwen3ForCausalLM(folder)
+
+
+def test_single_file_of_another_name(tmp_path: Path) -> None:
+    """AutoGPTQ names its only file after the settings."""
+    quantised_copy(DEMO, tmp_path / "q", *gptq())
+    (tmp_path / "q" / "model.safetensors").rename(
+        tmp_path / "q" / "gptq_model-4bit-32g.safetensors"
+    )
+    with Qwen3ForCausalLM(tmp_path / "q") as model:
+        assert model.forward([1]).shape == (1, 2048)
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "module.model.", "_orig_mod.model."])
+def test_prefixes(prefix: str, tmp_path: Path) -> None:
+    """As trainers leave them, with the parts of quantised matrices under the same names."""
+    values = quantised_copy(DEMO, tmp_path / "q", *gptq())
+    path = tmp_path / "q" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({n.replace("model.", prefix, 1): t for n, t in tensors.items()}, path)
+    meta, checkpoint = open_model(tmp_path / "q")
+    names = CheckedTensors(meta, checkpoint).names
+    up = names["ffn_up"][1]
+    assert up == f"{prefix}layers.1.mlp.up_proj.weight"
+    np.testing.assert_array_equal(checkpoint[up].decoded(), values[f"{MODULE}.weight"])
+
+
+def test_resized_vocabulary(tmp_path: Path) -> None:
+    """Any number of rows, also of a quantised head."""
+    for tied in (True, False):
+        spec = CheckpointSpec(f"m{tied}", d=64, dh=32, di=96, dvoc=301, tied=tied)
+        source, folder = make_checkpoint(spec, tmp_path), tmp_path / f"q{tied}"
+        quantise, config = gptq(8, 32)
+        values = quantised_copy(source, folder, quantise, config, ("up_proj", "lm_head"))
+        expected = forward(load_config(source), values, [300, 1])
+        with Qwen3ForCausalLM(folder, dtype="f32") as model:
+            assert np.abs(model.forward([300, 1]) - expected).max() < 3e-5 * expected.std()

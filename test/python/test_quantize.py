@@ -85,7 +85,7 @@ def test_loaded_by_transformers(made: tuple[Path, str]) -> None:
     tokens = [5, 6, 7, 2001, 9]
     with torch.no_grad():
         expected = model(torch.tensor([tokens])).logits[0].float().numpy()
-    with Qwen3ForCausalLM(folder, kv_dtype="f32") as ours:
+    with Qwen3ForCausalLM(folder, dtype="f32") as ours:
         logits = ours.forward(tokens)
     assert np.abs(logits - expected).max() < 0.02 * expected.std()
 

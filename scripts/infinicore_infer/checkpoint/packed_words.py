@@ -69,6 +69,8 @@ def read_gptq(parts: Parts) -> None:
         if found is None:
             continue
         codes, zeros, scales, shape, size = found
+        offset = 1 if form == "gptq" else 0
+        same = _constant_zero(zeros, bits, shape[0])
         if form == "gptq" and _is_ambiguous(zeros, bits, shape[0]):
             parts.problem(
                 f"{module}.qzeros has zero points that the format 'gptq' cannot hold (stored less "
@@ -85,12 +87,22 @@ def read_gptq(parts: Parts) -> None:
                 TensorLayout.GPTQ,
                 codes,
                 scales,
-                zeros,
-                1 if form == "gptq" else 0,
+                zeros if same is None else None,
+                offset if same is None else offset + same,
                 (1, size),
                 _groups(parts, module, shape[1], size),
             )
         )
+
+
+def _constant_zero(zeros: Tensor, bits: int, rows: int) -> int | None:
+    """Return the stored zero point if all are the same, as in symmetric matrices.
+
+    Saying it once saves a zero point for every scale.
+    """
+    stored = unpacked(zeros.data, bits)[:, :rows]
+    first = int(stored[0, 0]) if stored.size else 0
+    return first if (stored == first).all() else None
 
 
 def _is_ambiguous(zeros: Tensor, bits: int, rows: int) -> bool:

@@ -77,7 +77,7 @@ class Parts:
         if tensor.dtype not in dtypes:
             self.problem(f"{name} is {tensor.dtype}, not {' or '.join(dtypes)}")
             return None
-        if shape is None and len(tensor.shape) != 2:
+        if shape is None and (len(tensor.shape) != 2 or 0 in tensor.shape):
             self.problem(f"{name} is {list(tensor.shape)}, not a matrix")
             return None
         if shape is not None and tensor.shape != shape:
