@@ -36,7 +36,7 @@ from infinicore_infer.generate.sequence import GenerationSequence
 from infinicore_infer.generate.stream import GenerationStream, run_sequences
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, token_list
-from infinicore_infer.native.weight_cache import CheckpointCache, open_cache
+from infinicore_infer.native.weight_cache import CheckpointCache, is_worth_keeping, open_cache
 from infinicore_infer.text.chat_template import Message, TokenizerError
 from infinicore_infer.text.gguf_tokenizer import gguf_tokenizer
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
@@ -184,9 +184,7 @@ class Qwen3ForCausalLM:
         try:
             SamplingParams.check_config(self.meta.generation_config, self._config_path)
             weights = Qwen3TensorList(self.meta, self._checkpoint)
-            kept = weight_dtype == DataType.DEFAULT and self._checkpoint.quantised
-            if cache and (weight_dtype.packed or kept):
-                # Other formats are packed at the speed of memory: a cache would gain nothing.
+            if cache and is_worth_keeping(self._checkpoint, weight_dtype):
                 directory = None if cache_dir is None else Path(cache_dir).absolute()
                 self._weight_cache = open_cache(self._checkpoint, weight_dtype, directory, ndev)
             if self._weight_cache is not None:

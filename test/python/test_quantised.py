@@ -435,6 +435,9 @@ def test_packed_weights_are_kept(tmp_path: Path) -> None:
     )
     with Qwen3ForCausalLM(tmp_path / "q", cache_dir=tmp_path / "cache") as model:
         assert model.stats()["weight_cache"] == WeightCache.STALE
+    quantised_copy(DEMO, tmp_path / "fp8", *fp8())
+    with Qwen3ForCausalLM(tmp_path / "fp8", cache_dir=tmp_path / "cache") as model:
+        assert model.stats()["weight_cache"] == WeightCache.UNUSED
 
 
 def test_shards_without_an_index(tmp_path: Path) -> None:

@@ -87,11 +87,6 @@ class Checkpoint(Mapping[str, Weight]):
         first = self.files[0] if self.files else None
         return first.metadata if isinstance(first, GgufFile) else None
 
-    @property
-    def quantised(self) -> bool:
-        """Whether there are matrices of codes with scales."""
-        return any(not isinstance(weight, Tensor) for weight in self.values())
-
     def gguf_config(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what config.json and generation_config.json would say of a GGUF file.
 

@@ -1,4 +1,4 @@
-"""Keeps packed weights on disk, so that the second start of an int8, int4 or bf12 model is fast.
+"""Keeps packed weights on disk, so that the second start of a model in codes or bf12 is fast.
 
 One file per checkpoint folder, format and number of devices, in
 ``$XDG_CACHE_HOME/infinicore_infer`` or ``~/.cache/infinicore_infer``. The library writes and
@@ -19,6 +19,8 @@ from pathlib import Path
 from libinfinicore_infer import DataType, Qwen3Error, Qwen3ModelOptions, WeightCache
 
 from infinicore_infer.checkpoint.checkpoint import Checkpoint
+from infinicore_infer.checkpoint.coded import CodedMatrix
+from infinicore_infer.checkpoint.gguf_blocks import GgufMatrix
 from infinicore_infer.native.cache_files import check_space, distrust, entries, evict
 from infinicore_infer.native.model import NativeModel
 
@@ -59,6 +61,21 @@ def clear(directory: Path | None = None) -> int:
         path.unlink(missing_ok=True)
         freed += size
     return freed
+
+
+def is_worth_keeping(checkpoint: Checkpoint, dtype: DataType) -> bool:
+    """Return whether packed weights load faster from a cache than they are packed.
+
+    That is so for formats made while packing, and for codes of a checkpoint that are kept. Others,
+    FP8 among them, are packed at the speed of memory, or become float32.
+    """
+    if dtype != DataType.DEFAULT:
+        return dtype.packed
+    return any(
+        isinstance(weight, GgufMatrix)
+        or (isinstance(weight, CodedMatrix) and weight.dtype != "FP8" and weight.groups is None)
+        for weight in checkpoint.values()
+    )
 
 
 def open_cache(
