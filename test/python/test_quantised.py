@@ -29,6 +29,7 @@ from reference.quantised import Array, Quantise, awq, compressed, fp8, gptq, qua
 from reference.qwen3_numpy import forward
 from reference.random_checkpoint import CheckpointSpec, load_config, make_checkpoint
 from safetensors.torch import load_file, save_file
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 Made = tuple[Quantise, dict[str, Any]]
 
@@ -97,6 +98,19 @@ def test_answers(demo: tuple[Path, dict[str, Array]]) -> None:
         for question, answer in questions.items():
             messages = [{"role": "user", "content": question}]
             assert str(model.chat(messages, enable_thinking=False, temperature=0)) == answer
+
+
+def test_fp8_as_transformers_reads_it(tmp_path: Path) -> None:
+    spec = CheckpointSpec("m", nlayer=1, d=256, nh=4, nkvh=2, dh=128, di=512, dtype="bf16")
+    quantised_copy(make_checkpoint(spec, tmp_path), tmp_path / "q", *fp8())
+    read = Fp8Dequantize(None)._dequantize_one
+    tensors, checkpoint = load_file(tmp_path / "q/model.safetensors"), Checkpoint(tmp_path / "q")
+    scaled = [name for name in tensors if name.endswith(".weight_scale_inv")]
+    assert len(scaled) == 7
+    for name in scaled:
+        weight = name.removesuffix("_scale_inv")
+        expected = read(tensors[weight], tensors[name].float(), torch.float32)
+        np.testing.assert_array_equal(checkpoint[weight].decoded(), expected.numpy())
 
 
 @pytest.mark.parametrize("form", ["fp8", "gptq act_order", "awq", "w4a16 asymmetric"])
