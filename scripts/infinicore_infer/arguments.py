@@ -153,8 +153,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         metavar="TYPE",
         help="format that the weights are kept in: f32, f16, bf16, bf12, int8, int4 or int4-mixed "
-        "(default: that of the checkpoint; codes of quantised ones are kept on the CPU, and decoded "
-        "where InfiniCore computes)",
+        "(default: that of the checkpoint; codes of quantised ones are kept on the CPU, and "
+        "decoded where InfiniCore computes)",
     )
     add(
         "--kv-dtype",

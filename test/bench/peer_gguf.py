@@ -139,7 +139,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         path = folder / f"{kind}.gguf"
         with np.load(folder / f"{kind}.npz") as stored:
             tokens, theirs = stored["tokens"].tolist(), stored["logits"]
-        with Qwen3ForCausalLM(path) as model:
+        with Qwen3ForCausalLM(path, dtype=args.dtype, cache=False) as model:
             assert model.encode(TEXT) == official.encode(TEXT) == tokens
             chat = [{"role": "user", "content": TEXT}]
             assert model.chat_prompt(chat) == official.apply_chat_template(
@@ -168,6 +168,7 @@ def main() -> None:
     )
     parser.add_argument("--peer", help="Python that has llama_cpp")
     parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
+    parser.add_argument("--dtype", help="format of our weights (default: the file's)")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
