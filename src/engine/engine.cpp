@@ -71,7 +71,7 @@ Engine::Engine(const ModelConfig &config, float theta, const ModelTensors &tenso
                const BackendOptions &backend_options, const std::vector<int32_t> &dev_ids,
                const Qwen3ModelOptions &options)
     : config_(config), rope_(config.dh, theta, options),
-      slices_(splitModel(config, static_cast<uint32_t>(dev_ids.size()))),
+      slices_(splitModel(config, static_cast<uint32_t>(dev_ids.size()), tensors.innerUnit())),
       group_(static_cast<uint32_t>(slices_.size()), ranksMaySpin(backend_options, slices_.size()),
              ranksPlaces(backend_options, slices_.size()), !needsInfinicore(backend_options)),
       reduce_(group_.barrier(), group_.size()),

@@ -8,18 +8,12 @@
 namespace q3 {
 namespace {
 
-// Inner rows and vocabulary rows are cut at multiples of this where there are enough: a quantisation group of the next
-// layer's columns, and two panels of the CPU backend, stay whole, so that a rank's numbers are those of the uncut
-// model.
-constexpr uint32_t kUnit = 32;
-
 bool divides(const ModelConfig &c, uint32_t nranks) {
     return c.nh % nranks == 0 && (c.nkvh % nranks == 0 || nranks % c.nkvh == 0) && nranks <= std::min(c.di, c.dvoc);
 }
 
 // Where the share of `rank` begins; shares are equal to one unit.
-uint32_t shareBegin(uint32_t total, uint32_t rank, uint32_t nranks) {
-    uint32_t unit = kUnit;
+uint32_t shareBegin(uint32_t total, uint32_t rank, uint32_t nranks, uint32_t unit) {
     while (unit > 1 && (total + unit - 1) / unit < nranks) {
         unit /= 2;
     }
@@ -40,7 +34,7 @@ std::string allowedRanks(const ModelConfig &c) {
 
 }  // namespace
 
-std::vector<RankSlice> splitModel(const ModelConfig &c, uint32_t nranks) {
+std::vector<RankSlice> splitModel(const ModelConfig &c, uint32_t nranks, uint32_t inner_unit) {
     if (!divides(c, nranks)) {
         fail(QWEN3_STATUS_BAD_PARAM, "ndev is %u: a model of nh %u and nkvh %u heads can be cut over %s devices",
              nranks, c.nh, c.nkvh, allowedRanks(c).c_str());
@@ -54,10 +48,10 @@ std::vector<RankSlice> splitModel(const ModelConfig &c, uint32_t nranks) {
         s.config.nkvh = std::max(1U, c.nkvh / nranks);
         s.first_head = rank * s.config.nh;
         s.first_kv_head = s.first_head / c.group();
-        s.first_inner = shareBegin(c.di, rank, nranks);
-        s.config.di = shareBegin(c.di, rank + 1, nranks) - s.first_inner;
-        s.first_vocab = shareBegin(c.dvoc, rank, nranks);
-        s.config.dvoc = shareBegin(c.dvoc, rank + 1, nranks) - s.first_vocab;
+        s.first_inner = shareBegin(c.di, rank, nranks, inner_unit);
+        s.config.di = shareBegin(c.di, rank + 1, nranks, inner_unit) - s.first_inner;
+        s.first_vocab = shareBegin(c.dvoc, rank, nranks, kSplitUnit);
+        s.config.dvoc = shareBegin(c.dvoc, rank + 1, nranks, kSplitUnit) - s.first_vocab;
     }
     return slices;
 }

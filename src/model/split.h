@@ -8,6 +8,11 @@
 
 namespace q3 {
 
+// Inner rows and vocabulary rows are cut at multiples of this where there are enough: a quantisation group of the next
+// layer's columns, and two panels of the CPU backend, stay whole, so that a rank's numbers are those of the uncut
+// model.
+constexpr uint32_t kSplitUnit = 32;
+
 // What one rank has of the model.
 struct RankSlice {
     uint32_t rank = 0;
@@ -20,7 +25,8 @@ struct RankSlice {
 };
 
 // One slice for each of nranks ranks. With fewer KV heads than ranks, ranks next to each other hold the same KV head.
+// inner_unit: the MLP's inner rows are cut at multiples of it where there are enough of them.
 // Throws BAD_PARAM with the allowed numbers when the heads cannot be divided.
-std::vector<RankSlice> splitModel(const ModelConfig &config, uint32_t nranks);
+std::vector<RankSlice> splitModel(const ModelConfig &config, uint32_t nranks, uint32_t inner_unit = kSplitUnit);
 
 }  // namespace q3

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "model/split.h"
+
 namespace q3 {
 namespace {
 
@@ -32,6 +34,18 @@ DType ModelTensors::mainDType() const {
     }
     const auto fewer = [](const auto &a, const auto &b) { return a.second < b.second; };
     return std::max_element(elements.begin(), elements.end(), fewer)->first;
+}
+
+uint32_t ModelTensors::innerUnit() const {
+    uint32_t unit = kSplitUnit;
+    for (const LayerTensors &layer : layers) {
+        if (const StoredMatrix *m = layer.down.stored; m != nullptr) {
+            const BlockShape block = blockShape(m->dtype);
+            const uint32_t width = block.elements > 0 ? block.elements : m->block_cols;
+            unit = width < m->cols && width % kSplitUnit == 0 ? std::max(unit, width) : unit;
+        }
+    }
+    return unit;
 }
 
 uint64_t bytesOf(const HostMatrix &matrix) {

@@ -30,6 +30,8 @@ struct ModelTensors {
 
     bool tied() const { return output_embd.data == nullptr; }
     const HostMatrix &head() const { return tied() ? input_embd : output_embd; }
+    // Columns of the MLP's last matrices are best cut at multiples of this: of their blocks of codes, or kSplitUnit.
+    uint32_t innerUnit() const;
     // The dtype that most elements of the layers' matrices have.
     DType mainDType() const;
 };

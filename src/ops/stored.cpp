@@ -60,7 +60,7 @@ bool StoredMatrix::hasPieces() const {
     if (blockShape(dtype).elements > 0) {
         return true;
     }
-    return dtype != DType::kF8E4m3 && groups == nullptr && (block_cols % kPiece == 0 || block_cols >= cols);
+    return groups == nullptr && (block_cols % kPiece == 0 || block_cols >= cols);
 }
 
 namespace {

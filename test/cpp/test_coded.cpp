@@ -64,7 +64,7 @@ void testPacked(StoredMatrix m, WeightFormat expected, ThreadPool &pool) {
         const LinearSource source{"coded", 0, {part}};
         const WeightFormat format = formatAsGiven(source);
         CHECK(first % 256 != 0 || format == expected);
-        CHECK(first % 16 != 0 || isAffine(format));
+        CHECK(first % 16 != 0 || isAffine(format) || m.dtype == DType::kF8E4m3);
         const auto packed = packPanels(source, format, pool);
         for (uint32_t row = 0; row < part.rows; ++row) {
             for (uint32_t col = 0; col < part.cols; ++col) {
@@ -137,6 +137,11 @@ int main() {
         codes(DType::kI8, QWEN3_LAYOUT_PLAIN, DType::kBf16, DType::kDefault, 0, kA8w);
         codes(DType::kI8, QWEN3_LAYOUT_PLAIN, DType::kF32, DType::kF32, 0, kAg);
         codes(DType::kU4, QWEN3_LAYOUT_PLAIN, DType::kF32, DType::kI8, -3, kAg);
+        StoredMatrix m;
+        m.dtype = DType::kF8E4m3;
+        m.block_cols = group;
+        m.scale_dtype = DType::kBf16;
+        testPacked(m, group % kF8Group == 0 ? kF8 : kF32, pool);
     }
     testNotFinite(pool);
     return q3test::finish("test_coded");

@@ -665,6 +665,35 @@ void testHalf() {
     CHECK(std::isnan(bf16ToFloat(floatToBf16(std::nanf("")))));
 }
 
+// f8: every code's bf16 value, in every place, and the step that adds a block.
+void testF8(const KernelTable &kernels) {
+    std::vector<char> codes(size_t{256} * kPanelRows);
+    for (uint32_t k = 0; k < 256; ++k) {
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            codes[f8Byte(j, k) - kF8HeadBytes] = static_cast<char>(k + 3 * j);
+        }
+    }
+    std::vector<uint16_t> out(size_t{256} * kPanelRows);
+    kernels.expandF8(codes.data(), 256, out.data());
+    for (uint32_t k = 0; k < 256; ++k) {
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            const auto code = static_cast<uint8_t>(k + 3 * j);
+            const double mantissa = (code & 7) / 8.0;
+            const int exponent = code >> 3 & 15;
+            const double size = exponent == 0 ? std::ldexp(mantissa, -6) : std::ldexp(1.0 + mantissa, exponent - 7);
+            const float value = bf16ToFloat(out[(size_t{k} / 2 * kPanelRows + j) * 2 + k % 2]);
+            CHECK(static_cast<double>(value) == ((code & 0x80) != 0 ? -size : size));
+        }
+    }
+    const std::vector<float> part = randomFloats(3 * 32);
+    const std::vector<float> scale = randomFloats(kPanelRows);
+    std::vector<float> expected = randomFloats(3 * 48);
+    std::vector<float> actual = expected;
+    kScalarKernels.addScaled(expected.data(), 48, part.data(), 32, scale.data(), 3);
+    kernels.addScaled(actual.data(), 48, part.data(), 32, scale.data(), 3);
+    CHECK(same(expected, actual));
+}
+
 void testTable(const KernelTable &kernels) {
     std::printf("table %s\n", kernels.name);
     for (const WeightFormat type : {kF32, kF16, kBf16}) {
@@ -686,6 +715,7 @@ void testTable(const KernelTable &kernels) {
         }
     });
     testBf12(kernels);
+    testF8(kernels);
     testRows(kernels);
     testStore(kernels);
     testLoadCodes(kernels);

@@ -16,6 +16,7 @@ std::vector<Activations> choicesOf(WeightFormat format, const KernelTable & /*ke
         return {Activations::kF32};
     case kBf16:
     case kBf12:
+    case kF8:
         return {Activations::kF32, Activations::kBf16x2, Activations::kBf16};
     case kQ8:
         return {Activations::kInt16};

@@ -27,6 +27,8 @@ WeightFormat formatOf(DType dtype) {
     case DType::kGgufQ8_0:
     case DType::kGgufIq4Nl:
         return kA8;
+    case DType::kF8E4m3:
+        return kF8;
     case DType::kGgufQ4_1:
     case DType::kGgufQ5_1:
         return kAg;

@@ -19,6 +19,9 @@
 //         k with a weight whose upper byte no nibble stands for (less than one pair in a hundred) has its bit in
 //         header.pairs and is stored at header.raw, as in a bf16 panel.
 //
+//   f8    {f32 scale[16]; uint8 e4m3[32][16][4]}: 128 k with one scale a row; the bytes of a row are k = 4 o, 4 o + 2,
+//         4 o + 1, 4 o + 3, so that masks make pairs of 16 bits of them. Kernels multiply it as bf16 panels.
+//
 // Formats of codes that hold quantised checkpoints without loss (AffineInfo). A run of 32 k is {uint8 q[4][16][4], as
 // q4's; plane}, where 5-bit codes have uint8 plane[16][4] (bit t: of k = 4 t + i), 6-bit ones uint8 plane[2][16][4]
 // (bits 2 t and 2 t + 1 of plane[h]: of k = 16 h + 4 t + i), and 8-bit ones are uint8 q[8][16][4] alone.
@@ -46,6 +49,9 @@ namespace q3::cpu {
 constexpr uint32_t kPanelRows = 16;
 constexpr uint32_t kGroup = 32;  // k per group of bf12, q8 and q4, and per scale of activation codes
 
+constexpr uint32_t kF8Group = 128;  // k per scale of f8
+constexpr size_t kF8HeadBytes = kPanelRows * sizeof(float);
+
 struct Bf12Header {
     const uint16_t *raw;  // [set bits of pairs][16][2], aligned to 64 bytes
     uint16_t base;        // largest upper byte of the group, without sign
@@ -63,7 +69,25 @@ constexpr uint8_t kBf12Below[16] = {0, 1, 2, 3, 4, 5, 6, 7, 128, 129, 130, 131, 
 constexpr uint32_t kBf12Order[kPanelRows] = {0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15};
 
 // Indices of kFormats. Their order means nothing.
-enum WeightFormat : uint8_t { kF32, kF16, kBf16, kBf12, kQ8, kQ4, kA8, kA4, kA4z, kK4, kK5, kK6, kK8, kA8w, kA4w, kAg };
+enum WeightFormat : uint8_t {
+    kF32,
+    kF16,
+    kBf16,
+    kBf12,
+    kQ8,
+    kQ4,
+    kA8,
+    kA4,
+    kA4z,
+    kK4,
+    kK5,
+    kK6,
+    kK8,
+    kA8w,
+    kA4w,
+    kAg,
+    kF8
+};
 
 struct FormatInfo {
     WeightFormat format;
@@ -169,6 +193,7 @@ constexpr FormatInfo kFormats[] = {
     affineRow(kA8w, "a8w"),
     affineRow(kA4w, "a4w"),
     affineRow(kAg, "ag"),
+    {kF8, "f8", kF8Group, kF8HeadBytes + kF8Group * kPanelRows, false, 0, 0.0F, 0},
 };
 constexpr size_t kFormatCount = sizeof kFormats / sizeof kFormats[0];
 
@@ -208,6 +233,11 @@ constexpr size_t panelBytes(WeightFormat format, uint32_t k) {
 // Bytes of an element of a plain format.
 constexpr size_t elementBytes(WeightFormat format) {
     return infoOf(format).group_bytes / infoOf(format).group / kPanelRows;
+}
+
+// Whether it holds the codes of quantised checkpoints as they are.
+constexpr bool keepsCodes(WeightFormat format) {
+    return isAffine(format) || format == kF8;
 }
 
 // One value per format, such as a kernel, which is null for formats that it does not apply to.

@@ -24,6 +24,10 @@ constexpr size_t kBlockBytes = size_t{256} << 10;
 // Panels that a one-row kernel streams together.
 constexpr uint32_t kTogether = 4;
 
+// Floats of Linears::blockScratch.
+constexpr size_t kBlockFloats =
+    kTogether * (panelOffset(kBf16, kF8Group) / sizeof(float) + size_t{kMaxTileRows} * kPanelRows);
+
 // Rows per claim when activations become codes or are rounded: a row takes about a microsecond.
 constexpr uint32_t kQuantGrain = 4;
 
@@ -41,11 +45,11 @@ uint32_t panelsIn(size_t bytes, const CpuLinear &w) {
     return std::max(kTogether, panels / kTogether * kTogether);
 }
 
-// k per block so that kTogether panels fit kBlockBytes, in nearly equal blocks of whole groups.
-uint32_t blockDepth(WeightFormat format, uint32_t k) {
-    const size_t bytes = kTogether * panelOffset(format, roundUp(k, std::max(kGroup, infoOf(format).group)));
+// k per block so that kTogether panels fit kBlockBytes, in nearly equal blocks of whole units.
+uint32_t blockDepth(WeightFormat format, uint32_t k, uint32_t unit) {
+    const size_t bytes = kTogether * panelOffset(format, roundUp(k, unit));
     const auto blocks = static_cast<uint32_t>((bytes + kBlockBytes - 1) / kBlockBytes);
-    return roundUp((k + blocks - 1) / std::max(1U, blocks), std::max(kGroup, infoOf(format).group));
+    return roundUp((k + blocks - 1) / std::max(1U, blocks), unit);
 }
 
 void addBias(float *row, const float *bias) {
@@ -69,12 +73,12 @@ Linears::Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows
         offsets_ = HostBuffer(rows * groups * sizeof(int32_t));
         quant_rows_ = {codes_.as<char>(), scales_.as<float>(), offsets_.as<int32_t>(), 1, rows};
     }
-    const WeightFormat floats = isAffine(format) ? kBf16 : format;  // of layers that are not codes
-    if (const uint32_t pieces = piecesOf(floats); pieces > 0) {
+    // Some layers may be bf16 whatever the format of most is.
+    if (const uint32_t pieces = std::max(piecesOf(format), piecesOf(kBf16)); pieces > 0) {
         rounded_ = HostBuffer(max_rows * (roundedRowBytes(widest, pieces, kernels.pair_bytes) + kRowPadding));
     }
     for (uint32_t i = 0; i < pool.size(); ++i) {
-        scratch_.emplace_back(scratchFloats(format) * sizeof(float));
+        scratch_.emplace_back((scratchFloats(codes ? kF8 : format) + kBlockFloats) * sizeof(float));
     }
 }
 
@@ -86,12 +90,64 @@ size_t Linears::scratchBytes() const {
     return total;
 }
 
-// One thread holds either the sums of all rows with kTogether panels, followed by bf12 panels expanded to bf16 (where a
-// block may exceed its size by a group), or the sums of a tile of rows with kStreamPanels.
+// One thread holds either the sums of all rows with kTogether panels, followed by bf12 or f8 panels expanded to bf16
+// (where a block may exceed its size by a group), or the sums of a tile of rows with kStreamPanels; then a block of f8
+// (blockScratch).
 size_t Linears::scratchFloats(WeightFormat format) const {
-    const size_t expanded = format == kBf12 ? kBlockBytes + kTogether * panelOffset(kBf16, kGroup) : 0;
+    const size_t expanded =
+        format == kBf12 || format == kF8 ? kBlockBytes + kTogether * panelOffset(kBf16, kF8Group) : 0;
     const size_t blocks = size_t{max_rows_} * kTogether * kPanelRows + expanded / sizeof(float);
     return std::max(blocks, size_t{kMaxTileRows} * kStreamPanels * kPanelRows);
+}
+
+// Room for kTogether panels of f8 expanded to bf16, a block of k, then the products of a tile of rows with them.
+float *Linears::blockScratch(uint32_t thread) const {
+    return scratch_[thread].as<float>() + scratch_[thread].bytes() / sizeof(float) - kBlockFloats;
+}
+
+// Adds the products of rows with a block of k: `bf16`, expanded, of which out[q] and groups[q] are panel q's sums and
+// f8 group.
+void Linears::addF8Block(const Panels &bf16, const Rows &rows, const char *const *groups, float *const *out, size_t ldo,
+                         uint32_t thread) const {
+    constexpr size_t width = kTogether * kPanelRows;
+    float *part = blockScratch(thread) + kTogether * panelOffset(kBf16, kF8Group) / sizeof(float);
+    multiplyPanels(bf16, rows, part, width);
+    for (uint32_t q = 0; q < bf16.count; ++q) {
+        kernels_.addScaled(out[q], ldo, part + size_t{q} * kPanelRows, width,
+                           reinterpret_cast<const float *>(groups[q]), rows.count);
+    }
+}
+
+// out[row][panel * 16 + j] = products of a tile of rows with whole f8 panels, which are streamed as other formats'
+// kernels do: kTogether panels that lie far apart.
+void Linears::multiplyF8(const Panels &p, const Rows &rows, float *out, size_t ldo, uint32_t thread) const {
+    auto *expanded = reinterpret_cast<uint16_t *>(blockScratch(thread));
+    constexpr size_t bytes = panelOffset(kBf16, kF8Group);
+    for (uint32_t r = 0; r < rows.count; ++r) {
+        std::fill(out + r * ldo, out + r * ldo + size_t{p.count} * kPanelRows, 0.0F);
+    }
+    const auto stream = [&](uint32_t first, uint32_t together, uint32_t apart) {
+        for (uint32_t k0 = 0; k0 < p.k; k0 += kF8Group) {
+            const uint32_t k = std::min(kF8Group, p.k - k0);
+            const char *groups[kTogether];
+            float *sums[kTogether];
+            for (uint32_t q = 0; q < together; ++q) {
+                const uint32_t panel = first + q * apart;
+                groups[q] = p.data + panel * p.stride + panelOffset(kF8, k0);
+                sums[q] = out + size_t{panel} * kPanelRows;
+                kernels_.expandF8(groups[q] + kF8HeadBytes, k, expanded + q * bytes / sizeof(uint16_t));
+            }
+            addF8Block({reinterpret_cast<const char *>(expanded), bytes, together, kBf16, k0, k, true}, rows, groups,
+                       sums, ldo, thread);
+        }
+    };
+    const uint32_t apart = p.count / kTogether;
+    for (uint32_t first = 0; first < apart; ++first) {
+        stream(first, kTogether, apart);
+    }
+    for (uint32_t first = apart * kTogether; first < p.count; ++first) {
+        stream(first, 1, 1);
+    }
 }
 
 // Numbers of bf16 that an activation in front of such a layer becomes; 0: it does not.
@@ -143,19 +199,43 @@ void Linears::quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFor
 // out[row][panel * 16 + j] = products of the rows with the panels. If these do not begin with k = 0, the products are
 // added to those of the k before.
 void Linears::multiplyPanels(const Panels &p, const Rows &rows, float *out, size_t ldo) const {
+    const bool begun = p.k0 > 0 && !p.alone;
     if (takesCodes(p.format)) {
         kernels_.quantPanels(p.format)(p.data, p.stride, p.count, (p.k + kGroup - 1) / kGroup,
                                        quant_rows_.from(rows.first, p.k0 / kGroup, p.format), rows.count, out, ldo,
-                                       p.k0 > 0);
+                                       begun);
     } else if (const uint32_t pieces = piecesOf(p.format); pieces > 0) {
         const RoundedRows from{rounded_rows_.data + rows.first * rounded_rows_.row_bytes +
                                    roundedRowBytes(p.k0, pieces, kernels_.pair_bytes),
                                rounded_rows_.row_bytes};
         kernels_.multiplyRounded[pieces - 1][p.format](p.data, p.stride, p.count, p.k, from, rows.count, out, ldo,
-                                                       p.k0 > 0);
+                                                       begun);
     } else {
         kernels_.multiplyPanels[p.format](p.data, p.stride, p.count, p.k, rows.in + rows.first * rows.ld + p.k0,
-                                          rows.ld, rows.count, out, ldo, p.k0 > 0);
+                                          rows.ld, rows.count, out, ldo, begun);
+    }
+}
+
+// A block of k of panels [first, first + panels.count) of an f8 layer, which are expanded already, added to product.
+void Linears::multiplyExpandedF8(const Panels &panels, const CpuLinear &w, uint32_t first, const Rows &rows,
+                                 float *product, uint32_t thread) const {
+    constexpr size_t width = kTogether * kPanelRows;
+    if (panels.k0 == 0) {
+        std::fill(product, product + rows.count * width, 0.0F);
+    }
+    for (uint32_t i = 0; i < panels.k; i += kF8Group) {
+        const char *groups[kTogether];
+        float *sums[kTogether];
+        for (uint32_t q = 0; q < panels.count; ++q) {
+            groups[q] = w.panel(first + q) + panelOffset(kF8, size_t{panels.k0} + i);
+            sums[q] = product + size_t{q} * kPanelRows;
+        }
+        Panels block = panels;
+        block.data += panelOffset(kBf16, i);
+        block.k0 += i;
+        block.k = std::min(kF8Group, panels.k - i);
+        block.alone = true;
+        addF8Block(block, rows, groups, sums, width, thread);
     }
 }
 
@@ -184,7 +264,12 @@ void Linears::streamPanels(const float *in, uint32_t rows, const CpuLinear &w, u
         for (uint32_t p = begin; p < end; p += most) {  // a single thread claims all panels at once
             const uint32_t count = std::min(most, end - p);
             const size_t width = size_t{count} * kPanelRows;
-            multiplyPanels({w.panel(p), w.panel_bytes, count, w.format, 0, w.in}, {in, w.in, 0, rows}, products, width);
+            const Panels panels{w.panel(p), w.panel_bytes, count, w.format, 0, w.in};
+            if (w.format == kF8) {
+                multiplyF8(panels, {in, w.in, 0, rows}, products, width, thread);
+            } else {
+                multiplyPanels(panels, {in, w.in, 0, rows}, products, width);
+            }
             for (uint32_t q = 0; q < count; q += step) {
                 epilogue(p + q, 0, rows, products + size_t{q} * kPanelRows, width);
             }
@@ -199,9 +284,9 @@ void Linears::reusePanels(const float *in, uint32_t rows, const CpuLinear &w, ui
     const uint32_t parts = (rows + tile - 1) / tile;
     // bf12 is expanded to bf16 once for all rows, except for so few that two tiles hold them with registers to spare:
     // there the kernel decodes it twice, which costs less than sending the expanded panels through L2.
-    const bool expand = w.format == kBf12 && rows > 2 * (tile - 1);
+    const bool expand = w.format == kF8 || (w.format == kBf12 && rows > 2 * (tile - 1));
     const WeightFormat format = expand ? kBf16 : w.format;
-    const uint32_t depth = blockDepth(format, w.in);
+    const uint32_t depth = blockDepth(format, w.in, std::max(kGroup, infoOf(w.format).group));
     pool_.parallelFor(w.npanels, panelsIn(kClaimBytes, w), [&](uint32_t begin, uint32_t end, uint32_t thread) {
         constexpr size_t width = kTogether * kPanelRows;
         auto *products = scratch_[thread].template as<float>();
@@ -215,7 +300,15 @@ void Linears::reusePanels(const float *in, uint32_t rows, const CpuLinear &w, ui
                 if (expand) {
                     const uint32_t groups = (k + kGroup - 1) / kGroup;
                     const size_t bytes = panelOffset(kBf16, size_t{groups} * kGroup);
-                    for (uint32_t q = 0; q < count; ++q) {
+                    for (uint32_t q = 0; q < count && w.format == kF8; ++q) {
+                        for (uint32_t i = 0; i < k; i += kF8Group) {
+                            kernels_.expandF8(
+                                panels.data + q * panels.stride + panelOffset(kF8, i) + kF8HeadBytes,
+                                std::min(kF8Group, k - i),
+                                reinterpret_cast<uint16_t *>(expanded + q * bytes + panelOffset(kBf16, i)));
+                        }
+                    }
+                    for (uint32_t q = 0; q < count && w.format == kBf12; ++q) {
                         kernels_.expandBf12(panels.data + q * panels.stride, groups,
                                             reinterpret_cast<uint16_t *>(expanded + q * bytes));
                     }
@@ -227,7 +320,11 @@ void Linears::reusePanels(const float *in, uint32_t rows, const CpuLinear &w, ui
                     const uint32_t size = partSize(rows, parts, part);
                     // With a single block of k, the sums of one part are done with at once and stay in L1.
                     float *product = products + (depth < w.in ? row * width : 0);
-                    multiplyPanels(panels, {in, w.in, row, size}, product, width);
+                    if (w.format == kF8) {
+                        multiplyExpandedF8(panels, w, p, {in, w.in, row, size}, product, thread);
+                    } else {
+                        multiplyPanels(panels, {in, w.in, row, size}, product, width);
+                    }
                     for (uint32_t q = 0; last && q < count; q += step) {
                         epilogue(p + q, row, size, product + size_t{q} * kPanelRows, width);
                     }

@@ -37,6 +37,7 @@ private:
         uint32_t count;
         WeightFormat format;
         uint32_t k0, k;
+        bool alone = false;  // sums begin with this k; else with k = 0
     };
     struct Rows {
         const float *in;  // of all rows of the call
@@ -44,6 +45,12 @@ private:
         uint32_t first, count;
     };
 
+    float *blockScratch(uint32_t thread) const;
+    void addF8Block(const Panels &bf16, const Rows &rows, const char *const *groups, float *const *out, size_t ldo,
+                    uint32_t thread) const;
+    void multiplyF8(const Panels &panels, const Rows &rows, float *out, size_t ldo, uint32_t thread) const;
+    void multiplyExpandedF8(const Panels &panels, const CpuLinear &w, uint32_t first, const Rows &rows, float *product,
+                            uint32_t thread) const;
     void multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
     size_t scratchFloats(WeightFormat format) const;
     uint32_t piecesOf(WeightFormat format) const;

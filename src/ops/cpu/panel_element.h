@@ -127,10 +127,25 @@ template <WeightFormat T> AffineElement affineAt(const void *panel, uint32_t row
     return e;
 }
 
+// The value of an e4m3 byte: its bits have a place in an f16 of 2^-8 the size. 0x7f and 0xff are NaN there, 480 here.
+inline float e4m3Value(uint8_t code) {
+    return f16ToFloat(static_cast<uint16_t>((code & 0x80U) << 8 | (code & 0x7fU) << 7)) * 256.0F;
+}
+
+// The byte of (row, k) of an f8 panel, k in the panel's first group.
+constexpr size_t f8Byte(uint32_t row, uint32_t k) {
+    constexpr uint32_t kPlaces[4] = {0, 2, 1, 3};
+    return kF8HeadBytes + (size_t{k} / 4 * kPanelRows + row) * 4 + kPlaces[k % 4];
+}
+
 // Weight (row, k).
 template <WeightFormat T> float weightAt(const void *panel, uint32_t row, uint32_t k) {
     if constexpr (T == kBf12) {
         return bf16ToFloat(bf12At(panel, row, k));
+    } else if constexpr (T == kF8) {
+        const char *group = static_cast<const char *>(panel) + panelOffset(kF8, k / kF8Group * kF8Group);
+        const float scale = reinterpret_cast<const float *>(group)[row];
+        return e4m3Value(byteAt(group, f8Byte(row, k % kF8Group))) * scale;
     } else if constexpr (isAffine(T)) {
         return affineAt<T>(panel, row, k).value();
     } else if constexpr (takesCodes(T)) {

@@ -17,6 +17,8 @@
 //     sum = fma(float(dot), w_scale * x_scale, sum), where dot is the exact integer product of (code - zero) and the
 //     activation codes, then with a minimum sum = fma(-float(sum of the piece's activation codes), w_minimum * x_scale,
 //     sum);
+//   * an output of an f8 layer is one chain over blocks of 128 k: sum = fma(w_scale, block, sum), where block is the
+//     chain of a bf16 layer over the block's k, from 0;
 //   * reductions inside a row (sums of squares, of exponentials) depend on the row's length alone.
 #pragma once
 
@@ -146,6 +148,10 @@ struct KernelTable {
     // x [k] as a row of RoundedRows.
     void (*round[kMaxPieces])(const float *x, uint32_t k, char *out);
     ExpandBf12Kernel expandBf12;
+    // k bytes (roundUp(k, 4) are there) of every row of an f8 group as a bf16 panel, without the scale.
+    void (*expandF8)(const char *codes, uint32_t k, uint16_t *out);
+    // y[r * ldy + j] += scale[j] * part[r * ldp + j] with one rounding, r < rows, j < 16
+    void (*addScaled)(float *y, size_t ldy, const float *part, size_t ldp, const float *scale, uint32_t rows);
     TileKernel tile;
     PerFormat<ScoreKernel> score;  // of plain formats, as are weigh, store and load
     PerFormat<WeighKernel> weigh;

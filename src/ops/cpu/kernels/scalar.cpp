@@ -180,6 +180,23 @@ void expandBf12(const void *panel, uint32_t groups, uint16_t *out) {
     }
 }
 
+void expandF8(const char *codes, uint32_t k, uint16_t *out) {
+    for (uint32_t i = 0; i < roundUp(k, 4); ++i) {
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            const float value = e4m3Value(byteAt(codes, f8Byte(j, i) - kF8HeadBytes));
+            out[(size_t{i} / 2 * kPanelRows + j) * 2 + i % 2] = floatToBf16(value);
+        }
+    }
+}
+
+void addScaled(float *y, size_t ldy, const float *part, size_t ldp, const float *scale, uint32_t rows) {
+    for (uint32_t r = 0; r < rows; ++r) {
+        for (uint32_t j = 0; j < kPanelRows; ++j) {
+            y[r * ldy + j] = std::fma(scale[j], part[r * ldp + j], y[r * ldy + j]);
+        }
+    }
+}
+
 template <WeightFormat T> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
     for (uint32_t g = 0; g * kGroup < k; ++g) {
         const uint32_t count = k - g * kGroup < kGroup ? k - g * kGroup : kGroup;
@@ -310,7 +327,7 @@ constexpr KernelTable scalarTable() {
                 table.multiplyQuantPanels[T] = multiplyQuantPanels<T>;
             }
             table.quantize[T] = quantize<T>;
-        } else {
+        } else if constexpr (T != kF8) {
             table.multiplyPanels[T] = multiplyPanels<T>;
         }
         if constexpr (infoOf(T).plain) {
@@ -330,6 +347,8 @@ constexpr KernelTable scalarTable() {
     table.round[0] = roundRow<1>;
     table.round[1] = roundRow<2>;
     table.expandBf12 = expandBf12;
+    table.expandF8 = expandF8;
+    table.addScaled = addScaled;
     table.tile = tile;
     table.rmsnorm = rmsnorm;
     table.add = add;

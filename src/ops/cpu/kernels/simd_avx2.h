@@ -144,6 +144,15 @@ struct Avx2 {
         return addInt(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
     }
 
+    static I subnormalF8(I magnitude, I normal) {
+        const __m128i lower = _mm_setr_epi8(0, 0, -0x80, -0x40, 0, 0x20, 0x40, 0x60, 0, 0, 0, 0, 0, 0, 0, 0);
+        const __m128i upper = _mm_setr_epi8(0, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0, 0, 0, 0, 0, 0, 0, 0);
+        const __m256i low = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(lower), magnitude);
+        const __m256i high = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(upper), magnitude);
+        const __m256i small = _mm256_or_si256(low, _mm256_slli_epi16(high, 8));
+        return _mm256_blendv_epi8(normal, small, _mm256_cmpgt_epi16(_mm256_set1_epi16(8), magnitude));
+    }
+
     using Bf12Table = __m256i;
     static Bf12Table tableBf12(uint16_t base) {
         const __m128i below = _mm_loadu_si128(reinterpret_cast<const __m128i *>(kBf12Below));

@@ -109,6 +109,12 @@ struct Avx512 {
         return addInt(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
     }
 
+    static I subnormalF8(I magnitude, I normal) {
+        const __m128i table = _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60);
+        const __mmask32 below = _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8));
+        return _mm512_mask_permutexvar_epi16(normal, below, magnitude, _mm512_broadcast_i32x4(table));
+    }
+
     using Bf12Table = __m256i;
     static Bf12Table tableBf12(uint16_t base) {
         const __m128i below = _mm_loadu_si128(reinterpret_cast<const __m128i *>(kBf12Below));

@@ -118,6 +118,17 @@ struct Neon {
         return vaddq_s32(sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(vmull_high_s8(w, x))));
     }
 
+    static I subnormalF8(I magnitude, I normal) {
+        static constexpr uint8_t kLower[16] = {0, 0, 0x80, 0xc0, 0, 0x20, 0x40, 0x60};
+        static constexpr uint8_t kUpper[16] = {0, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c};
+        const uint8x16_t index = vreinterpretq_u8_s32(magnitude);
+        const uint16x8_t low = vreinterpretq_u16_u8(vqtbl1q_u8(vld1q_u8(kLower), index));
+        const uint16x8_t high = vreinterpretq_u16_u8(vqtbl1q_u8(vld1q_u8(kUpper), index));
+        const uint16x8_t small = vorrq_u16(low, vshlq_n_u16(high, 8));
+        const uint16x8_t below = vcltq_u16(vreinterpretq_u16_s32(magnitude), vdupq_n_u16(8));
+        return vreinterpretq_s32_u16(vbslq_u16(below, small, vreinterpretq_u16_s32(normal)));
+    }
+
     using Bf12Table = uint8x16_t;
     static Bf12Table tableBf12(uint16_t base) {
         return vsubq_u8(vdupq_n_u8(static_cast<uint8_t>(base)), vld1q_u8(kBf12Below));

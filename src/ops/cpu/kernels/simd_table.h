@@ -12,6 +12,7 @@
 //   kDotsBf16; if so broadcastBits -> I, dotBf16(sum, w, x) on F and pairs of bf16 in I (simd_bf16.h)
 //   andBytes(v, mask), orBytes, shiftBytes<n> (left, or right if n < 0; bits may come from neighbours) on B,
 //   dotBytes(sum, w, x) on I and B (w 0 to 127, x signed), kDotsWide: or w to 255        what simd_affine.h takes
+//   subnormalF8(magnitude, normal)    of 16-bit words: bf16 of magnitude * 2^-9 where magnitude is below 8 (simd_f8.h)
 //   tableBf12(base), wordsBf12(codes, second, low, table, words)        a pair of bf12 as words of a bf16 panel
 // A set with better products specialises Steps (simd_quant.h) or replaces slots of its table.
 // Files compiled with an instruction set's flags include only intrinsics, C headers, kernels.h, formats.h and these
@@ -21,6 +22,7 @@
 
 #include "ops/cpu/kernels/simd_attention.h"
 #include "ops/cpu/kernels/simd_bf16.h"
+#include "ops/cpu/kernels/simd_f8.h"
 #include "ops/cpu/kernels/simd_float.h"
 #include "ops/cpu/kernels/simd_quant.h"
 #include "ops/cpu/kernels/simd_rows.h"
@@ -42,7 +44,7 @@ template <typename S> constexpr KernelTable simdTable(const char *name, const Qu
                 table.multiplyQuantPanels[T] = multiplyQuantPanels<S, T>;
             }
             table.quantize[T] = quantize<S, T>;
-        } else {
+        } else if constexpr (T != kF8) {
             table.multiplyPanels[T] = multiplyPanels<S, T>;
         }
         if constexpr (infoOf(T).plain) {
@@ -55,6 +57,8 @@ template <typename S> constexpr KernelTable simdTable(const char *name, const Qu
     table.store[kF16] = storeF16<S>;
     table.store[kBf16] = storeBf16<S>;
     table.expandBf12 = expandBf12<S>;
+    table.expandF8 = expandF8<S>;
+    table.addScaled = addScaled<S>;
     addRounded<S>(table);
     table.tile = tile<S>;
     table.rmsnorm = rmsnorm<S>;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "ops/cpu/panel_element.h"
 #include "ops/half.h"
 
 namespace q3::cpu {
@@ -130,6 +131,10 @@ WeightFormat formatAsGiven(const HostMatrix &matrix) {
     if (!m.hasPieces() || matrix.first_col % kPiece != 0) {
         return kF32;
     }
+    if (m.dtype == DType::kF8E4m3) {
+        const bool whole = m.block_cols % kF8Group == 0 || m.block_cols >= m.cols;
+        return whole && matrix.first_col % kF8Group == 0 ? kF8 : kF32;
+    }
     // Groups begin where blocks do.
     const uint32_t width = block.elements > 0 ? block.elements : kGroup;
     if (matrix.first_col % width != 0 || (block.elements == 0 && m.block_cols % kGroup != 0 && m.block_cols < m.cols)) {
@@ -172,6 +177,21 @@ WeightFormat formatAsGiven(const LinearSource &source) {
     return same ? first : (codes ? kAg : kF32);
 }
 
+void packF8Panel(PanelReader &reader, const PanelReader::Rows &rows, WeightFormat /*format*/, uint32_t k, char *panel) {
+    for (uint32_t j = 0; j < kPanelRows; ++j) {
+        for (uint32_t i = 0; rows.codes[j] != nullptr && i < k; ++i) {
+            char *group = panel + panelOffset(kF8, i / kF8Group * kF8Group);
+            const float scale = rows.pieces[j][i / kPiece].scale;
+            const auto code = static_cast<uint8_t>(rows.codes[j][i]);
+            put(group, j, scale);
+            group[f8Byte(j, i % kF8Group)] = static_cast<char>(code);
+            if ((code & 0x7fU) == 0x7fU || !std::isfinite(scale)) {
+                reader.reportScale(rows, i, j);
+            }
+        }
+    }
+}
+
 void forCodedSamples(const std::function<void(const LinearSource &)> &use) {
     constexpr uint32_t kRows = 20;
     constexpr uint32_t kCols = 512;
@@ -206,6 +226,7 @@ void forCodedSamples(const std::function<void(const LinearSource &)> &use) {
     pack(DType::kU4, DType::kF16, DType::kU8);
     pack(DType::kU4, DType::kBf16, DType::kU8);
     pack(DType::kI8, DType::kBf16, DType::kDefault);
+    pack(DType::kF8E4m3, DType::kDefault, DType::kDefault);
 }
 
 void packAffinePanel(PanelReader &reader, const PanelReader::Rows &rows, WeightFormat format, uint32_t k, char *panel) {

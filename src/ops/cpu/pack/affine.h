@@ -21,4 +21,7 @@ void forCodedSamples(const std::function<void(const LinearSource &)> &use);
 // Packs columns [0, k) of 16 rows, read as codes, into a panel, which must be zeroed.
 void packAffinePanel(PanelReader &reader, const PanelReader::Rows &rows, WeightFormat format, uint32_t k, char *panel);
 
+// The same for f8.
+void packF8Panel(PanelReader &reader, const PanelReader::Rows &rows, WeightFormat format, uint32_t k, char *panel);
+
 }  // namespace q3::cpu

@@ -156,7 +156,7 @@ bool hasBias(const LinearSource &source) {
 std::vector<LinearSource> splitByFormat(const LinearSource &source) {
     const auto rows = [](const HostMatrix &part) { return part.rows % kPanelRows; };
     const bool codes = std::any_of(source.parts.begin(), source.parts.end(),
-                                   [](const HostMatrix &part) { return isAffine(formatAsGiven(part)); });
+                                   [](const HostMatrix &part) { return keepsCodes(formatAsGiven(part)); });
     if (!codes || source.gate_up || std::any_of(source.parts.begin(), source.parts.end() - 1, rows)) {
         return {source};
     }
@@ -212,6 +212,9 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, WeightFormat f
     case kQ8:
     case kQ4:
         packEach(packQuantPanel);
+        break;
+    case kF8:
+        packEach(packF8Panel);
         break;
     default:
         packEach(packAffinePanel);
