@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
 # Runs all checks: builds the tests, lints the sources, then runs pytest, which also drives the
 # C and C++ tests.
-# Usage: scripts/test.sh [--no-lint] [PYTEST ARGUMENTS]
+# Usage: scripts/test.sh [--no-lint] [--with-cuda] [PYTEST ARGUMENTS]
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 lint=y
+cuda=n
 arguments=()
 for arg in "$@"; do
     case $arg in
         --no-lint) lint=n ;;
+        --with-cuda) cuda=y ;;
         -h | --help)
-            echo "Usage: scripts/test.sh [--no-lint] [PYTEST ARGUMENTS]"
+            echo "Usage: scripts/test.sh [--no-lint] [--with-cuda] [PYTEST ARGUMENTS]"
+            echo "  --with-cuda  also compile for NVIDIA GPUs with a toolkit from the package index (1 GB, needs no GPU)"
             exit 0
             ;;
         *) arguments+=("$arg") ;;
@@ -89,4 +92,6 @@ if [[ $lint == y ]]; then
         exit 1
     fi
 fi
+# In a process of its own: its InfiniCore is another one.
+if [[ $cuda == y ]]; then bash test/gpu/with_cuda.sh; fi
 exec .venv/bin/python -m pytest test ${arguments[@]+"${arguments[@]}"}

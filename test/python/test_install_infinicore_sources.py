@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from infinicore_infer.tools import install_infinicore_source as sources
 from infinicore_infer.tools.install_infinicore_args import parse_args
 from infinicore_infer.tools.install_infinicore_build import STAMP
 
+ROPE = "rope/nvidia/rope_nvidia.cu"
 POOL = "    std::optional<T> pop() const {\n        return {std::move(top->data)};\n    }\n"
 CUDA_FILE = """target("infiniop-nvidia")
     set_kind("static")
@@ -44,6 +46,7 @@ def checkout(folder: Path) -> Path:
         "xmake/nvidia.lua": CUDA_FILE,
         "src/infiniop/devices/pool.h": POOL,
         "src/infiniop/ops/gemm/operator.cc": "",
+        "src/infiniop/ops/rope/nvidia/rope_nvidia.cu": sources.KERNELS[ROPE][0],
         "src/infiniop/ops/conv/operator.cc": "",
         "src/infiniop/ops/conv/nvidia/conv.cu": "",
         "include/infiniop.h": "",
@@ -75,8 +78,12 @@ def test_adapting(tmp_path: Path) -> None:
     assert main_file.count("-Wl,-rpath,/cuda/lib64") == 3
     assert (source / "xmake/cpu.lua").read_text() == "-- kept\n"
     assert "delete top;" in (source / "src/infiniop/devices/pool.h").read_text()
-    units = [path.name for path in (source / "src/infiniop/ops").rglob("*.c[cu]")]
-    assert units == ["operator.cc"]
+    folder = source / "src/infiniop/ops"
+    assert (folder / ROPE).read_text() == sources.KERNELS[ROPE][0]
+    sources.patch_kernels(source)
+    assert (folder / ROPE).read_text() == sources.KERNELS[ROPE][1]
+    units = [path.name for path in folder.rglob("*.c[cu]")]
+    assert sorted(units) == ["operator.cc", "rope_nvidia.cu"]
     # The checkout is as it was.
     assert (tmp_path / "checkout/src/infiniop/devices/pool.h").read_text() == POOL
 
@@ -119,3 +126,50 @@ def test_what_an_installation_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert current("--source", str(source)) and not current() and current("--if-missing")
     (source / "include/infiniop.h").write_text("// changed")
     assert not current("--source", str(source))
+
+
+STUBS = {
+    "cub/version.cuh": "#define CUB_VERSION {version}\n",
+    "cuda/std/type_traits": "#include <type_traits>\nnamespace cuda { namespace std {\n"
+    "template <class A, class B> using common_type_t = ::std::common_type_t<A, B>;\n}}\n",
+}
+PROGRAM = """
+#define __CUDACC__ 1
+#define __host__
+#define __device__
+#include "install_infinicore_cub.h"
+#include <cstdio>
+int main() {
+#if CUB_VERSION >= 300000
+    static_assert(cub::Max()(2, 3.5f) == 3.5f && cub::Min()(2, 3.5f) == 2.0f, "mixed types");
+    static_assert(cub::Max()(-1, -2) == -1 && cub::Min()(7u, 7u) == 7u, "equal and negative ones");
+    float a = 1, b = 2;
+    std::printf("%g %g %g", cub::Max()(a, b), cub::Min()(a, b), cub::Sum()(a, b));
+#else
+    struct Max {};
+    std::printf("left alone");
+#endif
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "output"), [(300001, "2 1 3"), (200800, "left alone"), (101700, "left alone")]
+)
+def test_header(tmp_path: Path, version: int, output: str) -> None:
+    """What it gives to CUDA 13 alone; nvcc compiles it in scripts/test.sh --with-cuda."""
+    for name, text in STUBS.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text.replace("{version}", str(version)))
+    (tmp_path / "program.cpp").write_text(PROGRAM)
+    command = ["g++", "-std=c++17", "-Wall", "-Werror", "-I", tmp_path]
+    command += [
+        "-I",
+        sources.CUB_HEADER.parent,
+        tmp_path / "program.cpp",
+        "-o",
+        tmp_path / "program",
+    ]
+    subprocess.run(command, check=True)
+    done = subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=True)
+    assert done.stdout == output

@@ -55,6 +55,7 @@ from infinicore_infer.tools.install_infinicore_source import (
     download,
     identity,
     patch,
+    patch_kernels,
     unpack,
 )
 
@@ -62,7 +63,7 @@ __all__ = ["VERSION", "InstallError", "Runner", "download", "main", "unpack"]
 
 #: Raised when the way of building changes, so that old installations are rebuilt; the second number
 #: is for accelerators.
-RECIPE, ACCELERATOR_RECIPE = 1, 2
+RECIPE, ACCELERATOR_RECIPE = 1, 3
 
 
 def wanted(args: argparse.Namespace) -> dict[str, str]:
@@ -77,6 +78,8 @@ def wanted(args: argparse.Namespace) -> dict[str, str]:
         flags["cuda-arch"] = ",".join(architectures)
     if args.operators:
         flags["operators"] = args.operators
+    if args.kernels != "mended":
+        flags["kernels"] = args.kernels
     if args.source:
         flags["source"] = identity(args.source)
     return flags
@@ -174,6 +177,8 @@ def make(args: argparse.Namespace, work: Path, stage: Path, runner: Runner) -> N
         source = unpack(args.sdist or download(work, runner), work)
     only_used = (args.operators or ("used" if args.source else "all")) == "used"
     patch(source, architectures, only_used, toolkit / "lib64" if toolkit else None)
+    if architectures and args.kernels == "mended":
+        patch_kernels(source)
     devices = ", ".join(name for name in DEVICES if flags[name] == "y") or "CPU"
     runner.step(f"compiling ({' '.join([devices, *architectures])})")
     build(options, args.jobs, source, stage, environment, runner)

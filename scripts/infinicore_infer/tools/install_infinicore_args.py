@@ -83,6 +83,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "with --source: used)",
     )
     parser.add_argument(
+        "--kernels",
+        choices=("mended", "original"),
+        default="mended",
+        help="original: leave InfiniCore's own kernels for NVIDIA as they are, to compare",
+    )
+    parser.add_argument(
         "--sdist",
         type=Path,
         metavar="FILE",
