@@ -126,7 +126,8 @@ class Qwen3ForCausalLM:
                 weights, ``"int16"`` or ``"int8"`` for int8 and int4; fewer bits are faster on CPUs
                 with instructions for them.
             kv_limit_bytes: Most bytes of all KV caches together; 0: the library chooses.
-            max_step_tokens: Tokens computed at a time, which sizes work space; 0: 512.
+            max_step_tokens: Tokens computed at a time, which sizes work space; 0: 512 on the CPU,
+                1024 on other devices.
             dev_ids: Distinct device indices, ndev of them; ``None``: 0, 1, ... (on the CPU, these).
             progress: Whether to draw a progress bar on stderr if that is a terminal.
             seed: Default seed of generations; ``None``: a random one each time.

@@ -43,7 +43,7 @@ Qwen3Model *createQwen3ModelEx(const Qwen3Meta *meta, const Qwen3Weights *weight
     Qwen3Model *created = nullptr;
     guard("createQwen3Model", [&] {
         requirePointer(meta, "meta");
-        const Qwen3ModelOptions checked = readOptions(options);
+        const Qwen3ModelOptions checked = readOptions(options, device);
         const ModelConfig config = readMeta(*meta, checked);
         const ModelTensors tensors = readTensors(config, weights, checked);
         const std::vector<int32_t> devices = checkDevices(device, ndev, dev_ids);

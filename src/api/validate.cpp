@@ -12,7 +12,8 @@ namespace q3 {
 namespace {
 
 constexpr uint32_t kMaxStepTokens = 65536;
-constexpr uint32_t kDefaultStepTokens = 512;
+constexpr uint32_t kCpuStepTokens = 512;
+constexpr uint32_t kDeviceStepTokens = 1024;  // accelerators want longer products and fewer launches
 constexpr uint32_t kMaxTopLogprobs = 128;
 constexpr int32_t kMaxRanks = 1024;
 constexpr size_t kMaxLayers = 65536;  // what describes a layer is allocated before anything says that it exists
@@ -91,7 +92,7 @@ void requirePointer(const void *pointer, const char *name) {
     }
 }
 
-Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options) {
+Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options, int32_t device) {
     Qwen3ModelOptions out{};
     out.struct_size = sizeof out;
     if (options != nullptr) {
@@ -104,7 +105,7 @@ Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options) {
     requireRange(out.activations, QWEN3_ACTIVATIONS_AUTO, QWEN3_ACTIVATIONS_INT8, "options.activations");
     requireRange(out.max_step_tokens, 0, kMaxStepTokens, "options.max_step_tokens");
     if (out.max_step_tokens == 0) {
-        out.max_step_tokens = kDefaultStepTokens;
+        out.max_step_tokens = device == QWEN3_DEVICE_CPU ? kCpuStepTokens : kDeviceStepTokens;
     }
     checkRope(out);
     return out;

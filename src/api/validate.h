@@ -14,7 +14,7 @@ void requirePointer(const void *pointer, const char *name);
 void requireFloatDType(int32_t dtype, const char *name);
 
 // A full-size copy of a caller's options of whatever version, defaults filled in and ranges checked.
-Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options);
+Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options, int32_t device);
 ModelConfig readMeta(const Qwen3Meta &meta, const Qwen3ModelOptions &options);
 std::vector<int32_t> checkDevices(int32_t device, int32_t ndev, const int32_t *dev_ids);  // [ndev] device indices
 // What the backends need of arguments that have passed the checks above.

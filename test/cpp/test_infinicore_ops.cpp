@@ -672,7 +672,8 @@ static void testErrors() {
                 [&] { InfinicoreBackend(huge, cpuOptions(DType::kF16)); });
 
     InfinicoreBackend ops(config, cpuOptions(DType::kF16), {}, smallTuning());
-    CHECK(ops.description() == "backend=infinicore device=cpu:0 threads=2 avoids=add_rms_norm,embedding,paged_attention"
+    CHECK(ops.description() == "backend=infinicore device=cpu:0 threads=2 avoids=add_rms_norm,embedding,silu_and_mul,"
+                               "paged_attention,graphs"
                                " self_test=passed",
           "%s", ops.description().c_str());
     CHECK(std::string(version()) == "0.1.0", "%s", version());

@@ -32,7 +32,7 @@ FAKE_EXPORT infiniStatus_t violation(const char *format, ...) __attribute__((for
 // Whether a way in which real devices misbehave is switched on; its number, or 1.
 FAKE_EXPORT int quirk(const char *name);
 
-enum class Kind { Stream, Event, Handle, Descriptor, Tensor, Comm };
+enum class Kind { Stream, Event, Handle, Descriptor, Tensor, Comm, Graph, GraphExec };
 FAKE_EXPORT void born(Kind kind, const void *object);
 FAKE_EXPORT bool alive(Kind kind, const void *object);
 FAKE_EXPORT void died(Kind kind, const void *object);
@@ -64,6 +64,12 @@ struct Task {
 // Runs the task later, on the stream's thread. `stream` null: the device's default stream. Fails with a recorded
 // violation when the stream is not one of the calling thread's device.
 FAKE_EXPORT infiniStatus_t enqueue(infinirtStream_t stream, Task task, const char *what);
+// Whether that stream records a graph: tasks are then kept instead of run.
+FAKE_EXPORT bool capturing(infinirtStream_t stream);
+// Records a broken rule of recording, and spoils what the calling thread's device records.
+FAKE_EXPORT void forbidCapture(const char *what);
+// Counts something: "copies.hidden".
+FAKE_EXPORT void count(const char *name, int64_t n);
 // Does not wait for anybody to ask for the result.
 FAKE_EXPORT void startNow(infinirtStream_t stream);
 // A violation if a task that has not run yet uses the object.

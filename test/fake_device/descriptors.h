@@ -30,7 +30,8 @@ struct InfiniopDescriptor {
         Embedding,
         PagedCaching,
         PagedAttention,
-        PagedAttentionPrefill
+        PagedAttentionPrefill,
+        SiluAndMul
     } op;
     InfiniopHandle *handle;
     int device;
@@ -46,6 +47,7 @@ using Op = InfiniopDescriptor::Op;
 using Layout = InfiniopTensorDescriptor;
 constexpr const char *kOps[] = {"gemm",           "add",           "rms_norm",        "rope",
                                 "causal_softmax", "swiglu",        "rearrange",       "add_rms_norm",
-                                "embedding",      "paged_caching", "paged_attention", "paged_attention_prefill"};
+                                "embedding",      "paged_caching", "paged_attention", "paged_attention_prefill",
+                                "silu_and_mul"};
 
 }  // namespace fake

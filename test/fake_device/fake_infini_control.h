@@ -16,6 +16,9 @@ extern "C" {
  *   calls.<function>   calls of a function of InfiniCore since the last fake_infini_reset, failed ones included
  *   copies.h2d copies.d2h copies.d2d copies.h2h   copies handed to a stream
  *   copies.pageable   those of them whose host memory is not from infinirtMallocHost: real devices do them at once
+ *   copies.hidden   copies from pageable memory that elementwise operators make before their kernels
+ *   bytes.launched   bytes of the tensors of all operators launched
+ *   graphs.captured graphs.launched graphs.nodes   graphs, their launches, and the launches that these stand for
  *   executed   tasks that streams have run
  *   violations   rules broken; fake_infini_violation tells them
  *   hits   injected failures that happened
@@ -34,6 +37,7 @@ void fake_infini_reset(void);
 
 /* Lets the nth (1, 2, ...) coming call of a kind fail, once; n = 0 cancels, and revives a lost device.
  *   malloc malloc_host copy launch sync stream set_device count init handle tensor descriptor workspace comm
+ *   capture instantiate   of graphs
  *   sync      a synchronisation: it waits and then fails
  *   execute   the nth task that a stream runs; the next synchronisation reports it
  *   link      from the nth all-reduce of a device on, all of them fail there

@@ -170,6 +170,11 @@ infiniStatus_t launch(const char *function, Op op, const InfiniopDescriptor *des
     if (!enter(function) || injected("launch")) {
         return INFINI_STATUS_INTERNAL_ERROR;
     }
+    // Without code for the device: products are cuBLAS's, rearrange alone looks at what its launch returned.
+    const bool no_code = op != Op::Gemm && quirk("other_architecture") != 0;
+    if (no_code && op == Op::Rearrange) {
+        return INFINI_STATUS_INTERNAL_ERROR;
+    }
     if (!alive(Kind::Descriptor, descriptor) || descriptor->op != op) {
         return violation("%s: no such descriptor", function);
     }
@@ -177,6 +182,14 @@ infiniStatus_t launch(const char *function, Op op, const InfiniopDescriptor *des
     if (currentDevice() != device) {
         return violation("%s: descriptor of device %d used while device %d is current", function, device,
                          currentDevice());
+    }
+    // They send the places and strides of their tensors to the device first, from memory of their own.
+    if (op == Op::Add || op == Op::SwiGLU) {
+        count("copies.hidden", 2);
+        if (capturing(stream)) {
+            forbidCapture("an elementwise operator, whose arguments a graph would read again from freed memory,");
+            return INFINI_STATUS_INTERNAL_ERROR;
+        }
     }
     Task task;
     task.name = function;
@@ -207,6 +220,11 @@ infiniStatus_t launch(const char *function, Op op, const InfiniopDescriptor *des
             return INFINI_STATUS_INTERNAL_ERROR;
         }
         ranges.push_back({uintptr_t(begin), uintptr_t(begin) + bytes});
+        size_t elements = 1;
+        for (size_t dim = 0; dim < layout.shape.size(); ++dim) {
+            elements *= layout.strides[dim] == 0 ? 1 : layout.shape[dim];
+        }
+        count("bytes.launched", int64_t(elements * size_t(size)));
         data.push_back(memory - low * size);
     }
     // Inputs may be the output itself, element by element, but not partly overlap it.
@@ -224,7 +242,7 @@ infiniStatus_t launch(const char *function, Op op, const InfiniopDescriptor *des
         if (scratch != nullptr) {
             std::memset(scratch, 0xff, descriptor->workspace);
         }
-        return compute(*descriptor, data, alpha, beta);
+        return no_code ? INFINI_STATUS_SUCCESS : compute(*descriptor, data, alpha, beta);
     };
     return enqueue(stream, std::move(task), function);
 }

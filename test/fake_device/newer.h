@@ -33,6 +33,20 @@ inline infiniStatus_t checkEmbedding(const std::vector<Layout> &t) {
                                                           : INFINI_STATUS_BAD_TENSOR_STRIDES;
 }
 
+inline infiniStatus_t checkSiluAndMul(const std::vector<Layout> &t) {
+    const Layout &out = t[0], &in = t[1];
+    if (!isFloat(out.dtype) || in.dtype != out.dtype) {
+        return INFINI_STATUS_BAD_TENSOR_DTYPE;
+    }
+    if (out.shape.size() != 2 || in.shape.size() != 2 || in.shape[0] != out.shape[0] ||
+        in.shape[1] != 2 * out.shape[1]) {
+        return INFINI_STATUS_BAD_TENSOR_SHAPE;
+    }
+    const bool packed = out.strides == std::vector<ptrdiff_t>{ptrdiff_t(out.shape[1]), 1} &&
+                        in.strides == std::vector<ptrdiff_t>{ptrdiff_t(in.shape[1]), 1};
+    return packed ? INFINI_STATUS_SUCCESS : INFINI_STATUS_BAD_TENSOR_STRIDES;
+}
+
 inline bool isPagedType(infiniDtype_t dtype) {
     return dtype == INFINI_DTYPE_F16 || dtype == INFINI_DTYPE_BF16;
 }
@@ -87,6 +101,8 @@ inline infiniStatus_t checkNewer(Op op, const std::vector<Layout> &tensors) {
         return checkAddNorm(tensors);
     case Op::Embedding:
         return checkEmbedding(tensors);
+    case Op::SiluAndMul:
+        return checkSiluAndMul(tensors);
     case Op::PagedCaching:
         return checkPagedCaching(tensors);
     case Op::PagedAttention:
@@ -201,6 +217,15 @@ inline infiniStatus_t computeNewer(Op op, const std::vector<View> &v, float numb
         return INFINI_STATUS_SUCCESS;
     case Op::Embedding:
         return embedding(v[0], v[1], v[2]);
+    case Op::SiluAndMul:
+        for (size_t row = 0; row < v[0].size(0); ++row) {
+            for (size_t i = 0; i < v[0].size(1); ++i) {
+                const float gate = v[1].get(ptrdiff_t(row) * v[1].stride(0) + ptrdiff_t(i));
+                const float up = v[1].get(ptrdiff_t(row) * v[1].stride(0) + ptrdiff_t(v[0].size(1) + i));
+                v[0].set(ptrdiff_t(row) * v[0].stride(0) + ptrdiff_t(i), up * gate / (1.0f + std::exp(-gate)));
+            }
+        }
+        return INFINI_STATUS_SUCCESS;
     case Op::PagedCaching:
         return pagedCaching(v[0], v[1], v[2], v[3], v[4]);
     case Op::PagedAttention:

@@ -8,6 +8,7 @@ broken, nothing left allocated.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections import Counter
@@ -24,6 +25,7 @@ from qwen3 import Qwen3ForCausalLM
 
 Logits = npt.NDArray[np.float32]
 GREEDY = sampling_struct()
+COPIES = ("h2d", "d2h", "d2d", "pageable", "hidden")
 CASES: dict[str, Callable[..., Any]] = {}
 FAILURES = (MemoryError, NotImplementedError, Qwen3Error)
 
@@ -420,9 +422,18 @@ def two_models(fake: Fake, folder: str) -> None:
 
 @case
 def launches(
-    fake: Fake, folder: str, batch: int, ntok: int, past: int | Sequence[int], ndev: int = 1
+    fake: Fake,
+    folder: str,
+    batch: int,
+    ntok: int,
+    past: int | Sequence[int],
+    ndev: int = 1,
+    before: int = 1,
 ) -> dict[str, Any]:
-    """What one step of ``batch`` requests of ``ntok`` tokens after ``past`` others calls."""
+    """What one step of ``batch`` requests of ``ntok`` tokens after ``past`` others calls.
+
+    ``before``: how many equal steps there have been.
+    """
     lengths = [past] * batch if isinstance(past, int) else past
     with open_model(folder, ndev=ndev) as model:
         dvoc = model.meta.dvoc
@@ -434,21 +445,65 @@ def launches(
             (cache, length, some_tokens(ntok, dvoc, 9))
             for cache, length in zip(caches, lengths, strict=True)
         ]
-        greedy(model, requests)  # blocks and descriptors exist after this
+        for _ in range(before):
+            greedy(model, requests)  # blocks and descriptors exist after this
         fake.reset()
         greedy(model, requests)
         calls = Counter(fake.calls())
         result = {
             "launches": dict(fake.launches()),
             "sums": calls["infinicclAllReduce"],
+            "graphs": fake.get("graphs.launched"),
+            "in_graphs": fake.get("graphs.nodes"),
+            "megabytes": fake.get("bytes.launched") / 1e6,
             "syncs": sum(n for name, n in calls.items() if "Synchronize" in name),
             "mallocs": calls["infinirtMalloc"] + calls["infinirtMallocHost"],
             "created": sum(n for name, n in calls.items() if "Create" in name),
-            **{kind: fake.get(f"copies.{kind}") for kind in ("h2d", "d2h", "d2d", "pageable")},
+            **{kind: fake.get(f"copies.{kind}") for kind in COPIES},
         }
         for cache in caches:
             cache.close()
         return result
+
+
+@case
+def graphs_and_eager(fake: Fake, folder: str, steps: int) -> dict[str, Any]:
+    """Logits of decode steps in batches that change, with graphs and without them."""
+
+    def decode() -> list[Logits]:
+        with open_model(folder) as model:
+            dvoc = model.meta.dvoc
+            caches = [model.create_kv_cache() for _ in range(3)]
+            for i, (cache, length) in enumerate(zip(caches, (250, 3, 17), strict=True)):
+                greedy(model, [(cache, 0, some_tokens(length, dvoc, i))])
+            rows = []
+            for step in range(steps):
+                for batch in (caches, caches[: 1 + step % 2]):
+                    requests = [
+                        (cache, len(cache), some_tokens(1, dvoc, 100 * step + i))
+                        for i, cache in enumerate(batch)
+                    ]
+                    shapes[len(batch), max(-(-(len(cache) + 1) // 256) for cache in batch)] += 1
+                    rows += forward(model, requests)
+            for cache in caches:
+                cache.close()
+            return rows
+
+    shapes: Counter[tuple[int, int]] = Counter()
+    with_graphs = decode()
+    again = sum(count > 1 for count in shapes.values())
+    fake.check()
+    counts = {name: fake.get(f"graphs.{name}") for name in ("launched", "captured")}
+    hits = fake.get("hits")
+    os.environ["QWEN3_INFINICORE_AVOID"] = "graphs"
+    eager = decode()
+    return {
+        "equal": all(np.array_equal(a, b) for a, b in zip(with_graphs, eager, strict=True)),
+        "graphs": counts["launched"],
+        "captured": counts["captured"],
+        "kinds": again,
+        "hits": hits,
+    }
 
 
 @case

@@ -37,6 +37,10 @@ SPECS = {
     "three-wide": CheckpointSpec(
         "three-wide", dtype="bf16", nlayer=3, tied=False, nh=2, nkvh=1, dh=128, dctx=700, seed=6
     ),
+    # Enough heads for scores to need several ranges of rows.
+    "many-heads": CheckpointSpec(
+        "many-heads", dtype="bf16", nlayer=1, d=32, nh=16, nkvh=8, di=48, dvoc=64, dctx=2304, seed=7
+    ),
     "three-layers": CheckpointSpec("three-layers", nlayer=3, d=32, di=48, dvoc=64, seed=4),
 }
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 LIVE = ("device", "host", "stream", "event", "handle", "descriptor", "tensor", "comm")
+LIVE += ("graph", "exec")
 
 
 def fake_library(name: str) -> ctypes.CDLL:

@@ -34,11 +34,22 @@ EXPECTED: dict[str, tuple[Any, str | None, dict[str, int]]] = {
     "all_reduce": ([[0, 0, 0], [[11, 22, 33]] * 2], None, {}),
     "events": ([[1, 2, 3, 4], 0], None, {}),
 }
+# Of the fake that is compiled against newer InfiniCore's declarations.
+GRAPHS: dict[str, tuple[Any, str | None, dict[str, int]]] = {
+    "graph": ([[0] * 4, [[5, 6, 7, 8], [9, 10, 11, 12]]], None, {}),
+    "graph_waits": ([0, 1], "infinirtStreamSynchronize while a stream of the device records", {}),
+    "graph_allocates": ([0, 1], "infinirtMalloc while a stream of the device records", {}),
+    "graph_of_pageable_memory": ([0, 1], "a copy from or to pageable memory", {}),
+    "graph_of_freed_memory": (1, "infinirtMemcpyAsync uses memory that was freed", {}),
+    "graph_destroyed_in_flight": (None, "destroyed before the stream has run it", {}),
+}
 
 
-def run(folder: Path, *names: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *names: str, module: str = "misuse", **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "infinicore.misuse", *names],
+        [sys.executable, "-m", f"infinicore.{module}", *names],
         cwd=ROOT,
         env=with_root(
             folder,
@@ -59,12 +70,15 @@ def reports(fake_folder: Path) -> dict[str, Any]:
     process = run(fake_folder, *EXPECTED)
     lines = [json.loads(line) for line in process.stdout.splitlines()]
     assert process.returncode == 0 and len(lines) == len(EXPECTED), process.stderr
-    return dict(zip(EXPECTED, lines, strict=True))
+    newer = run(fake_folder.parent / "fake_newer", *GRAPHS, module="misuse_graphs")
+    more = [json.loads(line) for line in newer.stdout.splitlines()]
+    assert newer.returncode == 0 and len(more) == len(GRAPHS), newer.stderr
+    return dict(zip([*EXPECTED, *GRAPHS], lines + more, strict=True))
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", [*EXPECTED, *GRAPHS])
 def test_rule(reports: dict[str, Any], name: str) -> None:
-    result, violation, live = EXPECTED[name]
+    result, violation, live = {**EXPECTED, **GRAPHS}[name]
     report = reports[name]
     assert report["result"] == result
     assert report["live"] == live

@@ -408,7 +408,8 @@ typedef struct {
      * F16; dt_logits on InfiniCore */
     int32_t dt_kv;
     uint64_t kv_limit_bytes;  /* most bytes of all caches together; 0: half of the memory free at create */
-    uint32_t max_step_tokens; /* tokens computed at a time, 1 to 65536: longer calls run in chunks; 0: 512 */
+    uint32_t max_step_tokens; /* tokens computed at a time, 1 to 65536: longer calls run in chunks; 0: 512 on the CPU,
+                               * 1024 on other devices */
     int32_t borrow_weights;   /* non-zero: an untied input_embd stays valid for the model's life and is not copied */
     int32_t has_seed;         /* non-zero: seed below seeds inferBatch's draws; zero: a random seed */
     uint64_t seed;

@@ -29,7 +29,11 @@ char *InfinicoreBackend::keys(const Sequence &sequence, uint32_t block, uint32_t
 
 void InfinicoreBackend::qkNormRopeStore(Activation qkv, const PackedNorm &q_norm, const PackedNorm &k_norm,
                                         float epsilon, uint32_t layer) {
+    if (replayed_) {
+        return;
+    }
     DeviceScope scope(*device_);
+    runBranch();
     const uint32_t ntok = plan().ntok;
     const uint32_t dh = config_.dh;
     const uint32_t half = dh / 2;
@@ -67,6 +71,9 @@ void InfinicoreBackend::storeKv(char *qkv, uint32_t layer) {
 }
 
 void InfinicoreBackend::attention(Activation out, Activation qkv, uint32_t layer) {
+    if (replayed_) {
+        return;
+    }
     DeviceScope scope(*device_);
     if (step_.paged) {
         attendPaged(at(out), at(qkv), layer);

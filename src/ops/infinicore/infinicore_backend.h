@@ -9,6 +9,7 @@
 #include "ops/infinicore/comm.h"
 #include "ops/infinicore/device/operators.h"
 #include "ops/infinicore/routes.h"
+#include "ops/infinicore/step_graphs.h"
 #include "ops/infinicore/weights.h"
 
 namespace q3::infinicore {
@@ -20,8 +21,25 @@ struct Tuning {
     uint32_t block_tokens = 256;             // tokens of a KV block
     uint32_t query_rows = 512;               // query rows of a sequence at a time
     uint32_t gather_tokens = 4096;           // values gathered for one product, in whole KV blocks
+    uint32_t swiglu_rows = 64;               // from so many rows on, gate and up are a product each; see linearSwiglu
     uint32_t mask_width = 512;               // mask wider scores beforehand, except on the CPU; see maskedFrom
     bool mask_on_cpu = false;                // on the CPU, mask always
+
+    // For accelerators: launches cost more than scratch does (docs/devices.md, "Long prompts").
+    static Tuning forDevice(DeviceType device) {
+        Tuning tuning;
+        if (device != DeviceType::kCpu) {
+            tuning.score_bytes = size_t{256} << 20;
+            tuning.query_rows = 1024;
+        }
+        return tuning;
+    }
+};
+
+// Rows of a weight that a product is of.
+struct WeightRows {
+    uint32_t first = 0;
+    uint32_t n = 0;  // 0: all
 };
 
 class InfinicoreBackend final : public Backend, public Ops {
@@ -85,9 +103,15 @@ private:
     Tensor arenaOf(uint32_t layer, bool values) const;
     void storePaged(char *qkv, uint32_t layer);
     void attendPaged(char *out, char *qkv, uint32_t layer);
-    void checkToken(uint32_t index, uint32_t rows) const;
+    static void checkToken(const StepPlan &plan, uint32_t index, uint32_t rows);
     void makeMask();
     void addInto(const Tensor &x, const Tensor &delta);
+    bool alone() const { return !comm_ && host_.size <= 1; }  // no other ranks
+    bool replay(const StepPlan &plan);
+    void endBody(Activation x, Activation delta);
+    void runBranch();
+    void addBranch(Activation x);
+    bool isAdded(Activation delta) const { return delta.data == nullptr || delta.data == added_; }
     size_t layerBlockBytes() const { return size_t{2} * config_.nkvh * block_tokens_ * config_.dh * size_; }
     size_t scoreStride(uint32_t total) const;
     uint32_t fitRows(uint32_t pos, uint32_t remaining) const;
@@ -100,7 +124,7 @@ private:
     void sumValues(const Tensor &out, const QueryRange &range, uint32_t layer);
     void reduceOnHost(void *data, size_t count);
     void addBuffers(void *const *buffers, size_t begin, size_t end) const;
-    void gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight);
+    void gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight, WeightRows of = {}, bool add = false);
     Tensor norm(const DeviceNorm &weight) const;
 
     char *at(Activation a, size_t row = 0, size_t col = 0) const {
@@ -128,6 +152,8 @@ private:
     const module::HostRanks host_;  // sums over ranks on the CPU
     std::unique_ptr<Comm> comm_;    // sums over ranks on other devices
     std::unique_ptr<Operators> operators_;
+    std::unique_ptr<StepGraphs> graphs_;  // null without
+    bool replayed_ = false;               // a graph has done the step's nodes up to the last norm
     std::vector<DeviceBuffer> activations_;
     DeviceBuffer wide_;  // [max_step_tokens, max(2 di, d)]: gate and up; gathered deltas
     DeviceBuffer q_;     // [nh, query_rows, dh]: queries and outputs, head by head
@@ -147,6 +173,15 @@ private:
     DeviceBuffer indices_host_;
     const StepPlan *plan_ = nullptr;
     std::vector<const Sequence *> singles_;  // the step's sequences of one row, by position
+
+    // The product that linear() was asked for last, as long as nobody needs its result: the next node may be the one
+    // that adds it to the residual stream, and then gemm does that itself.
+    struct Branch {
+        Activation out;
+        Activation in;
+        const DeviceLinear *weight = nullptr;
+    } branch_;
+    const void *added_ = nullptr;  // the delta that gemm has added to the stream already
 
     // A step's indices on the device; see uploadIndices.
     struct StepIndices {

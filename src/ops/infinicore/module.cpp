@@ -12,7 +12,7 @@ namespace {
 
 std::unique_ptr<Backend> create(const ModelConfig &config, const BackendOptions &options,
                                 const module::HostRanks &host) {
-    return std::make_unique<InfinicoreBackend>(config, options, host);
+    return std::make_unique<InfinicoreBackend>(config, options, host, Tuning::forDevice(options.device));
 }
 
 void connect(const std::vector<Backend *> &backends) {

@@ -2,6 +2,7 @@
 #include "ops/infinicore/infinicore_backend.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "ops/infinicore/convert.h"
 #include "runtime/error.h"
@@ -18,6 +19,8 @@ const StepPlan &InfinicoreBackend::plan() const {
 void InfinicoreBackend::beginStep(const StepPlan &plan) {
     DeviceScope scope(*device_);
     plan_ = nullptr;
+    branch_ = {};
+    added_ = nullptr;
     if (staging_busy_) {  // the previous step gave no logits, or failed
         device_->synchronize();
         staging_busy_ = false;
@@ -38,24 +41,28 @@ void InfinicoreBackend::beginStep(const StepPlan &plan) {
             singles_.push_back(&sequence);
         }
     }
+    replayed_ = replay(plan);
     std::sort(singles_.begin(), singles_.end(), [](const Sequence *a, const Sequence *b) { return a->pos < b->pos; });
     plan_ = &plan;
 }
 
-void InfinicoreBackend::checkToken(uint32_t index, uint32_t rows) const {
-    if (plan().tokens[index] >= rows) {
-        fail(QWEN3_STATUS_BAD_PARAM, "token %u at %u is not below the vocabulary size %u", plan().tokens[index], index,
+void InfinicoreBackend::checkToken(const StepPlan &plan, uint32_t index, uint32_t rows) {
+    if (plan.tokens[index] >= rows) {
+        fail(QWEN3_STATUS_BAD_PARAM, "token %u at %u is not below the vocabulary size %u", plan.tokens[index], index,
              rows);
     }
 }
 
 void InfinicoreBackend::embed(Activation x, const PackedLinear &table) {
+    if (replayed_) {
+        return;
+    }
     DeviceScope scope(*device_);
     const uint32_t ntok = plan().ntok;
     if (routes_.embedding) {
         const DeviceLinear &rows = static_cast<const DeviceEmbedding &>(table).table();
         for (uint32_t i = 0; i < ntok; ++i) {
-            checkToken(i, rows.rows);
+            checkToken(plan(), i, rows.rows);
         }
         operators_->embedding(rowsOf(x, ntok), vector1d(step_.tokens, INFINI_DTYPE_I32, ntok),
                               matrix(rows.weight.data(), dtype_, rows.rows, rows.cols, rows.cols));
@@ -64,7 +71,7 @@ void InfinicoreBackend::embed(Activation x, const PackedLinear &table) {
     const auto &embedding = static_cast<const HostEmbedding &>(table);
     const size_t row_bytes = embedding.cols * size_;
     for (uint32_t i = 0; i < ntok; ++i) {
-        checkToken(i, embedding.rows);
+        checkToken(plan(), i, embedding.rows);
         embedding.readRow(embed_host_.data() + i * row_bytes, plan().tokens[i]);
     }
     device_->uploadAsync(x.data, embed_host_.data(), ntok * row_bytes);
@@ -76,15 +83,22 @@ Tensor InfinicoreBackend::norm(const DeviceNorm &weight) const {
 
 void InfinicoreBackend::addRmsnorm(Activation h, Activation x, Activation delta, const PackedNorm &weight,
                                    float epsilon) {
+    if (replayed_) {
+        return;
+    }
     DeviceScope scope(*device_);
     const uint32_t ntok = plan().ntok;
     const Tensor stream = rowsOf(x, ntok);
     const Tensor scale = norm(static_cast<const DeviceNorm &>(weight));
-    if (delta.data != nullptr && routes_.add_rms_norm) {
+    if (branch_.weight != nullptr && branch_.out.data == delta.data) {
+        addBranch(x);
+    }
+    runBranch();
+    if (!isAdded(delta) && routes_.add_rms_norm) {
         operators_->addRmsNorm(rowsOf(h, ntok), stream, stream, rowsOf(delta, ntok), scale, epsilon);
         return;
     }
-    if (delta.data != nullptr) {
+    if (!isAdded(delta)) {
         addInto(stream, rowsOf(delta, ntok));
     }
     operators_->rmsNorm(rowsOf(h, ntok), stream, scale, epsilon);
@@ -103,31 +117,111 @@ void InfinicoreBackend::addInto(const Tensor &x, const Tensor &delta) {
                      matrix(identity_.data(), dtype_, n, n, n), 1.0F, 1.0F);
 }
 
-// out[rows, weight.rows] = in[rows, weight.cols] W^T + bias, both contiguous.
-void InfinicoreBackend::gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight) {
-    const size_t nout = weight.rows;
+// out[rows, n] = in[rows, weight.cols] W^T + bias, or with `add` this more, both contiguous; W is n rows of the weight.
+void InfinicoreBackend::gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight, WeightRows of,
+                                 bool add) {
+    const size_t nout = of.n == 0 ? weight.rows : of.n;
     const size_t nin = weight.cols;
     const Tensor c = matrix(out, dtype_, rows, nout, nout);
     if (weight.bias) {
-        operators_->rearrange(c, matrix(weight.bias.data(), dtype_, rows, nout, 0));
+        operators_->rearrange(c, matrix(weight.bias.data() + of.first * size_, dtype_, rows, nout, 0));
     }
-    operators_->gemm(c, matrix(in, dtype_, rows, nin, nin), matrix(weight.weight.data(), dtype_, nin, nout, 1, nin),
-                     1.0F, weight.bias ? 1.0F : 0.0F);
+    operators_->gemm(c, matrix(in, dtype_, rows, nin, nin),
+                     matrix(weight.weight.data() + of.first * nin * size_, dtype_, nin, nout, 1, nin), 1.0F,
+                     weight.bias || add ? 1.0F : 0.0F);
 }
 
 void InfinicoreBackend::linear(Activation out, Activation in, const PackedLinear &weight) {
+    if (replayed_) {
+        return;
+    }
     DeviceScope scope(*device_);
-    gemmRows(out.data, in.data, plan().ntok, static_cast<const DeviceLinear &>(weight));
+    runBranch();
+    if (out.data == added_) {
+        added_ = nullptr;
+    }
+    branch_ = {out, in, &static_cast<const DeviceLinear &>(weight)};
+    // With other ranks the results are added up first.
+    if (!routes_.gemm_add || !alone() || branch_.weight->bias) {
+        runBranch();
+    }
 }
 
+// Does what linear() put off.
+void InfinicoreBackend::runBranch() {
+    if (branch_.weight != nullptr) {
+        const Branch branch = std::exchange(branch_, {});
+        gemmRows(branch.out.data, branch.in.data, plan().ntok, *branch.weight);
+    }
+}
+
+// Adds what linear() put off to the residual stream: no sum afterwards, and one rounding instead of two.
+void InfinicoreBackend::addBranch(Activation x) {
+    const Branch branch = std::exchange(branch_, {});
+    gemmRows(x.data, branch.in.data, plan().ntok, *branch.weight, {}, true);
+    added_ = branch.out.data;
+}
+
+// Whether a graph has launched all nodes of the step before gatherRmsnorm. A step that may be repeated later is
+// recorded meanwhile.
+bool InfinicoreBackend::replay(const StepPlan &plan) {
+    if (!graphs_) {
+        return false;
+    }
+    if (!step_.paged || !step_.decode || !alone()) {
+        graphs_->drop();
+        return false;
+    }
+    for (uint32_t i = 0; i < plan.ntok; ++i) {  // embed() does that otherwise
+        checkToken(plan, i, config_.dvoc);
+    }
+    return graphs_->begin(plan.ntok, step_.width);
+}
+
+// The nodes before gatherRmsnorm are over: does what waits, and ends the recording of the step.
+void InfinicoreBackend::endBody(Activation x, Activation delta) {
+    if (replayed_) {
+        added_ = delta.data;
+        return;
+    }
+    if (branch_.weight != nullptr && branch_.out.data == delta.data) {
+        addBranch(x);
+    }
+    runBranch();
+    if (graphs_) {
+        added_ == delta.data ? graphs_->end() : graphs_->drop();
+    }
+}
+
+// InfiniCore's elementwise operators for CUDA compute the place of every element of a strided tensor with 64-bit
+// divisions. A single row is contiguous, if it is said to be; of many rows, gate and up are a product each.
 void InfinicoreBackend::linearSwiglu(Activation act, Activation h, const PackedLinear &gate_up) {
+    if (replayed_) {
+        return;
+    }
     DeviceScope scope(*device_);
+    runBranch();
     const uint32_t ntok = plan().ntok;
-    const Activation both{wide_.data(), 2 * act.width};
-    gemmRows(both.data, h.data, ntok, static_cast<const DeviceLinear &>(gate_up));
-    const Tensor gate = matrix(both.data, dtype_, ntok, act.width, both.width);
-    const Tensor up = matrix(at(both, 0, act.width), dtype_, ntok, act.width, both.width);
-    operators_->swiglu(rowsOf(act, ntok), up, gate);
+    const uint32_t di = act.width;
+    const auto &weight = static_cast<const DeviceLinear &>(gate_up);
+    if (routes_.silu_and_mul) {
+        gemmRows(wide_.data(), h.data, ntok, weight);
+        operators_->siluAndMul(rowsOf(act, ntok), matrix(wide_.data(), dtype_, ntok, 2 * di, 2 * di));
+        return;
+    }
+    if (ntok >= tuning_.swiglu_rows) {
+        char *const up = wide_.data() + static_cast<size_t>(ntok) * di * size_;
+        gemmRows(wide_.data(), h.data, ntok, weight, {0, di});
+        gemmRows(up, h.data, ntok, weight, {di, di});
+        operators_->swiglu(rowsOf(act, ntok), matrix(up, dtype_, ntok, di, di),
+                           matrix(wide_.data(), dtype_, ntok, di, di));
+        return;
+    }
+    const Activation both{wide_.data(), 2 * di};
+    gemmRows(both.data, h.data, ntok, weight);
+    const size_t ld = ntok == 1 ? di : both.width;
+    operators_->swiglu(rowsOf(act, ntok), matrix(at(both, 0, di), dtype_, ntok, di, ld),
+                       matrix(both.data, dtype_, ntok, di, ld));
 }
 
 void InfinicoreBackend::gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows,
@@ -140,6 +234,8 @@ void InfinicoreBackend::gatherRmsnorm(Activation out, Activation x, Activation d
         fail(QWEN3_STATUS_INTERNAL_ERROR, "InfiniCore backend: %u rows gathered, limit %u", nrows,
              config_.max_step_tokens);
     }
+    endBody(x, delta);
+    const bool add = !isAdded(delta);
     const size_t row_bytes = x.width * size_;
     const Activation deltas{wide_.data(), x.width};
     for (uint32_t i = 0, n; i < nrows; i += n) {  // runs of adjacent rows
@@ -148,13 +244,13 @@ void InfinicoreBackend::gatherRmsnorm(Activation out, Activation x, Activation d
             ++n;
         }
         device_->copyAsync(at(out, i), at(x, rows[i]), n * row_bytes);
-        if (delta.data != nullptr) {
+        if (add) {
             device_->copyAsync(at(deltas, i), at(delta, rows[i]), n * row_bytes);
         }
     }
     const Tensor result = rowsOf(out, nrows);
     const Tensor scale = norm(static_cast<const DeviceNorm &>(weight));
-    if (delta.data != nullptr) {
+    if (add) {
         addInto(result, rowsOf(deltas, nrows));
     }
     operators_->rmsNorm(result, result, scale, epsilon);
@@ -162,6 +258,7 @@ void InfinicoreBackend::gatherRmsnorm(Activation out, Activation x, Activation d
 
 void InfinicoreBackend::readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) {
     DeviceScope scope(*device_);
+    runBranch();
     const auto &weight = static_cast<const DeviceLinear &>(head);
     if (weight.rows > config_.dvoc) {
         fail(QWEN3_STATUS_INTERNAL_ERROR, "InfiniCore backend: a head of %u rows, vocabulary size %u", weight.rows,

@@ -12,11 +12,15 @@ namespace q3::infinicore {
 struct Routes {
     bool rope_neox = true;  // else the interleaved (GPT-J) rope, with q and k rows permuted when they are packed
     bool add = true;        // else sums through gemm with an identity
+    bool gemm_add = true;   // products that go into the residual stream are added by gemm; else afterwards
+    bool causal = true;     // causal_softmax masks rows of any width; else wide scores are masked beforehand
     bool beta0 = true;      // gemm with beta 0 does not read C; else C is cleared first
     // Operators that 0.1.0 does not have: a library built with it never takes these routes.
     bool add_rms_norm = true;
     bool embedding = true;
+    bool silu_and_mul = true;
     bool paged_attention = true;  // paged_caching, paged_attention and paged_attention_prefill
+    bool graphs = true;           // decode steps of paged attention are recorded once and repeated
 };
 
 // The routes that this build and the environment leave. Throws BAD_PARAM for an unknown name.

@@ -77,12 +77,16 @@ InfinicoreBackend::InfinicoreBackend(const ModelConfig &config, const BackendOpt
     positions_ = DeviceBuffer(device_, max_tokens * sizeof(int32_t));
     device_->upload(positions_.data(), iota.data(), positions_.bytes());
 
-    if ((!device_->isCpu() && config.dctx > tuning.mask_width) || tuning.mask_on_cpu) {
-        makeMask();
-    }
     singles_.reserve(max_tokens);
     settleRoutes();
+    if (!routes_.causal) {
+        makeMask();
+    }
     makeIndices(options.kv_limit_bytes);
+    routes_.graphs = routes_.graphs && routes_.paged_attention && routes_.embedding;
+    if (routes_.graphs) {
+        graphs_ = std::make_unique<StepGraphs>(device_, *operators_);
+    }
 }
 
 // Column by column, so that rearrange moves single values: 0.1.0's kernel for CUDA moves up to 32 bytes of a row at a
@@ -104,9 +108,11 @@ void InfinicoreBackend::settleRoutes() {
     }
     routes_ = initialRoutes();
     self_tested_ = selfTestWanted();
+    const bool wide = (!device_->isCpu() && config_.dctx > tuning_.mask_width) || tuning_.mask_on_cpu;
+    routes_.causal = !wide || (routes_.causal && self_tested_ && !tuning_.mask_on_cpu);  // nobody else would notice
     if (self_tested_) {
         routes_ =
-            selfTest(device_, *operators_, config_, {block_tokens_, identity_rows_, mask_ ? query_rows_ : 0}, routes_);
+            selfTest(device_, *operators_, config_, {block_tokens_, identity_rows_, wide ? query_rows_ : 0}, routes_);
     } else if (!routes_.beta0) {
         operators_->clearBeforeGemm();
     }
@@ -171,6 +177,7 @@ std::string InfinicoreBackend::description() const {
 
 std::vector<float> InfinicoreBackend::download(const void *data, size_t n) {
     DeviceScope scope(*device_);
+    runBranch();
     std::vector<char> raw(n * size_);
     device_->downloadAsync(raw.data(), data, raw.size());
     device_->synchronize();

@@ -8,9 +8,9 @@
 
 namespace {
 
-constexpr const char *kFailures[] = {"malloc",     "malloc_host", "copy", "launch", "sync",   "stream",
-                                     "set_device", "count",       "init", "handle", "tensor", "descriptor",
-                                     "workspace",  "execute",     "lost", "comm",   "link"};
+constexpr const char *kFailures[] = {
+    "malloc", "malloc_host", "copy",      "launch",  "sync", "stream", "set_device", "count",   "init",       "handle",
+    "tensor", "descriptor",  "workspace", "execute", "lost", "comm",   "link",       "capture", "instantiate"};
 
 }  // namespace
 

@@ -37,8 +37,13 @@ bool pinned(const void *pointer) {
     return it != host.begin() && address < std::prev(it)->first + std::prev(it)->second;
 }
 
+bool isPinned(const void *pointer) {
+    const Lock lock(state().mutex);
+    return pinned(pointer);
+}
+
 infiniStatus_t copyTask(const char *function, void *dst, const void *src, size_t size, infinirtMemcpyKind_t kind,
-                        Task &task) {
+                        infinirtStream_t stream, Task &task) {
     static const char *const names[] = {"copies.h2h", "copies.h2d", "copies.d2h", "copies.d2d"};
     const int device = currentDevice();
     const bool from_device = kind == INFINIRT_MEMCPY_D2H || kind == INFINIRT_MEMCPY_D2D;
@@ -71,18 +76,24 @@ infiniStatus_t copyTask(const char *function, void *dst, const void *src, size_t
     if (kind == INFINIRT_MEMCPY_D2D && from < to + size && to < from + size) {
         return violation("%s: source and destination overlap", function);
     }
+    const bool recorded = capturing(stream);
+    if (recorded && ((!from_device && !isPinned(src)) || (!to_device && !isPinned(dst)))) {
+        return forbiddenWhileCapturing("a copy from or to pageable memory, which a graph would repeat,")
+                   ? INFINI_STATUS_INTERNAL_ERROR
+                   : INFINI_STATUS_SUCCESS;
+    }
     const uint64_t before = from_device ? 0 : fingerprint(from, size);
     if (!from_device && before == 0) {
         return violation("%s: the source cannot be read", function);
     }
-    if (!to_device) {
+    if (!to_device && !recorded) {
         std::memset(to, 0xff, size);  // read too early, it is NaN
     }
     task.name = function;
     const auto range = [&](const void *p) { return Range{uintptr_t(p), uintptr_t(p) + size}; };
     task.uses = {range(src), range(dst)};
     task.run = [=] {
-        if (!from_device && fingerprint(from, size) != before) {
+        if (!from_device && !recorded && fingerprint(from, size) != before) {
             return violation("%s: the host changed the source before the stream had read it", function);
         }
         std::memcpy(to, from, size);
@@ -104,15 +115,16 @@ infiniStatus_t infinirtMemcpyAsync(void *dst, const void *src, size_t size, infi
     FAKE_ENTER()
     FAKE_FAIL("copy")
     fake::Task task;
-    const infiniStatus_t status = fake::copyTask(__func__, dst, src, size, kind, task);
+    const infiniStatus_t status = fake::copyTask(__func__, dst, src, size, kind, stream, task);
     return status != INFINI_STATUS_SUCCESS ? status : fake::enqueue(stream, std::move(task), __func__);
 }
 
 infiniStatus_t infinirtMemcpy(void *dst, const void *src, size_t size, infinirtMemcpyKind_t kind) {
     FAKE_ENTER()
+    FAKE_NOT_CAPTURING()
     FAKE_FAIL("copy")
     fake::Task task;
-    const infiniStatus_t status = fake::copyTask(__func__, dst, src, size, kind, task);
+    const infiniStatus_t status = fake::copyTask(__func__, dst, src, size, kind, nullptr, task);
     if (status != INFINI_STATUS_SUCCESS) {
         return status;
     }

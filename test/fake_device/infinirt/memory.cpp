@@ -71,6 +71,7 @@ extern "C" {
 
 infiniStatus_t infinirtMalloc(void **p_ptr, size_t size) {
     FAKE_ENTER()
+    FAKE_NOT_CAPTURING()
     FAKE_FAIL("malloc")
     FAKE_DEVICE()
     if (p_ptr == nullptr) {
@@ -110,6 +111,7 @@ infiniStatus_t infinirtFree(void *ptr) {
     if (ptr == nullptr) {
         return INFINI_STATUS_SUCCESS;
     }
+    FAKE_NOT_CAPTURING()
     FAKE_DEVICE()
     fake::State &s = fake::state();
     fake::Lock lock(s.mutex);
@@ -127,6 +129,7 @@ infiniStatus_t infinirtFree(void *ptr) {
 
 infiniStatus_t infinirtMallocHost(void **p_ptr, size_t size) {
     FAKE_ENTER()
+    FAKE_NOT_CAPTURING()
     FAKE_FAIL("malloc_host")
     FAKE_DEVICE()
     if (p_ptr == nullptr) {
@@ -149,6 +152,7 @@ infiniStatus_t infinirtFreeHost(void *ptr) {
     if (ptr == nullptr) {
         return INFINI_STATUS_SUCCESS;
     }
+    FAKE_NOT_CAPTURING()
     FAKE_DEVICE()
     fake::State &s = fake::state();
     fake::Lock lock(s.mutex);

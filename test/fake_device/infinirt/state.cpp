@@ -19,8 +19,8 @@ constexpr const char *kTypeNames[] = {"cpu",   "nvidia", "cambricon", "ascend", 
 #endif
 };
 
-constexpr const char *kKindNames[] = {"live.stream",     "live.event",  "live.handle",
-                                      "live.descriptor", "live.tensor", "live.comm"};
+constexpr const char *kKindNames[] = {"live.stream", "live.event", "live.handle", "live.descriptor",
+                                      "live.tensor", "live.comm",  "live.graph",  "live.exec"};
 
 const char *environment(const char *name, const char *fallback) {
     const char *value = std::getenv(name);
@@ -184,6 +184,11 @@ infiniStatus_t violation(const char *format, ...) {
     va_end(arguments);
     const Lock lock(state().mutex);
     return violationLocked(text);
+}
+
+void count(const char *name, int64_t n) {
+    const Lock lock(state().mutex);
+    state().counters[name] += n;
 }
 
 int quirk(const char *name) {

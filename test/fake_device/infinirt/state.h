@@ -25,6 +25,13 @@ struct Allocation {
 
 struct Stream;
 
+// What a stream is recording, and what a graph is made of. A broken rule spoils a recording.
+struct Capture {
+    std::vector<Task> tasks;
+    int device = 0;
+    bool broken = false;
+};
+
 struct Device {
     char *arena = nullptr;  // no access: the host cannot touch it
     size_t arena_used = 0;
@@ -41,6 +48,7 @@ struct Stream {
     uint64_t wanted = 0;  // tasks that somebody waits for
     bool stop = false;
     infiniStatus_t error = INFINI_STATUS_SUCCESS;  // of a task, until a synchronisation reports it
+    std::shared_ptr<Capture> capture;              // while it records
 };
 
 struct Event {
@@ -89,6 +97,9 @@ int deviceOf(const void *pointer);
 // ------------------------------------------------------------------ with State::mutex locked
 
 infiniStatus_t violationLocked(const std::string &text);
+// A violation, and the end of the recording, if a stream of the calling thread's device records.
+bool forbiddenWhileCapturingLocked(const char *what);
+bool forbiddenWhileCapturing(const char *what);
 // Failures may be of one device only.
 bool injectedLocked(const char *kind, int device);
 bool injectedLocked(const char *kind);
@@ -112,6 +123,11 @@ infiniStatus_t enqueueLocked(Stream *stream, Task task);
     }
 #define FAKE_FAIL(kind)                                                                                                \
     if (fake::injected(kind)) {                                                                                        \
+        return INFINI_STATUS_INTERNAL_ERROR;                                                                           \
+    }
+// For calls that wait, or that allocate: CUDA refuses them while a stream of the thread records.
+#define FAKE_NOT_CAPTURING()                                                                                           \
+    if (fake::forbiddenWhileCapturing(__func__)) {                                                                     \
         return INFINI_STATUS_INTERNAL_ERROR;                                                                           \
     }
 #define FAKE_DEVICE()                                                                                                  \

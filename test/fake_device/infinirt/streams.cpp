@@ -108,7 +108,37 @@ infiniStatus_t enqueueLocked(Stream *stream, Task task) {
 infiniStatus_t enqueue(infinirtStream_t handle, Task task, const char *what) {
     const Lock lock(state().mutex);
     Stream *const stream = useStream(handle, what);
+    if (stream != nullptr && stream->capture) {
+        stream->capture->tasks.push_back(std::move(task));
+        return INFINI_STATUS_SUCCESS;
+    }
     return stream == nullptr ? INFINI_STATUS_INTERNAL_ERROR : enqueueLocked(stream, std::move(task));
+}
+
+bool capturing(infinirtStream_t handle) {
+    const Lock lock(state().mutex);
+    const Stream *const stream = useStream(handle, "capturing");
+    return stream != nullptr && stream->capture != nullptr;
+}
+
+bool forbiddenWhileCapturingLocked(const char *what) {
+    for (Stream *stream : state().streams) {
+        if (stream->capture && stream->device == currentDevice()) {
+            stream->capture->broken = true;
+            violationLocked(std::string(what) + " while a stream of the device records a graph");
+            return true;
+        }
+    }
+    return false;
+}
+
+void forbidCapture(const char *what) {
+    forbiddenWhileCapturing(what);
+}
+
+bool forbiddenWhileCapturing(const char *what) {
+    const Lock lock(state().mutex);
+    return forbiddenWhileCapturingLocked(what);
 }
 
 void startNow(infinirtStream_t handle) {
@@ -181,6 +211,7 @@ infiniStatus_t infinirtStreamDestroy(infinirtStream_t handle) {
 
 infiniStatus_t infinirtStreamSynchronize(infinirtStream_t handle) {
     FAKE_ENTER()
+    FAKE_NOT_CAPTURING()
     fake::Lock lock(fake::state().mutex);
     fake::Stream *const stream = fake::useStream(handle, __func__);
     return stream == nullptr ? INFINI_STATUS_INTERNAL_ERROR : fake::synchronize(lock, stream, stream->enqueued);

@@ -20,6 +20,13 @@
 #define Q3_HAS_EMBEDDING 0
 #endif
 
+#if __has_include("infiniop/ops/silu_and_mul.h")
+#include "infiniop/ops/silu_and_mul.h"
+#define Q3_HAS_SILU_AND_MUL 1
+#else
+#define Q3_HAS_SILU_AND_MUL 0
+#endif
+
 // The three operators of paged attention work on the same cache, so they are used together or not at all.
 #if __has_include("infiniop/ops/paged_caching.h") && __has_include(                                                    \
                                                          "infiniop/ops/paged_attention.h") &&                          \

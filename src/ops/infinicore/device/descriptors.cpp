@@ -59,6 +59,8 @@ const char *opName(OpKind kind) {
         return "paged_attention";
     case OpKind::kPagedAttentionPrefill:
         return "paged_attention_prefill";
+    case OpKind::kSiluAndMul:
+        return "silu_and_mul";
     }
     return "unknown";
 }
@@ -111,6 +113,7 @@ const OpDescriptor &DescriptorCache::get(const OpKey &key) {
     }
     if (young_.size() >= kGeneration) {
         device_->synchronize();  // running operators may still use what is destroyed
+        dropped_ += old_.empty() ? 0 : 1;
         old_.clear();
         old_.swap(young_);
     }
@@ -207,6 +210,13 @@ OpDescriptor DescriptorCache::create(const OpKey &key) const {
     case OpKind::kEmbedding:  // uses no workspace
         INFINI_CHECK(callIfKnown(infiniopCreateEmbeddingDescriptor, handle_, &handle, get(0), get(1), get(2)));
         own(infiniopDestroyEmbeddingDescriptor);
+        break;
+#endif
+#if Q3_HAS_SILU_AND_MUL
+    case OpKind::kSiluAndMul:
+        INFINI_CHECK(callIfKnown(infiniopCreateSiluAndMulDescriptor, handle_, &handle, get(0), get(1)));
+        own(infiniopDestroySiluAndMulDescriptor);
+        INFINI_CHECK(infiniopGetSiluAndMulWorkspaceSize(handle, &bytes));
         break;
 #endif
 #if Q3_HAS_PAGED_ATTENTION

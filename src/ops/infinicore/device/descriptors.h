@@ -49,6 +49,7 @@ enum class OpKind : uint32_t {
     kPagedCaching,
     kPagedAttention,
     kPagedAttentionPrefill,
+    kSiluAndMul,
 };
 
 const char *opName(OpKind kind);  // "rms_norm"
@@ -83,6 +84,7 @@ public:
 
     const OpDescriptor &get(const OpKey &key);  // valid until the next get
     size_t size() const { return young_.size() + old_.size(); }
+    size_t dropped() const { return dropped_; }  // how often old ones were destroyed
     static constexpr size_t kGeneration = 1024;
 
 private:
@@ -93,6 +95,7 @@ private:
     infiniopHandle_t handle_ = nullptr;
     Map young_;
     Map old_;
+    size_t dropped_ = 0;
 };
 
 }  // namespace q3::infinicore

@@ -75,6 +75,16 @@
 #define Q3_EMBEDDING_FUNCTIONS(X)
 #endif
 
+#if Q3_HAS_SILU_AND_MUL
+#define Q3_SILU_AND_MUL_FUNCTIONS(X)                                                                                   \
+    X(infiniop, infiniopCreateSiluAndMulDescriptor)                                                                    \
+    X(infiniop, infiniopGetSiluAndMulWorkspaceSize)                                                                    \
+    X(infiniop, infiniopSiluAndMul)                                                                                    \
+    X(infiniop, infiniopDestroySiluAndMulDescriptor)
+#else
+#define Q3_SILU_AND_MUL_FUNCTIONS(X)
+#endif
+
 #if Q3_HAS_PAGED_ATTENTION
 #define Q3_PAGED_ATTENTION_FUNCTIONS(X)                                                                                \
     X(infiniop, infiniopCreatePagedCachingDescriptor)                                                                  \
@@ -94,7 +104,21 @@
 #endif
 
 // Null when the installed InfiniCore is older than the headers of this build.
-#define Q3_NEWER_FUNCTIONS(X) Q3_ADD_RMS_NORM_FUNCTIONS(X) Q3_EMBEDDING_FUNCTIONS(X) Q3_PAGED_ATTENTION_FUNCTIONS(X)
+#define Q3_NEWER_FUNCTIONS(X)                                                                                          \
+    Q3_ADD_RMS_NORM_FUNCTIONS(X)                                                                                       \
+    Q3_EMBEDDING_FUNCTIONS(X)                                                                                          \
+    Q3_SILU_AND_MUL_FUNCTIONS(X)                                                                                       \
+    Q3_PAGED_ATTENTION_FUNCTIONS(X)
+
+// Graphs, which 0.1.0's infinirt.h does not declare: our own declarations of main's functions, all of whose types are
+// pointers and integers. X(function, parameters). The spelling of the last is InfiniCore's.
+#define Q3_GRAPH_FUNCTIONS(X)                                                                                          \
+    X(infinirtStreamBeginCapture, (infinirtStream_t, int mode))                                                        \
+    X(infinirtStreamEndCapture, (infinirtStream_t, void **graph))                                                      \
+    X(infinirtGraphInstantiate, (void **exec, void *graph, void **node, char *log, size_t log_size))                   \
+    X(infinirtGraphDestroy, (void *graph))                                                                             \
+    X(infinirtGraphExecDestroy, (void *exec))                                                                          \
+    X(infinirtGraphLuanch, (void *exec, infinirtStream_t))
 
 namespace q3::infinicore {
 
@@ -102,6 +126,10 @@ namespace q3::infinicore {
 #define Q3_DECLARE(library, function) extern decltype(&::function) function;
 Q3_INFINICORE_FUNCTIONS(Q3_DECLARE)
 Q3_NEWER_FUNCTIONS(Q3_DECLARE)
+#undef Q3_DECLARE
+// Null where the installed InfiniCore has no graphs.
+#define Q3_DECLARE(function, parameters) extern infiniStatus_t(*function) parameters;
+Q3_GRAPH_FUNCTIONS(Q3_DECLARE)
 #undef Q3_DECLARE
 
 // Read and set how many threads the calling thread's loops get in the OpenMP that InfiniCore's CPU operators use. When

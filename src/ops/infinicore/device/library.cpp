@@ -19,6 +19,9 @@ namespace q3::infinicore {
 Q3_INFINICORE_FUNCTIONS(Q3_DEFINE)
 Q3_NEWER_FUNCTIONS(Q3_DEFINE)
 #undef Q3_DEFINE
+#define Q3_DEFINE(function, parameters) infiniStatus_t(*function) parameters = nullptr;
+Q3_GRAPH_FUNCTIONS(Q3_DEFINE)
+#undef Q3_DEFINE
 
 namespace {
 
@@ -171,6 +174,9 @@ void loadInfinicore(int32_t device) {
     }
 #define Q3_SET(library, function) set(function, handles.library, #function);
     Q3_NEWER_FUNCTIONS(Q3_SET)
+#undef Q3_SET
+#define Q3_SET(function, parameters) set(function, handles.infinirt, #function);
+    Q3_GRAPH_FUNCTIONS(Q3_SET)
 #undef Q3_SET
     set(omp_max_threads, handles.infiniop, "omp_get_max_threads");
     set(omp_set_threads, handles.infiniop, "omp_set_num_threads");

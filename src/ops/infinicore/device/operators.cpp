@@ -36,6 +36,7 @@ InfiniopDescriptor *Operators::prepare(OpKind kind, std::initializer_list<const 
     if (descriptor.workspace_bytes > workspace_.bytes()) {
         workspace_ = DeviceBuffer();  // waits for the stream; the old one goes first, so both never coexist
         workspace_ = DeviceBuffer(device_, descriptor.workspace_bytes);
+        ++workspaces_;
     }
     return descriptor.handle.get();
 }
@@ -52,7 +53,7 @@ void Operators::clear(const Tensor &tensor) {
     if (!device_->isCpu()) {
         TensorLayout zeros = layout;
         zeros.strides = {};
-        rearrange(tensor, {zeros, zero_.data()});
+        copy(tensor, {zeros, zero_.data()});
         return;
     }
     const bool is_batch = layout.ndim == 3;
@@ -70,6 +71,7 @@ void Operators::clear(const Tensor &tensor) {
 }
 
 void Operators::gemm(const Tensor &c, const Tensor &a, const Tensor &b, float alpha, float beta) {
+    keep([=] { gemm(c, a, b, alpha, beta); });
     // InfiniCore 0.1.0's CPU gemm multiplies C by beta even when it is 0: for F32, a NaN or infinity in C would stay.
     if (beta == 0.0F && (clear_ || (device_->isCpu() && c.layout.dtype == INFINI_DTYPE_F32))) {
         clear(c);
@@ -80,17 +82,21 @@ void Operators::gemm(const Tensor &c, const Tensor &a, const Tensor &b, float al
 }
 
 void Operators::add(const Tensor &c, const Tensor &a, const Tensor &b) {
+    keep([=] { add(c, a, b); });
+    elementwise_ = true;
     InfiniopDescriptor *op = prepare(OpKind::kAdd, {&c, &a, &b});
     INFINI_CHECK(infiniopAdd(op, workspace_.data(), workspace_.bytes(), c.data, a.data, b.data, device_->stream()));
 }
 
 void Operators::rmsNorm(const Tensor &y, const Tensor &x, const Tensor &weight, float epsilon) {
+    keep([=] { rmsNorm(y, x, weight, epsilon); });
     InfiniopDescriptor *op = prepare(OpKind::kRmsNorm, {&y, &x, &weight}, bitsOf(epsilon));
     INFINI_CHECK(
         infiniopRMSNorm(op, workspace_.data(), workspace_.bytes(), y.data, x.data, weight.data, device_->stream()));
 }
 
 void Operators::rope(const Tensor &x, const Tensor &positions, const Tensor &sin, const Tensor &cos, bool neox) {
+    keep([=] { rope(x, positions, sin, cos, neox); });
     const infiniopRoPEAlgo_t algorithm = neox ? INFINIOP_ROPE_ALGO_GPT_NEOX : INFINIOP_ROPE_ALGO_GPT_J;
     InfiniopDescriptor *op = prepare(OpKind::kRope, {&x, &x, &positions, &sin, &cos}, static_cast<uint32_t>(algorithm));
     INFINI_CHECK(infiniopRoPE(op, workspace_.data(), workspace_.bytes(), x.data, x.data, positions.data, sin.data,
@@ -98,17 +104,25 @@ void Operators::rope(const Tensor &x, const Tensor &positions, const Tensor &sin
 }
 
 void Operators::causalSoftmax(const Tensor &x) {
+    keep([=] { causalSoftmax(x); });
     InfiniopDescriptor *op = prepare(OpKind::kCausalSoftmax, {&x, &x});
     INFINI_CHECK(infiniopCausalSoftmax(op, workspace_.data(), workspace_.bytes(), x.data, x.data, device_->stream()));
 }
 
 void Operators::swiglu(const Tensor &out, const Tensor &up, const Tensor &gate) {
+    keep([=] { swiglu(out, up, gate); });
+    elementwise_ = true;
     InfiniopDescriptor *op = prepare(OpKind::kSwiGlu, {&out, &up, &gate});
     INFINI_CHECK(
         infiniopSwiGLU(op, workspace_.data(), workspace_.bytes(), out.data, up.data, gate.data, device_->stream()));
 }
 
 void Operators::rearrange(const Tensor &dst, const Tensor &src) {
+    keep([=] { rearrange(dst, src); });
+    copy(dst, src);
+}
+
+void Operators::copy(const Tensor &dst, const Tensor &src) {
     InfiniopDescriptor *op = prepare(OpKind::kRearrange, {&dst, &src});
     INFINI_CHECK(infiniopRearrange(op, dst.data, src.data, device_->stream()));
 }
@@ -117,6 +131,7 @@ void Operators::rearrange(const Tensor &dst, const Tensor &src) {
 
 void Operators::addRmsNorm(const Tensor &y, const Tensor &sum, const Tensor &a, const Tensor &b, const Tensor &weight,
                            float epsilon) {
+    keep([=] { addRmsNorm(y, sum, a, b, weight, epsilon); });
     [[maybe_unused]] InfiniopDescriptor *op =
         prepare(OpKind::kAddRmsNorm, {&y, &sum, &a, &b, &weight}, bitsOf(epsilon));
 #if Q3_HAS_ADD_RMS_NORM
@@ -126,14 +141,25 @@ void Operators::addRmsNorm(const Tensor &y, const Tensor &sum, const Tensor &a, 
 }
 
 void Operators::embedding(const Tensor &out, const Tensor &ids, const Tensor &table) {
+    keep([=] { embedding(out, ids, table); });
     [[maybe_unused]] InfiniopDescriptor *op = prepare(OpKind::kEmbedding, {&out, &ids, &table});
 #if Q3_HAS_EMBEDDING
     INFINI_CHECK(callIfKnown(infiniopEmbedding, op, out.data, in(ids), in(table), device_->stream()));
 #endif
 }
 
+void Operators::siluAndMul(const Tensor &out, const Tensor &both) {
+    keep([=] { siluAndMul(out, both); });
+    [[maybe_unused]] InfiniopDescriptor *op = prepare(OpKind::kSiluAndMul, {&out, &both});
+#if Q3_HAS_SILU_AND_MUL
+    INFINI_CHECK(callIfKnown(infiniopSiluAndMul, op, workspace_.data(), workspace_.bytes(), out.data, in(both),
+                             device_->stream()));
+#endif
+}
+
 void Operators::pagedCaching(const Tensor &k_cache, const Tensor &v_cache, const Tensor &k, const Tensor &v,
                              const Tensor &slots) {
+    keep([=] { pagedCaching(k_cache, v_cache, k, v, slots); });
     [[maybe_unused]] InfiniopDescriptor *op = prepare(OpKind::kPagedCaching, {&k_cache, &v_cache, &k, &v, &slots});
 #if Q3_HAS_PAGED_ATTENTION
     INFINI_CHECK(callIfKnown(infiniopPagedCaching, op, workspace_.data(), workspace_.bytes(), k_cache.data,
@@ -143,6 +169,7 @@ void Operators::pagedCaching(const Tensor &k_cache, const Tensor &v_cache, const
 
 void Operators::pagedAttention(const Tensor &out, const Tensor &q, const Tensor &k_cache, const Tensor &v_cache,
                                const Tensor &tables, const Tensor &lengths, float scale) {
+    keep([=] { pagedAttention(out, q, k_cache, v_cache, tables, lengths, scale); });
     [[maybe_unused]] InfiniopDescriptor *op =
         prepare(OpKind::kPagedAttention, {&out, &q, &k_cache, &v_cache, &tables, &lengths}, bitsOf(scale));
 #if Q3_HAS_PAGED_ATTENTION

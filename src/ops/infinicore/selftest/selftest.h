@@ -9,7 +9,7 @@ namespace q3::infinicore {
 struct SelfTestSetup {
     uint32_t block_tokens;  // of a KV block
     uint32_t identity;      // rows of the identity that replaces add
-    uint32_t mask;          // rows of the mask with which the backend masks wide scores itself; 0: it does not
+    uint32_t mask;          // rows of the mask that the backend would use for wide scores; 0: it needs none
 };
 
 // Runs each operator with the dtype, strides and inner sizes of the model, on 1 and 3 rows and at most 32 columns of

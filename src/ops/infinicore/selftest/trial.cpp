@@ -137,6 +137,7 @@ Verdict Trial::run(OpKind kind, const std::vector<Operand *> &operands, const st
     }
     device_->upload(memory_.data(), raw.data(), bytes);
     Verdict verdict;
+    verdict.kind = kind;
     verdict.text = describe(kind, operands);
     try {
         launch();
@@ -151,9 +152,11 @@ Verdict Trial::run(OpKind kind, const std::vector<Operand *> &operands, const st
     const Operand &out = *operands[0];
     std::vector<float> actual(out.values.size());
     raw.resize(actual.size() * dtypeSize(asDType(out.layout.dtype)));
+    const std::vector<char> before = raw;  // the output is the first operand
     device_->downloadAsync(raw.data(), memory_.data() + out.offset, raw.size());
     device_->synchronize();
     toFloats(asDType(out.layout.dtype), actual.data(), raw.data(), actual.size());
+    const bool untouched = raw == before;
 
     double worst = 0;
     double error_of_worst = 0;
@@ -181,6 +184,7 @@ Verdict Trial::run(OpKind kind, const std::vector<Operand *> &operands, const st
     }
     if (worst > 1) {
         verdict.state = Verdict::kWrong;
+        verdict.untouched = untouched;
         verdict.text += " is wrong: largest error " + number(error_of_worst) + ", limit " + number(limit_of_worst);
     }
     return verdict;

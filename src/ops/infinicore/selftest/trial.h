@@ -27,8 +27,10 @@ struct Expected {
 // What an operator was found to be.
 struct Verdict {
     enum { kRight, kMissing, kWrong } state = kRight;
-    std::string text;  // operator, dtype, shapes, and the status or the largest error and its limit
-    bool nan = false;  // Wrong because of a NaN
+    std::string text;        // operator, dtype, shapes, and the status or the largest error and its limit
+    bool nan = false;        // Wrong because of a NaN
+    bool untouched = false;  // Wrong, and the output is what it was before
+    OpKind kind = OpKind::kGemm;
 };
 
 class Trial {
