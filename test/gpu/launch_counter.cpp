@@ -13,6 +13,7 @@
 #include "infiniop/ops/paged_attention.h"
 #include "infiniop/ops/paged_attention_prefill.h"
 #include "infiniop/ops/paged_caching.h"
+#include "infiniop/ops/silu_and_mul.h"
 #define NEWER 1
 #endif
 
@@ -87,7 +88,31 @@ COUNTED(infiniopRearrange, (infiniopRearrangeDescriptor_t d, void *y, const void
 COUNTED(infinirtMemcpyAsync, (void *dst, const void *src, size_t n, infinirtMemcpyKind_t kind, infinirtStream_t stream),
         (dst, src, n, kind, stream))
 COUNTED(infinirtStreamSynchronize, (infinirtStream_t stream), (stream))
+
+// What the operators hand to CUDA themselves, hidden copies included. cuBLAS's launches go another way.
+struct Dim3 {
+    unsigned x, y, z;
+};
+#define COUNTED_CUDA(function, parameters, arguments)                                                                  \
+    EXPORT int function parameters {                                                                                   \
+        static int(*real) parameters;                                                                                  \
+        static int slot;                                                                                               \
+        if (real == nullptr) {                                                                                         \
+            *reinterpret_cast<void **>(&real) = next_function(#function, &slot);                                       \
+        }                                                                                                              \
+        ++counters[slot].count;                                                                                        \
+        return real arguments;                                                                                         \
+    }
+COUNTED_CUDA(cudaMemcpyAsync, (void *dst, const void *src, size_t n, int kind, void *stream),
+             (dst, src, n, kind, stream))
+COUNTED_CUDA(cudaLaunchKernel,
+             (const void *kernel, Dim3 grid, Dim3 block, void **arguments, size_t shared, void *stream),
+             (kernel, grid, block, arguments, shared, stream))
+// Of newer versions; looked up when it is called.
+COUNTED(infinirtGraphLuanch, (void *exec, infinirtStream_t stream), (exec, stream))
 #ifdef NEWER
+COUNTED(infiniopSiluAndMul, (infiniopSiluAndMulDescriptor_t d, void *w, size_t n, void *y, const void *x, void *stream),
+        (d, w, n, y, x, stream))
 COUNTED(infiniopAddRMSNorm,
         (infiniopAddRMSNormDescriptor_t d, void *w, size_t n, void *y, void *r, const void *a, const void *b,
          const void *g, void *stream),
