@@ -19,7 +19,7 @@ const StepPlan &InfinicoreBackend::plan() const {
 void InfinicoreBackend::beginStep(const StepPlan &plan) {
     DeviceScope scope(*device_);
     plan_ = nullptr;
-    branch_ = {};
+    branch_ = {};  // the last product of a step that gave no logits: nobody needs it
     added_ = nullptr;
     if (staging_busy_) {  // the previous step gave no logits, or failed
         device_->synchronize();
