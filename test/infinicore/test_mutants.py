@@ -51,7 +51,7 @@ MUTANTS: dict[str, tuple[str, str, str, str, dict[str, Any], str]] = {
     ),
     "an operator is used without its device": (
         "nodes.cpp",
-        r"(::linear\(.*\n)    DeviceScope .*\n",
+        r"(::readLogits\(.*\n)    DeviceScope .*\n",
         r"\1",
         "works",
         {},
