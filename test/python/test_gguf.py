@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,16 +14,11 @@ from gguf.quants import dequantize
 from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.checkpoint.errors import GgufError
-from infinicore_infer.checkpoint.gguf import GgufFile
 from infinicore_infer.checkpoint.gguf_blocks import DECODERS, TYPES, GgufMatrix
 from infinicore_infer.checkpoint.opening import open_model
-from infinicore_infer.text.chat_template import TokenizerError
-from infinicore_infer.text.gguf_tokenizer import gguf_tokenizer
-from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 from python.helpers import DEMO, copy_folder
-from python.test_tokenizer import TEXTS
 from qwen3 import Qwen3ForCausalLM
-from reference.gguf_files import add_model, add_tokenizer, encode, q4_k_m, write_gguf
+from reference.gguf_files import drop_key, encode, q4_k_m, set_key, write_gguf
 from reference.qwen3_numpy import forward
 from reference.random_checkpoint import CheckpointSpec, load_config, make_checkpoint
 
@@ -223,19 +214,23 @@ def test_sampling_defaults(tmp_path: Path) -> None:
         assert model.sampling_params().greedy and model.meta.end_tokens == [7]
 
 
-Change = Callable[[gguf.GGUFWriter], object]
+def test_factor_of_yarn(tmp_path: Path) -> None:
+    """There it multiplies what the factor gives, here it stands in its place."""
 
-
-def _set(key: str, value: Any, kind: gguf.GGUFValueType | None = None) -> Change:
     def change(writer: gguf.GGUFWriter) -> None:
-        kind_of = kind or gguf.GGUFValueType.get_type(value)
-        writer.kv_data[0][key] = gguf.gguf_writer.GGUFValue(value, kind_of)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(512)
+        writer.add_rope_scaling_attn_factors(1.5)
 
-    return change
+    write_gguf(DEMO, tmp_path / "m.gguf", Type.F16, change=change)
+    meta, checkpoint = open_model(tmp_path / "m.gguf")
+    assert meta.rope.attention_factor == pytest.approx(1.5 * (0.1 * np.log(4) + 1))
+    assert meta.dctx == 2048
+    checkpoint.close()
 
 
-def _drop(key: str) -> Change:
-    return lambda writer: writer.kv_data[0].pop(key)
+Change = Callable[[gguf.GGUFWriter], object]
 
 
 def _tensor(name: str) -> Change:
@@ -243,24 +238,24 @@ def _tensor(name: str) -> Change:
 
 
 REFUSED: dict[str, tuple[Change, str]] = {
-    "experts": (_set("general.architecture", "qwen3moe"), "mixture-of-experts"),
-    "another model": (_set("general.architecture", "llama"), "'llama' is not supported"),
-    "an adapter": (_set("general.type", "adapter"), "'adapter', not a model"),
-    "no head size": (_drop("qwen3.attention.key_length"), "key_length' is missing"),
-    "no base": (_drop("qwen3.rope.freq_base"), "freq_base' is missing"),
-    "text for a number": (_set("qwen3.block_count", "4"), "block_count' is '4'"),
-    "a fraction": (_set("qwen3.block_count", 4.0), "block_count' is 4.0"),
-    "other values": (_set("qwen3.attention.value_length", 32), "value_length' is not 64"),
-    "part of a head": (_set("qwen3.rope.dimension_count", 32), "dimension_count' is not 64"),
-    "a window": (_set("qwen3.attention.sliding_window", 512), "sliding_window' is set"),
-    "a scale": (_set("qwen3.attention.scale", 0.5), "attention.scale' is 0.5"),
+    "experts": (set_key("general.architecture", "qwen3moe"), "mixture-of-experts"),
+    "another model": (set_key("general.architecture", "llama"), "'llama' is not supported"),
+    "an adapter": (set_key("general.type", "adapter"), "'adapter', not a model"),
+    "no head size": (drop_key("qwen3.attention.key_length"), "key_length' is missing"),
+    "no base": (drop_key("qwen3.rope.freq_base"), "freq_base' is missing"),
+    "text for a number": (set_key("qwen3.block_count", "4"), "block_count' is '4'"),
+    "a fraction": (set_key("qwen3.block_count", 4.0), "block_count' is 4.0"),
+    "other values": (set_key("qwen3.attention.value_length", 32), "value_length' is not 64"),
+    "part of a head": (set_key("qwen3.rope.dimension_count", 32), "dimension_count' is not 64"),
+    "a window": (set_key("qwen3.attention.sliding_window", 512), "sliding_window' is set"),
+    "a scale": (set_key("qwen3.attention.scale", 0.5), "attention.scale' is 0.5"),
     "longrope": (
-        lambda w: (_set("qwen3.rope.scaling.type", "longrope")(w),
-                   _set("qwen3.rope.scaling.factor", 2.0)(w)),
+        lambda w: (set_key("qwen3.rope.scaling.type", "longrope")(w),
+                   set_key("qwen3.rope.scaling.factor", 2.0)(w)),
         "'longrope' .known: none, linear, yarn",
     ),
     "heads by layer": (
-        _set("qwen3.attention.head_count", [6, 6, 3, 6]), "head_count' is an array of 4",
+        set_key("qwen3.attention.head_count", [6, 6, 3, 6]), "head_count' is an array of 4",
     ),
     "scales of tensors": (_tensor("blk.0.attn_q.scale"), "not supported: blk.0.attn_q.scale"),
     "frequencies": (_tensor("rope_freqs.weight"), "rope_freqs.weight"),
@@ -297,211 +292,6 @@ def test_types_that_are_not_supported(tmp_path: Path) -> None:
     write_gguf(DEMO, path, Type.Q8_0, change=change)
     with pytest.raises(ValueError, match=r"not supported: blk\.0.* is TQ1_0, blk\.3.* is MXFP4"):
         Qwen3ForCausalLM(path)
-
-
-# ------------------------------------------------------------------ tokenizer
-
-
-def _rebuilt(folder: Path, path: Path, size: int) -> Qwen3Tokenizer:
-    writer = gguf.GGUFWriter(path, "qwen3")
-    add_model(writer, load_config(DEMO))
-    add_tokenizer(writer, folder, size)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    tokenizer = gguf_tokenizer(GgufFile(path).metadata, path)
-    assert tokenizer is not None
-    return tokenizer
-
-
-def _same(ours: Qwen3Tokenizer, theirs: Qwen3Tokenizer) -> None:
-    controls = "<|im_start|>user\nA<think>\n</think><|im_end|><|fim_prefix|>x<tool_call>"
-    for text in [*TEXTS, controls, "e\u0301 \u1100\u1161\u11a8"]:
-        ids = theirs.encode(text)
-        assert ours.encode(text) == ids
-        assert ours.encode(text, allow_special=False) == theirs.encode(text, allow_special=False)
-        assert ours.decode(ids) == theirs.decode(ids)
-        assert ours.decode(ids, skip_special=False) == theirs.decode(ids, skip_special=False)
-    messages = [{"role": "user", "content": "Hi <|im_end|>"}]
-    for options in ({}, {"tools": [{"type": "function", "function": {"name": "f"}}]}):
-        assert ours.encode_chat(messages, **options) == theirs.encode_chat(messages, **options)
-        safe = {**options, "allow_special": False}
-        assert ours.encode_chat(messages, **safe) == theirs.encode_chat(messages, **safe)
-    assert ours.vocab_size == theirs.vocab_size
-
-
-def test_tokenizer(demo_tokenizer: Qwen3Tokenizer, tmp_path: Path) -> None:
-    """The same ids and texts as tokenizer.json's, which HF's own code reads."""
-    _same(_rebuilt(DEMO, tmp_path / "t.gguf", 2048), demo_tokenizer)
-
-
-def test_official_tokenizer(
-    official: Qwen3Tokenizer, official_folder: Path, tmp_path: Path
-) -> None:
-    """151,643 tokens, 151,387 merges, and the added ones."""
-    _same(_rebuilt(official_folder, tmp_path / "t.gguf", 151936), official)
-
-
-TOKENIZERS: dict[str, tuple[Change, str]] = {
-    "spm": (_set("tokenizer.ggml.model", "llama"), "'llama', which is not supported"),
-    "another split": (_set("tokenizer.ggml.pre", "llama-bpe"), "'llama-bpe'"),
-    "no merges": (_drop("tokenizer.ggml.merges"), "merges' is missing"),
-    "no types": (_drop("tokenizer.ggml.token_type"), "token_type"),
-    "no pair": (_set("tokenizer.ggml.merges", ["a b", "ab"]), "'ab', not a pair"),
-    "a merge of nothing": (_set("tokenizer.ggml.merges", ["qzq qqz"]), "not a tokenizer"),
-    "twice": (_set("tokenizer.ggml.tokens", ["a"] * 2048), "same text twice"),
-}
-
-
-@pytest.mark.parametrize("case", TOKENIZERS)
-def test_bad_tokenizers(case: str, tmp_path: Path) -> None:
-    change, words = TOKENIZERS[case]
-    path = tmp_path / "m.gguf"
-    write_gguf(DEMO, path, Type.F16, change=change)
-    with pytest.raises(TokenizerError, match=words) as caught:
-        Qwen3ForCausalLM(path)
-    assert str(caught.value).startswith(str(path))
-
-
-def test_templates_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    change = _set("tokenizer.chat_template.tool_use", "TOOLS")
-    write_gguf(DEMO, path, Type.F16, change=change)
-    with Qwen3ForCausalLM(path) as model:
-        templates = model.tokenizer.templates.sources
-        assert set(templates) == {"default", "tool_use"} and templates["tool_use"] == "TOOLS"
-    config = json.loads((DEMO / "tokenizer_config.json").read_text("utf-8"))
-    assert templates["default"] == config["chat_template"]
-
-
-# ------------------------------------------------------------------ damage
-
-
-def _header(*values: tuple[str, int, bytes], tensors: bytes = b"", count: int = 0) -> bytes:
-    head = b"GGUF" + struct.pack("<IQQ", 3, count, len(values))
-    for key, kind, data in values:
-        head += struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + data
-    return head + tensors
-
-
-def _info(name: bytes, dims: tuple[int, ...], kind: int, offset: int) -> bytes:
-    sizes = struct.pack(f"<{len(dims)}Q", *dims)
-    head = struct.pack("<Q", len(name)) + name + struct.pack("<I", len(dims))
-    return head + sizes + struct.pack("<IQ", kind, offset)
-
-
-def _file(*infos: bytes, data: int = 64) -> bytes:
-    head = _header(tensors=b"".join(infos), count=len(infos))
-    return head + bytes(-len(head) % 32) + bytes(data)
-
-
-BAD: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "empty"),
-    "another kind": (b"PK\x03\x04" + bytes(60), "no GGUF file"),
-    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-    "old": (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1"),
-    "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
-    "cut": (b"GGUF" + struct.pack("<I", 3), "truncated"),
-    "tensors without end": (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "claims 11529215046"),
-    "values without end": (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**63), "claims 0 tensors"),
-    "a long key": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**50) + bytes(32), "a key has"),
-    "a long string": (_header(("a", 8, struct.pack("<Q", 2**40))), "'a' has"),
-    "a key that ends": (_header(("a", 8, struct.pack("<Q", 90))), "truncated: 'a'"),
-    "strings without end": (
-        _header(("a", 9, struct.pack("<IQ", 8, 2**40) + bytes(64))), "claims 1099511627776 strings",
-    ),
-    "a string that ends": (
-        _header(("a", 9, struct.pack("<IQQ", 8, 2, 20) + bytes(8))),
-        "truncated: a string of 'a'",
-    ),
-    "numbers without end": (_header(("a", 9, struct.pack("<IQ", 4, 2**61))), "truncated: 'a'"),
-    "arrays of arrays": (_header(("a", 9, struct.pack("<IQ", 9, 1) + bytes(32))), "of type 9"),
-    "an unknown type": (_header(("a", 13, bytes(8))), "of type 13"),
-    "neither true nor false": (_header(("a", 7, b"\2")), "neither false"),
-    "not UTF-8": (_header(("a", 8, struct.pack("<Q", 2) + b"\xff\xfe")), "not UTF-8"),
-    "a token that is not": (
-        _header(("a", 9, struct.pack("<IQQ", 8, 1, 1) + b"\xff")), "not UTF-8",
-    ),
-    "a key twice": (_header(("a", 0, b"\0"), ("a", 0, b"\0")), "'a' appears twice"),
-    "alignment 0": (_header(("general.alignment", 4, bytes(4))), "alignment"),
-    "alignment 48": (_header(("general.alignment", 4, struct.pack("<I", 48))), "alignment"),
-    "no dimensions": (_file(_info(b"t", (), 0, 0)), "0 dimensions"),
-    "many dimensions": (_file(_info(b"t", (1,) * 9, 0, 0)), "9 dimensions"),
-    "a billion dimensions": (
-        _header(tensors=struct.pack("<QcI", 1, b"t", 2**30) + bytes(64), count=1),
-        "1073741824 dimensions",
-    ),
-    "huge": (_file(_info(b"t", (2**40, 2**40), 0, 0)), "truncated: tensor 't'"),
-    "empty tensor": (_file(_info(b"t", (4, 0), 0, 0)), "is empty"),
-    "an unknown tensor type": (_file(_info(b"t", (4,), 77, 0)), r"not known: \[77\]"),
-    "rows that do not divide": (_file(_info(b"t", (33,), 8, 0)), "rows of 33, which Q8_0"),
-    "beyond the end": (_file(_info(b"t", (17,), 0, 0)), "truncated"),
-    "offset beyond": (_file(_info(b"t", (1,), 0, 2**60)), "truncated"),
-    "offset between": (_file(_info(b"t", (1,), 0, 8)), "not a multiple of 32"),
-    "overlap": (_file(_info(b"a", (16,), 0, 0), _info(b"b", (4,), 0, 32)), "'b' overlaps"),
-    "a name twice": (_file(_info(b"a", (4,), 0, 0), _info(b"a", (4,), 0, 32)), "'a' appears twice"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_damaged_files(case: str, tmp_path: Path) -> None:
-    data, words = BAD[case]
-    path = tmp_path / "bad.gguf"
-    path.write_bytes(data)
-    with pytest.raises(GgufError, match=words) as caught:
-        GgufFile(path)
-    assert str(path) in str(caught.value)
-
-
-def test_lying_header_of_a_large_file(tmp_path: Path) -> None:
-    """A terabyte of strings, in a file that is as large: refused before it is read."""
-    path = tmp_path / "sparse.gguf"
-    path.write_bytes(_header(("a", 9, struct.pack("<IQ", 8, 2**36))))
-    os.truncate(path, 2**40)
-    with pytest.raises(GgufError, match="claims 68719476736 strings"):
-        GgufFile(path)
-    path.write_bytes(_header(("a", 9, struct.pack("<IQQ", 8, 2, 2**39))))
-    os.truncate(path, 2**40)
-    with pytest.raises(GgufError, match="truncated"):
-        GgufFile(path)
-
-
-def test_random_damage_never_crashes(tmp_path: Path) -> None:
-    """Whatever bytes change: a clean error, or a model whose weights are inside the file."""
-    good_path = tmp_path / "good.gguf"
-    spec = CheckpointSpec("m", nlayer=1, d=32, nh=2, nkvh=1, dh=16, di=32, dvoc=40)
-    write_gguf(make_checkpoint(spec, tmp_path), good_path, Type.Q8_0, tokenizer=False)
-    good, path = good_path.read_bytes(), tmp_path / "bad.gguf"
-    header = good.index(b"blk.0.attn_norm") + 900
-    rng = np.random.default_rng(5)
-    refused = 0
-    for i in range(600):
-        bad = bytearray(good if i % 3 else good[: rng.integers(1, len(good))])
-        for _ in range(rng.integers(1, 4)):
-            bad[rng.integers(0, min(len(bad), header))] = rng.integers(0, 256)
-        path.write_bytes(bad)
-        try:
-            checkpoint = open_model(path)[1]
-        except ValueError:
-            refused += 1
-            continue
-        for weight in checkpoint.values():
-            if isinstance(weight, GgufMatrix) and weight.supported:
-                weight.decoded(0, 1)
-    assert refused > 300
-
-
-def test_time_grows_with_the_number_of_strings(tmp_path: Path) -> None:
-    seconds = []
-    for count in (20_000, 200_000):
-        path = tmp_path / f"{count}.gguf"
-        strings = b"".join(struct.pack("<Q", 5) + b"%05d" % (i % 99999) for i in range(count))
-        path.write_bytes(_header(("a", 9, struct.pack("<IQ", 8, count) + strings)))
-        start = time.perf_counter()
-        assert len(GgufFile(path).metadata["a"]) == count
-        seconds.append(time.perf_counter() - start)
-    assert seconds[1] < 40 * seconds[0]
 
 
 def test_every_supported_type_has_a_number() -> None:

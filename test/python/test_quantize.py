@@ -15,6 +15,7 @@ from compressed_tensors.quantization import QuantizationScheme
 from gguf import GGMLQuantizationType as Type
 from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.errors import SafetensorsError
+from infinicore_infer.checkpoint.group_codes import group_codes
 from infinicore_infer.tools import quantize as tool
 from python.helpers import DEMO, copy_folder, edit_json
 from qwen3 import Qwen3ForCausalLM
@@ -88,6 +89,16 @@ def test_loaded_by_transformers(made: tuple[Path, str]) -> None:
     with Qwen3ForCausalLM(folder, dtype="f32") as ours:
         logits = ours.forward(tokens)
     assert np.abs(logits - expected).max() < 0.02 * expected.std()
+
+
+def test_scales_reach_the_largest_weight() -> None:
+    """In 8 bits no weight is cut off: scales are rounded up."""
+    rng = np.random.default_rng(2)
+    matrix = rng.standard_normal((200, 64)).astype(np.float32)
+    _, scales = group_codes(matrix, 8)
+    reach = 127 * (scales.astype(np.uint32) << 16).view(np.float32)
+    largest = np.abs(matrix.reshape(200, 2, 32)).max(2)
+    assert (reach >= largest).all() and (reach <= largest * 1.01).all()
 
 
 def test_answers(made: tuple[Path, str]) -> None:

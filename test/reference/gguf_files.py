@@ -248,3 +248,23 @@ def q4_k_m(name: str, shape: tuple[int, ...]) -> Type:
     if shape[-1] % 256:
         return Type.Q8_0 if better else Type.Q5_0
     return Type.Q6_K if better else Type.Q4_K
+
+
+# ------------------------------------------------------------------ changes of what is written
+
+
+def set_key(
+    key: str, value: Any, kind: gguf.GGUFValueType | None = None
+) -> Callable[[gguf.GGUFWriter], object]:
+    """Returns a change that sets a key of the metadata."""
+
+    def change(writer: gguf.GGUFWriter) -> None:
+        kind_of = kind or gguf.GGUFValueType.get_type(value)
+        writer.kv_data[0][key] = gguf.gguf_writer.GGUFValue(value, kind_of)
+
+    return change
+
+
+def drop_key(key: str) -> Callable[[gguf.GGUFWriter], object]:
+    """Returns a change that leaves a key out."""
+    return lambda writer: writer.kv_data[0].pop(key)
