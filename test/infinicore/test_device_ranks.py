@@ -57,7 +57,8 @@ def test_launches(
         ntok=ntok,
         past=past,
     )
-    each = expected(LAYERS[name], batch, ntok, past)
+    # The ranks' results are added up before they are added to the residual stream.
+    each = {**expected(LAYERS[name], batch, ntok, past), "Add": 2 * LAYERS[name]}
     assert report["launches"] == {kind: n * ndev for kind, n in each.items()}
     assert report["sums"] == 2 * LAYERS[name] * ndev
     assert (report["syncs"], report["h2d"], report["d2h"]) == (ndev, 2 * ndev, ndev)
