@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import ipaddress
+import math
 import os
 import re
 from pathlib import Path
@@ -18,6 +19,9 @@ KEY_VARIABLE = "INFINICORE_INFER_API_KEY"
 
 # Guesses per step of --lookup: more pay only where nearly all of them are right.
 _LOOKUP = 8
+_MOST = 2**31 - 1  # of what is counted: the library takes numbers of 32 bits
+_MOST_BYTES = 1 << 60
+_LEAST_BODY = 1 << 10
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -30,10 +34,25 @@ def memory_size(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: The text is no such number.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512M or 4G")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a size such as 512M or 4G")
+    size = float(match[1]) * _UNITS[match[2].upper()]
+    if not size < _MOST_BYTES:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is more than 1024P, which nothing has")
+    return int(size)
+
+
+def body_size(text: str) -> int:
+    """Read the most bytes of a request's body; so few that no request fits are refused.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no such number.
+    """
+    size = memory_size(text)
+    if size < _LEAST_BODY:
+        raise argparse.ArgumentTypeError(f"{text!r} is too small for a request: at least 1K")
+    return size
 
 
 def positive_count(text: str) -> int:
@@ -42,9 +61,9 @@ def positive_count(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: The text is no such number.
     """
-    if not re.fullmatch(r"0*[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+    if not re.fullmatch(r"0*[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number above 0")
+    return _bounded(text)
 
 
 def count(text: str) -> int:
@@ -53,9 +72,35 @@ def count(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: The text is no such number.
     """
-    if not re.fullmatch(r"\d+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
+    if not re.fullmatch(r"[0-9]+", text):
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number from 0 on")
+    return _bounded(text)
+
+
+def _bounded(digits: str) -> int:
+    digits = digits.lstrip("0") or "0"
+    if len(digits) > len(str(_MOST)) or int(digits) > _MOST:
+        raise argparse.ArgumentTypeError(f"{_short(digits)} is above {_MOST}")
+    return int(digits)
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 40 else f"{text[:37]!r}..."
+
+
+def temperature(text: str) -> float:
+    """Read a temperature of sampling: a finite number from 0 on.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no such number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a finite number from 0 on")
+    return value
 
 
 def port(text: str) -> int:
@@ -64,7 +109,7 @@ def port(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: The text is no such number.
     """
-    if not re.fullmatch(r"\d{1,5}", text) or int(text) > 65535:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
     return int(text)
 
@@ -106,9 +151,11 @@ def model_folder(path: str | os.PathLike[str] | None) -> Path:
     """Return the folder that --model-path names, or that of the demo model.
 
     Raises:
-        ValueError: No folder was named, and this package does not run from a checkout of the
-            repository, which alone has the demo model.
+        ValueError: The name is empty, or no folder was named, and this package does not run from a
+            checkout of the repository, which alone has the demo model.
     """
+    if path == "":
+        raise ValueError("--model-path is empty")
     if path is not None:
         return Path(path)
     if DEMO is None:
@@ -223,7 +270,7 @@ def add_lookup_argument(parser: argparse.ArgumentParser) -> None:
     """Add --lookup to a parser."""
     parser.add_argument(
         "--lookup",
-        type=int,
+        type=count,
         nargs="?",
         const=_LOOKUP,
         default=0,

@@ -160,6 +160,8 @@ class Qwen3ForCausalLM:
         weight_dtype = DataType.parse(dtype)
         # Activations are never packed: there the checkpoint's type stays.
         logits_dtype = None if weight_dtype.packed else weight_dtype
+        if not os.fspath(model_path):
+            raise ValueError("the model path is empty")
         self.path = Path(model_path)
         self.meta, self._checkpoint = open_model(self.path, logits_dtype, max_tokens)
         self._config_path = str(
@@ -207,7 +209,7 @@ class Qwen3ForCausalLM:
         metadata = self._checkpoint.metadata
         if metadata is not None:
             self._tokenizer = gguf_tokenizer(metadata, self._checkpoint.folder)
-        elif (self.path / "tokenizer.json").is_file():
+        elif (self.path / "tokenizer.json").exists():
             self._tokenizer = Qwen3Tokenizer(self.path)
 
     # ------------------------------------------------------------------ lifetime and information

@@ -322,6 +322,10 @@ def test_undecodable_input_and_closed_output(text_folder: Path) -> None:
         (arguments.positive_count, {"1": 1, "012": 12}, ["0", "-1", "1e3", ""]),
         (arguments.seconds, {"0.5": 0.5, "1e3": 1000.0}, ["0", "-1", "nan", "inf", "soon"]),
         (arguments.memory_size, {"0": 0, "1.5K": 1536, "2 GiB": 2 << 30}, ["-1", "1X", "G", ""]),
+        (arguments.memory_size, {"1023T": 1023 << 40}, ["9" * 35 + "T"]),
+        (arguments.count, {"2147483647": 2**31 - 1}, ["2147483648", "\u0663"]),
+        (arguments.body_size, {"1K": 1024}, ["0", "1023", "lots"]),
+        (arguments.temperature, {"0": 0.0, "1.5": 1.5}, ["-1", "nan", "inf", "hot"]),
     ],
 )
 def test_values_of_options(read: Any, good: dict[str, float], bad: list[str]) -> None:

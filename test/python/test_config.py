@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from infinicore_infer.checkpoint.config import ConfigError, ConfigKeyError, Qwen3MetaFromConfig
+from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
+from infinicore_infer.checkpoint.config_reader import ConfigError, ConfigKeyError
+from infinicore_infer.checkpoint.opening import open_model
 from infinicore_infer.checkpoint.weights import field_shapes
 from libinfinicore_infer import DataType, Qwen3ModelOptions, RopeType
 from python.helpers import OFFICIAL, edit_json, published_config
@@ -88,17 +90,9 @@ def test_transformers_form_equals_published_form(tmp_path: Path) -> None:
         "hidden_size",
         "num_hidden_layers",
         "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
         "intermediate_size",
-        "max_position_embeddings",
         "vocab_size",
-        "rms_norm_eps",
-        "rope_theta",
-        "eos_token_id",
         "model_type",
-        "hidden_act",
-        "tie_word_embeddings",
     ],
 )
 def test_missing_key_names_file_and_key(key: str, tmp_path: Path) -> None:
@@ -115,23 +109,35 @@ def test_missing_key_names_file_and_key(key: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"use_sliding_window": True}, "use_sliding_window"),
+        (
+            {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 27},
+            "'sliding_window' is 4096, shorter than the context of 40960",
+        ),
+        (
+            {"use_sliding_window": True, "sliding_window": "x", "max_window_layers": 1},
+            "sliding_window",
+        ),
+        ({"use_sliding_window": 1}, "use_sliding_window"),
+        (
+            {"use_sliding_window": True, "max_window_layers": "1", "sliding_window": 8},
+            "max_window_layers",
+        ),
         ({"layer_types": ["full_attention"] * 27 + ["sliding_attention"]}, "sliding_attention"),
+        ({"layer_types": ["full_attention"] * 27 + ["chunked_attention"]}, "chunked_attention"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"model_type": "qwen3_moe"}, "mixture-of-experts"),
         ({"num_experts": 128}, "mixture-of-experts"),
         ({"model_type": "llama"}, "llama"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"is_causal": False}, "is_causal"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
-        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope"),
+        ({"per_layer_config": {"1": {"intermediate_size": 64}}}, "per_layer_config"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "factor"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope.*each request's length"),
         ({"rope_scaling": {"rope_type": "spiral"}}, "spiral"),
         ({"rope_scaling": {"factor": 2.0}}, "rope_type"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "original_max_position"),
         ({"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 2.0}}, "type"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "odd": 1}}, "odd"),
         ({"rope_scaling": 4}, "rope_scaling"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "full_attention"),
         ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}, "rope_theta"),
@@ -207,10 +213,33 @@ def test_a_missing_dtype_is_that_of_the_weights(given: object, stored: str, tmp_
     assert Qwen3MetaFromConfig(folder).dt_logits == DataType.parse(stored)
 
 
-def test_files_that_are_pipes(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(ValueError, match=r"config\.json: is not a regular file"):
-        Qwen3MetaFromConfig(tmp_path)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "model.safetensors",
+        "shard.safetensors",
+        "model.gguf",
+    ],
+)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_files_that_are_no_files(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(published_config()))
+    if name.startswith("shard"):
+        index = {"weight_map": {"model.norm.weight": name}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=rf"{name}: is not a regular file"):
+        open_model(tmp_path)
 
 
 def test_dtype_override() -> None:

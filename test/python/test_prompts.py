@@ -178,6 +178,22 @@ def test_a_last_message_goes_on(pair: tuple[Qwen3Tokenizer, PreTrainedTokenizerF
         assert got == expected, chat
 
 
+def test_templates_that_never_name_the_content(
+    pair: tuple[Qwen3Tokenizer, PreTrainedTokenizerFast], tmp_path: Path
+) -> None:
+    """Neither transformers nor we let a message go on in one."""
+    chat = [{"role": "assistant", "content": "The answer"}]
+    path = copy_folder(DEMO, tmp_path / "model")
+    source = "{% for m in messages %}{{ m['con' ~ 'tent'] }}{% endfor %}"
+    (path / "chat_template.jinja").write_text(source)
+    ours = Qwen3Tokenizer(path)
+    assert ours.apply_chat_template(chat, None, False) == "The answer"
+    with pytest.raises(ValueError, match="content"):
+        pair[1].apply_chat_template(chat, chat_template=source, continue_final_message=True)
+    with pytest.raises(ValueError, match="'content'"):
+        ours.apply_chat_template(chat, None, False, continue_final_message=True)
+
+
 def test_nobody_forges_control_tokens(
     pair: tuple[Qwen3Tokenizer, PreTrainedTokenizerFast], folder: Path
 ) -> None:
@@ -378,6 +394,30 @@ def test_listed_tokens_equal_transformers(
     assert ours.encode(text) == reference.encode(text, add_special_tokens=False)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"add_prefix_space": True}, {"split_special_tokens": True}, {"tokenizer_class": ...}],
+    ids=lambda settings: next(iter(settings)),
+)
+@pytest.mark.parametrize("stored", [False, True])
+def test_settings_of_the_configuration(
+    settings: dict[str, Any], stored: bool, tmp_path: Path
+) -> None:
+    """transformers makes Qwen's tokenizer again from its parts, and obeys these and no others."""
+    path = copy_folder(DEMO, tmp_path / "model")
+    edit_json(path / "tokenizer_config.json", **settings)
+    definition = json.loads((path / "tokenizer.json").read_text("utf-8"))
+    definition["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = stored
+    (path / "tokenizer.json").write_text(json.dumps(definition), "utf-8")
+    ours, reference = Qwen3Tokenizer(path), AutoTokenizer.from_pretrained(path)
+    for text_ in ("hello world", "<|im_end|>hello <think>\n\nx", ""):
+        assert ours.encode(text_) == reference.encode(text_, add_special_tokens=False)
+    rng = random.Random(5)
+    for _ in range(10):
+        chat = conversation(rng)
+        assert ours.encode_chat(chat) == theirs_of(reference, chat, add_generation_prompt=True)
+
+
 @pytest.mark.parametrize("content", ["[" * 100_000, "{", "[]", '{"a": %s}' % ("1" * 6000)])
 @pytest.mark.parametrize(
     "name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
@@ -390,13 +430,30 @@ def test_bad_json_is_named(name: str, content: str, tmp_path: Path) -> None:
         Qwen3Tokenizer(path)
 
 
-def test_pipes_are_not_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+    ],
+)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_pipes_are_not_read(kind: str, name: str, tmp_path: Path) -> None:
     """Opening one would wait for whoever writes it."""
-    path = copy_folder(DEMO, tmp_path / "model")
-    (path / "tokenizer_config.json").write_text("{}")
-    for name in ("special_tokens_map.json", "added_tokens.json"):
-        os.mkfifo(path / name)
-    Qwen3Tokenizer(path)
+    path = copy_folder(DEMO, tmp_path / "model") / name
+    (path.parent / "tokenizer_config.json").write_text("{}")
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(TokenizerError, match=rf"{name}: is not a regular file"):
+        Qwen3Tokenizer(path.parent).templates.choose(None)
 
 
 def test_a_tokenizer_without_a_folder_reads_no_files(

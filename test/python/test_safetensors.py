@@ -196,12 +196,6 @@ def test_shard_errors(sharded: Path) -> None:
     index(sharded, {**full, "d": "s-3.safetensors"})
     with pytest.raises(SafetensorsError, match=r"missing shards: s-3\.safetensors"):
         Checkpoint(sharded)
-    index(sharded, {**full, "d": "s-2.safetensors"})
-    with pytest.raises(SafetensorsError, match=r"s-2\.safetensors: has no tensor 'd'"):
-        Checkpoint(sharded)
-    index(sharded, {"a": "s-1.safetensors", "c": "s-2.safetensors"})
-    with pytest.raises(SafetensorsError, match="'b' is not in"):
-        Checkpoint(sharded)
     save_file({"a": torch.ones(2), "c": torch.ones(4)}, sharded / "s-2.safetensors")
     index(sharded, full)
     with pytest.raises(SafetensorsError, match="'a' is in two files"):

@@ -256,6 +256,20 @@ def test_forms_of_other_servers(server: LiveServer) -> None:
         assert json.loads(server.post(TEXT, body).json()["choices"][0]["text"]) in ("yes", "no")
 
 
+@pytest.mark.parametrize("key", ["schema", "json_schema"])
+def test_a_schema_of_plain_text_is_refused(server: LiveServer, key: str) -> None:
+    """It would be ignored without a word."""
+    for path in (CHAT, TEXT):
+        form = {"type": "text", key: {"type": "object"}}
+        response = server.post(path, {**BODIES[path], "response_format": form})
+        assert response.status_code == 400
+        assert f"response_format.{key}: type 'text'" in response.json()["error"]["message"]
+    form = {"type": "json_object", "json_schema": {"schema": {"enum": ["yes", "no"]}}}
+    body = {**BODIES[CHAT], "response_format": form, "enable_thinking": False}
+    answer = server.post(CHAT, body).json()["choices"][0]
+    assert json.loads(answer["message"]["content"]) in ("yes", "no")
+
+
 def test_limits_of_llama_server(server: LiveServer) -> None:
     """-1 is as many tokens as there is room for."""
     body = {**BODIES[CHAT], "max_tokens": -1, "enable_thinking": False}

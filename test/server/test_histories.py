@@ -38,6 +38,28 @@ def test_answers_go_on(server: LiveServer) -> None:
     assert server.post(CHAT, bodies).status_code == 400
 
 
+@pytest.mark.parametrize("name", ["prefix", "partial"])
+def test_words_for_going_on_are_ignored_only_where_nothing_goes_on(
+    server: LiveServer, name: str
+) -> None:
+    """DeepSeek's and Qwen's names of what happens anyway."""
+    limit = {"max_tokens": 40, **GREEDY}
+    begun = [*CAPITAL, {**BEGUN[-1], name: True}]
+    for path in (CHAT, MESSAGES):
+        response = server.post(path, {"messages": begun, **limit})
+        assert _text(path, response.json()) == " France is Paris."
+        assert "X-Ignored-Fields" not in response.headers
+    for body in (
+        {"messages": begun, "add_generation_prompt": True},
+        {"messages": begun, "continue_final_message": False},
+        {"messages": [*CAPITAL, {**BEGUN[-1], name: False}]},
+        {"messages": [*begun, *CAPITAL]},
+    ):
+        at = f"messages[{len(CAPITAL)}].{name}"
+        response = server.post(CHAT, {"max_tokens": 1, **GREEDY, **body})
+        assert response.headers["X-Ignored-Fields"] == at
+
+
 def test_answers_that_do_not_go_on() -> None:
     def ends(body: Any) -> tuple[bool, bool]:
         request = body.chat_request()

@@ -137,6 +137,12 @@ def test_options() -> None:
     for bad in (
         ["--max-batch", "0"],
         ["--kv-memory", "lots"],
+        ["--kv-memory", "9" * 400 + "T"],
+        ["--max-body", "0"],
+        ["--max-body", "1023"],
+        ["--lookup", "-1"],
+        ["--max-connections", str(2**31)],
+        ["--max-queue", "\u0663"],
         ["--request-timeout", "-1"],
         ["--port", "99999"],
     ):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from infinicore_infer.checkpoint.converted import converted_weights
 from infinicore_infer.checkpoint.errors import GgufError, SafetensorsError
 from infinicore_infer.checkpoint.gguf import GgufFile
 from infinicore_infer.checkpoint.gguf_blocks import GgufMatrix
 from infinicore_infer.checkpoint.gguf_config import config_of, generation_config_of
 from infinicore_infer.checkpoint.gguf_files import gguf_file, open_gguf
 from infinicore_infer.checkpoint.json_files import read_json_object
+from infinicore_infer.checkpoint.parts import some
 from infinicore_infer.checkpoint.quantization import quantised_weights
 from infinicore_infer.checkpoint.safetensors import SafetensorsFile
 from infinicore_infer.checkpoint.tensor import Tensor, Weight
@@ -23,6 +26,8 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+_LOG = logging.getLogger("infinicore_infer.checkpoint")
 
 
 class Checkpoint(Mapping[str, Weight]):
@@ -45,7 +50,7 @@ class Checkpoint(Mapping[str, Weight]):
                 belong together any one.
 
         Raises:
-            SafetensorsError: A file is damaged, a shard is missing, or shards and index disagree.
+            SafetensorsError: A file is damaged, a shard is missing, or a tensor is in two files.
             QuantizationError: The checkpoint is quantised in a way that is not supported.
             FileNotFoundError: There are no safetensors or GGUF files.
         """
@@ -65,6 +70,8 @@ class Checkpoint(Mapping[str, Weight]):
                 tensors = self._read_safetensors()
                 self._quantization, source = self._read_quantization()
                 self._weights = quantised_weights(tensors, self._quantization, source)
+                if self._quantization is None:
+                    self._weights = converted_weights(self._weights)
         except BaseException:
             self.close()
             raise
@@ -107,7 +114,7 @@ class Checkpoint(Mapping[str, Weight]):
             single = self.folder if self.folder.is_file() else self.folder / SINGLE_NAME
             refuse_pickle(single)
             return self._add([single])
-        if index_path.is_file():
+        if index_path.exists():
             return self._add_shards(index_path)
         paths = self._unlisted()
         if not paths:
@@ -166,37 +173,32 @@ class Checkpoint(Mapping[str, Weight]):
         weight_map = read_json_object(index_path).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise SafetensorsError(f"{index_path}: has no 'weight_map'")
-        shards: dict[str, list[str]] = {}
+        shards: set[str] = set()
         for name, shard in weight_map.items():
-            # A shard is a file beside the index; anything else could point outside the folder.
-            if not isinstance(shard, str) or Path(shard).name != shard:
+            # A shard lies beside the index or in a folder there, and nowhere else.
+            path = PurePath(shard) if isinstance(shard, str) else None
+            if path is None or path.is_absolute() or not path.parts or ".." in path.parts:
                 raise SafetensorsError(f"{index_path}: tensor {name!r}: bad file name {shard!r}")
-            shards.setdefault(shard, []).append(name)
-        missing = sorted(shard for shard in shards if not (index_path.parent / shard).is_file())
+            shards.add(str(path))
+        missing = sorted(shard for shard in shards if not (index_path.parent / shard).exists())
         if missing:
-            raise SafetensorsError(f"{index_path}: missing shards: {', '.join(missing)}")
+            raise SafetensorsError(f"{index_path}: missing shards: {some(missing)}")
         tensors = self._add([index_path.parent / shard for shard in sorted(shards)])
-        for file in self.files:
-            assert isinstance(file, SafetensorsFile)
-            lacking = [name for name in shards[file.path.name] if name not in file]
-            if lacking:
-                raise SafetensorsError(
-                    f"{file.path}: has no tensor {lacking[0]!r}, which {index_path.name} places "
-                    f"there ({len(lacking)} such tensors)"
-                )
-            extra = [name for name in file if name not in weight_map]
-            if extra:
-                raise SafetensorsError(
-                    f"{file.path}: tensor {extra[0]!r} is not in {index_path.name} "
-                    f"({len(extra)} such tensors)"
-                )
+        # Tools that drop or add tensors forget the index. As in transformers, the shards count;
+        # what the model lacks is said when the weights are checked.
+        for names, problem in (
+            ([name for name in weight_map if name not in tensors], "are in no shard"),
+            ([name for name in tensors if name not in weight_map], "are in shards, not in it"),
+        ):
+            if names:
+                _LOG.warning("%s: tensors that %s: %s", index_path, problem, some(names))
         return tensors
 
     def _read_quantization(self) -> tuple[Mapping[str, Any] | None, str]:
         """Return ``quantization_config``, or ``None``, and where it is."""
         folder = self.folder.parent if self.folder.is_file() else self.folder
         path = folder / "config.json"
-        values = read_json_object(path) if path.is_file() else {}
+        values = read_json_object(path) if path.exists() else {}
         for key in ("quantization_config", "compression_config"):
             if isinstance(values.get(key), dict):
                 return values[key], str(path)
@@ -204,7 +206,7 @@ class Checkpoint(Mapping[str, Weight]):
                 raise SafetensorsError(f"{path}: {key!r} must be an object")
         # The tools' own files, from before config.json had the section.
         for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
-            if (folder / name).is_file():
+            if (folder / name).exists():
                 return {"quant_method": method, **read_json_object(folder / name)}, str(
                     folder / name
                 )

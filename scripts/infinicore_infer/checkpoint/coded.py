@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from infinicore_infer.checkpoint.tensor import Tensor, Weight
 _AWQ_ROWS = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def _e4m3_values() -> NDArray[np.float32]:
+@cache
+def e4m3_values() -> NDArray[np.float32]:
     """Return the values of all 256 codes of e4m3fn."""
     code = np.arange(256)
     exponent, mantissa = code >> 3 & 15, code & 7
@@ -30,9 +32,6 @@ def _e4m3_values() -> NDArray[np.float32]:
     )
     value[0x7F] = value[0xFF] = np.nan
     return np.where(code < 128, value, -value).astype(np.float32)
-
-
-_E4M3 = _e4m3_values()
 
 
 def bits_of(dtype: DataType) -> int:
@@ -137,7 +136,7 @@ class CodedMatrix(Weight):
         elif self.layout == TensorLayout.PACK_QUANTIZED:
             codes = unpacked(data[first:last], bits)[:, :cols]
         elif self.code_dtype == DataType.F8_E4M3:
-            return np.take(_E4M3, data[first:last])
+            return np.take(e4m3_values(), data[first:last])
         else:
             codes = data[first:last]
         return codes.astype(np.float32)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from infinicore_infer.checkpoint.errors import GgufError
 from infinicore_infer.checkpoint.gguf_blocks import TYPES, GgufMatrix
 from infinicore_infer.checkpoint.identity import file_identity
+from infinicore_infer.checkpoint.json_files import require_regular
 from infinicore_infer.checkpoint.tensor import Tensor, Weight
 
 MAGIC = b"GGUF"
@@ -163,6 +164,7 @@ class GgufFile:
         self.path = Path(path)
         self.metadata: dict[str, Any] = {}
         self.weights: dict[str, Weight] = {}
+        require_regular(self.path)
         with open(self.path, "rb") as file:
             self._facts = os.fstat(file.fileno())
             if self._facts.st_size == 0:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from infinicore_infer.checkpoint.errors import GgufError
 from infinicore_infer.checkpoint.gguf import GgufFile
+from infinicore_infer.checkpoint.json_files import require_regular
 
 _SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
@@ -18,7 +19,10 @@ def gguf_file(path: Path) -> Path | None:
 
     Raises:
         GgufError: A folder has several.
+        SafetensorsError: It is a pipe or a device.
     """
+    if not path.is_dir():
+        require_regular(path)
     if path.is_file():
         return path if path.suffix.lower() == ".gguf" else None
     if not path.is_dir() or any(path.glob("*.safetensors")):
@@ -30,6 +34,8 @@ def gguf_file(path: Path) -> Path | None:
     if len(firsts) > 1:
         names = ", ".join(file.name for file in firsts[:12])
         raise GgufError(f"{path}: has {len(firsts)} GGUF models; name one of them: {names}")
+    if firsts:
+        require_regular(firsts[0])
     return firsts[0] if firsts else None
 
 

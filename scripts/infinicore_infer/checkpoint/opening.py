@@ -14,7 +14,7 @@ from infinicore_infer.checkpoint.json_files import read_json_object
 
 def is_model(path: Path) -> bool:
     """Return whether a path looks like a model: a folder with a config.json, or a GGUF file."""
-    return (path / "config.json").is_file() or gguf_file(path) is not None
+    return (path / "config.json").exists() or gguf_file(path) is not None
 
 
 def open_model(
@@ -47,7 +47,7 @@ def open_model(
     try:
         config, generation = checkpoint.gguf_config()
         beside = gguf.parent / "generation_config.json"
-        if beside.is_file():
+        if beside.exists():
             generation = read_json_object(beside)
         meta = Qwen3MetaFromConfig(
             config, dtype, max_tokens, generation_config=generation, source=str(gguf)

@@ -18,6 +18,7 @@ import numpy as np
 
 from infinicore_infer.checkpoint.errors import SafetensorsError
 from infinicore_infer.checkpoint.identity import file_identity
+from infinicore_infer.checkpoint.json_files import require_regular
 from infinicore_infer.checkpoint.tensor import Tensor, Tensors
 
 # The same bound the safetensors package uses; a larger header is a corrupt length field.
@@ -131,6 +132,7 @@ class SafetensorsFile(Tensors):
             OSError: The file cannot be opened.
         """
         self.path = Path(path)
+        require_regular(self.path)
         with open(self.path, "rb") as file:
             self._facts = os.fstat(file.fileno())
             if self._facts.st_size == 0:

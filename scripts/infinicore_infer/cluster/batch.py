@@ -20,7 +20,13 @@ from typing import Any
 
 import ray
 
-from infinicore_infer.arguments import add_model_path, count, model_folder, positive_count
+from infinicore_infer.arguments import (
+    add_model_path,
+    count,
+    model_folder,
+    positive_count,
+    temperature,
+)
 from infinicore_infer.engine.llm import LLM
 from infinicore_infer.paths import PACKAGES
 
@@ -114,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--temperature",
-        type=float,
+        type=temperature,
         metavar="X",
         help="temperature of sampling; 0 always takes the likeliest token "
         "(default: the checkpoint's)",

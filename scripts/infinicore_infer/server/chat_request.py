@@ -309,18 +309,25 @@ def response_schema(form: JsonObject | None) -> JsonObject | None:
     """
     name = "response_format"
     kind = "text" if form is None else form.get("type")
-    if form is None or kind == "text":
+    if form is None:
         return None
     # llama-server takes the schema beside either type.
-    beside = form.get("schema")
+    beside, wrapper = form.get("schema"), form.get("json_schema")
     if beside is not None and not isinstance(beside, dict):
         raise FieldError(name, ".schema: must be an object", joint="")
-    if kind == "json_object":
+    if kind == "text":
+        for key in ("schema", "json_schema"):
+            if form.get(key) is not None:
+                problem = f".{key}: type 'text' has none; use type 'json_schema'"
+                raise FieldError(name, problem, joint="")
+        return None
+    if kind == "json_object" and wrapper is None:
         return {"type": "object"} if beside is None else beside
-    if kind != "json_schema":
+    if kind not in ("json_object", "json_schema"):
         raise FieldError(name, f"type {kind!r} is not supported")
-    wrapper = form.get("json_schema")
     schema = wrapper.get("schema") if isinstance(wrapper, dict) else beside
+    if isinstance(wrapper, dict) and beside is not None and beside != schema:
+        raise FieldError(name, ".schema: is not that of json_schema", joint="")
     if not isinstance(schema, dict):
         raise FieldError(name, ".json_schema: has no schema object", joint="")
     return schema

@@ -28,6 +28,8 @@ _TOOL = _FUNCTION | {
     *("type", "function", "input_schema", "cache_control", "defer_loading", "allowed_callers"),
     *("eager_input_streaming", "output_schema", "id"),
 }  # fmt: skip
+# How DeepSeek's and Qwen's APIs say that the last message goes on; see ChatFields.ending.
+_GOES_ON = ("prefix", "partial")
 # Longer headers are nobody's, and so many are told at once.
 _MOST = 100
 
@@ -62,7 +64,23 @@ def _in_function(value: Mapping[str, object], where: str) -> Iterator[str]:
         yield from _keys(function, _FUNCTION, f"{where}.function")
 
 
+def _read(body: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a body without what says that its last message goes on, if it does."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return body
+    last = messages[-1]
+    if not isinstance(last, dict) or last.get("role") != "assistant" or last.get("tool_calls"):
+        return body
+    goes_on = body.get("continue_final_message")
+    if goes_on is False or (goes_on is None and body.get("add_generation_prompt") is not None):
+        return body
+    rest = {k: v for k, v in last.items() if k not in _GOES_ON or v is not True}
+    return body if len(rest) == len(last) else {**body, "messages": [*messages[:-1], rest]}
+
+
 def _all(body: Mapping[str, object]) -> Iterator[str]:
+    body = _read(body)
     for name in ("messages", "input", "system"):
         for place, message in _objects(body.get(name), name):
             yield from (

@@ -25,6 +25,7 @@ from infinicore_infer.arguments import (
     add_model_path,
     add_server_arguments,
     api_key,
+    body_size,
     is_loopback,
     memory_size,
     model_folder,
@@ -99,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--max-body",
-        type=memory_size,
+        type=body_size,
         default=16 << 20,
         metavar="SIZE",
         help="longest body of a request (default: 16M)",

@@ -24,6 +24,16 @@ class TokenizerError(ValueError):
     """Tokenizer files are missing or damaged, or messages do not fit the chat template."""
 
 
+def require_regular(path: Path) -> None:
+    """Refuse pipes, devices and folders; reading a pipe would wait for whoever writes it.
+
+    Raises:
+        TokenizerError: It is there, and no regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise TokenizerError(f"{path}: is not a regular file")
+
+
 class MessageError(FieldError, TokenizerError):
     """A message of a conversation is malformed; ``field`` has its index."""
 
@@ -155,18 +165,21 @@ class ChatTemplates:
             return
         files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
         main = folder / "chat_template.jinja"
-        if main.is_file() or files:
+        if main.exists() or files:
             self.sources = {}
         for path in files:
             self._read(path.stem, path)
-        if main.is_file():
+        if main.exists():
             self._read("default", main)
 
     def _read(self, name: str, path: Path) -> None:
         """Read a file; one that is damaged is told of when its template is asked for."""
         self.origins[name], self.sources[name] = str(path), ""
         try:
+            require_regular(path)
             self.sources[name] = path.read_text("utf-8")
+        except TokenizerError as error:
+            self._problems[name] = str(error)
         except (OSError, UnicodeDecodeError) as error:
             self._problems[name] = f"{path}: {error}"
 
@@ -265,6 +278,9 @@ def render_open(source: str, messages: Sequence[Message], variables: Mapping[str
     """
     *before, last = messages
     content = last["content"]
+    if "content" not in source:
+        # transformers' rule; the template could only come by it without naming it.
+        raise TokenizerError("the chat template has no 'content', so no message can go on")
     # The template sees the mark, so it must be no part of what a client wrote.
     text = render(source, [*before, {**last, "content": content + _CONTINUE}], variables)
     at = text.rfind(_CONTINUE.strip())

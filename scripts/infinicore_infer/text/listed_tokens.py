@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infinicore_infer.text.chat_template import TokenizerError
+from infinicore_infer.text.chat_template import TokenizerError, require_regular
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _NAMES = tuple(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 # What the tokenizer class of the Qwen family has where its configuration is silent.
-_QWEN_CLASSES = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast")
+QWEN_CLASSES = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast")
 _QWEN_DEFAULTS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 
 
@@ -23,10 +23,11 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; nothing where there is no such file.
 
     Raises:
-        TokenizerError: It holds something else.
+        TokenizerError: It holds something else, or is a pipe, a device or a folder.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
+    require_regular(path)
     try:
         value = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -63,7 +64,7 @@ class ListedTokens:
         """
         older = folder if "added_tokens_decoder" not in config else None
         values = self._with_map(older, config) if older else config
-        if config.get("tokenizer_class") in _QWEN_CLASSES:
+        if config.get("tokenizer_class") in QWEN_CLASSES:
             values = {**_QWEN_DEFAULTS, **values}
         extra = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
         named = {name: values.get(name) for name in _NAMES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,16 @@ from infinicore_infer.text.chat_template import (
     check_messages,
     render,
     render_open,
+    require_regular,
 )
-from infinicore_infer.text.listed_tokens import ListedTokens, read_object
+from infinicore_infer.text.listed_tokens import QWEN_CLASSES, ListedTokens, read_object
 from infinicore_infer.text.traced import ANSWER, QUESTION, marks_of, strings, trace
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
+
+_LOG = logging.getLogger("infinicore_infer.text")
 
 # Texts have fewer bytes per token than this, as a rule (English 4 or 5); those are encoded at once.
 _USUAL_BYTES = 8
@@ -57,7 +61,8 @@ class Qwen3Tokenizer:
             TokenizerError: A file is damaged, or the tokenizer is not byte-level BPE.
         """
         path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
+        require_regular(path)
+        if not path.exists():
             raise FileNotFoundError(f"{folder}: no tokenizer.json in this folder")
         try:
             definition = path.read_text("utf-8")
@@ -103,6 +108,7 @@ class Qwen3Tokenizer:
     def _settle(self, config: dict[str, Any], folder: Path | None) -> None:
         """Take what tokenizer_config.json, and other files beside it, add."""
         self._config = config
+        self._obey_settings()
         self._listed = ListedTokens(folder, config)
         self._listed.add_to(self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder()
@@ -110,6 +116,23 @@ class Qwen3Tokenizer:
         self._added = {token.content: token.special for token in added.values()}
         self._bytes: dict[int, bytes] = {}
         self.templates = ChatTemplates(folder, self._config)
+
+    def _obey_settings(self) -> None:
+        """Obey settings of tokenizer_config.json that transformers puts above tokenizer.json."""
+        from tokenizers import pre_tokenizers
+
+        if self._config.get("split_special_tokens") is True:
+            _LOG.warning(
+                "tokenizer_config.json: 'split_special_tokens' is true: control tokens in prompts, "
+                "those of the chat template too, are read as plain text"
+            )
+            self._tokenizer.encode_special_tokens = True
+        if self._config.get("tokenizer_class") in QWEN_CLASSES:
+            whole: Any = self._tokenizer.pre_tokenizer
+            parts: Any = whole if isinstance(whole, pre_tokenizers.Sequence) else [whole]
+            for part in parts:
+                if isinstance(part, pre_tokenizers.ByteLevel):
+                    part.add_prefix_space = self._config.get("add_prefix_space") is True
 
     def definition(self) -> str:
         """Return the tokenizer as the contents of a tokenizer.json."""
@@ -310,7 +333,8 @@ class Qwen3Tokenizer:
         # The same conversation without control tokens: those in it now are the template's own.
         messages, tools, given = self._without_control([checked, tools, given])
         bare = self._render(messages, tools, given, ending)
-        return self._encode_traced(text, len(self._control.findall(bare)))
+        split = self._tokenizer.encode_special_tokens
+        return self._encode_traced(text, 0 if split else len(self._control.findall(bare)))
 
     @cached_property
     def _control(self) -> re.Pattern[str]:
