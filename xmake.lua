@@ -94,13 +94,14 @@ target("q3_core")
         local avx2 = {"-mavx2", "-mfma", "-mf16c"}
         local avx512 = table.join(avx2, {"-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"})
         add_files("src/ops/cpu/kernels/isa_avx2.cpp", "src/ops/cpu/kernels/isa_avx2_affine.cpp", {cxflags = avx2})
+        add_files("src/ops/cpu/kernels/isa_avxvnni.cpp", {cxflags = table.join(avx2, {"-mavxvnni"})})
         -- GCC 12 warns of its own headers: their "undefined" vectors are meant to be so.
         avx512 = table.join(avx512, {"-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"})
         add_files("src/ops/cpu/kernels/isa_avx512.cpp", "src/ops/cpu/kernels/isa_avx512_affine.cpp", {cxflags = avx512})
         add_files("src/ops/cpu/kernels/isa_avx512vnni.cpp", "src/ops/cpu/kernels/isa_avx512vnni_affine.cpp", {cxflags = table.join(avx512, {"-mavx512vnni"})})
         add_files("src/ops/cpu/kernels/isa_avx512bf16.cpp", {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512bf16"})})
         add_files("src/ops/cpu/kernels/isa_avx512amx.cpp",
-                  {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512vbmi", "-mamx-tile", "-mamx-int8"})})
+                  {cxflags = table.join(avx512, {"-mavx512vnni", "-mamx-tile", "-mamx-int8"})})
     elseif is_arch("arm64", "arm64-v8a", "aarch64") then
         add_files("src/ops/cpu/kernels/isa_neon.cpp", "src/ops/cpu/kernels/isa_neon_affine.cpp")
         add_files("src/ops/cpu/kernels/isa_neon_dotprod.cpp", "src/ops/cpu/kernels/isa_neon_dotprod_affine.cpp", {cxflags = "-march=armv8.2-a+dotprod"})

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 #include <vector>
 
 #include "engine/sampler.h"
@@ -69,7 +70,7 @@ std::vector<float> normals(size_t n, float deviation) {
 std::unique_ptr<CpuLinear> randomLayer(uint32_t rows, uint32_t k, DType dtype, ThreadPool &pool) {
     const std::vector<float> values = normals(size_t{rows} * k, 0.02F);
     const LinearSource source{"bench", 0, {{values.data(), DType::kF32, rows, k, k, 1}}};
-    return packPanels(source, dtype, pool);
+    return packPanels(source, formatOf(dtype), pool);
 }
 
 // The register tile of attention, from L1.
@@ -165,38 +166,43 @@ int main(int argc, char **argv) {
     const KernelTable &kernels = selectKernels();
     ThreadPool pool(1);
     std::printf("table %s, one thread, k = %u: G weights/s (GB/s)\n", kernels.name, k);
-    std::printf("%-6s %-8s", "format", "from");
+    std::printf("%-12s %-8s", "format*code", "from");
     printRows(kernels, 14);
-    for (const DType dtype : {DType::kBf16, DType::kBf12, DType::kInt8, DType::kInt4}) {
+    struct Case {
+        DType dtype;
+        CodeWidth width;
+        const char *with;
+    };
+    for (const auto &[dtype, width, with] :
+         {Case{DType::kBf16, k8Bits, nullptr}, Case{DType::kBf12, k8Bits, nullptr}, Case{DType::kInt8, k16Bits, "*16"},
+          Case{DType::kInt8, k8Bits, "*8"}, Case{DType::kInt4, k16Bits, "*16"}, Case{DType::kInt4, k8Bits, "*8"}}) {
         for (const uint32_t npanels : {4U, 2048U}) {
             const auto layer = randomLayer(npanels * kPanelRows, k, dtype, pool);
             const std::vector<float> x(size_t{kRows} * (k + 16), 0.01F);
             std::vector<float> y(size_t{kRows} * npanels * kPanelRows);
-            const size_t groups = layer->groups();
-            const HostBuffer codes(kRows * groups * kGroup * sizeof(int16_t));  // aligned
-            std::vector<float> scales(kRows * groups);
-            std::vector<int32_t> offsets(kRows * groups);
-            QuantRows quant{codes.as<char>(), scales.data(), offsets.data(), groups, 1};
+            const size_t count = kRows * layer->groups();
+            const HostBuffer codes(count * codeGroupBytes(kSplitCodes));  // aligned
+            std::vector<float> scales(count);
+            std::vector<int32_t> offsets(count);
             const int repeats = npanels == 4 ? 200 : 1;
-            std::printf("%-6s %-8s", dtypeName(dtype), npanels == 4 ? "cache" : "memory");
+            const std::string name = std::string(dtypeName(dtype)) + (with == nullptr ? "" : with);
+            std::printf("%-12s %-8s", name.c_str(), npanels == 4 ? "cache" : "memory");
             for (const uint32_t rows : someRows(kernels)) {
                 if (rows > kernels.tileRows(layer->format)) {
                     continue;
                 }
-                if (kernels.split_codes) {
-                    quant.row_step = 1;
-                    quant.group_step = rows;
-                }
+                const CodeKernels &with_codes = kernels.codes[width][layer->format];
+                const QuantRows quant{codes.as<char>(), scales.data(), offsets.data(), rows,
+                                      codeGroupBytes(with_codes.order)};
                 for (uint32_t r = 0; r < rows && takesCodes(layer->format); ++r) {
-                    kernels.quantize[layer->format](x.data() + size_t{r} * k, k, quant, r);
+                    with_codes.quantize(x.data() + size_t{r} * k, k, quant, r);
                 }
                 const double time = shortest([&] {
                     for (int i = 0; i < repeats; ++i) {
                         const size_t ldy = size_t{npanels} * kPanelRows;
                         if (takesCodes(layer->format)) {
-                            kernels.multiplyQuantPanels[layer->format](layer->panel(0), layer->panel_bytes, npanels,
-                                                                       layer->groups(), quant, rows, y.data(), ldy,
-                                                                       false);
+                            with_codes.multiply(layer->panel(0), layer->panel_bytes, npanels, layer->groups(), quant,
+                                                rows, y.data(), ldy, false);
                         } else {
                             kernels.multiplyPanels[layer->format](layer->panel(0), layer->panel_bytes, npanels, k,
                                                                   x.data(), k + 16, rows, y.data(), ldy, false);

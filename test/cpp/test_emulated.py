@@ -55,6 +55,7 @@ def test_avx512_emulated(tmp_path: Path) -> None:
     objects = []
     # Compiling SIMDe's loops with optimisation takes far longer than running them without.
     emulated = ["-mfma", f"-I{ROOT / 'test/cpp/emulated'}", "-O0"]
+    avx2 = ["-mavx2", "-mfma", "-mf16c"]
     for name, flags in {
         "avx512": emulated,
         "avx512_affine": emulated,
@@ -62,8 +63,9 @@ def test_avx512_emulated(tmp_path: Path) -> None:
         "avx512vnni_affine": emulated,
         "avx512bf16": emulated,
         "avx512amx": emulated,
-        "avx2": ["-mavx2", "-mfma", "-mf16c"],
-        "avx2_affine": ["-mavx2", "-mfma", "-mf16c"],
+        "avxvnni": [*avx2, "-include", f"{ROOT / 'test/cpp/emulated/avxvnni.h'}"],
+        "avx2": avx2,
+        "avx2_affine": avx2,
     }.items():
         objects.append(tmp_path / f"{name}.o")
         source = ROOT / "src/ops/cpu" / f"kernels/isa_{name}.cpp"
@@ -71,7 +73,7 @@ def test_avx512_emulated(tmp_path: Path) -> None:
     program = tmp_path / "test_kernels"
     run(["g++", *FLAGS, *PORTABLE, *objects, "-o", program])
     output = run([program], {"QWEN3_TEST_ALL_TABLES": "1"})
-    for name in ("amx", "avx512bf16", "avx512vnni", "avx512", "avx2"):
+    for name in ("amx", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2"):
         assert f"table {name}\n" in output
 
 

@@ -50,9 +50,10 @@ bool same(const std::vector<float> &a, const std::vector<float> &b) {
     return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-// Calls product(first k, count) for two blocks of k, the first of whole groups.
+// Calls product(first k, count) for two blocks of k, the first of whole groups of every format.
 template <typename Product> void inTwoCuts(uint32_t k, const Product &product) {
-    const uint32_t cut = k / 2 / kGroup * kGroup;
+    constexpr uint32_t kUnit = kScaleGroups * kGroup;
+    const uint32_t cut = k / 2 / kUnit * kUnit;
     if (cut > 0) {
         product(0, cut);
     }
@@ -172,46 +173,52 @@ void testRounded(const KernelTable &kernels, uint32_t pieces, bool tiny) {
     }
 }
 
-// Quantised activations of `rows` rows of k in front of a layer of `type`, in buffers of their own.
+// Activations of `nrows` rows of k as codes in front of a layer of `layer`, in buffers of their own.
 struct Codes {
-    WeightFormat type;
-    bool split;
+    CodeOrder order;
     std::vector<char> codes;
     std::vector<float> scales;
     std::vector<int32_t> offsets;
     QuantRows rows;
-    Codes(const KernelTable &kernels, WeightFormat layer, const std::vector<float> &x, uint32_t k, uint32_t nrows)
-        : type(layer), split(kernels.split_codes && layer == kQ8),
-          codes(size_t{nrows} * groupsOf(k) * kGroup * infoOf(layer).code_bytes, 7),
-          scales(size_t{nrows} * groupsOf(k)), offsets(scales.size()) {
-        rows = {codes.data(), scales.data(), offsets.data(), kernels.split_codes ? 1 : groupsOf(k),
-                kernels.split_codes ? nrows : 1};
+    Codes(const KernelTable &kernels, WeightFormat layer, CodeWidth width, const std::vector<float> &x, uint32_t k,
+          uint32_t nrows)
+        : order(kernels.codes[width][layer].order), codes(nrows * groupsOf(k) * codeGroupBytes(order), 7),
+          scales(nrows * groupsOf(k)), offsets(scales.size()) {
+        rows = {codes.data(), scales.data(), offsets.data(), nrows, codeGroupBytes(order)};
         for (uint32_t r = 0; r < nrows; ++r) {
-            kernels.quantize[type](x.data() + size_t{r} * k, k, rows, r);
+            kernels.codes[width][layer].quantize(x.data() + size_t{r} * k, k, rows, r);
         }
     }
     static size_t groupsOf(uint32_t k) { return (size_t{k} + kGroup - 1) / kGroup; }
     int at(uint32_t row, uint32_t i) const {
-        const char *from = rows.from(row, i / kGroup, type).codes;
+        const char *from = rows.from(row, i / kGroup).codes;
         i %= kGroup;
-        if (split) {
-            return 256 * static_cast<signed char>(from[i]) + static_cast<unsigned char>(from[kGroup + i]);
+        switch (order) {
+        case kByteCodes:
+            return static_cast<signed char>(from[i]);
+        case kSplitCodes:
+            return 256 * static_cast<signed char>(from[i]) + static_cast<signed char>(from[kGroup + i]);
+        case kWordCodes:  // of every four, the second and the third change places
+            return reinterpret_cast<const int16_t *>(from)[i % 4 == 1 ? i + 1 : (i % 4 == 2 ? i - 1 : i)];
+        case kPlainCodes:
+            return reinterpret_cast<const int16_t *>(from)[i];
         }
-        return type == kQ8 ? reinterpret_cast<const int16_t *>(from)[i] : reinterpret_cast<const int8_t *>(from)[i];
+        return 0;
     }
-    size_t groupAt(uint32_t row, uint32_t group) const { return group * rows.group_step + row * rows.row_step; }
+    size_t groupAt(uint32_t row, uint32_t group) const { return group * rows.rows + row; }
 };
 
 // Activations as codes: the same in every table, within half a step of the value; NaN and infinity poison their group
 // and no other.
-void testQuantize(const KernelTable &kernels, WeightFormat type) {
-    const int limit = type == kQ8 ? 32512 : 127;
+void testQuantize(const KernelTable &kernels, WeightFormat type, CodeWidth width) {
+    const int limit = width == k16Bits ? 32512 : 127;
+    const int zero = type == kQ8 ? 128 : 8;
     for (const uint32_t k : {1U, 31U, 32U, 200U}) {
         std::vector<float> x = randomFloats(size_t{3} * k, 5.0F);
         x[0] = 3e4F;
         std::fill(x.begin() + k, x.begin() + 2 * k, 1e-35F);  // too small to scale: taken as zero
-        const Codes expected(kScalarKernels, type, x, k, 3);
-        const Codes actual(kernels, type, x, k, 3);
+        const Codes expected(kScalarKernels, type, width, x, k, 3);
+        const Codes actual(kernels, type, width, x, k, 3);
         for (uint32_t r = 0; r < 3; ++r) {
             for (uint32_t g = 0; g * kGroup < k; ++g) {
                 CHECK(expected.scales[expected.groupAt(r, g)] == actual.scales[actual.groupAt(r, g)]);
@@ -229,29 +236,57 @@ void testQuantize(const KernelTable &kernels, WeightFormat type) {
                         CHECK(error <= 0.508F * scale + (r == 1 ? 1e-30F : 0.0F));
                     }
                 }
-                CHECK(actual.offsets[actual.groupAt(r, g)] == 8 * sum);
+                CHECK(actual.offsets[actual.groupAt(r, g)] == -zero * sum);
             }
         }
     }
-    for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+    for (const float bad : {std::nanf(""), -std::nanf(""), -std::numeric_limits<float>::infinity()}) {
         std::vector<float> x = randomFloats(3 * kGroup);
         x[kGroup + 5] = bad;
-        const Codes actual(kernels, type, x, 3 * kGroup, 1);
+        const Codes actual(kernels, type, width, x, 3 * kGroup, 1);
         CHECK(std::isfinite(actual.scales[0]) && std::isnan(actual.scales[1]) && std::isfinite(actual.scales[2]));
+    }
+}
+
+// The largest codes of both signs: no sum of products overflows or saturates on its way.
+void testExtremes(const KernelTable &kernels, WeightFormat type, CodeWidth width) {
+    constexpr uint32_t kDepth = 2 * kGroup;
+    std::vector<char> panel(panelBytes(type, kDepth));
+    for (const int sign : {1, -1}) {
+        for (uint32_t g = 0; g < 2; ++g) {
+            float tile[kGroup * kPanelRows];
+            for (uint32_t i = 0; i < kGroup * kPanelRows; ++i) {
+                tile[i] = g == 0 || i / kPanelRows % 2 == 0 ? 1.0F : -1.0F;
+            }
+            (type == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel.data(), g);
+        }
+        const std::vector<float> x(kDepth, static_cast<float>(sign));
+        for (uint32_t rows = 1; rows <= kernels.quant_tile_rows; ++rows) {
+            std::vector<float> all(size_t{rows} * kDepth, static_cast<float>(sign));
+            const Codes plain(kScalarKernels, type, width, all, kDepth, rows);
+            const Codes input(kernels, type, width, all, kDepth, rows);
+            std::vector<float> expected(rows * kPanelRows);
+            std::vector<float> actual(expected.size());
+            kScalarKernels.codes[width][type].multiply(panel.data(), panel.size(), 1, 2, plain.rows, rows,
+                                                       expected.data(), kPanelRows, false);
+            kernels.codes[width][type].multiply(panel.data(), panel.size(), 1, 2, input.rows, rows, actual.data(),
+                                                kPanelRows, false);
+            CHECK(same(expected, actual));
+        }
     }
 }
 
 // Quantised panels: quantisation within half a step of the scale, the scalar product close to the exact one of the
 // dequantised weights, and every table's bit-equal to the scalar one.
-void testQuant(const KernelTable &kernels, WeightFormat type) {
-    const size_t group_bytes = infoOf(type).group_bytes;
+void testQuant(const KernelTable &kernels, WeightFormat type, CodeWidth width) {
+    const CodeKernels &mine = kernels.codes[width][type];
     for (const uint32_t k : {1U, 31U, 32U, 64U, 200U}) {
         for (const uint32_t npanels : {1U, 2U, 5U, 11U}) {
             const auto groups = static_cast<uint32_t>(Codes::groupsOf(k));
-            const size_t panel_bytes = groups * group_bytes;
+            const size_t panel_bytes = panelBytes(type, k);
             std::vector<char> panels(panel_bytes * npanels);
-            const size_t width = size_t{npanels} * kPanelRows;
-            std::vector<float> dense(k * width);  // [k][width]
+            const size_t columns = size_t{npanels} * kPanelRows;
+            std::vector<float> dense(k * columns);  // [k][columns]
             for (uint32_t p = 0; p < npanels; ++p) {
                 char *panel = panels.data() + p * panel_bytes;
                 std::vector<std::vector<float>> rows;
@@ -268,7 +303,7 @@ void testQuant(const KernelTable &kernels, WeightFormat type) {
                             tile[i * kPanelRows + j] = rows[j][k0 + i];
                         }
                     }
-                    (type == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel + k0 / kGroup * group_bytes);
+                    (type == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel, k0 / kGroup);
                 }
                 for (uint32_t i = 0; i < k; ++i) {
                     for (uint32_t j = 0; j < kPanelRows; ++j) {
@@ -279,7 +314,7 @@ void testQuant(const KernelTable &kernels, WeightFormat type) {
                             largest = std::max(largest, std::fabs(rows[j][e]));
                         }
                         const float value = type == kQ8 ? weightAt<kQ8>(panel, j, i) : weightAt<kQ4>(panel, j, i);
-                        dense[i * width + p * kPanelRows + j] = value;
+                        dense[i * columns + p * kPanelRows + j] = value;
                         // q8: half a step of largest / 127. q4: at worst a clipped extreme, under 1.5 of 7 steps.
                         const float bound = largest * (type == kQ8 ? 0.51F / 127.0F * 1.01F : 0.25F);
                         CHECK(std::fabs(rows[j][i] - value) <= bound);
@@ -288,34 +323,34 @@ void testQuant(const KernelTable &kernels, WeightFormat type) {
             }
             for (uint32_t rows = 1; rows <= kernels.quant_tile_rows; ++rows) {
                 const std::vector<float> x = randomFloats(size_t{rows} * k);
-                const Codes plain(kScalarKernels, type, x, k, rows);
-                const Codes input(kernels, type, x, k, rows);
-                std::vector<float> expected(rows * width, 1.0F);
-                std::vector<float> actual(rows * width, 2.0F);
-                kScalarKernels.multiplyQuantPanels[type](panels.data(), panel_bytes, npanels, groups, plain.rows, rows,
-                                                         expected.data(), width, false);
-                kernels.multiplyQuantPanels[type](panels.data(), panel_bytes, npanels, groups, input.rows, rows,
-                                                  actual.data(), width, false);
+                const Codes plain(kScalarKernels, type, width, x, k, rows);
+                const Codes input(kernels, type, width, x, k, rows);
+                std::vector<float> expected(rows * columns, 1.0F);
+                std::vector<float> actual(rows * columns, 2.0F);
+                kScalarKernels.codes[width][type].multiply(panels.data(), panel_bytes, npanels, groups, plain.rows,
+                                                           rows, expected.data(), columns, false);
+                mine.multiply(panels.data(), panel_bytes, npanels, groups, input.rows, rows, actual.data(), columns,
+                              false);
                 CHECK(same(expected, actual));
-                inTwoCuts(groups * kGroup, [&](uint32_t from, uint32_t count) {
-                    kernels.multiplyQuantPanels[type](panels.data() + panelOffset(type, from), panel_bytes, npanels,
-                                                      count / kGroup, input.rows.from(0, from / kGroup, type), rows,
-                                                      actual.data(), width, from > 0);
+                inTwoCuts(roundUp(groups, 2) * kGroup, [&](uint32_t from, uint32_t count) {
+                    mine.multiply(panels.data() + panelOffset(type, from), panel_bytes, npanels,
+                                  std::min(count / kGroup, groups - from / kGroup), input.rows.from(0, from / kGroup),
+                                  rows, actual.data(), columns, from > 0);
                 });
                 CHECK(same(expected, actual));
                 for (uint32_t r = 0; r < rows; ++r) {
-                    for (size_t j = 0; j < width; ++j) {
+                    for (size_t j = 0; j < columns; ++j) {
                         double exact = 0.0;
                         double size = 0.0;
                         for (uint32_t i = 0; i < k; ++i) {
                             const double product =
-                                static_cast<double>(dense[i * width + j]) * static_cast<double>(x[size_t{r} * k + i]);
+                                static_cast<double>(dense[i * columns + j]) * static_cast<double>(x[size_t{r} * k + i]);
                             exact += product;
                             size += std::fabs(product);
                         }
                         // Steps of 1 / 32512 or 1 / 127 of a group's largest, at most some five times its mean here.
-                        const double part = type == kQ8 ? 2e-4 : 0.05;
-                        CHECK(std::fabs(static_cast<double>(expected[r * width + j]) - exact) <= part * size + 1e-30);
+                        const double part = width == k16Bits ? 2e-4 : 0.05;
+                        CHECK(std::fabs(static_cast<double>(expected[r * columns + j]) - exact) <= part * size + 1e-30);
                     }
                 }
             }
@@ -347,22 +382,23 @@ template <WeightFormat T> void testAffine(const KernelTable &kernels) {
             const auto runs = k / kGroup;
             for (uint32_t rows = 1; rows <= kernels.tileRows(T); rows += rows < 4 ? 1 : 3) {
                 const std::vector<float> x = randomFloats(size_t{rows} * k);
-                const Codes plain(kScalarKernels, T, x, k, rows);
-                const Codes input(kernels, T, x, k, rows);
+                const Codes plain(kScalarKernels, T, k8Bits, x, k, rows);
+                const Codes input(kernels, T, k8Bits, x, k, rows);
                 CHECK(plain.offsets == input.offsets && plain.scales == input.scales);
                 std::vector<float> expected(rows * width, 1.0F);
                 std::vector<float> actual(rows * width, 2.0F);
-                kScalarKernels.quantPanels(T)(panels, panel_bytes, npanels, runs, plain.rows, rows, expected.data(),
-                                              width, false);
-                kernels.quantPanels(T)(panels, panel_bytes, npanels, runs, input.rows, rows, actual.data(), width,
-                                       false);
+                kScalarKernels.quantPanels(T, k8Bits)(panels, panel_bytes, npanels, runs, plain.rows, rows,
+                                                      expected.data(), width, false);
+                kernels.quantPanels(T, k8Bits)(panels, panel_bytes, npanels, runs, input.rows, rows, actual.data(),
+                                               width, false);
                 CHECK(same(expected, actual));
                 if (k > infoOf(T).group) {
                     const uint32_t cut = infoOf(T).group;
-                    kernels.quantPanels(T)(panels, panel_bytes, npanels, cut / kGroup, input.rows, rows, actual.data(),
-                                           width, false);
-                    kernels.quantPanels(T)(panels + panelOffset(T, cut), panel_bytes, npanels, runs - cut / kGroup,
-                                           input.rows.from(0, cut / kGroup, T), rows, actual.data(), width, true);
+                    kernels.quantPanels(T, k8Bits)(panels, panel_bytes, npanels, cut / kGroup, input.rows, rows,
+                                                   actual.data(), width, false);
+                    kernels.quantPanels(T, k8Bits)(panels + panelOffset(T, cut), panel_bytes, npanels,
+                                                   runs - cut / kGroup, input.rows.from(0, cut / kGroup), rows,
+                                                   actual.data(), width, true);
                     CHECK(same(expected, actual));
                 }
                 for (size_t j = 0; j < width; ++j) {
@@ -705,10 +741,13 @@ void testTable(const KernelTable &kernels) {
         testRounded(kernels, pieces, true);
     }
     testTile(kernels);
-    testQuantize(kernels, kQ8);
-    testQuantize(kernels, kQ4);
-    testQuant(kernels, kQ8);
-    testQuant(kernels, kQ4);
+    for (const WeightFormat type : {kQ8, kQ4}) {
+        for (const CodeWidth width : {k8Bits, k16Bits}) {
+            testQuantize(kernels, type, width);
+            testQuant(kernels, type, width);
+            testExtremes(kernels, type, width);
+        }
+    }
     forEachFormat([&](auto format) {
         if constexpr (isAffine(decltype(format)::value)) {
             testAffine<decltype(format)::value>(kernels);

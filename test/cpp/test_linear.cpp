@@ -46,10 +46,11 @@ std::vector<float> multiply(Linears &linears, const CpuLinear &layer, const std:
 
 // All rows together give the same bits as each row alone and as pairs of rows. They are near the exact products: within
 // `tolerance` of the size that a sum of random products is expected to have.
-void testFormat(Shape shape, q3::DType dt_weight, uint32_t nthreads, double tolerance) {
+void testFormat(Shape shape, q3::DType dt_weight, uint32_t nthreads, double tolerance,
+                q3::Activations activations = q3::Activations::kAuto) {
     q3::ThreadPool pool(nthreads);
     Linears linears(selectKernels(), pool, roundUp(kRows, kMaxTileRows), shape.in, formatOf(dt_weight),
-                    resolveActivations(q3::Activations::kAuto, dt_weight, selectKernels()));
+                    resolveActivations(activations, dt_weight, selectKernels()));
     std::vector<uint16_t> weights;
     for (const float value : normals(size_t{shape.out} * shape.in, 0.02F)) {
         weights.push_back(q3::floatToBf16(value));
@@ -88,8 +89,11 @@ int main() {
             testFormat(shape, q3::DType::kF16, nthreads, 1e-3);
             testFormat(shape, q3::DType::kBf16, nthreads, 1e-4);
             testFormat(shape, q3::DType::kBf12, nthreads, 1e-4);
-            testFormat(shape, q3::DType::kInt8, nthreads, 0.05);  // several times the noise of the weights' rounding
-            testFormat(shape, q3::DType::kInt4, nthreads, 0.6);
+            // Several times the noise of the weights' rounding.
+            testFormat(shape, q3::DType::kInt8, nthreads, 0.05, q3::Activations::kInt16);
+            testFormat(shape, q3::DType::kInt8, nthreads, 0.08, q3::Activations::kInt8);
+            testFormat(shape, q3::DType::kInt4, nthreads, 0.6, q3::Activations::kInt16);
+            testFormat(shape, q3::DType::kInt4, nthreads, 0.6, q3::Activations::kInt8);
         }
     }
     return q3test::finish("test_linear");

@@ -61,6 +61,16 @@ CASES = [
     ),
     ("odd_f32_to_int8", CheckpointSpec("inv_odd_f32", seed=31, **ODD), {"dt_weight": INT8}),
     (
+        "odd_f32_to_int8_times_int8",
+        CheckpointSpec("inv_odd_f32", seed=31, **ODD),
+        {"dt_weight": INT8, "activations": Activations.INT8},
+    ),
+    (
+        "odd_f32_to_int8_times_int16",
+        CheckpointSpec("inv_odd_f32", seed=31, **ODD),
+        {"dt_weight": INT8, "activations": Activations.INT16},
+    ),
+    (
         "even_bf16_to_int4",
         CheckpointSpec("inv_even_bf16", seed=34, dtype="bf16", **EVEN),
         {"dt_weight": INT4},
@@ -500,7 +510,7 @@ def test_isa(alone: Alone, cpu_isa: Callable[[str], None]) -> None:
     packed = alone.options.get("dt_weight", given)
     kv = alone.options.get("dt_kv", F32 if packed == F32 else F16)
     tolerance = {F32: 3e-5, F16: 1.5e-3, BF16: 1.2e-2, INT8: 3e-2}[kv]
-    if packed == DataType.INT4:  # so may the 8-bit codes of activations: steps of 1 / 127
+    if packed in (INT8, DataType.INT4):  # so may the 8-bit codes of activations: steps of 1 / 127
         tolerance = 0.1
     if alone.options.get("activations") == Activations.BF16:  # and their rounding to 8 bits
         tolerance = max(tolerance, 2e-2)

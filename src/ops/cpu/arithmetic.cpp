@@ -19,9 +19,9 @@ std::vector<Activations> choicesOf(WeightFormat format, const KernelTable & /*ke
     case kF8:
         return {Activations::kF32, Activations::kBf16x2, Activations::kBf16};
     case kQ8:
-        return {Activations::kInt16};
+        return {Activations::kInt16, Activations::kInt8};
     case kQ4:
-        return {Activations::kInt8};
+        return {Activations::kInt8, Activations::kInt16};
     default:
         return {Activations::kInt8};
     }
@@ -50,6 +50,12 @@ Arithmetic resolveActivations(Activations asked, DType weights, const KernelTabl
         const std::vector<Activations> choices = choicesOf(decltype(format)::value, kernels);
         out.of[decltype(format)::value] = contains(choices, asked) ? asked : choices.front();
     });
+    // Beside int4 layers, what 8-bit codes cost in front of the few int8 ones does not show (docs/quantisation.md).
+    // Where the CPU multiplies bytes, they are half the work.
+    const bool bytes = kernels.codes[k16Bits][kQ8].order == kSplitCodes;
+    if (asked == Activations::kAuto && formatOf(weights) == kQ4 && bytes) {
+        out.of[kQ8] = Activations::kInt8;
+    }
     return out;
 }
 

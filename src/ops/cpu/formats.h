@@ -5,12 +5,11 @@
 //   f32, f16  [K][16]
 //   bf16      [ceil(K / 2)][16][2], even k low and odd k high in each 32-bit word: converting 8 rows to float is one
 //             shift for even k and one mask for odd k.
-//   q8    {bf16 scale[16]; int8 q[16][16][2]}
-//         w = q * scale. Pairs of k lie side by side, because integer products of 16 bits add two of them per 32-bit
-//         lane.
-//   q4    {bf16 scale[16]; uint8 q[4][16][4]}
-//         w = (nibble - 8) * scale. q[o][row][i] holds k = 8 o + i low and k = 8 o + 4 + i high: quads of k lie side by
-//         side, as products of 8 bits want them.
+//   q8    {bf16 scale[2][16]; uint8 q[2][8][16][4]}
+//         w = (q - 128) * scale, two groups of 32 k: all rows' codes of a quad of k are then a whole cache line. Quads
+//         of k lie side by side, as products of bytes want them, and are unsigned, as those of x86 do.
+//   q4    {bf16 scale[2][16]; uint8 q[2][4][16][4]}
+//         w = (nibble - 8) * scale. q[group][o][row][i] holds k = 8 o + i low and k = 8 o + 4 + i high.
 //   bf12  {Bf12Header; {uint8 code[16][2]; uint8 low[2][16][2]} quad[8]}
 //         Lossless bf16. low[pair][place][odd] is the lower byte of k = 4 quad + 2 pair + odd. The upper byte (the sign
 //         and all of the exponent but its last bit) is header.base - kBf12Below[nibble], which kernels look up with one
@@ -47,7 +46,7 @@ enum class DType : int32_t;  // ops/types.h, which files for one instruction set
 namespace q3::cpu {
 
 constexpr uint32_t kPanelRows = 16;
-constexpr uint32_t kGroup = 32;  // k per group of bf12, q8 and q4, and per scale of activation codes
+constexpr uint32_t kGroup = 32;  // k per group of bf12, per scale of q8 and q4, and per scale of activation codes
 
 constexpr uint32_t kF8Group = 128;  // k per scale of f8
 constexpr size_t kF8HeadBytes = kPanelRows * sizeof(float);
@@ -92,16 +91,16 @@ enum WeightFormat : uint8_t {
 struct FormatInfo {
     WeightFormat format;
     const char *name;
-    uint32_t group;      // k per group
+    uint32_t group;      // k per group of the layout
     size_t group_bytes;  // of a panel's group, all 16 rows
     bool plain;          // every element is a float or half by itself, so a KV tile can have this format too
-    // Activation codes that such weights are multiplied with (QuantRows), or 0 where activations stay floats.
-    size_t code_bytes;
-    float largest_code;
+    // Bits of a weight's code, of formats that are multiplied with activation codes (QuantRows); else 0.
+    uint32_t code_bits;
     int zero_code;  // the weight code that stands for 0
 };
 
-constexpr size_t kScaleBytes = kPanelRows * sizeof(uint16_t);  // of a group: one bf16 per row
+constexpr size_t kScaleBytes = kPanelRows * sizeof(uint16_t);  // of kGroup k: one bf16 per row
+constexpr uint32_t kScaleGroups = 2;                           // scales per row in a group of q8 or q4
 
 // A format of codes with scales as checkpoints have them: weight = scale * (code - zero) - minimum.
 struct AffineInfo {
@@ -171,18 +170,16 @@ constexpr bool isAffine(WeightFormat format) {
 
 constexpr FormatInfo affineRow(WeightFormat format, const char *name) {
     const AffineInfo info = affineOf(format);
-    return {format, name, info.runs() * kGroup, info.groupBytes(), false, sizeof(int8_t), 127.0F, info.zero};
+    return {format, name, info.runs() * kGroup, info.groupBytes(), false, info.bits, info.zero};
 }
 
 constexpr FormatInfo kFormats[] = {
-    {kF32, "f32", 1, kPanelRows * sizeof(float), true, 0, 0.0F, 0},
-    {kF16, "f16", 1, kPanelRows * sizeof(uint16_t), true, 0, 0.0F, 0},
-    {kBf16, "bf16", 2, 2 * kPanelRows * sizeof(uint16_t), true, 0, 0.0F, 0},
-    {kBf12, "bf12", kGroup, kBf12GroupBytes, false, 0, 0.0F, 0},
-    // 127 * 256, so that an activation code is 256 * high + low with two signed bytes.
-    {kQ8, "q8", kGroup, kScaleBytes + kGroup * kPanelRows, false, sizeof(int16_t), 32512.0F, 0},
-    // The rounding of q4 is far coarser than that of 8-bit activations.
-    {kQ4, "q4", kGroup, kScaleBytes + kGroup * kPanelRows / 2, false, sizeof(int8_t), 127.0F, 8},
+    {kF32, "f32", 1, kPanelRows * sizeof(float), true, 0, 0},
+    {kF16, "f16", 1, kPanelRows * sizeof(uint16_t), true, 0, 0},
+    {kBf16, "bf16", 2, 2 * kPanelRows * sizeof(uint16_t), true, 0, 0},
+    {kBf12, "bf12", kGroup, kBf12GroupBytes, false, 0, 0},
+    {kQ8, "q8", kScaleGroups * kGroup, kScaleGroups * (kScaleBytes + kGroup * kPanelRows), false, 8, 128},
+    {kQ4, "q4", kScaleGroups * kGroup, kScaleGroups * (kScaleBytes + kGroup * kPanelRows / 2), false, 4, 8},
     affineRow(kA8, "a8"),
     affineRow(kA4, "a4"),
     affineRow(kA4z, "a4z"),
@@ -193,7 +190,7 @@ constexpr FormatInfo kFormats[] = {
     affineRow(kA8w, "a8w"),
     affineRow(kA4w, "a4w"),
     affineRow(kAg, "ag"),
-    {kF8, "f8", kF8Group, kF8HeadBytes + kF8Group * kPanelRows, false, 0, 0.0F, 0},
+    {kF8, "f8", kF8Group, kF8HeadBytes + kF8Group * kPanelRows, false, 0, 0},
 };
 constexpr size_t kFormatCount = sizeof kFormats / sizeof kFormats[0];
 
@@ -213,7 +210,7 @@ static_assert(rowsMatchFormats(), "a format is the index of its row");
 
 // Whether such weights are multiplied with activation codes, or else with floats.
 constexpr bool takesCodes(WeightFormat format) {
-    return infoOf(format).code_bytes > 0;
+    return infoOf(format).code_bits > 0;
 }
 
 constexpr uint32_t roundUp(uint32_t value, uint32_t unit) {
@@ -228,6 +225,23 @@ constexpr size_t panelOffset(WeightFormat format, size_t k) {
 // Bytes of a panel of k.
 constexpr size_t panelBytes(WeightFormat format, uint32_t k) {
     return panelOffset(format, roundUp(k, infoOf(format).group));
+}
+
+// Where a panel of a format with codes has the scales and the weight codes of k [32 g, 32 g + 32).
+constexpr size_t scalesOffset(WeightFormat format, size_t g) {
+    return panelOffset(format, g / kScaleGroups * kScaleGroups * kGroup) + g % kScaleGroups * kScaleBytes;
+}
+constexpr size_t codesOffset(WeightFormat format, size_t g) {
+    return panelOffset(format, g / kScaleGroups * kScaleGroups * kGroup) + kScaleGroups * kScaleBytes +
+           g % kScaleGroups * (kGroup * kPanelRows / 8 * infoOf(format).code_bits);
+}
+
+// Width of the codes that activations become in front of such formats.
+enum CodeWidth : uint8_t { k8Bits, k16Bits };
+constexpr size_t kCodeWidths = 2;
+// With 127 * 256, a code of 16 bits is 256 * high + low with two signed bytes.
+constexpr float largestCode(CodeWidth width) {
+    return width == k8Bits ? 127.0F : 32512.0F;
 }
 
 // Bytes of an element of a plain format.

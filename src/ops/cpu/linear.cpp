@@ -28,7 +28,7 @@ constexpr uint32_t kTogether = 4;
 constexpr size_t kBlockFloats =
     kTogether * (panelOffset(kBf16, kF8Group) / sizeof(float) + size_t{kMaxTileRows} * kPanelRows);
 
-// Rows per claim when activations become codes or are rounded: a row takes about a microsecond.
+// Rows per claim when activations become codes or are rounded.
 constexpr uint32_t kQuantGrain = 4;
 
 // Bytes between rounded rows beyond their own: with a power of two, the rows of a tile would fall into the same few
@@ -52,6 +52,10 @@ uint32_t blockDepth(WeightFormat format, uint32_t k, uint32_t unit) {
     return roundUp((k + blocks - 1) / std::max(1U, blocks), unit);
 }
 
+uint32_t groupsIn(uint32_t k) {
+    return (k + kGroup - 1) / kGroup;
+}
+
 void addBias(float *row, const float *bias) {
     if (bias != nullptr) {
         for (uint32_t j = 0; j < kPanelRows; ++j) {
@@ -66,12 +70,10 @@ Linears::Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows
                  const Arithmetic &arithmetic, bool codes)
     : kernels_(kernels), pool_(pool), arithmetic_(arithmetic), max_rows_(max_rows) {
     if (takesCodes(format) || codes) {
-        const size_t groups = roundUp(widest, kGroup) / kGroup;
-        const size_t rows = paddedQuantRows(max_rows);
-        codes_ = HostBuffer(rows * groups * kGroup * sizeof(int16_t));
-        scales_ = HostBuffer(rows * groups * sizeof(float));
-        offsets_ = HostBuffer(rows * groups * sizeof(int32_t));
-        quant_rows_ = {codes_.as<char>(), scales_.as<float>(), offsets_.as<int32_t>(), 1, rows};
+        const size_t count = size_t{max_rows} * groupsIn(widest);
+        codes_ = HostBuffer(count * codeGroupBytes(kSplitCodes));
+        scales_ = HostBuffer(count * sizeof(float));
+        offsets_ = HostBuffer(count * sizeof(int32_t));
     }
     // Some layers may be bf16 whatever the format of most is.
     if (const uint32_t pieces = std::max(piecesOf(format), piecesOf(kBf16)); pieces > 0) {
@@ -180,18 +182,40 @@ void Linears::roundRows(const float *in, uint32_t rows, uint32_t k, uint32_t pie
     });
 }
 
-// Fills quant_rows_ with rows of `in`, in the codes that `format` takes.
+// Parts of nearly equal size that rows are multiplied in.
+uint32_t Linears::partsOf(uint32_t rows, WeightFormat format) const {
+    const uint32_t tile = kernels_.tileRows(format);
+    return (rows + tile - 1) / tile;
+}
+
+CodeWidth Linears::widthOf(WeightFormat format) const {
+    return arithmetic_.of[format] == Activations::kInt8 ? k8Bits : k16Bits;
+}
+
+const CodeKernels &Linears::codeKernels(WeightFormat format) const {
+    return kernels_.codes[widthOf(format)][format];
+}
+
+// The codes of a part of the rows. Parts lie one after the other, each a stream for the kernel that reads it.
+QuantRows Linears::codesOf(uint32_t first, uint32_t count, uint32_t k, WeightFormat format) const {
+    const size_t bytes = codeGroupBytes(codeKernels(format).order);
+    const size_t at = size_t{first} * groupsIn(k);
+    return {codes_.as<char>() + at * bytes, scales_.as<float>() + at, offsets_.as<int32_t>() + at, count, bytes};
+}
+
+// Writes the rows of `in` in the codes that `format` takes.
 void Linears::quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format) {
-    if (kernels_.split_codes) {
-        quant_rows_.row_step = 1;
-        quant_rows_.group_step = rows <= kMaxTileRows ? rows : paddedQuantRows(rows);
-    } else {
-        quant_rows_.row_step = (k + kGroup - 1) / kGroup;
-        quant_rows_.group_step = 1;
-    }
-    pool_.parallelFor(rows, kQuantGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
-        for (uint32_t r = begin; r < end; ++r) {
-            kernels_.quantize[format](in + size_t{r} * k, k, quant_rows_, r);
+    const uint32_t parts = partsOf(rows, format);
+    const QuantizeKernel quantize = codeKernels(format).quantize;
+    pool_.parallelFor(parts, std::max(1U, kQuantGrain * parts / rows), [&](uint32_t begin, uint32_t end, uint32_t) {
+        uint32_t row = 0;
+        for (uint32_t part = 0; part < end; ++part) {
+            const uint32_t size = partSize(rows, parts, part);
+            const QuantRows out = codesOf(row, size, k, format);
+            for (uint32_t r = 0; r < size && part >= begin; ++r) {
+                quantize(in + (size_t{row} + r) * k, k, out, r);
+            }
+            row += size;
         }
     });
 }
@@ -201,9 +225,9 @@ void Linears::quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFor
 void Linears::multiplyPanels(const Panels &p, const Rows &rows, float *out, size_t ldo) const {
     const bool begun = p.k0 > 0 && !p.alone;
     if (takesCodes(p.format)) {
-        kernels_.quantPanels(p.format)(p.data, p.stride, p.count, (p.k + kGroup - 1) / kGroup,
-                                       quant_rows_.from(rows.first, p.k0 / kGroup, p.format), rows.count, out, ldo,
-                                       begun);
+        const QuantRows codes = codesOf(rows.first, rows.count, static_cast<uint32_t>(rows.ld), p.format);
+        kernels_.quantPanels(p.format, widthOf(p.format))(p.data, p.stride, p.count, groupsIn(p.k),
+                                                          codes.from(0, p.k0 / kGroup), rows.count, out, ldo, begun);
     } else if (const uint32_t pieces = piecesOf(p.format); pieces > 0) {
         const RoundedRows from{rounded_rows_.data + rows.first * rounded_rows_.row_bytes +
                                    roundedRowBytes(p.k0, pieces, kernels_.pair_bytes),
@@ -280,11 +304,10 @@ void Linears::streamPanels(const float *in, uint32_t rows, const CpuLinear &w, u
 // All rows go through kTogether panels, or a block of their k, which stay in L2 meanwhile.
 template <typename Epilogue>
 void Linears::reusePanels(const float *in, uint32_t rows, const CpuLinear &w, uint32_t step, const Epilogue &epilogue) {
-    const uint32_t tile = kernels_.tileRows(w.format);
-    const uint32_t parts = (rows + tile - 1) / tile;
+    const uint32_t parts = partsOf(rows, w.format);
     // bf12 is expanded to bf16 once for all rows, except for so few that two tiles hold them with registers to spare:
     // there the kernel decodes it twice, which costs less than sending the expanded panels through L2.
-    const bool expand = w.format == kF8 || (w.format == kBf12 && rows > 2 * (tile - 1));
+    const bool expand = w.format == kF8 || (w.format == kBf12 && rows > 2 * (kernels_.tile_rows - 1));
     const WeightFormat format = expand ? kBf16 : w.format;
     const uint32_t depth = blockDepth(format, w.in, std::max(kGroup, infoOf(w.format).group));
     pool_.parallelFor(w.npanels, panelsIn(kClaimBytes, w), [&](uint32_t begin, uint32_t end, uint32_t thread) {

@@ -42,7 +42,7 @@ private:
     struct Rows {
         const float *in;  // of all rows of the call
         size_t ld;
-        uint32_t first, count;
+        uint32_t first, count;  // one of the parts that the rows are cut into
     };
 
     float *blockScratch(uint32_t thread) const;
@@ -53,6 +53,10 @@ private:
                             uint32_t thread) const;
     void multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
     size_t scratchFloats(WeightFormat format) const;
+    uint32_t partsOf(uint32_t rows, WeightFormat format) const;
+    CodeWidth widthOf(WeightFormat format) const;
+    const CodeKernels &codeKernels(WeightFormat format) const;
+    QuantRows codesOf(uint32_t first, uint32_t count, uint32_t k, WeightFormat format) const;
     uint32_t piecesOf(WeightFormat format) const;
     void prepareRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
     void quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
@@ -70,7 +74,6 @@ private:
     Arithmetic arithmetic_;
     uint32_t max_rows_;
     HostBuffer codes_, scales_, offsets_;
-    QuantRows quant_rows_{};  // over those three
     HostBuffer rounded_;
     RoundedRows rounded_rows_{};       // over rounded_
     std::vector<HostBuffer> scratch_;  // per thread, scratchFloats() each

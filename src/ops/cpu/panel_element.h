@@ -18,21 +18,20 @@ template <WeightFormat T> float loadFloat(const void *data, size_t index) {
     }
 }
 
-// Code (row, k) of a panel of q8 or q4. That of q4 is the nibble, 0 to 15.
+// Code (row, k) of a panel of q8 or q4: a byte, or a nibble.
 template <WeightFormat T> int codeAt(const void *panel, uint32_t row, uint32_t k) {
     const uint32_t i = k % kGroup;
-    const char *codes = static_cast<const char *>(panel) + panelOffset(T, k / kGroup * kGroup) + kScaleBytes;
+    const auto *codes = static_cast<const uint8_t *>(panel) + codesOffset(T, k / kGroup);
     if constexpr (T == kQ8) {
-        return reinterpret_cast<const int8_t *>(codes)[(i / 2 * kPanelRows + row) * 2 + i % 2];
+        return codes[(i / 4 * kPanelRows + row) * 4 + i % 4];
     } else {
         static_assert(T == kQ4, "no code of this format");
-        const uint32_t byte = reinterpret_cast<const uint8_t *>(codes)[(i / 8 * kPanelRows + row) * 4 + i % 4];
-        return static_cast<int>(byte >> (i / 4 % 2 * 4) & 15U);
+        return codes[(i / 8 * kPanelRows + row) * 4 + i % 4] >> (i / 4 % 2 * 4) & 15;
     }
 }
 
 template <WeightFormat T> float scaleAt(const void *panel, uint32_t row, uint32_t group) {
-    const char *scales = static_cast<const char *>(panel) + panelOffset(T, size_t{group} * kGroup);
+    const char *scales = static_cast<const char *>(panel) + scalesOffset(T, group);
     return bf16ToFloat(reinterpret_cast<const uint16_t *>(scales)[row]);
 }
 

@@ -78,8 +78,8 @@ inline void _tile_stored(int tile, void *base, size_t stride) {
     }
 }
 
-// sum[m][n] += the products of four bytes a[m][k] * b[k][n], over k: those of a signed or not, of b signed
-template <typename Left> inline void amxDotBytes(int sum, int a, int b) {
+// sum[m][n] += the products of four bytes a[m][k] * b[k][n], over k: those of a and b signed or not
+template <typename Left, typename Right> inline void amxDotBytes(int sum, int a, int b) {
     EmulatedTile &to = emulatedTile(sum);
     const EmulatedTile &left = emulatedTile(a);
     const EmulatedTile &right = emulatedTile(b);
@@ -92,7 +92,7 @@ template <typename Left> inline void amxDotBytes(int sum, int a, int b) {
             memcpy(&total, to.data[m] + size_t{4} * n, sizeof total);
             for (uint32_t k = 0; k < right.rows; ++k) {
                 for (uint32_t i = 0; i < 4; ++i) {
-                    total += static_cast<Left>(left.data[m][4 * k + i]) * right.data[k][4 * n + i];
+                    total += static_cast<Left>(left.data[m][4 * k + i]) * static_cast<Right>(right.data[k][4 * n + i]);
                 }
             }
             memcpy(to.data[m] + size_t{4} * n, &total, sizeof total);
@@ -100,10 +100,6 @@ template <typename Left> inline void amxDotBytes(int sum, int a, int b) {
     }
 }
 
-inline void _tile_dpbssd(int sum, int a, int b) {
-    amxDotBytes<int8_t>(sum, a, b);
-}
-
-inline void _tile_dpbusd(int sum, int a, int b) {
-    amxDotBytes<uint8_t>(sum, a, b);
+inline void _tile_dpbsud(int sum, int a, int b) {
+    amxDotBytes<int8_t, uint8_t>(sum, a, b);
 }

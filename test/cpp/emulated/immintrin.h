@@ -75,6 +75,33 @@ inline int32_t _mm512_reduce_add_epi32(__m512i v) {
     return sum;
 }
 
+inline int32_t _mm512_reduce_max_epi32(__m512i v) {
+    const auto s = bitsAs<Ints>(v);
+    int32_t largest = s.lane[0];
+    for (const int32_t value : s.lane) {
+        largest = value > largest ? value : largest;
+    }
+    return largest;
+}
+
+inline __m512i _mm512_srai_epi32(__m512i v, unsigned count) {
+    auto s = bitsAs<Ints>(v);
+    for (int32_t &value : s.lane) {
+        value >>= count;
+    }
+    return bitsAs<__m512i>(s);
+}
+
+enum _MM_PERM_ENUM { _MM_PERM_NONE };
+inline __m512i _mm512_shuffle_epi32(__m512i v, _MM_PERM_ENUM places) {
+    const auto in = bitsAs<Ints>(v);
+    Ints out;
+    for (int i = 0; i < 16; ++i) {
+        out.lane[i] = in.lane[i / 4 * 4 + (places >> (i % 4 * 2) & 3)];
+    }
+    return bitsAs<__m512i>(out);
+}
+
 inline __m512 _mm512_cvtepi32_ps(__m512i v) {
     const auto in = bitsAs<Ints>(v);
     Floats out;

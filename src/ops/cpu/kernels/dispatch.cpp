@@ -60,13 +60,13 @@ const std::vector<KernelEntry> &kernelEntries() {
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
         const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-        const bool amx = vnni && __builtin_cpu_supports("avx512vbmi");
         // Asking for AMX has side effects (signal stacks must be larger), so nobody asks when another table is forced.
         const bool wanted = *forcedName() == '\0' || std::strcmp(forcedName(), kAmxKernels.name) == 0;
-        found.push_back({&kAmxKernels, amx && wanted && requestAmx()});
+        found.push_back({&kAmxKernels, vnni && wanted && requestAmx()});
         found.push_back({&kAvx512Bf16Kernels, vnni && __builtin_cpu_supports("avx512bf16")});
         found.push_back({&kAvx512VnniKernels, vnni});
         found.push_back({&kAvx512Kernels, avx512});
+        found.push_back({&kAvxVnniKernels, avx2 && __builtin_cpu_supports("avxvnni") != 0});
         found.push_back({&kAvx2Kernels, avx2});
 #elif defined(__aarch64__)
         const bool dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;

@@ -1,4 +1,4 @@
-// AVX2 + FMA + F16C.
+// AVX2 with FMA and F16C: Haswell, Zen and later.
 #include "ops/cpu/kernels/simd_avx2.h"
 
 namespace q3::cpu {

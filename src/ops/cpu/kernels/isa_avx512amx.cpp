@@ -1,102 +1,23 @@
 // AMX int8 for many rows of quantised layers, AVX-512 with VNNI for everything else: Sapphire Rapids and later. An
-// activation's 16-bit code is 256 * high + low with a signed and an unsigned byte, so a group's exact products are 256
-// times those of the high bytes (TDPBSSD) and those of the low bytes (TDPBUSD). 8-bit codes are signed bytes already.
+// activation's 16-bit code is 256 * high + low with two signed bytes, so a group's exact products are 256 times those
+// of the high bytes and those of the low bytes, each with unsigned bytes of weights (TDPBSUD).
 #include "ops/cpu/kernels/simd_avx512vnni.h"
 
 namespace q3::cpu {
 namespace {
 
-struct Amx : Avx512Vnni {
-    // Bytes (or words) of v in the order that `places` gives.
-    static I bytesAt(I places, I v) { return _mm512_permutexvar_epi8(places, v); }
-    static I wordsAt(I places, I v) { return _mm512_permutexvar_epi16(places, v); }
-};
+using Amx = Avx512Vnni;
 constexpr int kRows = 16;  // rows of a tile register
 // Fewer rows are left to VNNI, which streams four panels at a time from memory.
 constexpr int kLeastRows = 12;
 
-template <typename T, int N> struct alignas(64) Places {
-    T place[N];
-    constexpr Places inverse() const {
-        Places result{};
-        for (int i = 0; i < N; ++i) {
-            result.place[place[i]] = static_cast<T>(i);
-        }
-        return result;
-    }
-};
-
-// The rows' pairs (k, k + 1), followed by their pairs (k + 2, k + 3), become the rows' quads.
-constexpr Places<uint16_t, 32> kQuadsOfPairs = [] {
-    Places<uint16_t, 32> places{};
-    for (uint16_t row = 0; row < kPanelRows; ++row) {
-        places.place[2 * row] = row;
-        places.place[2 * row + 1] = kPanelRows + row;
-    }
-    return places;
-}();
-
-// 32 words become their high bytes, then their low bytes.
-constexpr Places<uint8_t, 64> kHighThenLow = [] {
-    Places<uint8_t, 64> places{};
-    for (uint8_t i = 0; i < kGroup; ++i) {
-        places.place[i] = 2 * i + 1;
-        places.place[kGroup + i] = 2 * i;
-    }
-    return places;
-}();
-
-template <typename T, int N> inline __m512i load(const Places<T, N> &places) {
-    return Amx::loadBits(reinterpret_cast<const char *>(places.place));
-}
-
-// Few rows are multiplied by VNNI, which wants 16-bit codes in one piece.
-template <> struct Steps<Amx, kQ8> : Steps<Avx512Vnni, kQ8> {
-    using Whole = Steps<Avx512Vnni, kQ8>;
-    template <int R> struct Rows {
-        static constexpr size_t row_bytes = QuantRows::rowBytes(kQ8);
-        alignas(64) char codes[R * row_bytes];
-        Rows(const char *from, size_t from_bytes) {
-            const __m512i places = load(kHighThenLow.inverse());
-            Q3_UNROLL
-            for (int r = 0; r < R; ++r) {
-                Amx::storeBits(codes + r * row_bytes, Amx::bytesAt(places, Amx::loadBits(from + r * from_bytes)));
-            }
-        }
-    };
-    template <typename Use> static void forSteps(const char *group, int first, const Use &use) {
-        Whole::forSteps(group, first, [&](uint32_t step, const StepWeights<Whole> &w) {
-            use(step, StepWeights<Steps>{{w.part[0]}});
-        });
-    }
-};
-
-void quantizeSplit(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
-    quantize<Amx, kQ8>(x, k, out, r);
-    const __m512i places = load(kHighThenLow);
-    for (uint32_t g = 0; g * kGroup < k; ++g) {
-        char *codes = out.from(r, g, kQ8).codes;
-        Amx::storeBits(codes, Amx::bytesAt(places, Amx::loadBits(codes)));
-    }
-}
-
-// Weights of a group in steps of four k: [8][16][4], signed.
-template <WeightFormat T> inline void unpackGroup(const char *group, char *out) {
-    const char *codes = group + kScaleBytes;
-    if constexpr (T == kQ8) {
-        const __m512i places = load(kQuadsOfPairs);
-        Q3_UNROLL
-        for (size_t quad = 0; quad < kGroup / 4; ++quad) {
-            Amx::storeBits(out + quad * 64, Amx::wordsAt(places, Amx::loadBits(codes + quad * 64)));
-        }
-    } else {
-        const __m512i middle = _mm512_set1_epi8(8);
-        Q3_UNROLL
-        for (size_t quad = 0; quad < kGroup / 4; quad += 2) {
-            const __m512i both = Amx::loadQuads(codes + quad * 32);
-            Amx::storeBits(out + quad * 64, _mm512_sub_epi8(Amx::lowNibbles(both), middle));
-            Amx::storeBits(out + quad * 64 + 64, _mm512_sub_epi8(Amx::highNibbles(both), middle));
-        }
+// Nibbles of a group as bytes: [8][16][4].
+inline void unpackGroup(const char *codes, char *out) {
+    Q3_UNROLL
+    for (size_t quad = 0; quad < kQuads; quad += 2) {
+        const __m512i both = Amx::loadQuads(codes + quad * 32);
+        Amx::storeBits(out + quad * 64, Amx::lowNibbles(both));
+        Amx::storeBits(out + quad * 64 + 64, Amx::highNibbles(both));
     }
 }
 
@@ -120,8 +41,11 @@ struct alignas(64) TileConfig {
 using Dots = int32_t[kRows][kPanelRows];
 // The products of a group's codes with a panel; 16-bit codes have one part for their high bytes and one for their low
 // bytes.
-template <WeightFormat T> struct Products16 {
-    alignas(64) Dots part[infoOf(T).code_bytes];
+constexpr int partsOf(CodeWidth width) {
+    return width == k8Bits ? 1 : 2;
+}
+template <CodeWidth X> struct Products16 {
+    alignas(64) Dots part[partsOf(X)];
 };
 
 // Compilers do not know that LDTILECFG reads all of its operand, nor that loading a tile reads memory. This makes them
@@ -148,60 +72,61 @@ inline void storeOdd(Dots &to, int part) {
 
 // Multiplies group g and stores the products of group g - 1. A tile can be neither stored nor loaded while the last
 // instruction on it runs, so even and odd groups use different tiles.
-template <WeightFormat T>
-inline void multiply(uint32_t g, const char *codes, const char *weights, Products16<T> &before) {
-    constexpr size_t kStride = kGroup * infoOf(T).code_bytes;
+template <CodeWidth X> inline void multiply(uint32_t g, const char *codes, const char *weights, Products16<X> &before) {
+    constexpr size_t kStride = kGroup * partsOf(X);
     if (g % 2 == 0) {
         _tile_loadd(4, codes, kStride);
         _tile_loadd(6, weights, kPanelRows * 4);
         _tile_zero(0);
-        _tile_dpbssd(0, 4, 6);
+        _tile_dpbsud(0, 4, 6);
         storeOdd(before.part[0], 0);
-        if constexpr (T == kQ8) {
+        if constexpr (X == k16Bits) {
             _tile_loadd(5, codes + kGroup, kStride);
             _tile_zero(1);
-            _tile_dpbusd(1, 5, 6);
+            _tile_dpbsud(1, 5, 6);
             storeOdd(before.part[1], 1);
         }
-    } else if constexpr (T == kQ8) {
+    } else if constexpr (X == k16Bits) {
         _tile_loadd(4, codes, kStride);
         _tile_loadd(7, weights, kPanelRows * 4);
         _tile_zero(2);
-        _tile_dpbssd(2, 4, 7);
+        _tile_dpbsud(2, 4, 7);
         storeEven(before.part[0], 0);
         _tile_loadd(5, codes + kGroup, kStride);
         _tile_zero(3);
-        _tile_dpbusd(3, 5, 7);
+        _tile_dpbsud(3, 5, 7);
         storeEven(before.part[1], 1);
     } else {
         _tile_loadd(5, codes, kStride);
         _tile_loadd(7, weights, kPanelRows * 4);
         _tile_zero(2);
-        _tile_dpbssd(2, 5, 7);
+        _tile_dpbsud(2, 5, 7);
         storeEven(before.part[0], 0);
     }
 }
 
 // sum[R] += the products of a group * scales
-template <WeightFormat T, int R>
-inline void addScaled(const Products16<T> &products, const QuantRows &x, const char *group, __m512 (&sum)[R]) {
-    const __m512 w_scale = Amx::loadBf16(reinterpret_cast<const uint16_t *>(group));
+template <WeightFormat T, CodeWidth X, int R>
+inline void addScaled(const Products16<X> &products, const QuantRows &x, const char *panel, uint32_t g,
+                      __m512 (&sum)[R]) {
+    const __m512 w_scale = weightScales<Amx, T>(panel, g, 0);
     Q3_UNROLL
     for (int r = 0; r < R; ++r) {
-        __m512i dot = _mm512_load_si512(products.part[infoOf(T).code_bytes - 1][r]);
-        if constexpr (T == kQ8) {
+        __m512i dot =
+            Amx::addInt(_mm512_load_si512(products.part[partsOf(X) - 1][r]), Amx::broadcastInt(x.offsets + r));
+        if constexpr (X == k16Bits) {
             dot = Amx::addInt(dot, Amx::shiftLeft<8>(_mm512_load_si512(products.part[0][r])));
         }
         sum[r] = Amx::fma(Amx::toFloat(dot), Amx::mul(w_scale, Amx::set(x.scales[r])), sum[r]);
     }
 }
 
-constexpr uint32_t kBlock = 16;  // groups whose unpacked weights stay in L1
+constexpr uint32_t kBlock = 16;  // groups whose unpacked weights stay in L1, an even number
 using Unpacked = char[kBlock][kGroup * kPanelRows];
 
-// y[R][16] += `count` groups of a panel, whose weights are unpacked. Meanwhile it unpacks the weights of `next`, the
-// panel after this one: a tile load waits until stores to its memory have reached L1.
-template <WeightFormat T, int R>
+// y[R][16] += `count` groups of a panel. Nibbles are unpacked in `weights`. Meanwhile it unpacks those of `next`, the
+// panel after this one: a tile load waits until stores to its memory have reached L1. Bytes are only fetched.
+template <WeightFormat T, CodeWidth X, int R>
 void addGroups(const char *panel, const Unpacked &weights, const char *next, Unpacked &next_weights, const QuantRows &x,
                uint32_t count, float *y, size_t ldy) {
     __m512 sum[R];
@@ -209,19 +134,26 @@ void addGroups(const char *panel, const Unpacked &weights, const char *next, Unp
     for (int r = 0; r < R; ++r) {
         sum[r] = Amx::load(y + r * ldy);
     }
-    Products16<T> products[2];
+    Products16<X> products[2];
     for (uint32_t g = 0; g <= count; ++g) {
         const uint32_t at = g < count ? g : 0;  // the extra round only stores the last group's products
-        multiply<T>(g, x.from(0, at, T).codes, weights[at], products[(g + 1) % 2]);
+        const char *codes = T == kQ8 ? panel + codesOffset(T, at) : weights[at];
+        multiply<X>(g, x.from(0, at).codes, codes, products[(g + 1) % 2]);
         if (g > 0) {
-            addScaled<T, R>(products[(g + 1) % 2], x.from(0, g - 1, T), panel + panelOffset(T, size_t{g - 1} * kGroup),
-                            sum);
+            addScaled<T, X, R>(products[(g + 1) % 2], x.from(0, g - 1), panel, g - 1, sum);
         }
         if (g < count && next != nullptr) {
-            const char *group = next + panelOffset(T, size_t{g} * kGroup);
-            fetchAhead<T, R>(group, panelOffset(T, kGroup));
-            unpackGroup<T>(group, next_weights[g]);
-            finishStores();
+            const char *ahead = next + codesOffset(T, g);
+            fetchAhead<T, R>(ahead, codesOffset(T, 1) - codesOffset(T, 0));
+            if constexpr (T == kQ4) {
+                unpackGroup(ahead, next_weights[g]);
+                finishStores();
+            } else {
+                Q3_UNROLL
+                for (size_t line = 0; line < kGroup * kPanelRows; line += 64) {
+                    __builtin_prefetch(ahead + line);
+                }
+            }
         }
     }
     Q3_UNROLL
@@ -230,8 +162,8 @@ void addGroups(const char *panel, const Unpacked &weights, const char *next, Unp
     }
 }
 
-template <WeightFormat T> struct TilesCall {
-    const QuantPanelCall<Amx, T> few;
+template <WeightFormat T, CodeWidth X> struct TilesCall {
+    const QuantPanelCall<Amx, T, X> few;
 
     template <int R> void call() const {
         if constexpr (R < kLeastRows) {
@@ -253,37 +185,37 @@ template <WeightFormat T> struct TilesCall {
         _tile_loadconfig(&config);
         for (uint32_t g = 0; g < groups; g += kBlock) {
             const uint32_t count = groups - g < kBlock ? groups - g : kBlock;
-            const QuantRows block = x.from(0, g, T);
+            const QuantRows block = x.from(0, g);
             alignas(64) Unpacked weights[2];
             const char *panel = panels + panelOffset(T, size_t{g} * kGroup);
-            for (uint32_t i = 0; i < count; ++i) {
-                unpackGroup<T>(panel + panelOffset(T, size_t{i} * kGroup), weights[0][i]);
+            for (uint32_t i = 0; i < count && T == kQ4; ++i) {
+                unpackGroup(panel + codesOffset(T, i), weights[0][i]);
             }
             finishStores();
             for (uint32_t p = 0; p < npanels; ++p, panel += panel_bytes) {
                 const char *next = p + 1 < npanels ? panel + panel_bytes : nullptr;
-                addGroups<T, R>(panel, weights[p % 2], next, weights[(p + 1) % 2], block, count, y + p * kPanelRows,
-                                ldy);
+                addGroups<T, X, R>(panel, weights[p % 2], next, weights[(p + 1) % 2], block, count, y + p * kPanelRows,
+                                   ldy);
             }
         }
         _tile_release();  // otherwise every thread switch would save the tiles
     }
 };
 
-template <WeightFormat T>
+template <WeightFormat T, CodeWidth X>
 void multiplyTiles(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
                    uint32_t rows, float *y, size_t ldy, bool accumulate) {
-    withRows<kRows>(
-        rows, TilesCall<T>{{static_cast<const char *>(panels), panel_bytes, npanels, groups, x, y, ldy, accumulate}});
+    withRows<kRows>(rows, TilesCall<T, X>{{static_cast<const char *>(panels), panel_bytes, npanels, groups, x, y, ldy,
+                                           accumulate}});
 }
 
 constexpr KernelTable amxTable() {
     KernelTable table = simdTable<Amx>("amx", kAvx512VnniAffine);
-    table.multiplyQuantPanels[kQ8] = multiplyTiles<kQ8>;
-    table.multiplyQuantPanels[kQ4] = multiplyTiles<kQ4>;
+    table.codes[k8Bits][kQ8].multiply = multiplyTiles<kQ8, k8Bits>;
+    table.codes[k8Bits][kQ4].multiply = multiplyTiles<kQ4, k8Bits>;
+    table.codes[k16Bits][kQ8].multiply = multiplyTiles<kQ8, k16Bits>;
+    table.codes[k16Bits][kQ4].multiply = multiplyTiles<kQ4, k16Bits>;
     table.quant_tile_rows = kRows;
-    table.split_codes = true;
-    table.quantize[kQ8] = quantizeSplit;
     return table;
 }
 

@@ -11,8 +11,8 @@
 //     the threads that compute do (runtime/worker_thread.h). With two pieces each pair is added twice, first with the
 //     pieces that are larger;
 //   * an output of a quantised layer is one chain over groups of 32 k: sum = fma(float(dot), w_scale * x_scale, sum),
-//     where dot is the exact integer product of the group's weight codes and activation codes (QuantRows). Integers
-//     may be added in any order, so every instruction set gives the same bits;
+//     where dot is the exact integer product of the group's weight codes and activation codes of 8 or 16 bits
+//     (QuantRows). Integers may be added in any order, so every instruction set gives the same bits;
 //   * an output of a layer of an affine format is one chain over pieces of 16 or 32 k, each of one or two steps:
 //     sum = fma(float(dot), w_scale * x_scale, sum), where dot is the exact integer product of (code - zero) and the
 //     activation codes, then with a minimum sum = fma(-float(sum of the piece's activation codes), w_minimum * x_scale,
@@ -31,27 +31,30 @@ namespace q3::cpu {
 
 constexpr uint32_t kMaxTileRows = 16;  // bound of KernelTable::tileRows
 
-// A step is what a lane of 32 bits adds at once: 2 k of q8, 4 of q4; 4 bytes of activation codes in both.
-constexpr size_t kStepBytes = 4;
-constexpr uint32_t stepsPerGroup(WeightFormat format) {
-    return static_cast<uint32_t>(kGroup * infoOf(format).code_bytes / kStepBytes);
+// How a row's 32 activation codes of a group lie in memory, which is the business of the kernels that multiply them.
+enum CodeOrder : uint8_t {
+    kByteCodes,   // 8 bits each
+    kSplitCodes,  // 16 bits each: the high bytes, then the low ones, both signed
+    kWordCodes,   // 16 bits of space each, k = 0, 2, 1, 3, 4, 6, 5, 7 ...: even and odd bytes of a quad of weights
+    kPlainCodes,  // int16, in the order of k
+};
+constexpr size_t codeGroupBytes(CodeOrder order) {
+    return order == kByteCodes ? kGroup : 2 * kGroup;
 }
 
-// Rows of activations as codes of the size that the weights' format takes: x = code * scale, one scale per group of
-// kGroup. Either a row's groups lie side by side (row_step: groups of a row, group_step: 1) or a group's rows
-// (row_step: 1, group_step: rows), as the table wants.
+// Rows of activations as codes: x = code * scale, one scale per kGroup of a row. A group's rows lie side by side.
 struct QuantRows {
-    char *codes;       // rowBytes(format) per row and group, zeros beyond k up to a whole group
+    char *codes;       // group_bytes per row and group, zeros beyond k up to a whole group
     float *scales;     // one per row and group; NaN for a group with NaN or infinity
-    int32_t *offsets;  // one per row and group: 8 * sum of the group's codes, what q4's nibbles add to a product by
-                       // being 8 too large; for affine formats two sums of 16 codes (affineSum)
-    size_t row_step, group_step;
+    int32_t *offsets;  // one per row and group: what must be added to a product with unsigned weight codes, the sum of
+                       // the group's codes * -zero_code; for affine formats two sums of 16 codes (affineSum)
+    size_t rows;       // from group to group
+    size_t group_bytes;
 
-    static constexpr size_t rowBytes(WeightFormat format) { return kGroup * infoOf(format).code_bytes; }
     // The part that begins with this row and group.
-    QuantRows from(size_t row, size_t group, WeightFormat format) const {
-        const size_t at = row * row_step + group * group_step;
-        return {codes + at * rowBytes(format), scales + at, offsets + at, row_step, group_step};
+    QuantRows from(size_t row, size_t group) const {
+        const size_t at = row + group * rows;
+        return {codes + at * group_bytes, scales + at, offsets + at, rows, group_bytes};
     }
 };
 
@@ -64,12 +67,6 @@ template <uint32_t Pieces, int Piece> constexpr int32_t affineSum(int32_t offset
     const int32_t first = static_cast<int16_t>(offset);
     const int32_t second = offset >> 16;
     return Pieces == 1 ? first + second : (Piece == 0 ? first : second);
-}
-
-// Rows to make room for in every group of QuantRows, if a group's rows lie side by side. The number is no power of two,
-// with which all groups of a tile would fall into the same few sets of L1.
-constexpr uint32_t paddedQuantRows(uint32_t rows) {
-    return roundUp(rows, 64) + kMaxTileRows;
 }
 
 // Rows of activations as sums of `pieces` numbers of bf16 each: 1, or 2, of which the second holds what the rounding of
@@ -93,9 +90,18 @@ using PanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t np
 // The same for bf16 and bf12 with rounded activations, rows <= tile_rows.
 using RoundedPanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k,
                                     const RoundedRows &x, uint32_t rows, float *y, size_t ldy, bool accumulate);
-// The same for formats that take codes, over `groups` groups, rows <= quant_tile_rows.
+// The same for formats that take codes, over `groups` groups of 32 k, rows <= quant_tile_rows.
 using QuantPanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups,
                                   const QuantRows &x, uint32_t rows, float *y, size_t ldy, bool accumulate);
+// Row r of x [k] as codes.
+using QuantizeKernel = void (*)(const float *x, uint32_t k, const QuantRows &out, uint32_t r);
+
+// How one format is multiplied with codes of one width.
+struct CodeKernels {
+    CodeOrder order;
+    QuantizeKernel quantize;
+    QuantPanelKernel multiply;
+};
 
 // The first `groups` groups of a bf12 panel as a bf16 panel of that many k.
 using ExpandBf12Kernel = void (*)(const void *panel, uint32_t groups, uint16_t *out);
@@ -137,10 +143,10 @@ struct KernelTable {
         return takesCodes(format) && !isAffine(format) ? quant_tile_rows : tile_rows;
     }
     PerFormat<PanelKernel> multiplyPanels;          // of formats that take floats
-    QuantPanelKernels multiplyQuantPanels;          // of formats that take codes, but for affine ones
-    const QuantPanelKernels *multiplyAffinePanels;  // of those
-    QuantPanelKernel quantPanels(WeightFormat format) const {
-        return isAffine(format) ? (*multiplyAffinePanels)[format] : multiplyQuantPanels[format];
+    PerFormat<CodeKernels> codes[kCodeWidths];      // of formats that take codes; products of affine ones are apart
+    const QuantPanelKernels *multiplyAffinePanels;  // of 8 bits
+    QuantPanelKernel quantPanels(WeightFormat format, CodeWidth width) const {
+        return isAffine(format) ? (*multiplyAffinePanels)[format] : codes[width][format].multiply;
     }
     // Of bf16 and bf12, by the number of pieces less one.
     PerFormat<RoundedPanelKernel> multiplyRounded[kMaxPieces];
@@ -155,11 +161,6 @@ struct KernelTable {
     TileKernel tile;
     PerFormat<ScoreKernel> score;  // of plain formats, as are weigh, store and load
     PerFormat<WeighKernel> weigh;
-    // Whether QuantRows have a group's rows side by side, and 16-bit codes as the high bytes of a row's group (signed),
-    // then the low ones.
-    bool split_codes;
-    // Row r of x [k] as the codes, scales and offsets that a format takes.
-    PerFormat<void (*)(const float *x, uint32_t k, const QuantRows &out, uint32_t r)> quantize;
     // out = x / sqrt(mean(x^2) + epsilon) * weight; out may be x
     void (*rmsnorm)(float *out, const float *x, const float *weight, uint32_t n, float epsilon);
     // x += delta
@@ -186,6 +187,8 @@ extern const QuantPanelKernels kAvx2Affine;
 extern const QuantPanelKernels kAvx512Affine;
 extern const QuantPanelKernels kAvx512VnniAffine;
 extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvxVnniKernels;
+
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512VnniKernels;
 extern const KernelTable kAvx512Bf16Kernels;

@@ -2,6 +2,7 @@
 // Written for clarity; std::fma keeps the chains' single rounding (see kernels.h).
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "ops/cpu/kernels/kernels.h"
 #include "ops/cpu/panel_element.h"
@@ -9,15 +10,6 @@
 
 namespace q3::cpu {
 namespace {
-
-// The activation code at index i; `bytes` holds codes of format T.
-template <WeightFormat T> int activationAt(const char *bytes, size_t i) {
-    if constexpr (infoOf(T).code_bytes == sizeof(int16_t)) {
-        return reinterpret_cast<const int16_t *>(bytes)[i];
-    } else {
-        return reinterpret_cast<const int8_t *>(bytes)[i];
-    }
-}
 
 template <WeightFormat T>
 void multiplyPanels(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
@@ -120,7 +112,9 @@ void weigh(const float *weights, size_t ldw, uint32_t rows, const KvTiles &value
 
 constexpr uint32_t kTileRows = 6;
 
-template <WeightFormat T>
+template <CodeWidth X> using Code = std::conditional_t<X == k8Bits, int8_t, int16_t>;
+
+template <WeightFormat T, CodeWidth X>
 void multiplyQuantPanels(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
                          uint32_t rows, float *y, size_t ldy, bool accumulate) {
     for (uint32_t p = 0; p < npanels; ++p) {
@@ -129,10 +123,11 @@ void multiplyQuantPanels(const void *panels, size_t panel_bytes, uint32_t npanel
             for (uint32_t j = 0; j < kPanelRows; ++j) {
                 float sum = accumulate ? y[r * ldy + p * kPanelRows + j] : 0.0F;
                 for (uint32_t g = 0; g < groups; ++g) {
-                    const QuantRows at = x.from(r, g, T);
-                    int32_t dot = infoOf(T).zero_code == 0 ? 0 : -at.offsets[0];
+                    const QuantRows at = x.from(r, g);
+                    const auto *codes = reinterpret_cast<const Code<X> *>(at.codes);
+                    int32_t dot = 0;
                     for (uint32_t i = 0; i < kGroup; ++i) {
-                        dot += codeAt<T>(panel, j, g * kGroup + i) * activationAt<T>(at.codes, i);
+                        dot += (codeAt<T>(panel, j, g * kGroup + i) - infoOf(T).zero_code) * codes[i];
                     }
                     sum = std::fma(static_cast<float>(dot), scaleAt<T>(panel, j, g) * at.scales[0], sum);
                 }
@@ -152,12 +147,12 @@ void multiplyAffinePanels(const void *panels, size_t panel_bytes, uint32_t npane
             for (uint32_t j = 0; j < kPanelRows; ++j) {
                 float sum = accumulate ? y[r * ldy + p * kPanelRows + j] : 0.0F;
                 for (uint32_t k0 = 0; k0 < runs * kGroup; k0 += kPieceK) {
-                    const QuantRows at = x.from(r, k0 / kGroup, T);
+                    const QuantRows at = x.from(r, k0 / kGroup);
                     const AffineElement shared = affineAt<T>(panel, j, k0);
                     int32_t dot = 0;
                     int32_t codes = 0;
                     for (uint32_t i = k0; i < k0 + kPieceK; ++i) {
-                        const int code = activationAt<T>(at.codes, i % kGroup);
+                        const int code = reinterpret_cast<const int8_t *>(at.codes)[i % kGroup];
                         dot += (affineAt<T>(panel, j, i).code - static_cast<int>(shared.zero)) * code;
                         codes += code;
                     }
@@ -197,29 +192,33 @@ void addScaled(float *y, size_t ldy, const float *part, size_t ldp, const float 
     }
 }
 
-template <WeightFormat T> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
+template <WeightFormat T, CodeWidth X> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
     for (uint32_t g = 0; g * kGroup < k; ++g) {
         const uint32_t count = k - g * kGroup < kGroup ? k - g * kGroup : kGroup;
         const float *in = x + size_t{g} * kGroup;
-        const QuantRows to = out.from(r, g, T);
+        const QuantRows to = out.from(r, g);
         float largest = 0.0F;
         bool finite = true;
         for (uint32_t i = 0; i < count; ++i) {
             finite = finite && std::isfinite(in[i]);
             largest = std::fmax(largest, std::fabs(in[i]));
         }
-        const float inverse = largest < kLeastScale ? 0.0F : infoOf(T).largest_code / largest;
+        const float inverse = largest < kLeastScale ? 0.0F : largestCode(X) / largest;
         int32_t sum = 0;
         int32_t first_sum = 0;  // of the first 16 codes
         for (uint32_t i = 0; i < kGroup; ++i) {
             const int32_t code = finite && i < count ? static_cast<int32_t>(std::nearbyint(in[i] * inverse)) : 0;
-            std::memcpy(to.codes + i * infoOf(T).code_bytes, &code, infoOf(T).code_bytes);
+            reinterpret_cast<Code<X> *>(to.codes)[i] = static_cast<Code<X>>(code);
             sum += code;
             first_sum = i < kGroup / 2 ? sum : first_sum;
         }
-        to.scales[0] = !finite ? std::nanf("") : (largest < kLeastScale ? 0.0F : largest / infoOf(T).largest_code);
-        to.offsets[0] = isAffine(T) ? packAffineSums(first_sum, sum - first_sum) : 8 * sum;
+        to.scales[0] = !finite ? std::nanf("") : (largest < kLeastScale ? 0.0F : largest / largestCode(X));
+        to.offsets[0] = isAffine(T) ? packAffineSums(first_sum, sum - first_sum) : -infoOf(T).zero_code * sum;
     }
+}
+
+template <WeightFormat T, CodeWidth X> constexpr CodeKernels codeKernels() {
+    return {X == k8Bits ? kByteCodes : kPlainCodes, quantize<T, X>, multiplyQuantPanels<T, X>};
 }
 
 void rmsnorm(float *out, const float *x, const float *weight, uint32_t n, float epsilon) {
@@ -323,10 +322,12 @@ constexpr KernelTable scalarTable() {
     forEachFormat([&](auto format) {
         constexpr WeightFormat T = decltype(format)::value;
         if constexpr (takesCodes(T)) {
-            if constexpr (!isAffine(T)) {
-                table.multiplyQuantPanels[T] = multiplyQuantPanels<T>;
+            if constexpr (isAffine(T)) {
+                table.codes[k8Bits][T] = {kByteCodes, quantize<T, k8Bits>, nullptr};
+            } else {
+                table.codes[k8Bits][T] = codeKernels<T, k8Bits>();
+                table.codes[k16Bits][T] = codeKernels<T, k16Bits>();
             }
-            table.quantize[T] = quantize<T>;
         } else if constexpr (T != kF8) {
             table.multiplyPanels[T] = multiplyPanels<T>;
         }

@@ -83,8 +83,7 @@ inline Q3_INLINE AffineScales<S> affineScales(const char *group, uint32_t piece,
 }
 
 template <typename S, WeightFormat T, int R, int Step, int Last>
-inline Q3_INLINE void addAffineSteps(const char *run, const char *codes, size_t row_bytes,
-                                     typename S::I (&dots)[R][S::kParts]) {
+inline Q3_INLINE void addAffineSteps(const char *run, const char *codes, typename S::I (&dots)[R][S::kParts]) {
     if constexpr (Step < Last) {
         typename S::B w[S::kParts];
         Q3_UNROLL
@@ -93,13 +92,13 @@ inline Q3_INLINE void addAffineSteps(const char *run, const char *codes, size_t 
         }
         Q3_UNROLL
         for (int r = 0; r < R; ++r) {
-            const typename S::B x = S::broadcastQuad(codes + r * row_bytes + Step * size_t{4});
+            const typename S::B x = S::broadcastQuad(codes + r * codeGroupBytes(kByteCodes) + Step * size_t{4});
             Q3_UNROLL
             for (int h = 0; h < S::kParts; ++h) {
                 dots[r][h] = dotAffine<S, T>(dots[r][h], w[h], x);
             }
         }
-        addAffineSteps<S, T, R, Step + 1, Last>(run, codes, row_bytes, dots);
+        addAffineSteps<S, T, R, Step + 1, Last>(run, codes, dots);
     }
 }
 
@@ -110,26 +109,25 @@ inline Q3_INLINE void addAffinePiece(const char *group, uint32_t index, const Qu
     constexpr AffineInfo kInfo = affineOf(T);
     constexpr int kSteps = static_cast<int>(kRunSteps / kInfo.pieces);
     constexpr bool kOwnZero = kInfo.ownZero();
-    const size_t row_bytes = x.row_step * QuantRows::rowBytes(T);
     typename S::I dots[R][S::kParts];
     Q3_UNROLL
     for (int r = 0; r < R; ++r) {
-        const int32_t sum = affineSum<kInfo.pieces, Piece>(x.offsets[r * x.row_step]);
+        const int32_t sum = affineSum<kInfo.pieces, Piece>(x.offsets[r]);
         Q3_UNROLL
         for (int h = 0; h < S::kParts; ++h) {
             dots[r][h] = S::setInt(-kInfo.zero * sum);
         }
     }
     const char *run = group + kInfo.headBytes() + index * kInfo.runBytes();
-    addAffineSteps<S, T, R, Piece * kSteps, (Piece + 1) * kSteps>(run, x.codes, row_bytes, dots);
+    addAffineSteps<S, T, R, Piece * kSteps, (Piece + 1) * kSteps>(run, x.codes, dots);
     Q3_UNROLL
     for (int h = 0; h < S::kParts; ++h) {
         const AffineScales<S> scales = affineScales<S, T>(group, index * kInfo.pieces + Piece, h);
         Q3_UNROLL
         for (int r = 0; r < R; ++r) {
             typename S::F &total = products.sum[r][p][h];
-            const typename S::F x_scale = S::broadcast(x.scales + r * x.row_step);
-            const auto sum = static_cast<float>(affineSum<kInfo.pieces, Piece>(x.offsets[r * x.row_step]));
+            const typename S::F x_scale = S::broadcast(x.scales + r);
+            const auto sum = static_cast<float>(affineSum<kInfo.pieces, Piece>(x.offsets[r]));
             typename S::F dot = S::toFloat(dots[r][h]);
             if constexpr (kOwnZero) {  // whole numbers below 2^24: exact
                 dot = S::sub(dot, S::mul(scales.zero, S::set(sum)));
@@ -163,7 +161,7 @@ template <typename S, WeightFormat T> struct AffinePanelCall {
         const size_t stride = apart * panel_bytes;
         for (uint32_t run = 0; run < runs; run += kInfo.runs(), group += kInfo.groupBytes()) {
             for (uint32_t i = 0; i < kInfo.runs() && run + i < runs; ++i) {
-                const QuantRows at = x.from(0, run + i, T);
+                const QuantRows at = x.from(0, run + i);
                 Q3_UNROLL
                 for (int p = 0; p < P; ++p) {
                     const char *panel = group + p * stride;

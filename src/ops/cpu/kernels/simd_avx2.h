@@ -16,6 +16,7 @@ struct Avx2 {
     using Q = __m256i;  // pairs of int16
     static constexpr int kLanes = 8, kParts = 2, kTileRows = 6, kRegisters = 16;
     static constexpr bool kDotsBf16 = false;
+    static constexpr bool kByteDots = false, kSignedBytes = false;
 
     static F zero() { return _mm256_setzero_ps(); }
     static F set(float v) { return _mm256_set1_ps(v); }
@@ -62,14 +63,24 @@ struct Avx2 {
     static I setBits(uint32_t v) { return _mm256_set1_epi32(static_cast<int>(v)); }
     static I andBits(I a, I b) { return _mm256_and_si256(a, b); }
     static I addInt(I a, I b) { return _mm256_add_epi32(a, b); }
+    static I subInt(I a, I b) { return _mm256_sub_epi32(a, b); }
+    static I maxInt(I a, I b) { return _mm256_max_epi32(a, b); }
+    static I broadcastInt(const int32_t *p) { return _mm256_set1_epi32(*p); }
+    static I swapMiddle(I v) { return _mm256_shuffle_epi32(v, 0xd8); }
     template <int N> static I shiftLeft(I v) { return _mm256_slli_epi32(v, N); }
     template <int N> static I shiftRight(I v) { return _mm256_srli_epi32(v, N); }
+    template <int N> static I shiftRightSigned(I v) { return _mm256_srai_epi32(v, N); }
     static F toFloat(I v) { return _mm256_cvtepi32_ps(v); }
     static I toInt(F v) { return _mm256_cvtps_epi32(v); }
     static int32_t sumLanesInt(I v) {
         __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
         s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
         return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+    }
+    static int32_t maxLanesInt(I v) {
+        __m128i s = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+        s = _mm_max_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+        return _mm_cvtsi128_si32(_mm_max_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
     }
     // The low half of every lane.
     static void narrow(int16_t *p, I v) {
@@ -101,8 +112,9 @@ struct Avx2 {
         _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
     }
 
-    static H widen(const char *p) {
-        return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    template <int Shift, int Mask> static H words(B v) {
+        const __m256i shifted = Shift == 0 ? v : _mm256_srli_epi16(v, Shift);
+        return Shift + (Mask == 0xf ? 4 : 8) == 16 ? shifted : _mm256_and_si256(shifted, _mm256_set1_epi16(Mask));
     }
     static H broadcastPair(const char *p) {
         int32_t pair;

@@ -14,9 +14,10 @@ struct Avx512 {
     using I = __m512i;
     using H = __m512i;
     using B = __m512i;
-    using Q = __m512i;  // pairs of int16; with VNNI int32
+    using Q = __m512i;  // pairs of int16
     static constexpr int kLanes = 16, kParts = 1, kTileRows = 12, kRegisters = 32;
     static constexpr bool kDotsBf16 = false;
+    static constexpr bool kByteDots = false, kSignedBytes = false;
 
     static F zero() { return _mm512_setzero_ps(); }
     static F set(float v) { return _mm512_set1_ps(v); }
@@ -48,11 +49,17 @@ struct Avx512 {
     static I setBits(uint32_t v) { return _mm512_set1_epi32(static_cast<int>(v)); }
     static I andBits(I a, I b) { return _mm512_and_si512(a, b); }
     static I addInt(I a, I b) { return _mm512_add_epi32(a, b); }
+    static I subInt(I a, I b) { return _mm512_sub_epi32(a, b); }
+    static I maxInt(I a, I b) { return _mm512_max_epi32(a, b); }
+    static I broadcastInt(const int32_t *p) { return _mm512_set1_epi32(*p); }
+    static I swapMiddle(I v) { return _mm512_shuffle_epi32(v, static_cast<_MM_PERM_ENUM>(0xd8)); }
     template <int N> static I shiftLeft(I v) { return _mm512_slli_epi32(v, N); }
     template <int N> static I shiftRight(I v) { return _mm512_srli_epi32(v, N); }
+    template <int N> static I shiftRightSigned(I v) { return _mm512_srai_epi32(v, N); }
     static F toFloat(I v) { return _mm512_cvtepi32_ps(v); }
     static I toInt(F v) { return _mm512_cvtps_epi32(v); }
     static int32_t sumLanesInt(I v) { return _mm512_reduce_add_epi32(v); }
+    static int32_t maxLanesInt(I v) { return _mm512_reduce_max_epi32(v); }
     static void narrow(int16_t *p, I v) {
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtepi32_epi16(v));
     }
@@ -76,8 +83,9 @@ struct Avx512 {
                             _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
 
-    static H widen(const char *p) {
-        return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    template <int Shift, int Mask> static H words(B v) {
+        const __m512i shifted = Shift == 0 ? v : _mm512_srli_epi16(v, Shift);
+        return Shift + (Mask == 0xf ? 4 : 8) == 16 ? shifted : _mm512_and_si512(shifted, _mm512_set1_epi16(Mask));
     }
     static H broadcastPair(const char *p) {
         int32_t pair;

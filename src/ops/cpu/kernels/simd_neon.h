@@ -16,6 +16,7 @@ struct Neon {
     using Q = int16x8_t;
     static constexpr int kLanes = 4, kParts = 4, kTileRows = 6, kRegisters = 32;
     static constexpr bool kDotsBf16 = false;
+    static constexpr bool kByteDots = false, kSignedBytes = false;
 
     static F zero() { return vdupq_n_f32(0.0F); }
     static F set(float v) { return vdupq_n_f32(v); }
@@ -58,13 +59,19 @@ struct Neon {
     static I setBits(uint32_t v) { return vreinterpretq_s32_u32(vdupq_n_u32(v)); }
     static I andBits(I a, I b) { return vandq_s32(a, b); }
     static I addInt(I a, I b) { return vaddq_s32(a, b); }
+    static I subInt(I a, I b) { return vsubq_s32(a, b); }
+    static I maxInt(I a, I b) { return vmaxq_s32(a, b); }
+    static I broadcastInt(const int32_t *p) { return vld1q_dup_s32(p); }
+    static I swapMiddle(I v) { return vcombine_s32(vget_low_s32(vuzp1q_s32(v, v)), vget_low_s32(vuzp2q_s32(v, v))); }
     template <int N> static I shiftLeft(I v) { return vshlq_n_s32(v, N); }
     template <int N> static I shiftRight(I v) {
         return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(v), N));
     }
+    template <int N> static I shiftRightSigned(I v) { return vshrq_n_s32(v, N); }
     static F toFloat(I v) { return vcvtq_f32_s32(v); }
     static I toInt(F v) { return vcvtnq_s32_f32(v); }
     static int32_t sumLanesInt(I v) { return vaddvq_s32(v); }
+    static int32_t maxLanesInt(I v) { return vmaxvq_s32(v); }
     static void narrow(int16_t *p, I v) { vst1_s16(p, vmovn_s32(v)); }
     static void narrowBytes(int8_t *p, I v) {
         const int16x4_t halves = vmovn_s32(v);
@@ -85,7 +92,14 @@ struct Neon {
     }
     static void toF16(uint16_t *p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
 
-    static H widen(const char *p) { return vmovl_s8(vld1_s8(reinterpret_cast<const int8_t *>(p))); }
+    template <int Shift, int Mask> static H words(B v) {
+        const uint16x8_t both = vreinterpretq_u16_s8(v);
+        uint16x8_t shifted = both;
+        if constexpr (Shift > 0) {
+            shifted = vshrq_n_u16(both, Shift);
+        }
+        return vreinterpretq_s16_u16(vandq_u16(shifted, vdupq_n_u16(Mask)));
+    }
     static H broadcastPair(const char *p) {
         int32_t pair;
         __builtin_memcpy(&pair, p, sizeof pair);

@@ -8,136 +8,228 @@
 namespace q3::cpu {
 namespace {
 
-// A panel's weights in one step: kAtOnce vectors, which hold its 16 rows or some of them.
-template <typename Step> struct StepWeights {
-    typename Step::Weights part[Step::kAtOnce];
-};
+constexpr int kQuads = kGroup / 4;  // of k, in a group
 
-// Activation codes of one group for some rows, in the order of the steps.
-struct StepCodes {
-    const char *codes;
-    size_t row_bytes;
-};
-
-// How one format is multiplied, in steps of weights (16 rows x 4 bytes, as they are multiplied) and activation codes.
-// An instruction set with products of another shape specialises it (simd_dotprod.h).
-template <typename S, WeightFormat T> struct Steps;
-
-template <typename S> struct Steps<S, kQ8> {
-    static constexpr int kAtOnce = S::kParts;         // vectors whose sums stay in registers
-    static constexpr size_t kCodeBytes = kStepBytes;  // bytes of a row's codes in a step
-    using Weights = typename S::H;
-    using Values = Weights;  // a row's codes of a step, in every lane
-    using Sums = typename S::I;
-    template <int R> using Rows = StepCodes;  // made of QuantRows' codes and the bytes between rows
-    static Values broadcast(const char *codes) { return S::broadcastPair(codes); }
-    static Sums start() { return S::setInt(0); }
-    static Sums dot(Sums sums, Weights w, Values x) { return S::dotPairs(sums, w, x); }
-    static typename S::I total(Sums sums, int32_t /*offset*/) { return sums; }
-    // Calls use(step, weights) for the steps of a group, with the vectors [first, first + kAtOnce).
-    template <typename Use> static void forSteps(const char *group, int /*first*/, const Use &use) {
-        const char *codes = group + kScaleBytes;
-        for (uint32_t step = 0; step < stepsPerGroup(kQ8); ++step) {
-            StepWeights<Steps> w;
-            Q3_UNROLL
-            for (int h = 0; h < S::kParts; ++h) {
-                w.part[h] = S::widen(codes + (step * kPanelRows + h * S::kLanes) * 2);
-            }
-            use(step, w);
-        }
-    }
-};
-
-// Weights are multiplied as nibbles, 0 to 15; total() subtracts what that adds.
-template <typename S> struct Steps<S, kQ4> {
-    static constexpr int kAtOnce = S::kParts;
-    static constexpr size_t kCodeBytes = kStepBytes;
+// How one format is multiplied with codes of one width, in steps: 32-bit lanes of weights, kLanes rows of a panel, meet
+// 4 bytes of a row's codes. There are three ways.
+//
+// Products of bytes that are added to 32 bits at once (VNNI, SDOT). 16-bit codes take two passes over the group: first
+// their high bytes, then, when the sums have been shifted left, their low ones.
+template <typename S, WeightFormat T, CodeWidth X> struct ByteSteps {
     using Weights = typename S::B;
-    using Values = Weights;
-    using Sums = typename S::Q;
-    template <int R> using Rows = StepCodes;
+    using Values = typename S::B;
+    using Sums = typename S::I;
+    static constexpr CodeOrder kOrder = X == k8Bits ? kByteCodes : kSplitCodes;
+    static constexpr int kPasses = X == k8Bits ? 1 : 2;
+    static constexpr int kSteps = kQuads, kUnrolled = kQuads;
+    // Where bytes of weights are signed ones, those of q8 become so when they are loaded.
+    static constexpr bool kMadeSigned = S::kSignedBytes && infoOf(T).code_bits == 8;
+
+    static Weights weights(const char *codes, int step, int part) {
+        if constexpr (infoOf(T).code_bits == 8) {
+            const Weights w = S::loadQuads(codes + (step * kPanelRows + part * S::kLanes) * 4);
+            if constexpr (kMadeSigned) {
+                return S::makeSigned(w);
+            } else {
+                return w;
+            }
+        } else {
+            const Weights both = S::loadQuads(codes + (step / 2 * kPanelRows + part * S::kLanes) * 4);
+            return step % 2 == 0 ? S::lowNibbles(both) : S::highNibbles(both);
+        }
+    }
     static Values broadcast(const char *codes) { return S::broadcastQuad(codes); }
-    static Sums start() { return S::noQuads(); }
-    static Sums dot(Sums sums, Weights w, Values x) { return S::dotQuads(sums, w, x); }
-    static typename S::I total(Sums sums, int32_t offset) { return S::addInt(S::totalQuads(sums), S::setInt(-offset)); }
-    template <typename Use> static void forSteps(const char *group, int /*first*/, const Use &use) {
-        const char *codes = group + kScaleBytes;
-        for (uint32_t step = 0; step < stepsPerGroup(kQ4); step += 2) {
-            typename S::B bytes[S::kParts];
-            StepWeights<Steps> w;
-            Q3_UNROLL
-            for (int h = 0; h < S::kParts; ++h) {
-                bytes[h] = S::loadQuads(codes + (step / 2 * kPanelRows + h * S::kLanes) * 4);
-                w.part[h] = S::lowNibbles(bytes[h]);
+    static Sums start(const int32_t *offset) {
+        return kPasses > 1 || kMadeSigned ? S::setInt(0) : S::broadcastInt(offset);
+    }
+    static Sums dot(Sums sum, Weights w, Values x) { return S::dotBytes(sum, w, x); }
+    static Sums nextPass(Sums sum, const int32_t *offset) {
+        const Sums shifted = S::template shiftLeft<8>(sum);
+        return kMadeSigned ? shifted : S::addInt(shifted, S::broadcastInt(offset));
+    }
+    static typename S::I total(Sums sum, const int32_t * /*offset*/) { return sum; }
+};
+
+// Products of 16 bits, two to a lane: the even and the odd bytes of a quad of weights become words.
+template <typename S, WeightFormat T> struct WordSteps {
+    using Weights = typename S::H;
+    using Values = typename S::H;
+    using Sums = typename S::I;
+    static constexpr CodeOrder kOrder = kWordCodes;
+    static constexpr int kPasses = 1;
+    static constexpr int kSteps = 2 * kQuads, kUnrolled = infoOf(T).code_bits == 8 ? 2 : 4;
+
+    static Weights weights(const char *codes, int step, int part) {
+        const int bytes = step / kUnrolled;
+        const typename S::B quads = S::loadQuads(codes + (bytes * kPanelRows + part * S::kLanes) * 4);
+        if constexpr (infoOf(T).code_bits == 8) {
+            return step % 2 == 0 ? S::template words<0, 0xff>(quads) : S::template words<8, 0xff>(quads);
+        } else {
+            switch (step % kUnrolled) {
+            case 0:
+                return S::template words<0, 0xf>(quads);
+            case 1:
+                return S::template words<8, 0xf>(quads);
+            case 2:
+                return S::template words<4, 0xf>(quads);
+            default:
+                return S::template words<12, 0xf>(quads);
             }
-            use(step, w);
-            Q3_UNROLL
-            for (int h = 0; h < S::kParts; ++h) {
-                w.part[h] = S::highNibbles(bytes[h]);
-            }
-            use(step + 1, w);
         }
+    }
+    static Values broadcast(const char *codes) { return S::broadcastPair(codes); }
+    static Sums start(const int32_t * /*offset*/) { return S::setInt(0); }
+    static Sums dot(Sums sum, Weights w, Values x) { return S::dotPairs(sum, w, x); }
+    static Sums nextPass(Sums sum, const int32_t * /*offset*/) { return sum; }
+    static typename S::I total(Sums sum, const int32_t *offset) { return S::addInt(sum, S::broadcastInt(offset)); }
+};
+
+// Products of nibbles and 8-bit codes, four to a lane of two 16-bit sums, which a group does not make overflow.
+template <typename S> struct NibbleSteps {
+    using Weights = typename S::B;
+    using Values = typename S::B;
+    using Sums = typename S::Q;
+    static constexpr CodeOrder kOrder = kByteCodes;
+    static constexpr int kPasses = 1;
+    static constexpr int kSteps = kQuads, kUnrolled = 2;
+
+    static Weights weights(const char *codes, int step, int part) {
+        const Weights both = S::loadQuads(codes + (step / 2 * kPanelRows + part * S::kLanes) * 4);
+        return step % 2 == 0 ? S::lowNibbles(both) : S::highNibbles(both);
+    }
+    static Values broadcast(const char *codes) { return S::broadcastQuad(codes); }
+    static Sums start(const int32_t * /*offset*/) { return S::noQuads(); }
+    static Sums dot(Sums sum, Weights w, Values x) { return S::dotQuads(sum, w, x); }
+    static Sums nextPass(Sums sum, const int32_t * /*offset*/) { return sum; }
+    static typename S::I total(Sums sum, const int32_t *offset) {
+        return S::addInt(S::totalQuads(sum), S::broadcastInt(offset));
     }
 };
 
-// The integer products of R rows with kAtOnce vectors of one group of a panel.
-template <typename S, WeightFormat T, int R> struct GroupDots {
-    using Step = Steps<S, T>;
-    typename Step::Sums sum[R][Step::kAtOnce];
-
-    GroupDots() {
-        Q3_UNROLL
-        for (int r = 0; r < R; ++r) {
-            Q3_UNROLL
-            for (int h = 0; h < Step::kAtOnce; ++h) {
-                sum[r][h] = Step::start();
-            }
-        }
-    }
-    // Adds a step of weights times a step of codes, row r's at codes + r * row_bytes.
-    inline void add(const StepWeights<Step> &w, const char *codes, size_t row_bytes) {
-        Q3_UNROLL
-        for (int r = 0; r < R; ++r) {
-            const typename Step::Values x = Step::broadcast(codes + r * row_bytes);
-            Q3_UNROLL
-            for (int h = 0; h < Step::kAtOnce; ++h) {
-                sum[r][h] = Step::dot(sum[r][h], w.part[h], x);
-            }
-        }
-    }
-    inline typename S::F total(int r, int h, const int32_t *offset) const {
-        return S::toFloat(Step::total(sum[r][h], infoOf(T).zero_code == 0 ? 0 : *offset));
-    }
+template <bool Condition, typename A, typename B> struct Either {
+    using Type = A;
+};
+template <typename A, typename B> struct Either<false, A, B> {
+    using Type = B;
 };
 
-// Adds one group of panel p to the sums of R rows. x: the rows' activations in that group; `rows`: their codes in the
-// order of the steps.
-template <typename S, WeightFormat T, int R, int P>
-inline void multiplyGroup(const char *group, const QuantRows &x, const typename Steps<S, T>::template Rows<R> &rows,
-                          int p, Products<S, R, P> &products) {
-    using Step = Steps<S, T>;
-    fetchAhead<T, R>(group, panelOffset(T, kGroup));
-    Q3_UNROLL
-    for (int first = 0; first < S::kParts; first += Step::kAtOnce) {
-        GroupDots<S, T, R> dots;
-        Step::forSteps(group, first, [&](uint32_t step, const StepWeights<Step> &w) {
-            dots.add(w, rows.codes + step * Step::kCodeBytes, rows.row_bytes);
-        });
+template <typename S, WeightFormat T, CodeWidth X>
+using Steps = typename Either<
+    S::kByteDots, ByteSteps<S, T, X>,
+    typename Either<infoOf(T).code_bits == 4 && X == k8Bits, NibbleSteps<S>, WordSteps<S, T>>::Type>::Type;
+
+// Scales of a panel's rows [part * kLanes, ...) in group g.
+template <typename S, WeightFormat T> inline typename S::F weightScales(const char *panel, size_t g, int part) {
+    return S::loadBf16(reinterpret_cast<const uint16_t *>(panel + scalesOffset(T, g)) + part * S::kLanes);
+}
+
+// The integer products of R rows with P panels in one group.
+template <typename S, WeightFormat T, CodeWidth X, int R, int P> struct GroupDots {
+    using Step = Steps<S, T, X>;
+    typename Step::Sums sum[R][P][S::kParts];
+
+    // x: the rows' activations in the group; codes: the panels' weights.
+    inline void compute(const QuantRows &x, const char *const (&codes)[P]) {
         Q3_UNROLL
-        for (int h = 0; h < Step::kAtOnce; ++h) {
-            const typename S::F scale =
-                S::loadBf16(reinterpret_cast<const uint16_t *>(group) + (first + h) * S::kLanes);
+        for (int r = 0; r < R; ++r) {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                Q3_UNROLL
+                for (int h = 0; h < S::kParts; ++h) {
+                    sum[r][p][h] = Step::start(x.offsets + r);
+                }
+            }
+        }
+        addSteps(x.codes, codes);
+        if constexpr (Step::kPasses > 1) {
             Q3_UNROLL
             for (int r = 0; r < R; ++r) {
-                typename S::F &sum = products.sum[r][p][first + h];
-                sum = S::fma(dots.total(r, h, x.offsets + r * x.row_step),
-                             S::mul(scale, S::broadcast(x.scales + r * x.row_step)), sum);
+                Q3_UNROLL
+                for (int p = 0; p < P; ++p) {
+                    Q3_UNROLL
+                    for (int h = 0; h < S::kParts; ++h) {
+                        sum[r][p][h] = Step::nextPass(sum[r][p][h], x.offsets + r);
+                    }
+                }
+            }
+            addSteps(x.codes + kGroup, codes);
+        }
+    }
+
+private:
+    inline void addSteps(const char *x, const char *const (&codes)[P]) {
+        for (int first = 0; first < Step::kSteps; first += Step::kUnrolled) {
+            Q3_UNROLL
+            for (int i = 0; i < Step::kUnrolled; ++i) {
+                typename Step::Weights w[P][S::kParts];
+                Q3_UNROLL
+                for (int p = 0; p < P; ++p) {
+                    Q3_UNROLL
+                    for (int h = 0; h < S::kParts; ++h) {
+                        w[p][h] = Step::weights(codes[p], first + i, h);
+                    }
+                }
+                Q3_UNROLL
+                for (int r = 0; r < R; ++r) {
+                    const char *at = x + r * codeGroupBytes(Step::kOrder) + (first + i) * 4;
+                    const typename Step::Values value = Step::broadcast(at);
+                    Q3_UNROLL
+                    for (int p = 0; p < P; ++p) {
+                        Q3_UNROLL
+                        for (int h = 0; h < S::kParts; ++h) {
+                            sum[r][p][h] = Step::dot(sum[r][p][h], w[p][h], value);
+                        }
+                    }
+                }
+            }
+        }
+    }
+};
+
+// Adds group g of P panels, from panel `first` of the sums on, to the sums of R rows. x: their activations in the
+// group.
+template <typename S, WeightFormat T, CodeWidth X, int P, int R, int All>
+inline void multiplyGroup(const char *const *panels, size_t g, const QuantRows &x, int first,
+                          Products<S, R, All> &products) {
+    const char *codes[P];
+    Q3_UNROLL
+    for (int p = 0; p < P; ++p) {
+        codes[p] = panels[first + p] + codesOffset(T, g);
+        fetchAhead<T, R>(codes[p], codesOffset(T, 1) - codesOffset(T, 0));
+    }
+    GroupDots<S, T, X, R, P> dots;
+    dots.compute(x, codes);
+    Q3_UNROLL
+    for (int p = 0; p < P; ++p) {
+        Q3_UNROLL
+        for (int h = 0; h < S::kParts; ++h) {
+            const typename S::F scale = weightScales<S, T>(panels[first + p], g, h);
+            Q3_UNROLL
+            for (int r = 0; r < R; ++r) {
+                typename S::F &sum = products.sum[r][first + p][h];
+                sum = S::fma(S::toFloat(Steps<S, T, X>::total(dots.sum[r][p][h], x.offsets + r)),
+                             S::mul(scale, S::broadcast(x.scales + r)), sum);
             }
         }
     }
 }
 
-template <typename S, WeightFormat T> struct QuantPanelCall {
+// Whether registers hold the integer and the float sums of R rows and P panels, when a panel's row is one vector.
+template <typename S> constexpr bool fitTogether(int R, int P) {
+    return S::kParts == 1 && 2 * R * P + P + 1 <= S::kRegisters;
+}
+
+// How many panels R rows are multiplied with at once.
+template <typename S, int R> constexpr int quantPanelsAtOnce() {
+    for (int p = 4; p > 1; p /= 2) {
+        if (fitTogether<S>(R, p)) {
+            return p;
+        }
+    }
+    return panelsAtOnce<S, R>(R * S::kParts);
+}
+
+template <typename S, WeightFormat T, CodeWidth X> struct QuantPanelCall {
     const char *panels;
     size_t panel_bytes;
     uint32_t npanels, groups;
@@ -146,35 +238,68 @@ template <typename S, WeightFormat T> struct QuantPanelCall {
     size_t ldy;
     bool accumulate;
 
-    template <int R> void call() const { forPanelGroups<R, panelsAtOnce<S, R>(R * S::kParts)>(npanels, *this); }
+    template <int R> void call() const { forPanelGroups<R, quantPanelsAtOnce<S, R>()>(npanels, *this); }
     template <int R, int P> void tiles(uint32_t first, uint32_t apart) const {
+        constexpr int kTogether = fitTogether<S>(R, P) ? P : 1;
         Products<S, R, P> products;
         float *out = y + first * kPanelRows;
         if (accumulate) {
             products.load(out, ldy, apart);
         }
+        const char *at[P];
+        Q3_UNROLL
+        for (int p = 0; p < P; ++p) {
+            at[p] = panels + (first + size_t{apart} * p) * panel_bytes;
+        }
         for (uint32_t g = 0; g < groups; ++g) {
-            const QuantRows at = x.from(0, g, T);
-            const typename Steps<S, T>::template Rows<R> rows{at.codes, at.row_step * QuantRows::rowBytes(T)};
+            const QuantRows rows = x.from(0, g);
             Q3_UNROLL
-            for (int p = 0; p < P; ++p) {
-                const size_t panel = first + size_t{apart} * p;
-                const char *group = panels + panel * panel_bytes + panelOffset(T, size_t{g} * kGroup);
-                multiplyGroup<S, T, R, P>(group, at, rows, p, products);
+            for (int p = 0; p < P; p += kTogether) {
+                multiplyGroup<S, T, X, kTogether>(at, g, rows, p, products);
             }
         }
         products.store(out, ldy, apart);
     }
 };
 
-template <typename S, WeightFormat T>
+// Rows of a tile of formats that take codes. Where sums of two panels fit, six rows are chains enough.
+template <typename S> constexpr int kQuantTileRows = S::kParts == 1 && S::kTileRows > 6 ? 6 : S::kTileRows;
+
+template <typename S, WeightFormat T, CodeWidth X>
 void multiplyQuantPanels(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
                          uint32_t rows, float *y, size_t ldy, bool accumulate) {
-    withRows<S::kTileRows>(rows, QuantPanelCall<S, T>{static_cast<const char *>(panels), panel_bytes, npanels, groups,
-                                                      x, y, ldy, accumulate});
+    withRows<kQuantTileRows<S>>(rows, QuantPanelCall<S, T, X>{static_cast<const char *>(panels), panel_bytes, npanels,
+                                                              groups, x, y, ldy, accumulate});
 }
 
-template <typename S, WeightFormat T> void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
+// The order that the kernels of a format want codes in. Those of affine formats multiply bytes.
+template <typename S, WeightFormat T, CodeWidth X> constexpr CodeOrder codeOrder() {
+    if constexpr (isAffine(T)) {
+        return kByteCodes;
+    } else {
+        return Steps<S, T, X>::kOrder;
+    }
+}
+
+// Writes kLanes codes of a group, from index i on.
+template <typename S, CodeOrder Order> inline void storeCodes(char *codes, uint32_t i, typename S::I code) {
+    if constexpr (Order == kByteCodes) {
+        S::narrowBytes(reinterpret_cast<int8_t *>(codes) + i, code);
+    } else if constexpr (Order == kSplitCodes) {
+        const typename S::I high = S::template shiftRightSigned<8>(S::addInt(code, S::setInt(128)));
+        const typename S::I low = S::subInt(code, S::template shiftLeft<8>(high));
+        S::narrowBytes(reinterpret_cast<int8_t *>(codes) + i, high);
+        S::narrowBytes(reinterpret_cast<int8_t *>(codes) + kGroup + i, low);
+    } else {
+        static_assert(Order == kWordCodes, "no order of a vector kernel");
+        S::narrow(reinterpret_cast<int16_t *>(codes) + i, S::swapMiddle(code));
+    }
+}
+
+template <typename S, WeightFormat T, CodeWidth X>
+void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
+    constexpr uint32_t kVectors = kGroup / S::kLanes;
+    constexpr int32_t kInfinity = 0x7f800000;
     for (uint32_t g = 0; g * kGroup < k; ++g) {
         const float *in = x + size_t{g} * kGroup;
         float padded[kGroup];
@@ -184,38 +309,38 @@ template <typename S, WeightFormat T> void quantize(const float *x, uint32_t k, 
             }
             in = padded;
         }
-        typename S::F top = S::zero();
-        typename S::F poison = S::zero();  // NaN once a value is NaN or infinite, which max would hide
+        // As integers, magnitudes have the same order, and infinity and NaN are the largest.
+        typename S::I top = S::setInt(0);
         Q3_UNROLL
-        for (uint32_t i = 0; i < kGroup; i += S::kLanes) {
-            const typename S::F v = S::load(in + i);
-            top = S::max(top, S::abs(v));
-            poison = S::fma(v, S::zero(), poison);
+        for (uint32_t v = 0; v < kVectors; ++v) {
+            top = S::maxInt(top, S::andBits(S::bits(S::load(in + v * S::kLanes)), S::setInt(0x7fffffff)));
         }
-        const float largest = S::maxLanes(top);
-        const float bad = S::sumLanes(poison);
+        const int32_t bits = S::maxLanesInt(top);
+        const bool bad = bits >= kInfinity;
+        float largest;
+        __builtin_memcpy(&largest, &bits, sizeof largest);
         const bool tiny = largest < kLeastScale;
-        const typename S::F inverse = S::set(tiny ? 0.0F : infoOf(T).largest_code / largest);
-        const QuantRows to = out.from(r, g, T);
+        const typename S::F inverse = S::set(tiny ? 0.0F : largestCode(X) / largest);
+        const QuantRows to = out.from(r, g);
         typename S::I sum = S::setInt(0);
         int32_t first_sum = 0;  // of the first 16 codes
         Q3_UNROLL
-        for (uint32_t i = 0; i < kGroup; i += S::kLanes) {
-            const typename S::I code = bad != bad ? S::setInt(0) : S::toInt(S::mul(S::load(in + i), inverse));
-            if constexpr (infoOf(T).code_bytes == sizeof(int16_t)) {
-                S::narrow(reinterpret_cast<int16_t *>(to.codes) + i, code);
-            } else {
-                S::narrowBytes(reinterpret_cast<int8_t *>(to.codes) + i, code);
-            }
+        for (uint32_t v = 0; v < kVectors; ++v) {
+            const typename S::I code = bad ? S::setInt(0) : S::toInt(S::mul(S::load(in + v * S::kLanes), inverse));
+            storeCodes<S, codeOrder<S, T, X>()>(to.codes, v * S::kLanes, code);
             sum = S::addInt(sum, code);
-            if (isAffine(T) && i + S::kLanes == kGroup / 2) {
+            if (isAffine(T) && (v + 1) * S::kLanes == kGroup / 2) {
                 first_sum = S::sumLanesInt(sum);
             }
         }
-        to.scales[0] = bad != bad ? bad : (tiny ? 0.0F : largest / infoOf(T).largest_code);
+        to.scales[0] = bad ? __builtin_nanf("") : (tiny ? 0.0F : largest / largestCode(X));
         const int32_t total = S::sumLanesInt(sum);
-        to.offsets[0] = isAffine(T) ? packAffineSums(first_sum, total - first_sum) : 8 * total;
+        to.offsets[0] = isAffine(T) ? packAffineSums(first_sum, total - first_sum) : -infoOf(T).zero_code * total;
     }
+}
+
+template <typename S, WeightFormat T, CodeWidth X> constexpr CodeKernels codeKernels() {
+    return {codeOrder<S, T, X>(), quantize<S, T, X>, multiplyQuantPanels<S, T, X>};
 }
 
 }  // namespace

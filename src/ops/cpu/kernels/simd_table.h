@@ -1,20 +1,23 @@
 // The kernels, written once for all vector instruction sets and instantiated by each isa_*.cpp with its traits S:
-//   F, I, H, B                kLanes floats, kLanes int32, kLanes pairs of int16, kLanes quads of int8
+//   F, I, H, B                kLanes floats, kLanes int32, kLanes pairs of int16, kLanes quads of bytes
 //   Q                         sums of the products of quads, kLanes of them in any form
 //   kLanes, kParts            lanes of a vector; vectors of a panel's 16 rows
 //   kTileRows, kRegisters     rows of a register tile; vector registers
 //   load, store, loadFirst, storeFirst, broadcast, set, zero, fma(a, b, c) = a * b + c,
 //   accumulate(sum, a, b) = fma(a, b, sum), ...                                               on F
-//   loadBits, setBits, setInt, shiftLeft<n>, addInt, toFloat, toInt (to nearest), narrow, narrowBytes, ... on I
-//   widen (int8 -> H), broadcastPair, dotPairs(sum, w, x)               on H, sums in I
-//   loadQuads, lowNibbles, highNibbles, broadcastQuad, noQuads -> 0,
-//   dotQuads(sum, w, x) (w 0 to 15, x signed), totalQuads -> I                                 on B, sums in Q
+//   loadBits, setBits, setInt, shiftLeft<n>, addInt, toFloat, toInt (to nearest), narrow, narrowBytes,
+//   swapMiddle (0 2 1 3 of every four lanes), ...                                              on I
+//   loadQuads, lowNibbles, highNibbles, broadcastQuad                                          on B
+//   kByteDots: dotBytes(sum, w, x) with x signed, and w signed (kSignedBytes, makeSigned(w) = w - 128) or not, sums
+//   in I; otherwise
+//     words<shift, mask> (B -> H), broadcastPair, dotPairs(sum, w, x)                          on H, sums in I
+//     noQuads -> 0, dotQuads(sum, w, x) (w 0 to 15, x signed), totalQuads -> I                 on B, sums in Q
 //   kDotsBf16; if so broadcastBits -> I, dotBf16(sum, w, x) on F and pairs of bf16 in I (simd_bf16.h)
 //   andBytes(v, mask), orBytes, shiftBytes<n> (left, or right if n < 0; bits may come from neighbours) on B,
 //   dotBytes(sum, w, x) on I and B (w 0 to 127, x signed), kDotsWide: or w to 255        what simd_affine.h takes
 //   subnormalF8(magnitude, normal)    of 16-bit words: bf16 of magnitude * 2^-9 where magnitude is below 8 (simd_f8.h)
 //   tableBf12(base), wordsBf12(codes, second, low, table, words)        a pair of bf12 as words of a bf16 panel
-// A set with better products specialises Steps (simd_quant.h) or replaces slots of its table.
+// A set with better products replaces slots of its table.
 // Files compiled with an instruction set's flags include only intrinsics, C headers, kernels.h, formats.h and these
 // simd_*.h, in which everything is in an unnamed namespace: an inline function compiled with them must never replace
 // its portable copy.
@@ -36,14 +39,15 @@ template <typename S> constexpr KernelTable simdTable(const char *name, const Qu
     KernelTable table{};
     table.name = name;
     table.multiplyAffinePanels = &affine;
-    table.tile_rows = table.quant_tile_rows = S::kTileRows;
+    table.tile_rows = S::kTileRows;
+    table.quant_tile_rows = kQuantTileRows<S>;
     forEachFormat([&](auto format) {
         constexpr WeightFormat T = decltype(format)::value;
-        if constexpr (takesCodes(T)) {
-            if constexpr (!isAffine(T)) {
-                table.multiplyQuantPanels[T] = multiplyQuantPanels<S, T>;
-            }
-            table.quantize[T] = quantize<S, T>;
+        if constexpr (isAffine(T)) {
+            table.codes[k8Bits][T] = {kByteCodes, quantize<S, T, k8Bits>, nullptr};
+        } else if constexpr (takesCodes(T)) {
+            table.codes[k8Bits][T] = codeKernels<S, T, k8Bits>();
+            table.codes[k16Bits][T] = codeKernels<S, T, k16Bits>();
         } else if constexpr (T != kF8) {
             table.multiplyPanels[T] = multiplyPanels<S, T>;
         }

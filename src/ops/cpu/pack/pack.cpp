@@ -74,7 +74,7 @@ void packQuantPanel(PanelReader &reader, const PanelReader::Rows &rows, WeightFo
     for (uint32_t k0 = 0; k0 < k; k0 += kGroup) {
         float tile[kGroup * kPanelRows] = {};
         reader.readFloats(rows, k0, std::min(kGroup, k - k0), tile);
-        (format == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel + panelOffset(format, k0));
+        (format == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel, k0 / kGroup);
     }
 }
 

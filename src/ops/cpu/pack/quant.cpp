@@ -174,7 +174,7 @@ uint32_t packGroupBf12(const uint32_t *tile, uint32_t count, char *group, uint16
     return nraw;
 }
 
-void quantizeGroupQ8(const float *tile, char *group) {
+void quantizeGroupQ8(const float *tile, char *panel, uint32_t g) {
     uint16_t scales[kPanelRows];
     for (uint32_t row = 0; row < kPanelRows; row += kLanes) {
         Lanes largest = all(0.0F);
@@ -188,17 +188,17 @@ void quantizeGroupQ8(const float *tile, char *group) {
     }
     int32_t codes[kGroup * kPanelRows];
     encode(tile, scales, Bounds(-127.0F, 127.0F), codes);
-    std::memcpy(group, scales, sizeof scales);
-    auto *out = reinterpret_cast<int8_t *>(group + sizeof scales);
-    for (uint32_t i = 0; i < kGroup; i += 2) {
-        for (uint32_t row = 0; row < kPanelRows; ++row, out += 2) {
-            out[0] = static_cast<int8_t>(codes[i * kPanelRows + row]);
-            out[1] = static_cast<int8_t>(codes[(i + 1) * kPanelRows + row]);
+    std::memcpy(panel + scalesOffset(kQ8, g), scales, sizeof scales);
+    auto *out = reinterpret_cast<uint8_t *>(panel + codesOffset(kQ8, g));
+    for (uint32_t i = 0; i < kGroup; ++i) {
+        for (uint32_t row = 0; row < kPanelRows; ++row) {
+            const int32_t code = codes[i * kPanelRows + row] + infoOf(kQ8).zero_code;
+            out[(i / 4 * kPanelRows + row) * 4 + i % 4] = static_cast<uint8_t>(code);
         }
     }
 }
 
-void quantizeGroupQ4(const float *tile, char *group) {
+void quantizeGroupQ4(const float *tile, char *panel, uint32_t g) {
     uint16_t scales[kPanelRows];
     const Bounds bounds(-8.0F, 7.0F);
     for (uint32_t row = 0; row < kPanelRows; row += kLanes) {
@@ -206,16 +206,16 @@ void quantizeGroupQ4(const float *tile, char *group) {
     }
     int32_t codes[kGroup * kPanelRows];
     encode(tile, scales, bounds, codes);
-    std::memcpy(group, scales, sizeof scales);
+    std::memcpy(panel + scalesOffset(kQ4, g), scales, sizeof scales);
     uint8_t bytes[kGroup / 2 * kPanelRows] = {};
     for (uint32_t i = 0; i < kGroup; ++i) {
         for (uint32_t row = 0; row < kPanelRows; ++row) {
-            const auto nibble = static_cast<uint32_t>(codes[i * kPanelRows + row] + 8);
+            const auto nibble = static_cast<uint32_t>(codes[i * kPanelRows + row] + infoOf(kQ4).zero_code);
             uint8_t &byte = bytes[(i / 8 * kPanelRows + row) * 4 + i % 4];
             byte = static_cast<uint8_t>(byte | nibble << (i / 4 % 2 * 4));
         }
     }
-    std::memcpy(group + sizeof scales, bytes, sizeof bytes);
+    std::memcpy(panel + codesOffset(kQ4, g), bytes, sizeof bytes);
 }
 
 }  // namespace q3::cpu

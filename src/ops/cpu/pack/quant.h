@@ -1,4 +1,4 @@
-// Packing of one group (32 k of 16 rows) into the q8, q4 and bf12 panel formats (formats.h).
+// Packing of 32 k of 16 rows into the q8, q4 and bf12 panel formats (formats.h).
 #pragma once
 
 #include <cstddef>
@@ -6,9 +6,9 @@
 
 namespace q3::cpu {
 
-// tile [32][16] floats, zeros beyond k.
-void quantizeGroupQ8(const float *tile, char *group);
-void quantizeGroupQ4(const float *tile, char *group);
+// Packs k [32 g, 32 g + 32) of a panel. tile [32][16] floats, zeros beyond k.
+void quantizeGroupQ8(const float *tile, char *panel, uint32_t g);
+void quantizeGroupQ4(const float *tile, char *panel, uint32_t g);
 
 // tile [16][16][2] bf16 in pairs of k, of which the first count k exist.
 // Returns how many pairs of k bf12 cannot hold and keeps raw.
