@@ -2,7 +2,8 @@
 
 Every allocation and every file operation is made to fail once, writers of caches are killed, files
 are damaged and cut short, and programs fork, block signals, and set odd floating-point environments
-and locales. ``fault_driver.c`` is the program, ``inject.c`` the library in its ``LD_PRELOAD``.
+and locales. ``fault_driver.c`` and the files beside it are the program; ``inject.c`` is the library
+in its ``LD_PRELOAD``.
 
 ``Q3_LONG_FAULTS=1`` leaves no fault out; without it, sweeps take the first 64, the last 64, and
 every few between them.
