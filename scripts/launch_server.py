@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from infinicore_infer.server.__main__ import main
 
 if TYPE_CHECKING:
-    from infinicore_infer.server.launch import build_parser
+    from infinicore_infer.server.options import build_parser
 
 __all__ = ["build_parser", "main"]
 
@@ -19,7 +19,7 @@ __all__ = ["build_parser", "main"]
 def __getattr__(name: str) -> object:
     # Needs the packages of the server, which main reports when they are missing.
     if name == "build_parser":
-        from infinicore_infer.server.launch import build_parser
+        from infinicore_infer.server.options import build_parser
 
         return build_parser
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

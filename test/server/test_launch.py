@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 from infinicore_infer.arguments import memory_size
-from infinicore_infer.server.launch import build_parser
+from infinicore_infer.server.options import build_parser
 from python.helpers import SCRIPTS
 
 PROGRAM = (sys.executable, str(SCRIPTS / "launch_server.py"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 
-from infinicore_infer.server.known_fields import UNSERVED_TOOLS, is_known
+from infinicore_infer.server.known_fields import UNSERVED_TOOLS
+from infinicore_infer.server.unknown_fields import is_known
 
 # What is read, what only tells where something is from, and what clients copy from answers.
 _COPIED = frozenset((

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -25,37 +24,13 @@ from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.grammar import Grammars
 from infinicore_infer.server.errors import ApiError, unavailable
 from infinicore_infer.server.fields import Body
-from infinicore_infer.server.http import (
-    EventStream,
-    StreamForm,
-    json_response,
-    parse_body,
-    read_body,
-    unless_disconnected,
-)
+from infinicore_infer.server.http import EventStream, StreamForm, json_response, unless_disconnected
 from infinicore_infer.server.json_values import JsonObject
-from infinicore_infer.server.known_fields import COUNTING, unknown_fields
-from infinicore_infer.server.known_parts import unknown_parts
 from infinicore_infer.server.metrics import Metrics
+from infinicore_infer.server.reading import IgnoredNames, read_fields
 
 _LOG = logging.getLogger("infinicore_infer.server")
 _BodyType = TypeVar("_BodyType", bound=Body)
-# Whoever makes names up must not fill the log or the memory with them.
-_MAX_LOGGED_NAMES = 1000
-
-
-# Bytes of a body that is looked at on another thread.
-_LONG = 64 << 10
-
-
-def _parsed(data: bytearray, kind: type[_BodyType]) -> tuple[_BodyType, list[str]]:
-    """Return the fields of a request, and the names of what is ignored of it."""
-    raw, body = parse_body(data, kind)
-    ignored = unknown_fields(raw, kind.endpoint, kind.names(), Body.all_names)
-    ignored += body.left_out()
-    if kind.endpoint not in COUNTING:
-        ignored += unknown_parts(raw)
-    return body, ignored[:_MAX_LOGGED_NAMES]
 
 
 def _report_templates(model: Qwen3ForCausalLM) -> None:
@@ -140,7 +115,7 @@ class Service:
     async_engine: AsyncEngine | None = None
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
-    _logged_names: set[str] = field(default_factory=set)
+    _ignored_names: IgnoredNames = field(default_factory=IgnoredNames)
 
     def attach(self, engine: Engine) -> None:
         """Begin to serve. Takes a second or two, for grammars of a large vocabulary."""
@@ -207,22 +182,12 @@ class Service:
                 the answer if it were obeyed; where unknown fields are refused, one of these.
             pydantic.ValidationError: A field is wrong.
         """
-        data = await read_body(request, self.config.max_body_bytes)
-        request.state.body_bytes = len(data)
-        # Threads take turns, so that others go on meanwhile.
-        if len(data) < _LONG:
-            body, ignored = _parsed(data, kind)
-        else:
-            body, ignored = await asyncio.to_thread(_parsed, data, kind)
+        body, ignored = await read_fields(request, kind, self.config.max_body_bytes)
         if ignored and self.config.unknown_fields == "refuse":
             message = f"{ignored[0][:100]!r} is nothing that this server knows or serves"
             raise ApiError(400, message, ignored[0], "unknown_parameter")
         request.state.ignored_fields = ignored
-        # Of parts, where they are in the request does not matter to the log.
-        for name in dict.fromkeys(re.sub(r"\[\d+\]", "[]", name) for name in ignored):
-            if name not in self._logged_names and len(self._logged_names) < _MAX_LOGGED_NAMES:
-                self._logged_names.add(name)
-                _LOG.warning("requests to %s have what is ignored: %.100r", kind.endpoint, name)
+        self._ignored_names.log(ignored, kind.endpoint)
         return body
 
     def submit(self, submissions: Sequence[Submission]) -> AsyncStream:

@@ -9,8 +9,9 @@ from starlette.responses import Response
 
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.errors import FieldError
+from infinicore_infer.server.chat_fields import ChatFields
 from infinicore_infer.server.chat_request import ChatRequest, ToolChoice, function_tool
-from infinicore_infer.server.fields import Body, ChatFields, Ids, Objects
+from infinicore_infer.server.fields import Body, Ids, Objects
 from infinicore_infer.server.http import json_response
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.service import service_of

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.answer import begin_chat
 from infinicore_infer.server.anthropic.message_blocks import MessageWriter
+from infinicore_infer.server.chat_fields import ChatFields
 from infinicore_infer.server.chat_request import (
     ChatRequest,
     Thinking,
@@ -25,7 +26,7 @@ from infinicore_infer.server.chat_request import (
     response_schema,
     text_of,
 )
-from infinicore_infer.server.fields import ChatFields, Objects
+from infinicore_infer.server.fields import Objects
 from infinicore_infer.server.http import json_response
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import MESSAGES

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, StrictStr
 
 from infinicore_infer.errors import FieldError
+from infinicore_infer.server.chat_fields import ChatFields
 from infinicore_infer.server.chat_request import (
     ChatRequest,
     Sampling,
@@ -14,15 +15,7 @@ from infinicore_infer.server.chat_request import (
     function_tool,
     response_schema,
 )
-from infinicore_infer.server.fields import (
-    Body,
-    ChatFields,
-    Ids,
-    Objects,
-    Once,
-    SamplingFields,
-    Strings,
-)
+from infinicore_infer.server.fields import Body, Ids, Objects, Once, SamplingFields, Strings
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import CHAT, COMPLETIONS
 
