@@ -68,6 +68,13 @@ def test_what_cannot_be_enforced_is_refused(server: LiveServer, schema: Any) -> 
             assert param == "response_format" if "response_format" in body else "tools" in param
 
 
+@pytest.mark.parametrize("schema", REFUSED[:5], ids=json.dumps)
+def test_schemas_that_require_themselves(schema: Any) -> None:
+    """Told apart before a grammar is made of them, in which some would be nothing at all."""
+    with pytest.raises(FieldError, match="no instance that ends"):
+        prepared(schema, "x")
+
+
 @pytest.mark.parametrize(
     ("schema", "name"),
     [
