@@ -99,11 +99,17 @@ def test_bad_fields_are_named(server: LiveServer, change: dict[str, Any], param:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"3", b'"x"', b"\xff\xfe", b'{"messages": NaN}', b"[" * 100_000, b"null"],
+    [b"", b"{", b"[]", b"3", b'"x"', b"\xff\xfe", b'{"messages": NaN}', b"[" * 60_000, b"null"],
 )
 def test_bodies_that_are_no_requests(server: LiveServer, content: bytes) -> None:
     assert error_of(server.http.post(CHAT, content=content), 400)["code"] == "bad_json"
     assert server.http.post("/v1/completions", content=content).status_code == 400
+
+
+@pytest.mark.parametrize("content", [b"[" * 70_000, b'{"a":' * 70_000, b"[" + b"0," * 270_000])
+def test_bodies_of_too_many_parts(server: LiveServer, content: bytes) -> None:
+    """Told before anything of them is read."""
+    assert error_of(server.http.post(CHAT, content=content), 413)["code"] == "too_large"
 
 
 def test_unknown_and_empty_fields_are_ignored(server: LiveServer) -> None:
