@@ -17,7 +17,7 @@ from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.coded import CodedMatrix
 from infinicore_infer.checkpoint.errors import SafetensorsError
 from infinicore_infer.checkpoint.opening import open_model
-from infinicore_infer.checkpoint.weights import CheckedTensors
+from infinicore_infer.checkpoint.weights import CheckedTensors, Qwen3WeightsImpl, WeightsError
 from libinfinicore_infer import WeightCache
 from python.helpers import DEMO, copy_folder, edit_json
 from qwen3 import Qwen3ForCausalLM
@@ -231,6 +231,13 @@ def test_prefixes(prefix: str, tmp_path: Path) -> None:
     up = names["ffn_up"][1]
     assert up == f"{prefix}layers.1.mlp.up_proj.weight"
     np.testing.assert_array_equal(checkpoint[up].decoded(), values[f"{MODULE}.weight"])
+
+
+def test_qwen3_weights_take_no_codes(tmp_path: Path) -> None:
+    """The older struct has one dtype for all matrices, and no scales."""
+    quantised_copy(DEMO, tmp_path / "q", *awq())
+    with pytest.raises(WeightsError, match="AWQ int4: only Qwen3TensorList takes quantised"):
+        Qwen3WeightsImpl(*open_model(tmp_path / "q"))
 
 
 def test_resized_vocabulary(tmp_path: Path) -> None:
