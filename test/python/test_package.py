@@ -134,7 +134,8 @@ def test_wheel(wheel: Path) -> None:
         programs.read_string(archive.read(f"{INFO}/entry_points.txt").decode())
         assert archive.read(f"{INFO}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     package = SCRIPTS / "infinicore_infer"
-    expected = {str(path.relative_to(SCRIPTS)) for path in package.rglob("*.py")}
+    files = [*package.rglob("*.py"), *package.rglob("*.h")]
+    expected = {str(path.relative_to(SCRIPTS)) for path in files}
     expected |= {"qwen3.py", "libinfinicore_infer.py", "infinicore_infer/py.typed"}
     expected |= {"infinicore_infer/server/static/chat.html"}
     expected |= {"infinicore_infer/lib/libinfinicore_infer.so"}
