@@ -21,6 +21,8 @@ from parity.driver import Backend, DataType, Driver, has_infinicore
 from parity.test_invariants import CASES, Alone, Make, assert_equal
 from reference.random_checkpoint import CheckpointSpec
 
+pytestmark = pytest.mark.cpu_only  # the CPU backend alone saves caches
+
 SPEC = CheckpointSpec("kv_file", dtype="bf16", seed=41)
 PROMPT = list(range(5, 45))
 OPTIONS = {"backend": Backend.CPU, "nthreads": 1}
