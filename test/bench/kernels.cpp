@@ -73,6 +73,42 @@ std::unique_ptr<CpuLinear> randomLayer(uint32_t rows, uint32_t k, DType dtype, T
     return packPanels(source, formatOf(dtype), pool);
 }
 
+// Layers whose activations are rounded to one or two bf16.
+void benchRounded(const KernelTable &kernels, uint32_t k, ThreadPool &pool) {
+    for (const DType dtype : {DType::kBf16, DType::kBf12}) {
+        for (uint32_t pieces = 1; pieces <= kMaxPieces; ++pieces) {
+            for (const uint32_t npanels : {4U, 2048U}) {
+                const auto layer = randomLayer(npanels * kPanelRows, k, dtype, pool);
+                const std::vector<float> values(k, 0.01F);
+                const size_t row_bytes = roundedRowBytes(k, pieces, kernels.pair_bytes) + 64;
+                const HostBuffer x(kRows * row_bytes);
+                for (uint32_t r = 0; r < kRows; ++r) {
+                    kernels.round[pieces - 1](values.data(), k, x.as<char>() + r * row_bytes);
+                }
+                std::vector<float> y(size_t{kRows} * npanels * kPanelRows);
+                const int repeats = npanels == 4 ? 200 : 1;
+                std::printf("%-4s x%u %-7s", dtypeName(dtype), pieces, npanels == 4 ? "cache" : "memory");
+                for (const uint32_t rows : someRows(kernels)) {
+                    if (rows > kernels.rounded_tile_rows) {
+                        continue;
+                    }
+                    const double time = shortest([&] {
+                        for (int i = 0; i < repeats; ++i) {
+                            kernels.multiplyRounded[pieces - 1][layer->format](
+                                layer->panel(0), layer->panel_bytes, npanels, k, {x.as<char>(), row_bytes}, rows,
+                                y.data(), size_t{npanels} * kPanelRows, false);
+                        }
+                    });
+                    const double weights = static_cast<double>(layer->out) * k * repeats;
+                    const double bytes = static_cast<double>(layer->panel_bytes) * npanels * repeats;
+                    std::printf("  %5.1f (%5.1f)", weights / time / 1e9, bytes / time / 1e9);
+                }
+                std::printf("\n");
+            }
+        }
+    }
+}
+
 // The register tile of attention, from L1.
 void benchTile(const KernelTable &kernels) {
     constexpr uint32_t kDepth = 256;
@@ -216,6 +252,7 @@ int main(int argc, char **argv) {
             std::printf("\n");
         }
     }
+    benchRounded(kernels, k, pool);
     benchTile(kernels);
     benchFewRows(kernels);
     benchSampler();

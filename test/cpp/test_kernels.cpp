@@ -112,27 +112,40 @@ std::vector<float> tinyFloats(size_t n) {
     return out;
 }
 
-// The chain over pairs of k, written out, on values that the formula of rounding to nearest even gives.
-float roundedProduct(const void *panel, uint32_t row, const float *x, uint32_t k, uint32_t pieces) {
+// The chain over pairs of k, or the order of AMX, written out, on values that the formula of rounding to nearest even
+// gives.
+float roundedProduct(const void *panel, uint32_t row, const float *x, uint32_t k, uint32_t pieces, bool by_groups) {
+    std::vector<float> left(x, x + k);
+    left.resize(roundUp(k, kGroup));
+    std::vector<float> part[kMaxPieces];
+    for (uint32_t piece = 0; piece < pieces; ++piece) {
+        for (float &value : left) {
+            part[piece].push_back(bf16ToFloat(floatToBf16(value)));
+            value -= part[piece].back();
+        }
+    }
     const auto weight = [&](uint32_t i) { return i < k ? weightAt<kBf16>(panel, row, i) : 0.0F; };
     float sum = 0.0F;
-    for (uint32_t i = 0; i < k; i += 2) {
-        float left[] = {x[i], i + 1 < k ? x[i + 1] : 0.0F};
+    for (uint32_t g = 0; by_groups && g < k; g += kGroup) {
         for (uint32_t piece = 0; piece < pieces; ++piece) {
-            float rounded[2];
-            for (int j = 0; j < 2; ++j) {
-                rounded[j] = bf16ToFloat(floatToBf16(left[j]));
-                left[j] -= rounded[j];
+            float sums[2] = {};
+            for (uint32_t i = g; i < g + kGroup; ++i) {
+                sums[i % 2] = std::fma(weight(i), part[piece][i], sums[i % 2]);
             }
-            sum = std::fma(weight(i + 1), rounded[1], sum);
-            sum = std::fma(weight(i), rounded[0], sum);
+            sum += sums[0] + sums[1];
+        }
+    }
+    for (uint32_t i = 0; !by_groups && i < k; i += 2) {
+        for (uint32_t piece = 0; piece < pieces; ++piece) {
+            sum = std::fma(weight(i + 1), part[piece][i + 1], sum);
+            sum = std::fma(weight(i), part[piece][i], sum);
         }
     }
     return sum;
 }
 
-// bf16 panels with rounded activations: the scalar table against the chain written out, every table against the scalar
-// one, whole and in two blocks of k, also where products and sums are subnormal.
+// bf16 panels with rounded activations: some outputs against the chain written out, all against the scalar table, whole
+// and in two blocks of k, also where products and sums are subnormal.
 void testRounded(const KernelTable &kernels, uint32_t pieces, bool tiny) {
     const auto numbers = [&](size_t n) { return tiny ? tinyFloats(n) : randomFloats(n); };
     for (const uint32_t k : {1U, 2U, 7U, 64U, 257U}) {
@@ -144,23 +157,27 @@ void testRounded(const KernelTable &kernels, uint32_t pieces, bool tiny) {
                 values[i] = i % (panel_bytes / 2) / 32 * 2 + i % 2 < k ? values[i] : 0.0F;
             }
             kScalarKernels.store[kBf16](weights.data, values.data(), static_cast<uint32_t>(values.size()));
-            for (uint32_t rows = 1; rows <= kernels.tile_rows; ++rows) {
+            for (uint32_t rows = 1; rows <= kernels.rounded_tile_rows; ++rows) {
                 const std::vector<float> x = numbers(size_t{rows} * k);
-                const Rounded plain(kScalarKernels, x, k, rows, pieces);
                 const Rounded input(kernels, x, k, rows, pieces);
-                std::vector<float> expected(size_t{rows} * npanels * kPanelRows, 1.0F);
-                std::vector<float> actual(expected.size(), 2.0F);
                 const size_t width = size_t{npanels} * kPanelRows;
-                kScalarKernels.multiplyRounded[pieces - 1][kBf16](weights.data, panel_bytes, npanels, k, plain.rows,
-                                                                  rows, expected.data(), width, false);
-                for (uint32_t r = 0; r < rows; ++r) {
-                    const size_t j = rng() % width;
-                    const char *panel = static_cast<const char *>(weights.data) + j / kPanelRows * panel_bytes;
-                    CHECK(expected[r * width + j] ==
-                          roundedProduct(panel, j % kPanelRows, x.data() + size_t{r} * k, k, pieces));
-                }
+                std::vector<float> expected(rows * width, 1.0F);
+                std::vector<float> actual(rows * width, 2.0F);
                 kernels.multiplyRounded[pieces - 1][kBf16](weights.data, panel_bytes, npanels, k, input.rows, rows,
                                                            actual.data(), width, false);
+                for (uint32_t r = 0; r < rows; ++r) {  // some of them, written out
+                    const size_t j = rng() % width;
+                    const char *panel = static_cast<const char *>(weights.data) + j / kPanelRows * panel_bytes;
+                    CHECK(actual[r * width + j] == roundedProduct(panel, j % kPanelRows, x.data() + size_t{r} * k, k,
+                                                                  pieces, kernels.rounded_by_groups));
+                }
+                if (kernels.rounded_by_groups) {
+                    expected = actual;
+                } else {
+                    const Rounded plain(kScalarKernels, x, k, rows, pieces);
+                    kScalarKernels.multiplyRounded[pieces - 1][kBf16](weights.data, panel_bytes, npanels, k, plain.rows,
+                                                                      rows, expected.data(), width, false);
+                }
                 CHECK(same(expected, actual));
                 inTwoCuts(k, [&](uint32_t from, uint32_t count) {
                     kernels.multiplyRounded[pieces - 1][kBf16](
@@ -579,6 +596,70 @@ void testKvTiles(const KernelTable &kernels, WeightFormat type) {
     }
 }
 
+// The same of tiles in pairs; the slot behind an odd number of keys holds no number.
+void testKvPairs(const KernelTable &kernels) {
+    for (const uint32_t dh : {2U, 16U, 24U, 128U}) {
+        const uint32_t npanels = (dh + kValueWidth - 1) / kValueWidth * 2;
+        const uint32_t width = npanels * kPanelRows;
+        std::vector<std::unique_ptr<AlignedWeights>> tiles;
+        std::vector<const char *> at;
+        for (uint32_t t = 0; t < 2 * kTilesTogether; ++t) {
+            tiles.push_back(std::make_unique<AlignedWeights>(kBf16, size_t{width} * kPanelRows));
+            at.push_back(static_cast<const char *>(tiles.back()->data));
+        }
+        for (uint32_t count = 1; count <= kTilesTogether; ++count) {
+            const KvTiles list{at.data(), count, count - 1};
+            for (uint32_t rows = 1; rows <= kernels.tile_rows; ++rows) {
+                const uint32_t nkeys = count * kPanelRows - rows;
+                const std::vector<float> q = randomFloats(size_t{rows} * dh);
+                std::vector<float> expected = randomFloats(size_t{rows} * 70);
+                std::vector<float> actual = expected;
+                kScalarKernels.scorePairs(Rounded(kScalarKernels, q, dh, rows, 1).rows, rows, list, dh, expected.data(),
+                                          70);
+                kernels.scorePairs(Rounded(kernels, q, dh, rows, 1).rows, rows, list, dh, actual.data(), 70);
+                CHECK(same(expected, actual));
+                const std::vector<float> weights = randomFloats(size_t{rows} * nkeys);
+                expected = actual = randomFloats(size_t{rows} * 130);
+                auto *last = static_cast<uint16_t *>(tiles[count - 1]->data);
+                const uint32_t slot = nkeys % kPanelRows;
+                for (uint32_t i = 0; i < width && slot % 2 != 0; ++i) {
+                    last[(size_t{slot / 2} * width + i) * 2 + 1] = 0x7fc0;
+                }
+                for (const bool accumulate : {false, true}) {
+                    kScalarKernels.weighPairs(Rounded(kScalarKernels, weights, nkeys, rows, 1).rows, rows, list, nkeys,
+                                              npanels, expected.data(), 130, accumulate);
+                    kernels.weighPairs(Rounded(kernels, weights, nkeys, rows, 1).rows, rows, list, nkeys, npanels,
+                                       actual.data(), 130, accumulate);
+                    CHECK(same(expected, actual));
+                    CHECK(!std::isnan(expected[0]));
+                }
+                for (uint32_t i = 0; i < width && slot % 2 != 0; ++i) {
+                    last[(size_t{slot / 2} * width + i) * 2 + 1] = 0;
+                }
+            }
+        }
+    }
+}
+
+// Exponentials as bf16: the bf16 nearest to the exact one or its neighbour, zeros beyond the count, and their sum.
+void testExpRound(const KernelTable &kernels) {
+    for (const uint32_t count : {0U, 1U, 15U, 16U, 77U}) {
+        std::vector<float> s = randomFloats(100, 20.0F);
+        const float top = count > 0 ? kScalarKernels.max(s.data(), count) : 0.0F;
+        std::vector<char> out(roundedRowBytes(100, 1, kernels.pair_bytes), 7);
+        const float sum = kernels.expRound(s.data(), count, top, 100, out.data());
+        double exact = 0.0;
+        for (uint32_t i = 0; i < 128; ++i) {
+            const auto *bits = reinterpret_cast<const uint16_t *>(out.data());
+            const float e = kernels.pair_bytes == 4 ? bf16ToFloat(bits[i]) : reinterpret_cast<const float *>(bits)[i];
+            const double wanted = i < count ? std::exp(static_cast<double>(s[i]) - static_cast<double>(top)) : 0.0;
+            CHECK(std::fabs(static_cast<double>(e) - wanted) <= wanted * (0x1p-8 + 0x1p-13) + 1.2e-38);
+            exact += wanted;
+        }
+        CHECK(std::fabs(static_cast<double>(sum) - exact) <= 0x1p-14 * exact);
+    }
+}
+
 bool near(const std::vector<float> &a, const std::vector<float> &b, float tolerance) {
     for (size_t i = 0; i < a.size(); ++i) {
         if (!(std::fabs(a[i] - b[i]) <= tolerance * std::max(1.0F, std::fabs(a[i])))) {
@@ -740,6 +821,8 @@ void testTable(const KernelTable &kernels) {
         testRounded(kernels, pieces, false);
         testRounded(kernels, pieces, true);
     }
+    testKvPairs(kernels);
+    testExpRound(kernels);
     testTile(kernels);
     for (const WeightFormat type : {kQ8, kQ4}) {
         for (const CodeWidth width : {k8Bits, k16Bits}) {

@@ -89,6 +89,11 @@ int main() {
             testFormat(shape, q3::DType::kF16, nthreads, 1e-3);
             testFormat(shape, q3::DType::kBf16, nthreads, 1e-4);
             testFormat(shape, q3::DType::kBf12, nthreads, 1e-4);
+            for (const q3::DType format : {q3::DType::kBf16, q3::DType::kBf12}) {
+                testFormat(shape, format, nthreads, 1e-4, q3::Activations::kF32);
+                testFormat(shape, format, nthreads, 2e-4, q3::Activations::kBf16x2);
+                testFormat(shape, format, nthreads, 2e-2, q3::Activations::kBf16);
+            }
             // Several times the noise of the weights' rounding.
             testFormat(shape, q3::DType::kInt8, nthreads, 0.05, q3::Activations::kInt16);
             testFormat(shape, q3::DType::kInt8, nthreads, 0.08, q3::Activations::kInt8);

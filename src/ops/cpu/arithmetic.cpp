@@ -56,6 +56,8 @@ Arithmetic resolveActivations(Activations asked, DType weights, const KernelTabl
     if (asked == Activations::kAuto && formatOf(weights) == kQ4 && bytes) {
         out.of[kQ8] = Activations::kInt8;
     }
+    const Activations main = out.of[formatOf(weights)];
+    out.attention = main == Activations::kBf16 ? main : Activations::kF32;
     return out;
 }
 

@@ -65,7 +65,8 @@ Attention::Attention(const ModelConfig &config, const KernelTable &kernels, cons
              config.group(), kMaxQueryRows);
     }
     for (uint32_t i = 0; i < pool.size(); ++i) {
-        scratch_.emplace_back(AttentionScratch::floats(query_rows_, config.dh, kv.valueWidth()) * sizeof(float));
+        scratch_.emplace_back(AttentionScratch::floats(query_rows_, config.dh, kv.valueWidth(), pairBytes()) *
+                              sizeof(float));
     }
     parts_ = HostBuffer(AttentionPart::floats(plan_.maxPartRows(), kv.valueWidth()) * sizeof(float));
 }
@@ -84,7 +85,12 @@ void Attention::beginStep(const StepPlan &plan) {
 }
 
 AttentionScratch Attention::scratchOf(uint32_t thread) const {
-    return {scratch_[thread].as<float>(), query_rows_, config_.dh, kv_.valueWidth()};
+    return {scratch_[thread].as<float>(), query_rows_, config_.dh, kv_.valueWidth(), pairBytes()};
+}
+
+// Of entries of rounded queries and weights; 0: they stay float32.
+size_t Attention::pairBytes() const {
+    return activations_ == Activations::kBf16 ? kernels_.pair_bytes : 0;
 }
 
 // The part that begins at a row of parts_, as the plan counts them.
@@ -214,6 +220,9 @@ void Attention::loadQueries(const AttentionItem &item, Activation qkv, const Att
         for (uint32_t i = 0; i < dh; ++i) {
             s.query[size_t{r} * dh + i] = q[i] * scale;
         }
+        if (pairBytes() > 0) {
+            kernels_.round[0](s.query + size_t{r} * dh, dh, s.queries + r * s.query_bytes);
+        }
     }
 }
 
@@ -246,6 +255,56 @@ void Attention::weighValues(const Tiles &tiles, uint32_t nkeys, uint32_t rows, c
                 out + size_t{row} * kv_.valueWidth(), kv_.valueWidth(), key > 0);
         }
     });
+}
+
+// The same where attention is in bf16. Tiles that the cache does not keep in pairs are brought into that form, a group
+// at a time for all rows.
+void Attention::scoreKeyPairs(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
+    const uint32_t ntiles = tilesOf(nkeys);
+    const auto tile = [&](uint32_t key) {
+        const uint32_t end = ntiles * kBlockTokens;
+        return key < end ? tiles.at(key).keys : tiles.at(key - end).values;
+    };
+    forTiles(nkeys, ntiles, tile, [&](const KvTiles &kept, uint32_t key) {
+        const char *made[kTilesTogether];
+        const KvTiles keys = inPairs(tiles, kept, key, &KvLayout::pairKeys, made, s);
+        for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
+            kernels_.scorePairs({s.queries + row * s.query_bytes, s.query_bytes},
+                                std::min(kernels_.tile_rows, rows - row), keys, config_.dh,
+                                s.scores + size_t{row} * kSplit + key, kSplit);
+        }
+    });
+}
+
+void Attention::weighValuePairs(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
+                                float *out) const {
+    const auto tile = [&](uint32_t key) { return key < nkeys ? tiles.at(key).values : tiles.at(key).keys; };
+    forTiles(nkeys, tiles.ntiles - tilesOf(nkeys), tile, [&](const KvTiles &kept, uint32_t key) {
+        const char *made[kTilesTogether];
+        const KvTiles values = inPairs(tiles, kept, key, &KvLayout::pairValues, made, s);
+        const char *weights = s.weights + roundedRowBytes(key, 1, kernels_.pair_bytes);
+        for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
+            kernels_.weighPairs({weights + row * s.weight_bytes, s.weight_bytes},
+                                std::min(kernels_.tile_rows, rows - row), values,
+                                std::min(nkeys - key, values.count * kBlockTokens), kv_.valueWidth() / kPanelRows,
+                                out + size_t{row} * kv_.valueWidth(), kv_.valueWidth(), key > 0);
+        }
+    });
+}
+
+// The tiles of `kept`, which begin at a key, in pairs: themselves, or as pair() makes them in scratch.
+KvTiles Attention::inPairs(const Tiles &tiles, const KvTiles &kept, uint32_t key,
+                           void (KvLayout::*pair)(const KvLayout::Tile &, uint32_t *, float *) const, const char **made,
+                           const AttentionScratch &s) const {
+    if (kv_.keepsPairs()) {
+        return kept;
+    }
+    for (uint32_t t = 0; t < kept.count; ++t) {
+        uint32_t *to = s.pairs + t * AttentionScratch::pairTileWords(config_.dh, kv_.valueWidth());
+        (kv_.*pair)(tiles.at(key + t * kBlockTokens), to, s.tile);
+        made[t] = reinterpret_cast<const char *>(to);
+    }
+    return {made, kept.count, 0};
 }
 
 // scoreKeysWide and weighValuesWide serve many rows, for all of which a tile is converted to floats once.
@@ -297,6 +356,18 @@ void Attention::attendSplit(const AttentionItem &item, uint32_t layer, uint32_t 
     const uint32_t nkeys = std::min(kSplit, end - first_key);
     const Tiles tiles{kv_, item.sequence->kv_blocks + first_key / kBlockTokens, tilesOf(end - first_key), layer,
                       item.kv_head};
+    if (pairBytes() > 0) {
+        scoreKeyPairs(tiles, nkeys, rows, s);
+        for (uint32_t r = 0; r < rows; ++r) {
+            const float *scores = s.scores + size_t{r} * kSplit;
+            const uint32_t count = std::min(nkeys, keysFrom(item, r, first_key));
+            part.maximum[r] = count > 0 ? kernels_.max(scores, count) : 0.0F;
+            part.sum[r] = kernels_.expRound(scores, count, part.maximum[r], nkeys, s.weights + r * s.weight_bytes);
+        }
+        weighValuePairs(tiles, nkeys, rows, s, part.values);
+        return;
+    }
+
     // Converting a tile pays where rows use it three times or more. int8 tiles are always converted: no kernel reads
     // them as they are.
     const bool wide = rows > 2 * kernels_.tile_rows || kv_.keepsCodes();

@@ -45,6 +45,7 @@ private:
         KvLayout::Tile at(uint32_t key) const { return kv.tile(blocks[key / KvLayout::kBlockTokens], layer, head); }
     };
 
+    size_t pairBytes() const;
     AttentionScratch scratchOf(uint32_t thread) const;
     AttentionPart partAt(size_t row, uint32_t rows) const;
     uint32_t rowsOf(const AttentionItem &item) const { return item.ntok * config_.group(); }
@@ -62,6 +63,12 @@ private:
     void scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
     void weighValuesWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
                          float *out) const;
+    void scoreKeyPairs(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const;
+    void weighValuePairs(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s,
+                         float *out) const;
+    KvTiles inPairs(const Tiles &tiles, const KvTiles &kept, uint32_t key,
+                    void (KvLayout::*pair)(const KvLayout::Tile &, uint32_t *, float *) const, const char **made,
+                    const AttentionScratch &s) const;
     void clearTotal(const AttentionScratch &s, uint32_t r) const;
     void mergeSplit(const AttentionItem &item, uint32_t first_key, uint32_t r, const AttentionPart &part,
                     const AttentionScratch &s) const;

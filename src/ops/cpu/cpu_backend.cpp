@@ -33,6 +33,15 @@ std::shared_ptr<PackedLinear> tiedTo(const std::vector<const PackedLinear *> &he
     return tied;
 }
 
+// Elements of the KV cache unless the caller chooses: 16 bits where weights have no more, and those that attention
+// multiplies.
+DType defaultKv(DType weights, const Arithmetic &arithmetic) {
+    if (arithmetic.attention == Activations::kBf16) {
+        return DType::kBf16;
+    }
+    return weights == DType::kF32 ? DType::kF32 : DType::kF16;
+}
+
 // Rows of a cheap per-row node that are worth a fork.
 constexpr uint32_t kRowGrain = 4;
 
@@ -52,14 +61,14 @@ std::unique_ptr<Backend> makeCpuBackend(const ModelConfig &config, const Backend
 
 CpuBackend::CpuBackend(const ModelConfig &config, const BackendOptions &options)
     : coded_(options.coded && options.dt_weight == DType::kDefault), as_given_(options.dt_weight == DType::kDefault),
-      dt_weight_(options.dt_weight == DType::kDefault ? options.dt_mat : options.dt_weight),
-      dt_kv_(options.dt_kv != DType::kDefault ? options.dt_kv
-                                              : (dt_weight_ == DType::kF32 ? DType::kF32 : DType::kF16)),
-      kernels_(selectKernels()), arithmetic_(resolveActivations(options.activations, dt_weight_, kernels_)),
+      dt_weight_(options.dt_weight == DType::kDefault ? options.dt_mat : options.dt_weight), kernels_(selectKernels()),
+      arithmetic_(resolveActivations(options.activations, dt_weight_, kernels_)),
+      dt_kv_(options.dt_kv != DType::kDefault ? options.dt_kv : defaultKv(dt_weight_, arithmetic_)),
       rank_(options.rank), reduce_(options.reduce), pool_(static_cast<uint32_t>(options.nthreads)),
       linears_(kernels_, pool_, roundUp(config.max_step_tokens, kMaxTileRows),
                std::max({config.d, config.nh * config.dh, config.di}), formatOf(dt_weight_), arithmetic_, coded_),
-      kv_(config, dt_kv_, kernels_), attention_(config, kernels_, kv_, pool_, arithmetic_.attention) {}
+      kv_(config, dt_kv_, kernels_, arithmetic_.attention),
+      attention_(config, kernels_, kv_, pool_, arithmetic_.attention) {}
 
 WeightFormat CpuBackend::formatFor(const LinearSource &source) const {
     if (as_given_) {

@@ -75,9 +75,9 @@ private:
     bool coded_;       // some layers are kept as codes
     bool as_given_;    // each layer keeps the dtype of its source; else all take dt_weight_
     DType dt_weight_;  // with as_given_, that of most layers
-    DType dt_kv_;
     const KernelTable &kernels_;
     Arithmetic arithmetic_;
+    DType dt_kv_;
     uint32_t rank_;
     HostAllReduce *reduce_;  // null: the only rank
     ThreadPool pool_;

@@ -28,18 +28,27 @@ uint16_t storeCodes(const float *in, uint32_t n, int8_t *codes, size_t stride) {
     return finite ? scale : uint16_t{0x7fc0};
 }
 
+// out[j] = the bf16 of row[j] and of row[ld + j]
+void pairRows(const float *row, size_t ld, uint32_t n, uint32_t *out) {
+    for (uint32_t j = 0; j < n; ++j) {
+        out[j] = floatToBf16(row[j]) | uint32_t{floatToBf16(row[ld + j])} << 16;
+    }
+}
+
 }  // namespace
 
-KvLayout::KvLayout(const ModelConfig &config, DType dtype, const KernelTable &kernels)
-    : kernels_(kernels), dtype_(dtype), codes_(dtype == DType::kInt8), format_(formatOf(dtype)), nlayer_(config.nlayer),
-      nkvh_(config.nkvh), dh_(config.dh), value_width_(roundUp(config.dh, kValueWidth)) {}
+KvLayout::KvLayout(const ModelConfig &config, DType dtype, const KernelTable &kernels, Activations attention)
+    : kernels_(kernels), dtype_(dtype), codes_(dtype == DType::kInt8),
+      pairs_(dtype == DType::kBf16 && attention == Activations::kBf16), format_(formatOf(dtype)),
+      nlayer_(config.nlayer), nkvh_(config.nkvh), dh_(config.dh), value_width_(roundUp(config.dh, kValueWidth)) {}
 
 size_t KvLayout::blockBytes() const {
     return size_t{nlayer_} * nkvh_ * headBytes();
 }
 
 std::string KvLayout::name() const {
-    return std::string("cpu-") + dtypeName(dtype_) + " in panels of " + std::to_string(valuePanel());
+    return std::string("cpu-") + dtypeName(dtype_) +
+           (pairs_ ? " in pairs" : " in panels of " + std::to_string(valuePanel()));
 }
 
 size_t KvLayout::headBytes() const {
@@ -61,6 +70,21 @@ KvLayout::Tile KvLayout::tile(void *block, uint32_t layer, uint32_t head) const 
     return {keys, values, scales, scales + size_t{kBlockTokens} * ((dh_ + kKeyGroup - 1) / kKeyGroup)};
 }
 
+// Stores elements [e, e + n) of a token's key and value in pairs.
+void KvLayout::storePairs(const Tile &tile, uint32_t slot, uint32_t e, uint32_t n, const float *k,
+                          const float *v) const {
+    uint16_t keys[kPanelRows];
+    uint16_t values[kPanelRows];
+    kernels_.store[kBf16](keys, k, n);
+    kernels_.store[kBf16](values, v, n);
+    auto *key_at = reinterpret_cast<uint16_t *>(tile.keys) + (size_t{e / 2} * kBlockTokens + slot) * 2;
+    auto *value_at = reinterpret_cast<uint16_t *>(tile.values) + (size_t{slot / 2} * value_width_ + e) * 2 + slot % 2;
+    for (uint32_t j = 0; j < n; ++j) {
+        key_at[size_t{j / 2} * kBlockTokens * 2 + j % 2] = keys[j];
+        value_at[size_t{j} * 2] = values[j];
+    }
+}
+
 void KvLayout::storeToken(const Tile &tile, uint32_t slot, const float *k, const float *v) const {
     const size_t size = elementSize();
     if (codes_) {
@@ -76,6 +100,10 @@ void KvLayout::storeToken(const Tile &tile, uint32_t slot, const float *k, const
             char *values = tile.values + size_t{e} * kBlockTokens + size_t{slot} * kPanelRows;
             tile.value_scales[e / kPanelRows * kBlockTokens + slot] =
                 storeCodes(v + e, n, reinterpret_cast<int8_t *>(values), 1);
+            continue;
+        }
+        if (pairs_) {
+            storePairs(tile, slot, e, n, k + e, v + e);
             continue;
         }
         kernels_.store[format_](tile.values + valueElement(e / kPanelRows, slot) * size, v + e, n);
@@ -107,6 +135,23 @@ void KvLayout::loadValues(const Tile &tile, uint32_t panel, float *out) const {
         kernels_.loadCodes(out, values, tile.value_scales + panel * kBlockTokens, kBlockTokens, false);
     } else {
         kernels_.load[format_](out, values, elements);
+    }
+}
+
+void KvLayout::pairKeys(const Tile &tile, uint32_t *out, float *scratch) const {
+    loadKeys(tile, scratch);
+    for (uint32_t i = 0; i < dh_ / 2; ++i) {
+        pairRows(scratch + size_t{i} * 2 * kBlockTokens, kBlockTokens, kBlockTokens, out + size_t{i} * kBlockTokens);
+    }
+}
+
+void KvLayout::pairValues(const Tile &tile, uint32_t *out, float *scratch) const {
+    const uint32_t width = valuePanel();
+    for (uint32_t panel = 0; panel < value_width_ / width; ++panel) {
+        loadValues(tile, panel, scratch);
+        for (uint32_t i = 0; i < kBlockTokens / 2; ++i) {
+            pairRows(scratch + size_t{i} * 2 * width, width, width, out + size_t{i} * value_width_ + panel * width);
+        }
     }
 }
 

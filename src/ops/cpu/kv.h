@@ -17,19 +17,23 @@ namespace q3::cpu {
 //
 // int8 tiles keep codes, and behind them bf16 scales: K one per token and 32 elements of the head,
 // [ceil(dh / 32)][16 tokens]; V one per token and panel of 16 elements, [valueWidth() / 16][16 tokens].
+//
+// Where attention is in bf16 and so are elements, they lie in pairs, as it multiplies them: K [dh / 2][16 tokens][2], V
+// [8 pairs of tokens][valueWidth()][2]. Tiles of other elements are brought into that form when they are read.
 class KvLayout {
 public:
     // The width of a kernel's tile, so that a K tile is one [dh][16] matrix.
     static constexpr uint32_t kBlockTokens = kPanelRows;
 
-    // dtype: F32, F16, BF16 or INT8. The table must outlive the layout.
-    KvLayout(const ModelConfig &config, DType dtype, const KernelTable &kernels);
+    // dtype: F32, F16, BF16 or INT8. attention: Arithmetic::attention. The table must outlive the layout.
+    KvLayout(const ModelConfig &config, DType dtype, const KernelTable &kernels, Activations attention);
 
     size_t blockBytes() const;
     // Names all that decides where an element lies in a block of known size: files of blocks outlive the library.
     std::string name() const;
 
     bool keepsCodes() const { return codes_; }
+    bool keepsPairs() const { return pairs_; }
     WeightFormat format() const { return format_; }  // of elements, unless keepsCodes()
     size_t elementSize() const { return codes_ ? 1 : elementBytes(format_); }
     uint32_t valueWidth() const { return value_width_; }  // dh rounded up to whole panels of kValueWidth
@@ -49,13 +53,18 @@ public:
     void loadKeys(const Tile &tile, float *out) const;
     // out [16 tokens][valuePanel()], panel < valueWidth() / valuePanel()
     void loadValues(const Tile &tile, uint32_t panel, float *out) const;
+    // The tile's keys or values in pairs of bf16, of a layout that does not keep them so; scratch: 16 * valueWidth().
+    void pairKeys(const Tile &tile, uint32_t *out, float *scratch) const;
+    void pairValues(const Tile &tile, uint32_t *out, float *scratch) const;
 
 private:
     size_t headBytes() const;
+    void storePairs(const Tile &tile, uint32_t slot, uint32_t e, uint32_t n, const float *k, const float *v) const;
 
     const KernelTable &kernels_;
     DType dtype_;
     bool codes_;  // int8
+    bool pairs_;
     WeightFormat format_;
     uint32_t nlayer_, nkvh_, dh_;
     uint32_t value_width_;

@@ -56,9 +56,9 @@ uint32_t groupsIn(uint32_t k) {
     return (k + kGroup - 1) / kGroup;
 }
 
-void addBias(float *row, const float *bias) {
+void addBias(float *row, const float *bias, uint32_t n) {
     if (bias != nullptr) {
-        for (uint32_t j = 0; j < kPanelRows; ++j) {
+        for (uint32_t j = 0; j < n; ++j) {
             row[j] += bias[j];
         }
     }
@@ -164,6 +164,11 @@ uint32_t Linears::piecesOf(WeightFormat format) const {
     }
 }
 
+// Rows of a register tile.
+uint32_t Linears::tileRows(WeightFormat format) const {
+    return piecesOf(format) > 0 ? kernels_.rounded_tile_rows : kernels_.tileRows(format);
+}
+
 // Brings rows of `in` into the form that `format` is multiplied with.
 void Linears::prepareRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format) {
     if (takesCodes(format)) {
@@ -184,7 +189,7 @@ void Linears::roundRows(const float *in, uint32_t rows, uint32_t k, uint32_t pie
 
 // Parts of nearly equal size that rows are multiplied in.
 uint32_t Linears::partsOf(uint32_t rows, WeightFormat format) const {
-    const uint32_t tile = kernels_.tileRows(format);
+    const uint32_t tile = tileRows(format);
     return (rows + tile - 1) / tile;
 }
 
@@ -263,24 +268,22 @@ void Linears::multiplyExpandedF8(const Panels &panels, const CpuLinear &w, uint3
     }
 }
 
-// Calls epilogue(panel, row, count, product, ld) for all panels and parts of rows, `step` neighbouring panels a call:
-// the sums of rows [row, row + count) with the panel are at product + r * ld.
+// Calls epilogue(panel, npanels, row, count, product, ld) for all panels, an even number of neighbours (but for the
+// last ones) a call, and parts of rows: the sums of rows [row, row + count) with these panels are at product + r * ld.
 template <typename Epilogue>
-void Linears::multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, uint32_t step,
-                           const Epilogue &epilogue) {
+void Linears::multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue) {
     prepareRows(in, rows, w.in, w.format);
-    if (rows <= kernels_.tileRows(w.format)) {
-        streamPanels(in, rows, w, step, epilogue);
+    if (rows <= tileRows(w.format)) {
+        streamPanels(in, rows, w, epilogue);
     } else {
-        reusePanels(in, rows, w, step, epilogue);
+        reusePanels(in, rows, w, epilogue);
     }
 }
 
 // One tile of rows meets every weight once. Claims are long, because the kernel's streams through memory are as long as
 // a claim, and memory likes long ones.
 template <typename Epilogue>
-void Linears::streamPanels(const float *in, uint32_t rows, const CpuLinear &w, uint32_t step,
-                           const Epilogue &epilogue) {
+void Linears::streamPanels(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue) {
     const uint32_t most = std::min(kStreamPanels, panelsIn(kStreamBytes, w));
     const uint32_t least = std::min(most, panelsIn(kClaimBytes, w));
     pool_.parallelFor(w.npanels, least, most, [&](uint32_t begin, uint32_t end, uint32_t thread) {
@@ -294,16 +297,14 @@ void Linears::streamPanels(const float *in, uint32_t rows, const CpuLinear &w, u
             } else {
                 multiplyPanels(panels, {in, w.in, 0, rows}, products, width);
             }
-            for (uint32_t q = 0; q < count; q += step) {
-                epilogue(p + q, 0, rows, products + size_t{q} * kPanelRows, width);
-            }
+            epilogue(p, count, 0, rows, products, width);
         }
     });
 }
 
 // All rows go through kTogether panels, or a block of their k, which stay in L2 meanwhile.
 template <typename Epilogue>
-void Linears::reusePanels(const float *in, uint32_t rows, const CpuLinear &w, uint32_t step, const Epilogue &epilogue) {
+void Linears::reusePanels(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue) {
     const uint32_t parts = partsOf(rows, w.format);
     // bf12 is expanded to bf16 once for all rows, except for so few that two tiles hold them with registers to spare:
     // there the kernel decodes it twice, which costs less than sending the expanded panels through L2.
@@ -348,8 +349,8 @@ void Linears::reusePanels(const float *in, uint32_t rows, const CpuLinear &w, ui
                     } else {
                         multiplyPanels(panels, {in, w.in, row, size}, product, width);
                     }
-                    for (uint32_t q = 0; last && q < count; q += step) {
-                        epilogue(p + q, row, size, product + size_t{q} * kPanelRows, width);
+                    if (last) {
+                        epilogue(p, count, row, size, product, width);
                     }
                     row += size;
                 }
@@ -366,25 +367,29 @@ void Linears::multiply(float *out, size_t ldo, const float *in, uint32_t rows, c
 }
 
 void Linears::multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w) {
-    multiplyRows(in, rows, w, 1, [&](uint32_t panel, uint32_t row, uint32_t count, float *product, size_t ld) {
-        const uint32_t first = panel * kPanelRows;
-        const uint32_t columns = std::min(kPanelRows, w.out - first);
-        for (uint32_t r = 0; r < count; ++r) {
-            addBias(product + r * ld, w.biasOf(panel));
-            std::memcpy(out + (row + r) * ldo + first, product + r * ld, columns * sizeof(float));
-        }
-    });
+    multiplyRows(in, rows, w,
+                 [&](uint32_t panel, uint32_t npanels, uint32_t row, uint32_t count, float *product, size_t ld) {
+                     const uint32_t first = panel * kPanelRows;
+                     const uint32_t columns = std::min(npanels * kPanelRows, w.out - first);
+                     for (uint32_t r = 0; r < count; ++r) {
+                         addBias(product + r * ld, w.biasOf(panel), columns);
+                         std::memcpy(out + (row + r) * ldo + first, product + r * ld, columns * sizeof(float));
+                     }
+                 });
 }
 
 void Linears::multiplySwiglu(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &gate_up) {
-    multiplyRows(in, rows, gate_up, 2, [&](uint32_t panel, uint32_t row, uint32_t count, float *product, size_t ld) {
-        const uint32_t first = panel / 2 * kPanelRows;
-        const uint32_t columns = std::min(kPanelRows, gate_up.out - first);
-        for (uint32_t r = 0; r < count; ++r) {
-            const float *gate = product + r * ld;
-            kernels_.siluMul(out + (row + r) * ldo + first, gate, gate + kPanelRows, columns);
-        }
-    });
+    multiplyRows(in, rows, gate_up,
+                 [&](uint32_t panel, uint32_t npanels, uint32_t row, uint32_t count, const float *product, size_t ld) {
+                     for (uint32_t r = 0; r < count; ++r) {
+                         for (uint32_t q = 0; q < npanels; q += 2) {
+                             const uint32_t first = (panel + q) / 2 * kPanelRows;
+                             const float *gate = product + r * ld + size_t{q} * kPanelRows;
+                             kernels_.siluMul(out + (row + r) * ldo + first, gate, gate + kPanelRows,
+                                              std::min(kPanelRows, gate_up.out - first));
+                         }
+                     }
+                 });
 }
 
 }  // namespace q3::cpu

@@ -58,16 +58,17 @@ private:
     const CodeKernels &codeKernels(WeightFormat format) const;
     QuantRows codesOf(uint32_t first, uint32_t count, uint32_t k, WeightFormat format) const;
     uint32_t piecesOf(WeightFormat format) const;
+    uint32_t tileRows(WeightFormat format) const;
     void prepareRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
     void quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
     void roundRows(const float *in, uint32_t rows, uint32_t k, uint32_t pieces);
     void multiplyPanels(const Panels &panels, const Rows &rows, float *out, size_t ldo) const;
     template <typename Epilogue>
-    void multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, uint32_t step, const Epilogue &epilogue);
+    void multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue);
     template <typename Epilogue>
-    void streamPanels(const float *in, uint32_t rows, const CpuLinear &w, uint32_t step, const Epilogue &epilogue);
+    void streamPanels(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue);
     template <typename Epilogue>
-    void reusePanels(const float *in, uint32_t rows, const CpuLinear &w, uint32_t step, const Epilogue &epilogue);
+    void reusePanels(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue);
 
     const KernelTable &kernels_;
     ThreadPool &pool_;

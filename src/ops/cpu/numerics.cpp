@@ -53,6 +53,16 @@ uint64_t hashOf(const KernelTable &kernels) {
     kernels.multiplyPanels[kF32](panel.data(), panel.bytes(), 1, kDepth, x.data(), kDepth, 1, product.data(),
                                  kPanelRows, false);
     note(product);
+
+    const HostBuffer pairs(panelBytes(kBf16, kDepth));
+    kernels.store[kBf16](pairs.data(), weights.data(), kDepth / 2 * 2 * kPanelRows);
+    const HostBuffer rounded(roundedRowBytes(kDepth, 1, kernels.pair_bytes));
+    kernels.round[0](x.data(), kDepth, rounded.as<char>());
+    kernels.multiplyRounded[0][kBf16](pairs.data(), pairs.bytes(), 1, kDepth, {rounded.as<char>(), rounded.bytes()}, 1,
+                                      product.data(), kPanelRows, false);
+    note(product);
+    out.assign(1, kernels.expRound(w.data(), kDepth, 4.0F, kDepth, rounded.as<char>()));
+    note(out);
     return hash.hash();
 }
 

@@ -1,8 +1,9 @@
-// The intrinsics of AMX int8 that the kernels use, in portable C, as the instruction set reference has them. Where the
-// CPU would fault, the program stops; so it does when tiles are configured again before they are released, which the
-// kernels promise their callers.
+// The intrinsics of AMX int8 and bf16 that the kernels use, in portable C, as the instruction set reference has them.
+// Where the CPU would fault, the program stops; so it does when tiles are configured again before they are released,
+// which the kernels promise their callers.
 #pragma once
 
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -102,4 +103,44 @@ template <typename Left, typename Right> inline void amxDotBytes(int sum, int a,
 
 inline void _tile_dpbsud(int sum, int a, int b) {
     amxDotBytes<int8_t, uint8_t>(sum, a, b);
+}
+
+// Subnormal numbers as zeros of their sign, whatever MXCSR says.
+inline float amxFlushed(float v) {
+    return fabsf(v) < 0x1p-126F ? copysignf(0.0F, v) : v;
+}
+
+// Element i of a tile's row of bf16.
+inline float amxBf16(const int8_t *row, uint32_t i) {
+    uint16_t half;
+    memcpy(&half, row + size_t{2} * i, sizeof half);
+    const uint32_t bits = uint32_t{half} << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return amxFlushed(value);
+}
+
+// sum[m][n] += (products of even k, each sum from zero) + (products of odd k)
+inline void _tile_dpbf16ps(int sum, int a, int b) {
+    EmulatedTile &to = emulatedTile(sum);
+    const EmulatedTile &left = emulatedTile(a);
+    const EmulatedTile &right = emulatedTile(b);
+    amxRequire(sum != a && sum != b && a != b, "a product with one tile twice");
+    amxRequire(to.rows == left.rows && to.row_bytes == right.row_bytes && left.row_bytes == right.rows * 4,
+               "a product of tiles whose sizes do not fit");
+    for (uint32_t m = 0; m < to.rows; ++m) {
+        for (uint32_t n = 0; n < to.row_bytes / 4; ++n) {
+            float parts[2] = {};
+            for (uint32_t k = 0; k < right.rows; ++k) {
+                for (uint32_t odd = 0; odd < 2; ++odd) {
+                    parts[odd] = amxFlushed(
+                        fmaf(amxBf16(left.data[m], 2 * k + odd), amxBf16(right.data[k], 2 * n + odd), parts[odd]));
+                }
+            }
+            float total;
+            memcpy(&total, to.data[m] + size_t{4} * n, sizeof total);
+            total = amxFlushed(amxFlushed(total) + amxFlushed(parts[0] + parts[1]));
+            memcpy(to.data[m] + size_t{4} * n, &total, sizeof total);
+        }
+    }
 }

@@ -25,12 +25,15 @@ const char *forcedName() {
 }
 
 #if defined(__x86_64__)
-// Whether the CPU has AMX int8, and the operating system saves the tiles and lets this process use them. Linux must be
-// asked, because the tiles add 8 KB to a thread's saved state; kernels before 5.16 and some sandboxes refuse.
+// Whether the CPU has AMX for int8 and bf16, and the operating system saves the tiles and lets this process use them.
+// Linux must be asked, because the tiles add 8 KB to a thread's saved state; kernels before 5.16 and some sandboxes
+// refuse.
 bool requestAmx() {
-    constexpr unsigned kOsxsave = 1U << 27;                // leaf 1, ecx
-    constexpr unsigned kAmxTile = 1U << 24;                // leaf 7, edx
-    constexpr unsigned kAmxInt8 = 1U << 25;                // leaf 7, edx
+    constexpr unsigned kOsxsave = 1U << 27;  // leaf 1, ecx
+    constexpr unsigned kAmxTile = 1U << 24;  // leaf 7, edx
+    constexpr unsigned kAmxInt8 = 1U << 25;  // leaf 7, edx
+    constexpr unsigned kAmxBf16 = 1U << 22;  // leaf 7, edx
+    constexpr unsigned kAmx = kAmxTile | kAmxInt8 | kAmxBf16;
     constexpr unsigned kTileStates = 1U << 17 | 1U << 18;  // XCR0: configuration and data
     constexpr long kRequestPermission = 0x1023;            // ARCH_REQ_XCOMP_PERM
     constexpr long kTileData = 18;                         // XFEATURE_XTILEDATA
@@ -41,7 +44,7 @@ bool requestAmx() {
     if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & kOsxsave) == 0) {
         return false;
     }
-    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & kAmxTile) == 0 || (edx & kAmxInt8) == 0) {
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & kAmx) != kAmx) {
         return false;
     }
     asm("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
@@ -60,10 +63,11 @@ const std::vector<KernelEntry> &kernelEntries() {
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
         const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+        const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
         // Asking for AMX has side effects (signal stacks must be larger), so nobody asks when another table is forced.
         const bool wanted = *forcedName() == '\0' || std::strcmp(forcedName(), kAmxKernels.name) == 0;
-        found.push_back({&kAmxKernels, vnni && wanted && requestAmx()});
-        found.push_back({&kAvx512Bf16Kernels, vnni && __builtin_cpu_supports("avx512bf16")});
+        found.push_back({&kAmxKernels, bf16 && wanted && requestAmx()});
+        found.push_back({&kAvx512Bf16Kernels, bf16});
         found.push_back({&kAvx512VnniKernels, vnni});
         found.push_back({&kAvx512Kernels, avx512});
         found.push_back({&kAvxVnniKernels, avx2 && __builtin_cpu_supports("avxvnni") != 0});

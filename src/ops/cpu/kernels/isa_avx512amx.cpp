@@ -1,12 +1,13 @@
-// AMX int8 for many rows of quantised layers, AVX-512 with VNNI for everything else: Sapphire Rapids and later. An
-// activation's 16-bit code is 256 * high + low with two signed bytes, so a group's exact products are 256 times those
-// of the high bytes and those of the low bytes, each with unsigned bytes of weights (TDPBSUD).
-#include "ops/cpu/kernels/simd_avx512vnni.h"
+// AMX int8 for many rows of quantised layers, AMX bf16 for bf16 layers with rounded activations (simd_amx_bf16.h),
+// AVX-512 with VNNI and BF16 for everything else: Sapphire Rapids and later. An activation's 16-bit code is
+// 256 * high + low with two signed bytes, so a group's exact products are 256 times those of the high bytes and those
+// of the low bytes, each with unsigned bytes of weights (TDPBSUD).
+#include "ops/cpu/kernels/simd_amx_bf16.h"
 
 namespace q3::cpu {
 namespace {
 
-using Amx = Avx512Vnni;
+using Amx = Avx512Bf16;
 constexpr int kRows = 16;  // rows of a tile register
 // Fewer rows are left to VNNI, which streams four panels at a time from memory.
 constexpr int kLeastRows = 12;
@@ -216,6 +217,7 @@ constexpr KernelTable amxTable() {
     table.codes[k16Bits][kQ8].multiply = multiplyTiles<kQ8, k16Bits>;
     table.codes[k16Bits][kQ4].multiply = multiplyTiles<kQ4, k16Bits>;
     table.quant_tile_rows = kRows;
+    addTilesBf16(table);
     return table;
 }
 

@@ -9,7 +9,7 @@
 //     first, then the even one, one rounding each, with subnormal numbers read and written as zeros. That is what
 //     VDPBF16PS does; tables without it run the same chain with multiply-adds, which flush subnormal numbers because
 //     the threads that compute do (runtime/worker_thread.h). With two pieces each pair is added twice, first with the
-//     pieces that are larger;
+//     pieces that are larger. AMX has an order of its own, which all kernels of its table keep (simd_amx_bf16.h);
 //   * an output of a quantised layer is one chain over groups of 32 k: sum = fma(float(dot), w_scale * x_scale, sum),
 //     where dot is the exact integer product of the group's weight codes and activation codes of 8 or 16 bits
 //     (QuantRows). Integers may be added in any order, so every instruction set gives the same bits;
@@ -71,7 +71,8 @@ template <uint32_t Pieces, int Piece> constexpr int32_t affineSum(int32_t offset
 
 // Rows of activations as sums of `pieces` numbers of bf16 each: 1, or 2, of which the second holds what the rounding of
 // the first has left. A row has an entry per pair of k and piece, the pieces of a pair side by side, and zeros beyond k
-// up to a whole group. An entry is what the table multiplies with: two bf16, or the same as two floats.
+// up to a whole group. An entry is what the table multiplies with: two bf16, or the same as two floats. With AMX the
+// pieces of a whole group of pairs lie side by side.
 constexpr uint32_t kMaxPieces = 2;
 struct RoundedRows {
     const char *data;
@@ -87,7 +88,7 @@ constexpr size_t roundedRowBytes(uint32_t k, uint32_t pieces, size_t pair_bytes)
 // j < 16 * npanels.
 using PanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x,
                              size_t ldx, uint32_t rows, float *y, size_t ldy, bool accumulate);
-// The same for bf16 and bf12 with rounded activations, rows <= tile_rows.
+// The same for bf16 and bf12 with rounded activations, rows <= rounded_tile_rows.
 using RoundedPanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k,
                                     const RoundedRows &x, uint32_t rows, float *y, size_t ldy, bool accumulate);
 // The same for formats that take codes, over `groups` groups of 32 k, rows <= quant_tile_rows.
@@ -135,6 +136,13 @@ using WeighKernel = void (*)(const float *weights, size_t ldw, uint32_t rows, co
                              uint32_t npanels, float *out, size_t ldo, bool accumulate);
 
 using QuantPanelKernels = PerFormat<QuantPanelKernel>;
+// score and weigh where attention is in bf16: queries and weights are rounded (RoundedRows, one piece) and tiles have
+// their elements in pairs, keys [dh / 2][16 keys][2] and values [8 pairs of keys][16 * npanels][2], so that sums run
+// over pairs as those of layers do.
+using ScorePairsKernel = void (*)(const RoundedRows &q, uint32_t rows, const KvTiles &keys, uint32_t dh, float *scores,
+                                  size_t lds);
+using WeighPairsKernel = void (*)(const RoundedRows &weights, uint32_t rows, const KvTiles &values, uint32_t nkeys,
+                                  uint32_t npanels, float *out, size_t ldo, bool accumulate);
 
 struct KernelTable {
     const char *name;
@@ -148,9 +156,11 @@ struct KernelTable {
     QuantPanelKernel quantPanels(WeightFormat format, CodeWidth width) const {
         return isAffine(format) ? (*multiplyAffinePanels)[format] : codes[width][format].multiply;
     }
-    // Of bf16 and bf12, by the number of pieces less one.
+    // Of bf16 and bf12, by the number of pieces less one; rows of a register tile.
     PerFormat<RoundedPanelKernel> multiplyRounded[kMaxPieces];
-    size_t pair_bytes;  // of an entry of RoundedRows
+    uint32_t rounded_tile_rows;
+    bool rounded_by_groups;  // in the order of AMX
+    size_t pair_bytes;       // of an entry of RoundedRows
     // x [k] as a row of RoundedRows.
     void (*round[kMaxPieces])(const float *x, uint32_t k, char *out);
     ExpandBf12Kernel expandBf12;
@@ -161,6 +171,8 @@ struct KernelTable {
     TileKernel tile;
     PerFormat<ScoreKernel> score;  // of plain formats, as are weigh, store and load
     PerFormat<WeighKernel> weigh;
+    ScorePairsKernel scorePairs;
+    WeighPairsKernel weighPairs;
     // out = x / sqrt(mean(x^2) + epsilon) * weight; out may be x
     void (*rmsnorm)(float *out, const float *x, const float *weight, uint32_t n, float epsilon);
     // x += delta
@@ -171,6 +183,9 @@ struct KernelTable {
     float (*max)(const float *s, uint32_t n);
     // s[i] = exp(s[i] - shift); returns their sum. s[i] <= shift.
     float (*expSum)(float *s, uint32_t n, float shift);
+    // exp(s[i] - shift), i < count, as a row of RoundedRows of n >= count values, those beyond count zeros; returns the
+    // sum of the exponentials as they were before rounding. s[i] <= shift.
+    float (*expRound)(const float *s, uint32_t count, float shift, uint32_t n, char *out);
     // out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]
     void (*siluMul)(float *out, const float *gate, const float *up, uint32_t n);
     // out = in converted; f16 saturates at +-65504 so that a large value does not become infinite in the KV cache

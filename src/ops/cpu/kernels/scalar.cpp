@@ -217,6 +217,46 @@ template <WeightFormat T, CodeWidth X> void quantize(const float *x, uint32_t k,
     }
 }
 
+// Number (pair, column) of a tile of pairs, the odd one or the even one.
+float pairElement(const char *tile, size_t pair, uint32_t width, uint32_t column, bool odd) {
+    return loadFloat<kBf16>(tile, (pair * width + column) * 2 + (odd ? 1 : 0));
+}
+
+void scorePairs(const RoundedRows &q, uint32_t rows, const KvTiles &keys, uint32_t dh, float *scores, size_t lds) {
+    for (uint32_t t = 0; t < keys.count; ++t) {
+        for (uint32_t r = 0; r < rows; ++r) {
+            const auto *x = reinterpret_cast<const float *>(q.data + r * q.row_bytes);
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                float sum = 0.0F;
+                for (uint32_t i = 0; i < dh / 2; ++i) {
+                    sum = std::fma(pairElement(keys.at[t], i, kPanelRows, j, true), x[2 * i + 1], sum);
+                    sum = std::fma(pairElement(keys.at[t], i, kPanelRows, j, false), x[2 * i], sum);
+                }
+                scores[r * lds + t * kPanelRows + j] = sum;
+            }
+        }
+    }
+}
+
+void weighPairs(const RoundedRows &weights, uint32_t rows, const KvTiles &values, uint32_t nkeys, uint32_t npanels,
+                float *out, size_t ldo, bool accumulate) {
+    const uint32_t width = npanels * kPanelRows;
+    for (uint32_t r = 0; r < rows; ++r) {
+        const auto *x = reinterpret_cast<const float *>(weights.data + r * weights.row_bytes);
+        for (uint32_t j = 0; j < width; ++j) {
+            float sum = accumulate ? out[r * ldo + j] : 0.0F;
+            for (uint32_t key = 0; key < nkeys; key += 2) {
+                const char *tile = values.at[key / kPanelRows];
+                const uint32_t pair = key % kPanelRows / 2;
+                const float odd = key + 1 < nkeys ? pairElement(tile, pair, width, j, true) : 0.0F;
+                sum = std::fma(odd, x[key + 1], sum);
+                sum = std::fma(pairElement(tile, pair, width, j, false), x[key], sum);
+            }
+            out[r * ldo + j] = sum;
+        }
+    }
+}
+
 template <WeightFormat T, CodeWidth X> constexpr CodeKernels codeKernels() {
     return {X == k8Bits ? kByteCodes : kPlainCodes, quantize<T, X>, multiplyQuantPanels<T, X>};
 }
@@ -260,6 +300,17 @@ float expSum(float *s, uint32_t n, float shift) {
     for (uint32_t i = 0; i < n; ++i) {
         s[i] = std::exp(s[i] - shift);
         sum += static_cast<double>(s[i]);
+    }
+    return static_cast<float>(sum);
+}
+
+float expRound(const float *s, uint32_t count, float shift, uint32_t n, char *out) {
+    auto *to = reinterpret_cast<float *>(out);
+    double sum = 0.0;
+    for (uint32_t i = 0; i < roundUp(n, kGroup); ++i) {
+        const float e = i < count ? std::exp(s[i] - shift) : 0.0F;
+        to[i] = bf16ToFloat(floatToBf16(e));
+        sum += static_cast<double>(e);
     }
     return static_cast<float>(sum);
 }
@@ -341,6 +392,7 @@ constexpr KernelTable scalarTable() {
     table.store[kF16] = storeF16;
     table.store[kBf16] = storeBf16;
     table.pair_bytes = kPairBytes;
+    table.rounded_tile_rows = kTileRows;
     table.multiplyRounded[0][kBf16] = multiplyRounded<kBf16, 1>;
     table.multiplyRounded[1][kBf16] = multiplyRounded<kBf16, 2>;
     table.multiplyRounded[0][kBf12] = multiplyRounded<kBf12, 1>;
@@ -356,6 +408,9 @@ constexpr KernelTable scalarTable() {
     table.rope = rope;
     table.max = max;
     table.expSum = expSum;
+    table.expRound = expRound;
+    table.scorePairs = scorePairs;
+    table.weighPairs = weighPairs;
     table.siluMul = siluMul;
     table.loadCodes = loadCodes;
     return table;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ops/cpu/kernels/kernels.h"
+#include "ops/cpu/kernels/simd_bf16.h"
 #include "ops/cpu/kernels/simd_float.h"
 
 namespace q3::cpu {
@@ -157,6 +158,94 @@ template <typename S, WeightFormat T>
 void weigh(const float *weights, size_t ldw, uint32_t rows, const KvTiles &values, uint32_t nkeys, uint32_t npanels,
            float *out, size_t ldo, bool accumulate) {
     withRows<S::kTileRows>(rows, WeighCall<S, T>{weights, ldw, values, nkeys, npanels, out, ldo, accumulate});
+}
+
+constexpr size_t kPairRowBytes = kPanelRows * 2 * sizeof(uint16_t);  // of a pair and panel
+
+template <typename S> struct ScorePairsCall {
+    const RoundedRows &q;
+    const KvTiles &keys;
+    uint32_t dh;
+    float *scores;
+    size_t lds;
+
+    template <int R> void call() const { forGroups<R, pairPanelsAtOnce<S, R>(4)>(keys.count, *this); }
+    template <int R, int P> void group(uint32_t first) const {
+        const TilesAt<P> tile(keys, first);
+        Products<S, R, P> products;
+        for (uint32_t i = 0; i < dh / 2; ++i) {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                __builtin_prefetch(tile.next[p] + i * kPairRowBytes);
+            }
+            addPair<S, 1>([&](int p) Q3_INLINE { return loadPair<S>(tile.at[p] + i * kPairRowBytes); },
+                          q.data + i * kPairBytes<S>, q.row_bytes, products);
+        }
+        products.store(scores + size_t{first} * kPanelRows, lds, 1);
+    }
+};
+
+template <typename S>
+void scorePairs(const RoundedRows &q, uint32_t rows, const KvTiles &keys, uint32_t dh, float *scores, size_t lds) {
+    withRows<S::kTileRows>(rows, ScorePairsCall<S>{q, keys, dh, scores, lds});
+}
+
+template <typename S> struct WeighPairsCall {
+    const RoundedRows &weights;
+    const KvTiles &values;
+    uint32_t nkeys, npanels;
+    float *out;
+    size_t ldo;
+    bool accumulate;
+
+    // Few rows take all eight panels of a head of 128, whose tiles are then read as they lie.
+    template <int R> void call() const { forGroups<R, pairPanelsAtOnce<S, R>(8)>(npanels, *this); }
+    template <int R, int P> void group(uint32_t first) const {
+        constexpr uint32_t kPairs = kPanelRows / 2;  // of a tile
+        constexpr uint32_t kAhead = 2;               // pairs between what is multiplied and what is prefetched
+        const size_t step = npanels * kPairRowBytes;
+        float *to = out + size_t{first} * kPanelRows;
+        Products<S, R, P> products;
+        if (accumulate) {
+            products.load(to, ldo, 1);
+        }
+        for (uint32_t t = 0; t < values.count; ++t) {
+            const uint32_t left = nkeys - t * kPanelRows;
+            const uint32_t whole = left / 2 < kPairs ? left / 2 : kPairs;
+            const char *at = values.at[t] + first * kPairRowBytes;
+            const char *next = t + 1 < values.count + values.ahead ? values.at[t + 1] + first * kPairRowBytes : at;
+            const char *x = weights.data + size_t{t} * kPairs * kPairBytes<S>;
+            for (uint32_t i = 0; i < whole; ++i) {
+                const char *fetch =
+                    i + kAhead < kPairs ? at + (i + kAhead) * step : next + (i + kAhead - kPairs) * step;
+                Q3_UNROLL
+                for (int p = 0; p < P; ++p) {
+                    __builtin_prefetch(fetch + p * kPairRowBytes);
+                }
+                addPair<S, 1>([&](int p) Q3_INLINE { return loadPair<S>(at + i * step + p * kPairRowBytes); },
+                              x + i * kPairBytes<S>, weights.row_bytes, products);
+            }
+            if (whole < kPairs && left % 2 != 0) {  // whatever lies in the slot of the key that is not there
+                addPair<S, 1>(
+                    [&](int p) Q3_INLINE {
+                        Pair<S> pair = loadPair<S>(at + whole * step + p * kPairRowBytes);
+                        Q3_UNROLL
+                        for (int h = 0; h < S::kParts; ++h) {
+                            pair.words[h] = S::andBits(pair.words[h], S::setBits(0xffff));
+                        }
+                        return pair;
+                    },
+                    x + whole * kPairBytes<S>, weights.row_bytes, products);
+            }
+        }
+        products.store(to, ldo, 1);
+    }
+};
+
+template <typename S>
+void weighPairs(const RoundedRows &weights, uint32_t rows, const KvTiles &values, uint32_t nkeys, uint32_t npanels,
+                float *out, size_t ldo, bool accumulate) {
+    withRows<S::kTileRows>(rows, WeighPairsCall<S>{weights, values, nkeys, npanels, out, ldo, accumulate});
 }
 
 }  // namespace

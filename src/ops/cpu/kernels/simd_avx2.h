@@ -15,7 +15,7 @@ struct Avx2 {
     using B = __m256i;
     using Q = __m256i;  // pairs of int16
     static constexpr int kLanes = 8, kParts = 2, kTileRows = 6, kRegisters = 16;
-    static constexpr bool kDotsBf16 = false;
+    static constexpr bool kDotsBf16 = false, kScales = false;
     static constexpr bool kByteDots = false, kSignedBytes = false;
 
     static F zero() { return _mm256_setzero_ps(); }

@@ -16,7 +16,7 @@ struct Avx512 {
     using B = __m512i;
     using Q = __m512i;  // pairs of int16
     static constexpr int kLanes = 16, kParts = 1, kTileRows = 12, kRegisters = 32;
-    static constexpr bool kDotsBf16 = false;
+    static constexpr bool kDotsBf16 = false, kScales = true;
     static constexpr bool kByteDots = false, kSignedBytes = false;
 
     static F zero() { return _mm512_setzero_ps(); }
@@ -38,6 +38,7 @@ struct Avx512 {
     static F min(F a, F b) { return _mm512_min_ps(a, b); }
     static F abs(F v) { return _mm512_abs_ps(v); }
     static F round(F v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    static F scale(F v, F power) { return _mm512_scalef_ps(v, power); }
     static float sumLanes(F v) { return _mm512_reduce_add_ps(v); }
     static float maxLanes(F v) { return _mm512_reduce_max_ps(v); }
 

@@ -106,18 +106,29 @@ inline Q3_INLINE void addPair(const Load &pair, const char *x, size_t row_bytes,
     }
 }
 
+// How many panels R rows are multiplied with at once, `most` or fewer, so that sums, pairs and a value of x stay in
+// registers. Multiply-adds need a panel's pairs only while they are added.
+template <typename S, int R> constexpr int pairPanelsAtOnce(int most) {
+    for (int p = most; p > 1; p /= 2) {
+        if (R * p * S::kParts + (S::kDotsBf16 ? p : 2) * S::kParts + 1 <= S::kRegisters) {
+            return p;
+        }
+    }
+    return 1;
+}
+
 template <typename S, WeightFormat T, int Pieces> struct RoundedCall {
     static constexpr size_t kEntry = Pieces * kPairBytes<S>;
 
     const char *panels;
     size_t panel_bytes;
     uint32_t npanels, k;
-    const RoundedRows &x;
+    const RoundedRows x;
     float *y;
     size_t ldy;
     bool accumulate;
 
-    template <int R> void call() const { forPanelGroups<R, panelsAtOnce<S, R>(S::kParts)>(npanels, *this); }
+    template <int R> void call() const { forPanelGroups<R, pairPanelsAtOnce<S, R>(4)>(npanels, *this); }
     template <int R, int P> void tiles(uint32_t first, uint32_t apart) const {
         const char *from = panels + first * panel_bytes;
         float *to = y + first * kPanelRows;
@@ -183,6 +194,7 @@ void multiplyRounded(const void *panels, size_t panel_bytes, uint32_t npanels, u
 
 template <typename S> constexpr void addRounded(KernelTable &table) {
     table.pair_bytes = kPairBytes<S>;
+    table.rounded_tile_rows = S::kTileRows;
     table.multiplyRounded[0][kBf16] = multiplyRounded<S, kBf16, 1>;
     table.multiplyRounded[1][kBf16] = multiplyRounded<S, kBf16, 2>;
     table.multiplyRounded[0][kBf12] = multiplyRounded<S, kBf12, 1>;

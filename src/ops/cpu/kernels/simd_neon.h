@@ -15,7 +15,7 @@ struct Neon {
     using B = int8x16_t;
     using Q = int16x8_t;
     static constexpr int kLanes = 4, kParts = 4, kTileRows = 6, kRegisters = 32;
-    static constexpr bool kDotsBf16 = false;
+    static constexpr bool kDotsBf16 = false, kScales = false;
     static constexpr bool kByteDots = false, kSignedBytes = false;
 
     static F zero() { return vdupq_n_f32(0.0F); }

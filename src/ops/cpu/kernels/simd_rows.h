@@ -105,6 +105,47 @@ template <typename S> float expSum(float *s, uint32_t n, float shift) {
     return S::sumLanes(sum);
 }
 
+// exp for what is rounded to bf16 afterwards, x <= 0, within 2^-14.
+template <typename S> inline typename S::F expRoughly(typename S::F x) {
+    if constexpr (S::kScales) {
+        const typename S::F power = S::mul(x, S::set(1.44269504088896341F));
+        const typename S::F n = S::round(power);
+        const typename S::F r = S::sub(power, n);  // 2^r by Taylor's series, |r| <= 1/2
+        typename S::F p = S::set(1.3333558146e-3F);
+        p = S::fma(p, r, S::set(9.6181291076e-3F));
+        p = S::fma(p, r, S::set(5.5504108665e-2F));
+        p = S::fma(p, r, S::set(2.4022650696e-1F));
+        p = S::fma(p, r, S::set(6.9314718056e-1F));
+        p = S::fma(p, r, S::set(1.0F));
+        return S::scale(p, n);
+    } else {
+        return expOf<S>(x);
+    }
+}
+
+template <typename S> float expRound(const float *s, uint32_t count, float shift, uint32_t n, char *out) {
+    const typename S::F subtract = S::set(shift);
+    typename S::F sum = S::zero();
+    const auto store = [&](uint32_t i, typename S::F e) Q3_INLINE {
+        storePiece<S, 1>(out + size_t{i} / 2 * kPairBytes<S>, 0, nearestBf16<S>(e));
+        sum = S::add(sum, e);
+    };
+    uint32_t i = 0;
+    for (; i + S::kLanes <= count; i += S::kLanes) {
+        store(i, expRoughly<S>(S::sub(S::load(s + i), subtract)));
+    }
+    if (i < count) {  // the lanes beyond count become zeros
+        float part[S::kLanes];
+        S::store(part, expRoughly<S>(S::sub(S::loadFirst(s + i, count - i), subtract)));
+        store(i, S::loadFirst(part, count - i));
+        i += S::kLanes;
+    }
+    for (; i < roundUp(n, kGroup); i += S::kLanes) {
+        store(i, S::zero());
+    }
+    return S::sumLanes(sum);
+}
+
 template <typename S> void siluMul(float *out, const float *gate, const float *up, uint32_t n) {
     forVectors<S>(n, [&](uint32_t i, uint32_t count) {
         const typename S::F g = loadPart<S>(gate + i, count);

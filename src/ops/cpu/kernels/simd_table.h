@@ -12,6 +12,7 @@
 //   in I; otherwise
 //     words<shift, mask> (B -> H), broadcastPair, dotPairs(sum, w, x)                          on H, sums in I
 //     noQuads -> 0, dotQuads(sum, w, x) (w 0 to 15, x signed), totalQuads -> I                 on B, sums in Q
+//   kScales; if so scale(f, n) = f * 2^n for whole n, with results too small to be normal as zeros
 //   kDotsBf16; if so broadcastBits -> I, dotBf16(sum, w, x) on F and pairs of bf16 in I (simd_bf16.h)
 //   andBytes(v, mask), orBytes, shiftBytes<n> (left, or right if n < 0; bits may come from neighbours) on B,
 //   dotBytes(sum, w, x) on I and B (w 0 to 127, x signed), kDotsWide: or w to 255        what simd_affine.h takes
@@ -70,6 +71,9 @@ template <typename S> constexpr KernelTable simdTable(const char *name, const Qu
     table.rope = rope<S>;
     table.max = max<S>;
     table.expSum = expSum<S>;
+    table.expRound = expRound<S>;
+    table.scorePairs = scorePairs<S>;
+    table.weighPairs = weighPairs<S>;
     table.siluMul = siluMul<S>;
     table.loadCodes = loadCodes<S>;
     return table;
