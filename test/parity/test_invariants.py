@@ -86,6 +86,16 @@ CASES = [
         {"activations": Activations.BF16},
     ),
     (
+        "even_bf16_times_bf16_kv_f16",
+        CheckpointSpec("inv_even_bf16", seed=34, dtype="bf16", **EVEN),
+        {"activations": Activations.BF16, "dt_kv": F16},
+    ),
+    (
+        "odd_bf16_times_bf16_kv_int8",
+        CheckpointSpec("inv_odd_bf16", seed=32, dtype="bf16", **ODD),
+        {"activations": Activations.BF16, "dt_kv": INT8},
+    ),
+    (
         "even_bf16_times_bf16x2",
         CheckpointSpec("inv_even_bf16", seed=34, dtype="bf16", **EVEN),
         {"activations": Activations.BF16X2},
