@@ -14,6 +14,7 @@
 
 #define _MM_FROUND_NO_EXC 0x08
 using __mmask16 = simde__mmask16;
+using __mmask32 = simde__mmask32;
 
 template <typename To, typename From> inline To bitsAs(const From &from) {
     static_assert(sizeof(To) == sizeof(From), "same size");
@@ -46,6 +47,16 @@ inline void _mm512_mask_storeu_ps(float *p, __mmask16 mask, __m512 v) {
             p[i] = in.lane[i];
         }
     }
+}
+
+inline __mmask32 _mm512_cmplt_epu16_mask(__m512i a, __m512i b) {
+    const auto x = bitsAs<Lanes<uint16_t, 32>>(a);
+    const auto y = bitsAs<Lanes<uint16_t, 32>>(b);
+    __mmask32 mask = 0;
+    for (int i = 0; i < 32; ++i) {
+        mask |= static_cast<__mmask32>(x.lane[i] < y.lane[i]) << i;
+    }
+    return mask;
 }
 
 inline float _mm512_reduce_add_ps(__m512 v) {
