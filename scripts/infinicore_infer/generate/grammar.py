@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,13 +19,19 @@ from numpy.typing import NDArray
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.constraint import Constraint
+from infinicore_infer.generate.grammar_constraint import GrammarConstraint, GrammarSource, Marks
+from infinicore_infer.generate.grammar_trial import (
+    ALL_SECONDS,
+    LIMITS,
+    TRIAL_LIMITS,
+    too_much,
+    trial,
+    trials,
+)
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 from infinicore_infer.text.tool_calls import CALL, CALL_END
 
 _MAX_GRAMMAR = 256 << 10
-# Enough for all the properties that a grammar of that length has room for: what is accepted must
-# not fail in mid-answer. A step may take some 25 ms for the worst of them.
-_LIMITS = llguidance.LLParserLimits(max_items_in_row=1 << 17, step_max_items=1 << 19)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,8 @@ def _explained(problem: str) -> str:
     problem = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", problem)
     # The line of the grammar that it is about.
     problem = re.sub(r" \d+ \| start: .*", "", problem)
+    if problem.startswith("fuel exhausted"):
+        return too_much(problem)
     if problem.startswith("oneOf constraints"):
         return "oneOf whose branches may both hold cannot be enforced; anyOf can"
     if problem.startswith("Resource "):
@@ -88,103 +97,6 @@ class GrammarModel(Protocol):
         """Its tokenizer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """Tokens that a grammar does not speak of; ``None`` is one that cannot come.
-
-    Attributes:
-        think: Begins thinking, as the first token only.
-        think_end: Ends it.
-        gap: The empty line that models write after it.
-        call: Begins a call.
-        call_end: Ends it.
-        ends: End the answer.
-    """
-
-    think: int | None
-    think_end: int | None
-    gap: int | None
-    call: int | None
-    call_end: int | None
-    ends: tuple[int, ...] = ()
-
-
-class GrammarConstraint:
-    """Lets only tokens come that a grammar allows, after the thinking if there is any."""
-
-    def __init__(
-        self,
-        matcher: llguidance.LLMatcher,
-        dvoc: int,
-        words: int,
-        marks: Marks,
-        *,
-        thinking: bool,
-        calls_only: bool = False,
-    ) -> None:
-        """Constrain one answer.
-
-        Args:
-            matcher: A matcher of the grammar, which is only copied.
-            dvoc: Size of the vocabulary.
-            words: Length of the matcher's bit masks, whose tokenizer may know more tokens.
-            marks: Tokens with a meaning.
-            thinking: Whether thinking has begun already.
-            calls_only: Whether the grammar is that of each call; other text is free.
-        """
-        self._template = matcher
-        self._matcher = None if calls_only else matcher.deep_copy()
-        self._dvoc = dvoc
-        self._marks = marks
-        self._thinking = thinking
-        self._calls_only = calls_only
-        # What may come besides.
-        self._extra = marks.think
-        self._bits: NDArray[np.int32] = np.zeros((1, words), np.int32)
-        self._thoughts = np.full((dvoc + 31) // 32, 0xFFFFFFFF, np.uint32)
-        for token in marks.ends:
-            self._thoughts[token // 32] &= np.uint32(0xFFFFFFFF ^ (1 << (token % 32)))
-
-    def mask(self) -> NDArray[np.uint32] | None:
-        """Return the bit mask of allowed tokens, or ``None`` for all.
-
-        Raises:
-            RuntimeError: The grammar has no way to go on.
-        """
-        if self._matcher is None:
-            return None
-        if self._thinking:
-            # An answer that ends amid its thinking would not have the form.
-            return self._thoughts
-        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits, 0)
-        if self._matcher.is_error():
-            raise RuntimeError(f"grammar: {self._matcher.get_error()}")
-        mask: NDArray[np.uint32] = self._bits[0].view(np.uint32)[: (self._dvoc + 31) // 32]
-        if self._extra is not None:
-            mask[self._extra // 32] |= np.uint32(1 << (self._extra % 32))
-        return mask
-
-    def accept(self, token: int) -> None:
-        """Take the token that was chosen.
-
-        Raises:
-            RuntimeError: The grammar does not allow it.
-        """
-        marks, extra, self._extra = self._marks, self._extra, None
-        if self._thinking:
-            self._thinking = token != marks.think_end
-            self._extra = None if self._thinking else marks.gap
-        elif token == extra:
-            self._thinking = token == marks.think
-        elif self._matcher is None:
-            self._matcher = self._template.deep_copy() if token == marks.call else None
-        else:
-            if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
-                raise RuntimeError(f"grammar: {self._matcher.get_error()}")
-            if self._calls_only and token == marks.call_end:
-                self._matcher = None
-
-
 class Grammars:
     """Compiles grammars for a model's tokenizer; the latest ones are kept."""
 
@@ -193,8 +105,9 @@ class Grammars:
         self._model: GrammarModel | None = None
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._words = 0
-        self._matcher = lru_cache(maxsize=64)(self._compile)
+        self._source = lru_cache(maxsize=64)(self._make_source)
         self._problem = lru_cache(maxsize=1024)(self._find_problem)
+        self._trial = lru_cache(maxsize=1024)(self._try)
         # One of its own, so that large schemas hold up nobody but those who have some as well.
         self._executor = ThreadPoolExecutor(1, "grammars")
 
@@ -215,9 +128,15 @@ class Grammars:
                 eos_token=list(model.meta.end_tokens),
             )
 
-    def _compile(self, grammar: str) -> llguidance.LLMatcher:
+    def _compile(
+        self, grammar: str, limits: llguidance.LLParserLimits | None = None
+    ) -> llguidance.LLMatcher:
         assert self._tokenizer is not None
-        return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
+        limits = LIMITS if limits is None else limits
+        return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+
+    def _make_source(self, grammar: str) -> GrammarSource:
+        return GrammarSource(partial(self._compile, grammar))
 
     def factory(
         self, grammar: Grammar, *, may_think: bool, thinking: bool, written: str = ""
@@ -241,11 +160,12 @@ class Grammars:
             problem = self._problem(text)
             if problem is not None:
                 raise FieldError(field, f"{which}the schema is not supported: {problem}")
-        matcher = self._matcher(grammar.text)
+        source = self._source(grammar.text)
         tokenizer, dvoc = self._model.tokenizer, self._model.meta.dvoc
+        tokens: list[int] = []
         if written and not grammar.calls_only:
             tokens = tokenizer.encode(written)
-            matcher = matcher.deep_copy()
+            matcher = source.matcher.deep_copy()
             if matcher.try_consume_tokens(tokens) < len(tokens):
                 problem = f"the last one does not begin with what {grammar.field} asks for"
                 raise FieldError("messages", problem)
@@ -265,7 +185,13 @@ class Grammars:
         )
         words = self._words
         return lambda: GrammarConstraint(
-            matcher, dvoc, words, marks, thinking=thinking, calls_only=grammar.calls_only
+            source,
+            dvoc,
+            words,
+            marks,
+            thinking=thinking,
+            calls_only=grammar.calls_only,
+            written=tokens,
         )
 
     async def prepare(
@@ -278,7 +204,7 @@ class Grammars:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def _find_problem(self, text: str) -> str | None:
-        """Return what is wrong with a grammar; ``None``: nothing that its beginning shows."""
+        """Return what is wrong with a grammar; ``None``: nothing that a trial shows."""
         assert self._model is not None and self._tokenizer is not None
         tokenizer = self._model.tokenizer
         control = next((t for t in tokenizer.encode(text) if tokenizer.is_special(t)), None)
@@ -286,10 +212,24 @@ class Grammars:
             # Where nothing else may come, it would be written as the token that it is the name of.
             name = tokenizer.decode([control], skip_special=False)
             return f"{name} is a control token, which no name or value may contain"
-        matcher = self._matcher(text).deep_copy()
+        matcher = self._source(text).matcher.deep_copy()
         if not matcher.is_error():
             bits: NDArray[np.int32] = np.zeros((1, self._words), np.int32)
             llguidance.numpy.fill_next_token_bitmask(matcher, bits, 0)
             if not matcher.is_error() and bits.any():
-                return None
+                return self._tried(text)
         return _explained(str(matcher.get_error()))
+
+    def _tried(self, text: str) -> str | None:
+        """Return what goes wrong with texts that a grammar allows; ``None``: nothing."""
+        over = time.thread_time() + ALL_SECONDS
+        for part in trials(text):
+            problem = self._trial(part)
+            if problem is not None or time.thread_time() > over:
+                return problem
+        return None
+
+    def _try(self, text: str) -> str | None:
+        assert self._model is not None
+        matcher = self._compile(text, TRIAL_LIMITS)
+        return trial(matcher, self._words, text, self._model.tokenizer)
