@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"BF16": None, "Q8_0": None, "Q4_0": "Q8_0"}
-OURS = ("int8", "int4-mixed", "int4")
+OURS = ("bf16:bf16", "int8:int16", "int8:int8", "int4-mixed:int8", "int4:int8")
 
 
 def chunk_logits(api: Any, context: Any, tokens: list[int], vocabulary: int) -> NDArray[Any]:
@@ -76,7 +76,7 @@ def compare(args: argparse.Namespace, folder: Path) -> list[Any]:
     from infinicore_infer.tools.quality import Accumulator
     from qwen3 import Qwen3ForCausalLM
 
-    with Qwen3ForCausalLM(args.model_path) as model:
+    with Qwen3ForCausalLM(args.model_path, activations="f32") as model:
         tokens = model.encode(args.text.read_text(encoding="utf-8"))
         starts = range(0, len(tokens) - args.context + 1, args.context)
         chunks = [tokens[start : start + args.context] for start in starts]
@@ -84,7 +84,8 @@ def compare(args: argparse.Namespace, folder: Path) -> list[Any]:
         sizes = {"checkpoint": model.stats()["weight_bytes"]}
     logits: dict[str, list[NDArray[Any]]] = {}
     for name in OURS:
-        with Qwen3ForCausalLM(args.model_path, dtype=name) as model:
+        dtype, activations = name.split(":")
+        with Qwen3ForCausalLM(args.model_path, dtype=dtype, activations=activations) as model:
             logits[name] = [model.forward(chunk) for chunk in chunks]
             sizes[name] = model.stats()["weight_bytes"]
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from libinfinicore_infer import (
+    Activations,
     Backend,
     DataType,
     DeviceType,
@@ -134,7 +135,8 @@ class Driver:
             device: "cpu", "nvidia", ...
             ndev: devices, or ranks on the CPU.
             coded: Hugging Face name -> a matrix in codes, which takes the place of that in tensors.
-            options: fields of ``Qwen3ModelOptions``.
+            options: fields of ``Qwen3ModelOptions``; activations are the most exact ones on the
+                CPU backend unless they say otherwise.
         """
         self.lib = load_library()
         self.nlayer = int(config["num_hidden_layers"])
@@ -169,6 +171,9 @@ class Driver:
         self._kept: list[Any] = []  # what weights points to, for as long as the library may read it
         weights = self._weights(config, tensors, layout)
         list_of_coded = self._coded(coded or {})
+        if device == "cpu" and options.get("backend", 0) != Backend.INFINICORE:
+            if options.get("dt_weight") or not coded:
+                options.setdefault("activations", self._exact(options.get("dt_weight", 0)))
         struct = Qwen3ModelOptions(tensors=list_of_coded, ntensors=len(list_of_coded), **options)
         handle = self.lib.createQwen3ModelEx(
             ctypes.byref(meta),
@@ -181,6 +186,14 @@ class Driver:
         if not options.get("borrow_weights"):
             self._kept.clear()
         self.model: int | None = check_handle(self.lib, handle)
+
+    @staticmethod
+    def _exact(dt_weight: int) -> Activations:
+        """The most exact activations, so that tests see the same arithmetic on every CPU."""
+        if dt_weight == DataType.INT8:
+            return Activations.INT16
+        packed_codes = dt_weight in (DataType.INT4, DataType.INT4_MIXED)
+        return Activations.AUTO if packed_codes else Activations.F32
 
     def _weights(
         self, config: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], layout: Layout

@@ -231,9 +231,14 @@ def test_python_layer(checkpoint: Checkpoint, target: Target) -> None:
     with checkpoint.driver() as driver:
         expected = driver.logits(tokens)
     dtype = None if target.cpu else "f32"  # as the driver's
+    activations = "f32" if target.cpu else "auto"
     ndev = target.ranks(checkpoint.spec)
     with qwen3.Qwen3ForCausalLM(
-        checkpoint.folder, device=target.device, ndev=ndev, dtype=dtype
+        checkpoint.folder,
+        device=target.device,
+        ndev=ndev,
+        dtype=dtype,
+        activations=activations,
     ) as model:
         assert difference(np.asarray(model.forward(tokens)), expected) < EXACT
 

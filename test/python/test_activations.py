@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from infinicore_infer.arguments import Precision
 from infinicore_infer.paths import DEMO
 from libinfinicore_infer import Activations, Qwen3Error
 from qwen3 import Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM as Reference
 
 
 def used(dtype: str, activations: str) -> str:
@@ -16,9 +19,29 @@ def used(dtype: str, activations: str) -> str:
 
 
 def test_what_is_asked_for_is_used() -> None:
+    assert used("bf16", "bf16") == "bf16" and used("bf16", "bf16x2") == "bf16x2"
+    assert used("int8", "int8") == "int8" and used("int4", "int16") == "int16"
     assert used("bf16", "f32") == "f32" == used("f32", "f32") == used("f32", "auto")
     for codes in ("int16", "int8"):
         assert used("int8", codes) == codes == used("int4", codes)
+
+
+def test_the_default_is_as_good_as_others() -> None:
+    """Wherever it rounds, it moves the output less than transformers does in bfloat16."""
+    tokens = list(range(5, 205))
+    with torch.no_grad():
+        exact, rounded = (
+            Reference.from_pretrained(DEMO, dtype=dtype)(torch.tensor([tokens])).logits[0].double()
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+    with Qwen3ForCausalLM(DEMO) as model:
+        ours = torch.from_numpy(np.array(model.forward(tokens))).double()
+
+    def divergence(logits: torch.Tensor) -> float:
+        p, q = exact.log_softmax(-1), logits.log_softmax(-1)
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+    assert divergence(ours) < divergence(rounded)
 
 
 @pytest.mark.parametrize(

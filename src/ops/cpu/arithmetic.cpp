@@ -8,8 +8,11 @@
 namespace q3::cpu {
 namespace {
 
-// What a format's kernels can be multiplied with, the default first.
-std::vector<Activations> choicesOf(WeightFormat format, const KernelTable & /*kernels*/) {
+// What a format's kernels can be multiplied with, the default first: the fastest whose effect on the output is that of
+// other engines (docs/quantisation.md, docs/numerics.md), or the most exact one where a table is no faster with less.
+std::vector<Activations> choicesOf(WeightFormat format, const KernelTable &kernels) {
+    const bool pairs = kernels.pair_bytes == 2 * sizeof(uint16_t);  // multiplied as they are
+    const bool bytes = kernels.codes[k16Bits][kQ8].order == kSplitCodes;
     switch (format) {
     case kF32:
     case kF16:
@@ -17,8 +20,14 @@ std::vector<Activations> choicesOf(WeightFormat format, const KernelTable & /*ke
     case kBf16:
     case kBf12:
     case kF8:
+        if (pairs) {
+            return {Activations::kBf16, Activations::kBf16x2, Activations::kF32};
+        }
         return {Activations::kF32, Activations::kBf16x2, Activations::kBf16};
     case kQ8:
+        if (bytes) {
+            return {Activations::kInt8, Activations::kInt16};
+        }
         return {Activations::kInt16, Activations::kInt8};
     case kQ4:
         return {Activations::kInt8, Activations::kInt16};
@@ -50,12 +59,6 @@ Arithmetic resolveActivations(Activations asked, DType weights, const KernelTabl
         const std::vector<Activations> choices = choicesOf(decltype(format)::value, kernels);
         out.of[decltype(format)::value] = contains(choices, asked) ? asked : choices.front();
     });
-    // Beside int4 layers, what 8-bit codes cost in front of the few int8 ones does not show (docs/quantisation.md).
-    // Where the CPU multiplies bytes, they are half the work.
-    const bool bytes = kernels.codes[k16Bits][kQ8].order == kSplitCodes;
-    if (asked == Activations::kAuto && formatOf(weights) == kQ4 && bytes) {
-        out.of[kQ8] = Activations::kInt8;
-    }
     const Activations main = out.of[formatOf(weights)];
     out.attention = main == Activations::kBf16 ? main : Activations::kF32;
     return out;
