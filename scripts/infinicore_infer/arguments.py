@@ -207,7 +207,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-dtype",
         metavar="TYPE",
         help="format that keys and values are kept in: f16, bf16, f32 or int8 "
-        "(default: f32 for weights in f32, else f16)",
+        "(default: f32 for weights in f32, bf16 with activations in bf16, else f16)",
     )
     add(
         "--activations",

@@ -216,7 +216,7 @@ void unpackBlock(DType dtype, const uint8_t *block, int16_t *codes, CodePiece *p
         break;
     case DType::kGgufQ8_0:
         for (uint32_t e = 0; e < kSmall; ++e) {
-            codes[e] = static_cast<int8_t>(block[2 + e]);
+            codes[e] = static_cast<int16_t>((block[2 + e] ^ 0x80) - 0x80);  // a signed byte
         }
         scaleOf(block, pieces, false);
         break;

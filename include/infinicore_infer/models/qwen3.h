@@ -165,11 +165,11 @@ typedef enum {
  */
 typedef enum {
     QWEN3_ACTIVATIONS_AUTO = 0,   /* the fastest whose effect on the output is no larger than other engines' */
-    QWEN3_ACTIVATIONS_F32 = 1,    /* F32, F16, BF16, BF12 weights */
-    QWEN3_ACTIVATIONS_BF16X2 = 2, /* BF16, BF12 weights: each activation as the sum of two bf16 */
-    QWEN3_ACTIVATIONS_BF16 = 3,   /* BF16, BF12 weights: rounded to bf16 */
-    QWEN3_ACTIVATIONS_INT16 = 4,  /* INT8 weights: codes of 16 bits, a scale per 32 */
-    QWEN3_ACTIVATIONS_INT8 = 5    /* INT8, INT4 weights: codes of 8 bits, a scale per 32 */
+    QWEN3_ACTIVATIONS_F32 = 1,    /* F32, F16, BF16, BF12, FP8 weights */
+    QWEN3_ACTIVATIONS_BF16X2 = 2, /* BF16, BF12, FP8 weights: each activation as the sum of two bf16 */
+    QWEN3_ACTIVATIONS_BF16 = 3,   /* BF16, BF12, FP8 weights: rounded to bf16; a default KV cache is in BF16 then */
+    QWEN3_ACTIVATIONS_INT16 = 4,  /* INT8, INT4 weights: codes of 16 bits, a scale per 32 */
+    QWEN3_ACTIVATIONS_INT8 = 5    /* INT8, INT4 weights, kept codes of checkpoints: codes of 8 bits, a scale per 32 */
 } Qwen3Activations;
 
 /* How rotary frequencies are scaled; formulas are those of Hugging Face's rope_scaling / rope_parameters. */
@@ -404,8 +404,8 @@ typedef struct {
     int32_t dt_weight;  /* packed weight format: F16, BF16, F32, INT8, INT4, INT4_MIXED or BF12; DEFAULT: each matrix
                            as given, F32 if parts that are packed as one (q, k, v; gate, up) differ */
     /* KV cache dtype: F16, BF16, F32, or on the CPU backend INT8 (codes with a bf16 scale per token and 32 elements of
-     * K or 16 of V: 0.55 of F16's bytes). DEFAULT: on CPU F32 if most weights of the layers are packed as F32, else
-     * F16; dt_logits on InfiniCore */
+     * K or 16 of V: 0.55 of F16's bytes). DEFAULT: on CPU F32 if most weights of the layers are packed as F32, BF16
+     * with activations in BF16, else F16; dt_logits on InfiniCore */
     int32_t dt_kv;
     uint64_t kv_limit_bytes;  /* most bytes of all caches together; 0: half of the memory free at create */
     uint32_t max_step_tokens; /* tokens computed at a time, 1 to 65536: longer calls run in chunks; 0: 512 on the CPU,

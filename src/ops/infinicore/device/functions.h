@@ -128,6 +128,7 @@ Q3_INFINICORE_FUNCTIONS(Q3_DECLARE)
 Q3_NEWER_FUNCTIONS(Q3_DECLARE)
 #undef Q3_DECLARE
 // Null where the installed InfiniCore has no graphs.
+// NOLINTNEXTLINE(bugprone-macro-parentheses): neither a name nor a list of parameters takes any
 #define Q3_DECLARE(function, parameters) extern infiniStatus_t(*function) parameters;
 Q3_GRAPH_FUNCTIONS(Q3_DECLARE)
 #undef Q3_DECLARE

@@ -19,6 +19,7 @@ namespace q3::infinicore {
 Q3_INFINICORE_FUNCTIONS(Q3_DEFINE)
 Q3_NEWER_FUNCTIONS(Q3_DEFINE)
 #undef Q3_DEFINE
+// NOLINTNEXTLINE(bugprone-macro-parentheses): neither a name nor a list of parameters takes any
 #define Q3_DEFINE(function, parameters) infiniStatus_t(*function) parameters = nullptr;
 Q3_GRAPH_FUNCTIONS(Q3_DEFINE)
 #undef Q3_DEFINE
