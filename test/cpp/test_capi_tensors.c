@@ -247,6 +247,13 @@ static Qwen3ModelOptions optionsOf(const Tensors *t) {
     return options;
 }
 
+/* With the same arithmetic for weights of every dtype. */
+static Qwen3ModelOptions exactOptionsOf(const Tensors *t) {
+    Qwen3ModelOptions options = optionsOf(t);
+    options.activations = QWEN3_ACTIVATIONS_F32;
+    return options;
+}
+
 /* Creates a model and computes five tokens; `save`: where to write its packed weights, or NULL. */
 static int run(int line, const char *what, const Qwen3Weights *weights, Qwen3ModelOptions options, int32_t ndev,
                const char *save, Outcome *out) {
@@ -374,7 +381,7 @@ static void testDefaultFormats(const Values *v) {
     Tensors t;
     Outcome all_bf16, f32_head, wide_q, as_f32;
     initTensors(&t, v, &bf16);
-    CHECK(run(__LINE__, "bf16", NULL, optionsOf(&t), 1, NULL, &all_bf16));
+    CHECK(run(__LINE__, "bf16", NULL, exactOptionsOf(&t), 1, NULL, &all_bf16));
     CHECK(all_bf16.total == 2 * (2 * DVOC * D + NLAYER * D * (2 * QROWS + 2 * KVROWS + 3 * DI)));
 
     const Form f32 = {0, 0, QWEN3_DTYPE_F32, 0, 0};
@@ -382,7 +389,7 @@ static void testDefaultFormats(const Values *v) {
     --head.n;
     CHECK(head.list[head.n].role == QWEN3_TENSOR_OUTPUT_EMBD);
     add(&head, &f32, QWEN3_TENSOR_OUTPUT_EMBD, 0, v->head, DVOC, D);
-    CHECK(run(__LINE__, "float32 head", NULL, optionsOf(&head), 1, NULL, &f32_head));
+    CHECK(run(__LINE__, "float32 head", NULL, exactOptionsOf(&head), 1, NULL, &f32_head));
     CHECK(f32_head.total - all_bf16.total == 2 * DVOC * D);
     const uint64_t padded = (DVOC + 15) / 16 * 16 * D; /* panels of 16 rows */
     CHECK(f32_head.stats.weight_bytes - all_bf16.stats.weight_bytes == 2 * padded);
@@ -394,11 +401,11 @@ static void testDefaultFormats(const Values *v) {
             wide.list[i] = encode(QWEN3_TENSOR_ATTN_Q, 1, v->layer[1][Q], QROWS, D, QWEN3_DTYPE_F32, 0, 0);
         }
     }
-    CHECK(run(__LINE__, "float32 q", NULL, optionsOf(&wide), 1, NULL, &wide_q));
+    CHECK(run(__LINE__, "float32 q", NULL, exactOptionsOf(&wide), 1, NULL, &wide_q));
     CHECK(wide_q.total - all_bf16.total == 2 * QROWS * D);
     CHECK(wide_q.stats.weight_bytes - all_bf16.stats.weight_bytes == 2 * (QROWS + 2 * KVROWS) * D);
 
-    Qwen3ModelOptions options = optionsOf(&t);
+    Qwen3ModelOptions options = exactOptionsOf(&t);
     options.dt_weight = QWEN3_DTYPE_F32;
     CHECK(run(__LINE__, "bf16 packed as float32", NULL, options, 1, NULL, &as_f32));
     const Outcome *others[3] = {&all_bf16, &f32_head, &wide_q};

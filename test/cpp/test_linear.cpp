@@ -87,8 +87,6 @@ int main() {
         for (const uint32_t nthreads : {1U, 3U}) {
             testFormat(shape, q3::DType::kF32, nthreads, 1e-4);
             testFormat(shape, q3::DType::kF16, nthreads, 1e-3);
-            testFormat(shape, q3::DType::kBf16, nthreads, 1e-4);
-            testFormat(shape, q3::DType::kBf12, nthreads, 1e-4);
             for (const q3::DType format : {q3::DType::kBf16, q3::DType::kBf12}) {
                 testFormat(shape, format, nthreads, 1e-4, q3::Activations::kF32);
                 testFormat(shape, format, nthreads, 2e-4, q3::Activations::kBf16x2);
