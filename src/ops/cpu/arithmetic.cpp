@@ -64,10 +64,12 @@ Arithmetic resolveActivations(Activations asked, DType weights, const KernelTabl
     return out;
 }
 
-std::string arithmeticName(const Arithmetic &arithmetic) {
+std::string arithmeticName(const Arithmetic &arithmetic, const PerFormat<bool> &formats) {
     std::string text;
     for (const FormatInfo &info : kFormats) {
-        text += std::string(info.name) + "=" + activationsName(arithmetic.of[info.format]) + " ";
+        if (formats[info.format]) {
+            text += std::string(info.name) + "=" + activationsName(arithmetic.of[info.format]) + " ";
+        }
     }
     return text + "attention=" + activationsName(arithmetic.attention);
 }

@@ -20,7 +20,7 @@ struct Arithmetic {
 // default. Throws BAD_PARAM if the main format is one of them.
 Arithmetic resolveActivations(Activations asked, DType weights, const KernelTable &kernels);
 
-// A text that differs where results do: "bf16=f32 q8=int16 ... attention=f32".
-std::string arithmeticName(const Arithmetic &arithmetic);
+// A text that differs where results of a model with these formats do: "bf16=f32 attention=f32".
+std::string arithmeticName(const Arithmetic &arithmetic, const PerFormat<bool> &formats);
 
 }  // namespace q3::cpu

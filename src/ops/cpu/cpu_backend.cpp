@@ -91,6 +91,7 @@ std::unique_ptr<PackedLinear> CpuBackend::makeLinear(const LinearSource &source,
     std::unique_ptr<CpuLinear> *end = &first;
     for (const LinearSource &part : as_given_ ? splitByFormat(source) : std::vector<LinearSource>{source}) {
         const WeightFormat format = formatFor(part);
+        formats_[format] = true;
         *end = saved != nullptr ? loadPanels(part, format, *saved, pool_, &arena_)
                                 : packPanels(part, format, pool_, &arena_);
         end = &(*end)->next;

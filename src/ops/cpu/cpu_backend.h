@@ -46,7 +46,7 @@ public:
     size_t kvBlockBytes() const override { return kv_.blockBytes(); }
     BlockMemory &kvMemory() override { return kv_memory_; }
     std::string kvLayout() const override { return kv_.name(); }
-    std::string numerics() const override { return numericsOf(kernels_) + " " + arithmeticName(arithmetic_); }
+    std::string numerics() const override { return numericsOf(kernels_) + " " + arithmeticName(arithmetic_, formats_); }
 
     void beginStep(const StepPlan &plan) override {
         plan_ = &plan;
@@ -77,6 +77,7 @@ private:
     DType dt_weight_;  // with as_given_, that of most layers
     const KernelTable &kernels_;
     Arithmetic arithmetic_;
+    PerFormat<bool> formats_{};  // of the layers made so far
     DType dt_kv_;
     uint32_t rank_;
     HostAllReduce *reduce_;  // null: the only rank
