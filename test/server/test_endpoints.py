@@ -191,13 +191,13 @@ def test_slow_schemas_hold_up_nobody_else(
     """More of them than there are threads for tokenizing; others are answered meanwhile."""
     server = make_server()
     go_on = threading.Event()
-    compile_grammar = server.service.grammars._matcher
+    compile_grammar = server.service.grammars._problem
 
     def slow(text: str) -> Any:
         assert go_on.wait(20)
         return compile_grammar(text)
 
-    monkeypatch.setattr(server.service.grammars, "_matcher", slow)
+    monkeypatch.setattr(server.service.grammars, "_problem", slow)
     body = {"messages": CAPITAL, "max_tokens": 2, **GREEDY}
     form = {"response_format": {"type": "json_object"}}
     with ThreadPoolExecutor(40) as pool:

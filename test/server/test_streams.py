@@ -130,7 +130,7 @@ def test_a_stream_that_is_never_sent_is_cancelled(make_server: Make) -> None:
 
     async def run() -> bool:
         body = ChatBody.model_validate({"messages": STORY, "ignore_eos": True, "stream": True})
-        chat = await begin_chat(service, body.chat_request(), "never sent")
+        chat = await begin_chat(service, body.chat_request, "never sent")
         writer = ChatWriter(service, body, chat)
         response = await service.answer(
             Request({"type": "http"}), chat.stream, writer, streamed=True
