@@ -26,7 +26,7 @@ from ctypes import (
     c_void_p,
 )
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 ABI_VERSION = 1
 LIBRARY_NAME = "libinfinicore_infer.so"
@@ -136,6 +136,16 @@ class DataType(enum.IntEnum):
         raise ValueError(f"unknown dtype {dtype!r}; known dtypes: {known}")
 
 
+_Enum = TypeVar("_Enum", bound=enum.IntEnum)
+
+
+def _member(cls: type[_Enum], value: object) -> _Enum | None:
+    """Return the member that a name in any case, or a number, means; ``None``: no member."""
+    if isinstance(value, str):
+        return cls.__members__.get(value.upper())
+    return cls(value) if isinstance(value, int) and value in cls._value2member_map_ else None
+
+
 class Backend(enum.IntEnum):
     """Implementations of the operators (``Qwen3Backend``)."""
 
@@ -150,10 +160,9 @@ class Backend(enum.IntEnum):
         Raises:
             ValueError: No backend is called that.
         """
-        if isinstance(backend, str) and backend.upper() in cls.__members__:
-            return cls[backend.upper()]
-        if isinstance(backend, int) and backend in cls._value2member_map_:
-            return cls(backend)
+        found = _member(cls, backend)
+        if found is not None:
+            return found
         raise ValueError(f"unknown backend {backend!r}; known backends: auto, cpu, infinicore")
 
 
@@ -174,10 +183,9 @@ class Activations(enum.IntEnum):
         Raises:
             ValueError: No choice is called that.
         """
-        if isinstance(activations, str) and activations.upper() in cls.__members__:
-            return cls[activations.upper()]
-        if isinstance(activations, int) and activations in cls._value2member_map_:
-            return cls(activations)
+        found = _member(cls, activations)
+        if found is not None:
+            return found
         names = ", ".join(name.lower() for name in cls.__members__)
         raise ValueError(f"unknown activations {activations!r}; known are {names}")
 

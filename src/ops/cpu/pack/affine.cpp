@@ -140,29 +140,7 @@ WeightFormat formatAsGiven(const HostMatrix &matrix) {
     if (matrix.first_col % width != 0 || (block.elements == 0 && m.block_cols % kGroup != 0 && m.block_cols < m.cols)) {
         return kAg;
     }
-    switch (m.dtype) {
-    case DType::kGgufQ5_0:
-    case DType::kGgufQ8_0:
-    case DType::kGgufIq4Nl:
-        return kA8;
-    case DType::kGgufQ4_0:
-        return kA4;
-    case DType::kGgufQ4_1:
-    case DType::kGgufQ5_1:
-        return kAg;
-    case DType::kGgufQ4K:
-        return kK4;
-    case DType::kGgufQ5K:
-        return kK5;
-    case DType::kGgufQ6K:
-        return kK6;
-    case DType::kGgufQ2K:
-    case DType::kGgufQ3K:
-    case DType::kGgufIq4Xs:
-        return kK8;
-    default:
-        return formatOfCodes(m);
-    }
+    return block.elements > 0 ? formatOf(m.dtype) : formatOfCodes(m);
 }
 
 WeightFormat formatAsGiven(const LinearSource &source) {
