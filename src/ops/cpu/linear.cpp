@@ -104,7 +104,8 @@ size_t Linears::scratchFloats(WeightFormat format) const {
 
 // Room for kTogether panels of f8 expanded to bf16, a block of k, then the products of a tile of rows with them.
 float *Linears::blockScratch(uint32_t thread) const {
-    return scratch_[thread].as<float>() + scratch_[thread].bytes() / sizeof(float) - kBlockFloats;
+    const size_t floats = scratch_[thread].bytes() / sizeof(float);
+    return scratch_[thread].as<float>() + floats - kBlockFloats;
 }
 
 // Adds the products of rows with a block of k: `bf16`, expanded, of which out[q] and groups[q] are panel q's sums and
@@ -112,7 +113,8 @@ float *Linears::blockScratch(uint32_t thread) const {
 void Linears::addF8Block(const Panels &bf16, const Rows &rows, const char *const *groups, float *const *out, size_t ldo,
                          uint32_t thread) const {
     constexpr size_t width = kTogether * kPanelRows;
-    float *part = blockScratch(thread) + kTogether * panelOffset(kBf16, kF8Group) / sizeof(float);
+    constexpr size_t expanded = kTogether * panelOffset(kBf16, kF8Group) / sizeof(float);
+    float *part = blockScratch(thread) + expanded;
     multiplyPanels(bf16, rows, part, width);
     for (uint32_t q = 0; q < bf16.count; ++q) {
         kernels_.addScaled(out[q], ldo, part + size_t{q} * kPanelRows, width,
@@ -125,6 +127,7 @@ void Linears::addF8Block(const Panels &bf16, const Rows &rows, const char *const
 void Linears::multiplyF8(const Panels &p, const Rows &rows, float *out, size_t ldo, uint32_t thread) const {
     auto *expanded = reinterpret_cast<uint16_t *>(blockScratch(thread));
     constexpr size_t bytes = panelOffset(kBf16, kF8Group);
+    constexpr size_t weights = bytes / sizeof(uint16_t);
     for (uint32_t r = 0; r < rows.count; ++r) {
         std::fill(out + r * ldo, out + r * ldo + size_t{p.count} * kPanelRows, 0.0F);
     }
@@ -137,7 +140,7 @@ void Linears::multiplyF8(const Panels &p, const Rows &rows, float *out, size_t l
                 const uint32_t panel = first + q * apart;
                 groups[q] = p.data + panel * p.stride + panelOffset(kF8, k0);
                 sums[q] = out + size_t{panel} * kPanelRows;
-                kernels_.expandF8(groups[q] + kF8HeadBytes, k, expanded + q * bytes / sizeof(uint16_t));
+                kernels_.expandF8(groups[q] + kF8HeadBytes, k, expanded + q * weights);
             }
             addF8Block({reinterpret_cast<const char *>(expanded), bytes, together, kBf16, k0, k, true}, rows, groups,
                        sums, ldo, thread);

@@ -148,13 +148,13 @@ void multiplyAffinePanels(const void *panels, size_t panel_bytes, uint32_t npane
                 float sum = accumulate ? y[r * ldy + p * kPanelRows + j] : 0.0F;
                 for (uint32_t k0 = 0; k0 < runs * kGroup; k0 += kPieceK) {
                     const QuantRows at = x.from(r, k0 / kGroup);
+                    const auto *bytes = reinterpret_cast<const int8_t *>(at.codes);
                     const AffineElement shared = affineAt<T>(panel, j, k0);
                     int32_t dot = 0;
                     int32_t codes = 0;
                     for (uint32_t i = k0; i < k0 + kPieceK; ++i) {
-                        const int code = reinterpret_cast<const int8_t *>(at.codes)[i % kGroup];
-                        dot += (affineAt<T>(panel, j, i).code - static_cast<int>(shared.zero)) * code;
-                        codes += code;
+                        dot += (affineAt<T>(panel, j, i).code - static_cast<int>(shared.zero)) * bytes[i % kGroup];
+                        codes += bytes[i % kGroup];
                     }
                     sum = std::fma(static_cast<float>(dot), shared.scale * at.scales[0], sum);
                     if (affineOf(T).minimum) {

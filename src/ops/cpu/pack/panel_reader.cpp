@@ -91,8 +91,8 @@ PanelReader::Strip::Strip(const PanelReader &reader)
     for (const HostMatrix &part : reader.source_.parts) {
         readers_.emplace_back();
         if (part.stored != nullptr) {
-            readers_.back().emplace(*part.stored);
-            readers_.back()->reserve(reader.mostRows(part, reader.stripPanels()), part.cols);
+            StoredReader &stored = readers_.back().emplace(*part.stored);
+            stored.reserve(reader.mostRows(part, reader.stripPanels()), part.cols);
         }
         for (Piece &piece : pieces_) {
             if (reader.dtype_ == DType::kDefault) {
@@ -134,7 +134,7 @@ void PanelReader::copyLayerRows(uint32_t first, uint32_t last, Strip &strip) {
             if (dtype_ == DType::kDefault) {
                 piece.rows.rows = to - from;
                 const Rectangle rectangle{part.first_row + from - part_begin, to - from, part.first_col, part.cols};
-                if (!reader->codes(rectangle, piece.coded)) {
+                if (!reader || !reader->codes(rectangle, piece.coded)) {
                     unreadable_.store(true);
                 }
                 part_begin += part.rows;
