@@ -120,23 +120,32 @@ class StreamForm:
     Attributes:
         failure: Makes an event of an error.
         named: Whether events have names, which are their ``type``.
-        ping: A comment, or an event that means nothing.
+        ping: A comment, or an event that means nothing; empty: the protocol knows none.
         end: What is written after the last event.
+        lines: Whether each event is a line of JSON, instead of a server-sent event.
     """
 
     failure: Callable[[ApiError], JsonObject]
     named: bool = False
     ping: str = ": ping\n\n"
     end: str = ""
+    lines: bool = False
+
+    @property
+    def media_type(self) -> str:
+        """What the response is said to be."""
+        return "application/x-ndjson" if self.lines else "text/event-stream"
 
     def text(self, event: JsonObject) -> str:
         """Return an event as it is sent."""
+        if self.lines:
+            return f"{to_json(event)}\n"
         name = f"event: {event['type']}\n" if self.named else ""
         return f"{name}data: {to_json(event)}\n\n"
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events."""
+    """Server-sent events, or lines of JSON."""
 
     def __init__(
         self,
@@ -154,7 +163,7 @@ class EventStream(StreamingResponse):
         """
         self._events = events
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(self._encode(head, events, form), 200, headers, "text/event-stream")
+        super().__init__(self._encode(head, events, form), 200, headers, form.media_type)
 
     @staticmethod
     async def _encode(
@@ -169,7 +178,7 @@ class EventStream(StreamingResponse):
                 if event is not None:
                     waiting += form.text(event)
                     continue
-                if waiting or begun:
+                if waiting or (begun and form.ping):
                     yield waiting or form.ping
                 waiting, begun = "", True
         except Exception as error:

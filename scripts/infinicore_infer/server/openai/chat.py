@@ -14,9 +14,9 @@ from infinicore_infer.server.answer import Answer, Chat, begin_chat
 from infinicore_infer.server.counts import count, timings
 from infinicore_infer.server.http import StreamForm
 from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.logprobs import chat_logprobs
 from infinicore_infer.server.openai.errors import COMPLETION_STREAM
 from infinicore_infer.server.openai.fields import ChatBody
-from infinicore_infer.server.openai.logprobs import chat_logprobs
 from infinicore_infer.server.openai.usage import usage
 from infinicore_infer.server.service import Service, service_of
 from infinicore_infer.text.output import Arguments, Call, Part, Reasoning

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Collection
@@ -11,13 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from infinicore_infer.engine.async_engine import AsyncStream
-from infinicore_infer.engine.jobs import Job, Submission, Update
-from infinicore_infer.errors import FieldError
+from infinicore_infer.engine.jobs import Job, Update
 from infinicore_infer.generate.results import GenerationPiece, TokenLogprobs
-from infinicore_infer.server.answer import check_length
 from infinicore_infer.server.chat_request import response_schema
 from infinicore_infer.server.counts import Counts, count, stop_reason, timings
-from infinicore_infer.server.grammar import json_grammar
 from infinicore_infer.server.http import StreamForm
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.openai.errors import COMPLETION_STREAM
@@ -25,11 +21,9 @@ from infinicore_infer.server.openai.fields import CompletionBody
 from infinicore_infer.server.openai.logprobs import CompletionLogprobs
 from infinicore_infer.server.openai.usage import usage
 from infinicore_infer.server.service import Service, service_of
-from infinicore_infer.server.tokenizing import refuse_long, tokenizing
+from infinicore_infer.server.texts import begin_texts
 from infinicore_infer.text.streaming import IncrementalDetokenizer
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
-
-_MAX_PROMPTS = 256
 
 
 def _items(body: CompletionBody) -> list[str | list[int]]:
@@ -41,25 +35,6 @@ def _items(body: CompletionBody) -> list[str | list[int]]:
     if ids:
         return [ids]
     return [item for item in prompt if not isinstance(item, int)]
-
-
-def _prompts(service: Service, body: CompletionBody) -> list[list[int]]:
-    """Return the token ids of every prompt, checked."""
-    items = _items(body)
-    if not 0 < len(items) <= _MAX_PROMPTS:
-        raise FieldError("prompt", f"must be from 1 to {_MAX_PROMPTS} prompts")
-    result = []
-    for item in items:
-        if len(item) == 0:
-            raise FieldError("prompt", "must not be empty")
-        if isinstance(item, str) and service.model.has_tokenizer:
-            limit = service.engine.engine.context_length
-            refuse_long(service.model.tokenizer, item, limit, "prompt")
-        with tokenizing("prompt"):
-            tokens = service.model.encode(item)
-        check_length(service, tokens, "prompt")
-        result.append(tokens)
-    return result
 
 
 def _texts(tokenizer: Qwen3Tokenizer | None, tokens: list[int]) -> list[str]:
@@ -204,27 +179,13 @@ async def completions(request: Request) -> Response:
     service = service_of(request)
     body = await service.read(request, CompletionBody)
     service.ready(body.model)
-    sampling = body.completion_sampling()
-    prompts = await asyncio.to_thread(_prompts, service, body)
-    constraint = None
-    schema = response_schema(body.response_format)
-    if schema is not None:
-        grammar = json_grammar(schema, "response_format")
-        constraint = await service.grammars.prepare(grammar, may_think=False, thinking=False)
-    params = sampling.params(service.model)
-    stream = service.submit(
-        [
-            Submission(
-                prompt,
-                params,
-                request.state.request_id,
-                prompt_logprobs=body.logprobs if body.echo else None,
-                constraint=constraint,
-                stop_tokens=sampling.stop_token_ids,
-                repetition=sampling.repetition,
-            )
-            for prompt in prompts
-        ]
+    stream = await begin_texts(
+        service,
+        _items(body),
+        body.completion_sampling(),
+        request.state.request_id,
+        schema=response_schema(body.response_format),
+        prompt_logprobs=body.logprobs if body.echo else None,
     )
     writer = CompletionWriter(service, body, stream)
     return await service.answer(request, stream, writer, streamed=bool(body.stream))

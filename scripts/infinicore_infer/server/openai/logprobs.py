@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's two forms: that of chats and that of text completions."""
+"""Log-probabilities in OpenAI's form for text completions."""
 
 from __future__ import annotations
 
@@ -7,18 +7,6 @@ from collections.abc import Sequence
 from infinicore_infer.generate.results import TokenLogprobs
 from infinicore_infer.server.json_values import JsonObject, finite
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
-
-
-def _entry(tokenizer: Qwen3Tokenizer, token: int, logprob: float) -> JsonObject:
-    data = tokenizer.token_bytes(token, skip_special=False)
-    text = data.decode("utf-8", "replace")
-    return {"token": text, "logprob": finite(logprob), "bytes": list(data)}
-
-
-def chat_logprobs(tokenizer: Qwen3Tokenizer, item: TokenLogprobs) -> JsonObject:
-    """Return an entry of a chat choice's ``logprobs.content``."""
-    top = [_entry(tokenizer, token, logprob) for token, logprob in item.top]
-    return {**_entry(tokenizer, item.token, item.logprob), "top_logprobs": top}
 
 
 def token_name(tokenizer: Qwen3Tokenizer | None, token: int) -> str:

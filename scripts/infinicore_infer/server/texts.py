@@ -1,0 +1,82 @@
+"""Texts that go on as they are, without a chat template: what all endpoints for them share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from infinicore_infer.engine.async_engine import AsyncStream
+from infinicore_infer.engine.jobs import Submission
+from infinicore_infer.errors import FieldError
+from infinicore_infer.server.answer import check_length
+from infinicore_infer.server.chat_request import Sampling
+from infinicore_infer.server.grammar import json_grammar
+from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.service import Service
+from infinicore_infer.server.tokenizing import refuse_long, tokenizing
+
+_MAX_PROMPTS = 256
+
+
+def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+    """Return the token ids of every prompt, checked."""
+    if not 0 < len(prompts) <= _MAX_PROMPTS:
+        raise FieldError("prompt", f"must be from 1 to {_MAX_PROMPTS} prompts")
+    result = []
+    for prompt in prompts:
+        if len(prompt) == 0:
+            raise FieldError("prompt", "must not be empty")
+        if isinstance(prompt, str) and service.model.has_tokenizer:
+            limit = service.engine.engine.context_length
+            refuse_long(service.model.tokenizer, prompt, limit, "prompt")
+        with tokenizing("prompt"):
+            tokens = service.model.encode(prompt)
+        check_length(service, tokens, "prompt")
+        result.append(tokens)
+    return result
+
+
+async def begin_texts(
+    service: Service,
+    prompts: Sequence[str | list[int]],
+    sampling: Sampling,
+    name: str,
+    *,
+    schema: JsonObject | None = None,
+    prompt_logprobs: int | None = None,
+) -> AsyncStream:
+    """Check prompts and hand them to the engine.
+
+    Args:
+        service: The state behind the endpoints.
+        prompts: Texts, whose control tokens are read as such, or token ids.
+        sampling: How each goes on.
+        name: For messages.
+        schema: The JSON schema of what is written; ``None``: it is text.
+        prompt_logprobs: How many likeliest tokens to report with each token of a prompt; ``None``:
+            no log-probabilities of prompts.
+
+    Raises:
+        FieldError: A prompt or the schema is wrong.
+        EngineError: There is no room now, or the engine is draining.
+    """
+    encoded = await asyncio.to_thread(_encode, service, prompts)
+    constraint = None
+    if schema is not None:
+        grammar = json_grammar(schema, "response_format")
+        constraint = await service.grammars.prepare(grammar, may_think=False, thinking=False)
+    params = sampling.params(service.model)
+    return service.submit(
+        [
+            Submission(
+                tokens,
+                params,
+                name,
+                prompt_logprobs=prompt_logprobs,
+                constraint=constraint,
+                stop_tokens=sampling.stop_token_ids,
+                repetition=sampling.repetition,
+            )
+            for tokens in encoded
+        ]
+    )
