@@ -28,7 +28,8 @@ from typing import NamedTuple
 
 from infinicore_infer.arguments import Precision
 from infinicore_infer.native.model import StepRequest, sampling_struct
-from infinicore_infer.tools.bench import SHAPES, Bench
+from infinicore_infer.tools.bench import Bench
+from infinicore_infer.tools.bench_models import SHAPES
 
 
 class Test(NamedTuple):

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-from infinicore_infer.tools.bench import SHAPES  # noqa: E402
+from infinicore_infer.tools.bench_models import SHAPES  # noqa: E402
 from infinicore_infer.tools.machine_limits import Machine  # noqa: E402
 from libinfinicore_infer import DataType, WeightCache  # noqa: E402
 from random_model import write_folder  # noqa: E402

@@ -18,7 +18,8 @@ from infinicore_infer.generate.results import GenerationResult
 from infinicore_infer.generate.sampling import SamplingParams
 from infinicore_infer.generate.sequence import GenerationSequence
 from infinicore_infer.generate.stream import run_sequences
-from infinicore_infer.tools.bench import SHAPES, Bench, commit_name, cpu_name
+from infinicore_infer.tools.bench import Bench, commit_name, cpu_name
+from infinicore_infer.tools.bench_models import SHAPES
 
 
 def generate(bench: Bench, steps: int, temperature: float, lookup: int) -> GenerationResult:

@@ -22,24 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peer_models import MIXTURES
 from peer_quality import chunk_logits
 
 ROOT = Path(__file__).resolve().parents[2]
-# llama.cpp's numbers of its mixtures (llama_ftype).
-KINDS = {
-    "Q8_0": 7,
-    "Q4_0": 2,
-    "Q4_1": 3,
-    "Q5_0": 8,
-    "Q5_1": 9,
-    "Q2_K": 10,
-    "Q3_K_M": 12,
-    "Q4_K_M": 15,
-    "Q5_K_M": 17,
-    "Q6_K": 18,
-    "IQ4_NL": 25,
-    "IQ4_XS": 30,
-}
 TEXT = (
     "The quick brown fox — naïve café — 天地玄黄，宇宙. 12345 + 67 = ?\n\n  def f(x):\n\treturn x"
 )
@@ -52,13 +38,13 @@ def run_llama(folder: Path) -> None:
     api.llama_backend_init()
     silent = api.llama_log_callback(lambda level, text, data: None)
     api.llama_log_set(silent, ctypes.c_void_p(0))
-    for kind, number in KINDS.items():
+    for kind, number in MIXTURES.items():
         path = folder / f"{kind}.gguf"
         params = api.llama_model_quantize_default_params()
         params.ftype = number
         source = str(folder / "F32.gguf").encode()
         assert api.llama_model_quantize(source, str(path).encode(), ctypes.byref(params)) == 0
-    for kind in ("F32", *KINDS):
+    for kind in ("F32", *MIXTURES):
         path = str(folder / f"{kind}.gguf").encode()
         model = api.llama_model_load_from_file(path, api.llama_model_default_params())
         assert model, f"llama.cpp could not load {kind}"
@@ -135,7 +121,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     official = Qwen3Tokenizer(folder / "model")
     print("| file | MB | our largest error | llama.cpp's | our RMS error | llama.cpp's |")
     print("|---|---|---|---|---|---|", flush=True)
-    for kind in ("F32", *KINDS):
+    for kind in ("F32", *MIXTURES):
         path = folder / f"{kind}.gguf"
         with np.load(folder / f"{kind}.npz") as stored:
             tokens, theirs = stored["tokens"].tolist(), stored["logits"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,44 @@ def write_gguf(
         matrix(p + "ffn_up.weight", inner, hidden)
         matrix(p + "ffn_down.weight", hidden, inner)
     _finish(writer, partial, path)
+
+
+# Mixtures that llama.cpp's quantiser writes, with its numbers of them (llama_ftype).
+MIXTURES = {
+    "Q8_0": 7,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
+    "Q3_K_M": 12,
+    "Q4_K_M": 15,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ4_XS": 30,
+}
+
+
+def quantise(api: Any, path: Path, config: dict[str, Any], mixture: str) -> None:
+    """Write a random model with llama.cpp's own quantiser; a file that exists is left as it is.
+
+    Args:
+        api: llama-cpp-python's module, its backend initialised.
+        path: The file.
+        config: Contents of config.json.
+        mixture: A key of MIXTURES.
+    """
+    if path.exists():
+        return
+    source = path.with_name(f"{path.stem.removesuffix(mixture)}BF16-text.gguf")
+    write_gguf(source, config, "BF16", tokenizer=True)
+    partial = path.with_suffix(".partial")
+    params = api.llama_model_quantize_default_params()
+    params.ftype = MIXTURES[mixture]
+    names = (str(source).encode(), str(partial).encode())
+    assert api.llama_model_quantize(*names, ctypes.byref(params)) == 0, "llama.cpp cannot quantise"
+    partial.rename(path)
 
 
 def random_torch_model(settings: Any) -> Any:

@@ -16,10 +16,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from peer_models import random_torch_model, write_gguf
+from peer_models import MIXTURES, quantise, random_torch_model, write_gguf
 from peer_openvino import OpenVino
 
 _KINDS = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0", "bf12": "BF16"}
+
+
+def gguf_file(order: dict[str, Any]) -> Path:
+    """Return the GGUF file that an order to load is about."""
+    dtype = order["dtype"]
+    # Only the files that all runtimes read have a tokenizer.
+    name = (
+        f"{order['name']}-text-{dtype}" if dtype in MIXTURES else f"{order['name']}-{_KINDS[dtype]}"
+    )
+    return Path(order["folder"]) / f"{name}.gguf"
 
 
 class Runtime(Protocol):
@@ -50,7 +60,12 @@ class Ours:
         from infinicore_infer.tools.bench import Bench
 
         options = argparse.Namespace(threads=order["threads"], kv_limit=2048, device="cpu")
-        self._model = Bench(order["name"], Precision.parse(dtype), options, None).model
+        name = order["name"]
+        if dtype in MIXTURES:
+            name, path = str(gguf_file(order)), gguf_file(order)
+            assert path.exists(), f"{path} is missing; --peer llama.cpp=... writes it"
+        precision = Precision.parse("default" if dtype in MIXTURES else dtype)
+        self._model = Bench(name, precision, options, None).model
         self._request = lambda tokens: StepRequest(
             self._cache, tokens, len(self._cache), sampling_struct(no_logprob=1)
         )
@@ -75,12 +90,15 @@ class LlamaCpp:
         import llama_cpp
 
         self._api = api = llama_cpp
-        self.version, self.format = llama_cpp.__version__, _KINDS[dtype]
-        path = Path(order["folder"]) / f"{order['name']}-{self.format}.gguf"
-        write_gguf(path, config, self.format)
+        self.version, self.format = llama_cpp.__version__, _KINDS.get(dtype, dtype)
+        path = gguf_file(order)
         api.llama_backend_init()
         self._log = api.llama_log_callback(lambda level, text, data: None)
         api.llama_log_set(self._log, ctypes.c_void_p(0))
+        if dtype in MIXTURES:
+            quantise(api, path, config, dtype)
+        else:
+            write_gguf(path, config, self.format)
         model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
         assert model, "llama.cpp could not load the model"
         settings = api.llama_context_default_params()
@@ -115,9 +133,10 @@ class IkLlamaCpp:
             self.version = metadata.version("ik-llama-cpp-python")
         except metadata.PackageNotFoundError:  # built by hand
             self.version = "unknown"
-        self._api, self.format = api, _KINDS[dtype] + ", repacked"
-        path = Path(order["folder"]) / f"{order['name']}-{_KINDS[dtype]}.gguf"
-        write_gguf(path, config, _KINDS[dtype])
+        self._api, self.format = api, _KINDS.get(dtype, dtype) + ", repacked"
+        path = gguf_file(order)
+        if dtype not in MIXTURES:
+            write_gguf(path, config, _KINDS[dtype])
         api.llama_backend_init()
         params = api.llama_model_default_params()
         params.use_mmap, params.repack_tensors = False, True

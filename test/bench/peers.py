@@ -18,7 +18,9 @@ not get along can be compared in one run. What the environments need:
 
 Every repetition runs each of them once, in turn, all loaded and the others asleep: they see the
 same machine. Models are random weights of the official shapes; speed depends on shapes only.
-Formats: bf16 and bf12 are compared with BF16, int8 with Q8_0, int4 with Q4_0.
+Formats: bf16 and bf12 are compared with BF16, int8 with Q8_0, int4 with Q4_0. Q8_0, Q4_K_M and
+others with such names are files that llama.cpp's quantiser writes (so it must be among the peers)
+and that it, ik_llama.cpp and this library read alike.
 """
 
 from __future__ import annotations
@@ -38,12 +40,15 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-from infinicore_infer.tools.bench import SHAPES, commit_name, official_config  # noqa: E402
+from infinicore_infer.tools.bench import commit_name  # noqa: E402
+from infinicore_infer.tools.bench_models import SHAPES, official_config  # noqa: E402
 from infinicore_infer.tools.machine_limits import cpu_name, measure_machine  # noqa: E402
+from peer_models import MIXTURES  # noqa: E402
 
 OURS = "ours"
 PEERS = ("llama.cpp", "ik_llama.cpp", "openvino", "torch")
 FORMATS = ("bf16", "bf12", "int8", "int4")
+_GGUF_PEERS = (OURS, "llama.cpp", "ik_llama.cpp")
 WORKER = Path(__file__).with_name("peer_worker.py")
 
 
@@ -104,7 +109,11 @@ def compare(
     notes: list[str] = []
     with ExitStack() as stack:
         workers: list[tuple[Worker, dict[str, Any]]] = []
-        for runtime, python in [(OURS, sys.executable), *args.peer]:
+        runtimes = [(OURS, sys.executable), *args.peer]
+        if dtype in MIXTURES:  # last what cannot write the file
+            readers = [runtime for runtime in runtimes if runtime[0] in _GGUF_PEERS]
+            runtimes = sorted(readers, key=lambda runtime: runtime[0] != "llama.cpp")
+        for runtime, python in runtimes:
             worker = stack.enter_context(started(runtime, python))
             loaded = worker.ask(
                 do="load",
@@ -186,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--peer", type=_peer, action="append", default=[], metavar="NAME=PYTHON", help="repeatable")
     add("--model", nargs="+", choices=SHAPES, default=["0.6b"])
-    add("--dtype", nargs="+", choices=FORMATS, default=list(FORMATS))
+    add("--dtype", nargs="+", choices=(*FORMATS, *MIXTURES), default=list(FORMATS))
     add("-p", "--prompt", type=int, default=512, help="prefill, tokens")
     add("-n", "--generate", type=int, default=32, help="decode steps")
     add("-r", "--repeat", type=int, default=3, help="repetitions, after one warm-up")

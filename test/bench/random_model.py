@@ -1,6 +1,6 @@
 """Writes a random model of an official shape that servers can load, with a vocabulary of full size.
 
-    python test/bench/random_model.py --model 0.6b DIR
+    python test/bench/random_model.py --model 0.6b DIR [--fp8]
     python test/bench/random_model.py DIR --gguf random.gguf --kind Q8_0
 
 A folder for this engine, and the same weights and vocabulary as GGUF for llama.cpp (that needs
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
-from infinicore_infer.tools.bench import SHAPES, VOCABULARY, official_config  # noqa: E402
+from infinicore_infer.checkpoint.coded import e4m3_values  # noqa: E402
+from infinicore_infer.tools.bench_models import SHAPES, VOCABULARY, official_config  # noqa: E402
 from peer_models import add_sizes  # noqa: E402
 
 DEMO = ROOT / "test" / "data" / "qwen3-tiny"
 _FIRST_CONTROL = 151643
+_FP8 = 4000.0  # e4m3 ends at 448, and the block's numbers at about 0.1
 _BLOCK = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
 
 
@@ -74,25 +77,56 @@ def vocabulary() -> dict[str, Any]:
     return data
 
 
-def write_folder(folder: Path, name: str) -> None:
-    """Writes what Qwen3ForCausalLM loads, weights in bfloat16."""
+@cache
+def fp8_codes() -> NDArray[np.uint8]:
+    """Returns the block's numbers times _FP8 as codes of e4m3."""
+    known = e4m3_values()[:127]
+    half = (known[1:] + known[:-1]) / 2
+    codes = np.searchsorted(half, np.abs(_BLOCK) * _FP8) | np.where(_BLOCK < 0, 128, 0)
+    return codes.astype(np.uint8)
+
+
+def stored(tensor: str, shape: tuple[int, ...], fp8: bool) -> dict[str, tuple[str, Any]]:
+    """Returns the safetensors of one matrix or norm: names, dtypes and arrays."""
+    if not (fp8 and tensor.endswith("_proj.weight")):
+        return {tensor: ("BF16", (values(shape).view(np.uint32) >> 16).astype(np.uint16))}
+    blocks = tuple(-(-size // 128) for size in shape)
+    return {
+        tensor: ("F8_E4M3", np.resize(fp8_codes(), shape)),
+        f"{tensor}_scale_inv": ("F32", np.full(blocks, 1 / _FP8, np.float32)),
+    }
+
+
+def write_folder(folder: Path, name: str, fp8: bool = False) -> None:
+    """Writes what Qwen3ForCausalLM loads, weights in bfloat16 or as Qwen's FP8 checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(official_config(name)))
+    config = official_config(name)
+    if fp8:
+        config["quantization_config"] = {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [128, 128],
+        }
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(json.dumps(vocabulary()))
     settings = json.loads((DEMO / "tokenizer_config.json").read_text("utf-8"))
     # added_tokens_decoder has the ids of the demo model.
     settings.pop("added_tokens_decoder", None)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    shapes = tensors(name)
     header, end = {}, 0
-    for tensor, shape in tensors(name).items():
-        begin, end = end, end + 2 * int(np.prod(shape))
-        header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    for tensor, shape in shapes.items():
+        for part, (dtype, array) in stored(tensor, shape, fp8).items():
+            begin, end = end, end + array.nbytes
+            header[part] = {"dtype": dtype, "shape": array.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for shape in tensors(name).values():
-            (values(shape).view(np.uint32) >> 16).astype(np.uint16).tofile(file)
+        for tensor, shape in shapes.items():
+            for _, array in stored(tensor, shape, fp8).values():
+                array.tofile(file)
 
 
 def write_gguf(path: Path, name: str, kind: str) -> None:
@@ -141,10 +175,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", choices=SHAPES, default="0.6b")
+    parser.add_argument("--fp8", action="store_true", help="matrices of layers in FP8")
     parser.add_argument("--gguf", type=Path, help="also write this")
     parser.add_argument("--kind", default="BF16", choices=["BF16", "Q8_0", "Q4_0"])
     args = parser.parse_args()
-    write_folder(args.folder, args.model)
+    write_folder(args.folder, args.model, args.fp8)
     if args.gguf:
         write_gguf(args.gguf, args.model, args.kind)
     return 0

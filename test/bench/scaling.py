@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from infinicore_infer.paths import CHECKOUT
-from infinicore_infer.tools.bench import SHAPES, VOCABULARY, official_config
+from infinicore_infer.tools.bench_models import SHAPES, VOCABULARY, official_config
 
 
 class Step(NamedTuple):

@@ -12,7 +12,8 @@ from infinicore_infer.arguments import Precision
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import NativeModel
-from infinicore_infer.tools.bench import SHAPES, Bench, RandomWeights, official_config
+from infinicore_infer.tools.bench import Bench
+from infinicore_infer.tools.bench_models import SHAPES, RandomWeights, official_config
 from libinfinicore_infer import Backend, DataType, DeviceType, Qwen3ModelOptions
 
 D2D = 3
@@ -108,7 +109,7 @@ class DeviceBench(Bench):
         dev_ids: list[int],
         backend: Backend = Backend.INFINICORE,
     ) -> None:
-        self.name, self.dtype, self.source_dtype = name, dtype, dtype
+        self.name, self.dtype, self.codes = name, dtype, False
         self.precision = Precision(dtype.name.lower())
         self.meta = Qwen3MetaFromConfig(official_config(name))
         self.meta.dt_logits = dtype
@@ -121,6 +122,7 @@ class DeviceBench(Bench):
         self.model = NativeModel(self.meta, weights, options, device, dev_ids, LoadProgress())
         self.load_seconds = time.perf_counter() - start
         self.threads = self.model.stats()["nthreads"]
+        self.unread_bytes = 0
         self.rng = np.random.default_rng(1)
 
     def launches(self, batch: int, ntok: int, past: int) -> str:

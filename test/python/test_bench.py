@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -12,9 +13,11 @@ from typing import Any
 import libraries
 import peers
 import pytest
+from infinicore_infer.arguments import Precision
 from infinicore_infer.tools import bench
 from infinicore_infer.tools.machine_limits import Limits
 from libinfinicore_infer import load_library
+from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 
 FACTS = {
     "cpu": "a CPU",
@@ -50,8 +53,24 @@ def test_plan_of_scaling() -> None:
     assert max(defaults.batch) == 16 and max(defaults.depth) == 4096 and 1 in defaults.threads
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_checkpoints_are_measured(tied: bool, tmp_path: Path) -> None:
+    """A decode step reads the head, and of input embeddings only if they are the same."""
+    folder = make_checkpoint(CheckpointSpec("measured", tied=tied), tmp_path)
+    args = argparse.Namespace(threads=1, kv_limit=64, device="cpu")
+    measured = bench.Bench(str(folder), Precision("default"), args, None)
+    table = measured.meta.dvoc * measured.meta.d * 4
+    assert measured.unread_bytes == (0 if tied else table)
+    row, stats = measured.run(1, 0, 0, 1, 1), measured.model.stats()
+    read = stats["weight_bytes"] - (0 if tied else table)
+    read += 2 * stats["kv_block_bytes"] // stats["kv_block_tokens"]
+    assert row.gb_s / row.tok_s == pytest.approx(read / 1e9) and row.dtype == "default"
+    measured.model.close()
+
+
 @pytest.mark.parametrize(
-    "command", ["-p 0", "-b 0", "--threads 0", "-r 0", "-d -1", "--model 9b", "--dtype int3"]
+    "command",
+    ["-p 0", "-b 0", "--threads 0", "-r 0", "-d -1", "--model 9b", "--model /", "--dtype int3"],
 )
 def test_bad_arguments(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:

@@ -3,21 +3,21 @@
     qwen3-bench --model 0.6b --dtype bf16 -p 512 -n 32
     qwen3-bench --model 0.6b 1.7b -p 128 512 -n 16 -d 0 1024 -b 1 4 --format md
     qwen3-bench --model 1.7b --dtype bf16 int8 --scaling --plot scaling.png
+    qwen3-bench --model Qwen3-0.6B-FP8 Qwen3-0.6B-Q4_K_M.gguf
 
-Models are random weights of an official Qwen3 shape, so nothing has to be downloaded: speed depends
-on shapes only. Every run first measures the machine: read bandwidth B (best of several access
-patterns), the float32 multiply-add peak P and the peaks of the instructions that multiply bf16 and
-bytes, all with the same number of threads. They are measured again before and after every
-repetition, which is compared with what lies between: a shared machine's limits change within
-seconds. Decode is compared with B (weights and KV read per step), prefill with P and with the
-fastest instruction for the weights' format.
+A model is a checkpoint, or random weights of an official Qwen3 shape: speed depends on shapes and
+formats only, so nothing has to be downloaded. Every run first measures the machine: read bandwidth
+B (best of several access patterns), the float32 multiply-add peak P and the peaks of the
+instructions that multiply bf16 and bytes, all with the same number of threads. They are measured
+again before and after every repetition, which is compared with what lies between: a shared
+machine's limits change within seconds. Decode is compared with B (weights and KV read per step),
+prefill with P and with the fastest instruction for the weights' format.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
 import dataclasses
 import json
 import os
@@ -30,87 +30,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from libinfinicore_infer import Activations, DataType, DeviceType, Qwen3ModelOptions, Qwen3Weights
 from numpy.typing import NDArray
 
 import infinicore_infer
 from infinicore_infer.arguments import Precision, count, need_matplotlib, positive_count
-from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
-from infinicore_infer.native.load import LoadProgress
-from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, sampling_struct
+from infinicore_infer.native.model import KVCache, StepRequest, sampling_struct
 from infinicore_infer.paths import CHECKOUT
+from infinicore_infer.tools.bench_models import SHAPES, BenchModel, model_name
 from infinicore_infer.tools.machine_limits import CODE_PEAKS, FLOAT_PEAKS, Limits, Machine, cpu_name
-
-# hidden, layers, query heads, KV heads, MLP, tied
-SHAPES = {
-    "0.6b": (1024, 28, 16, 8, 3072, True),
-    "1.7b": (2048, 28, 16, 8, 6144, True),
-    "4b": (2560, 36, 32, 8, 9728, True),
-    "8b": (4096, 36, 32, 8, 12288, False),
-    "14b": (5120, 40, 40, 8, 17408, False),
-    "32b": (5120, 64, 64, 8, 25600, False),
-}
-VOCABULARY = 151936
-HEAD_SIZE = 128
-
-
-def official_config(name: str) -> dict[str, Any]:
-    """Return the config.json contents of an official Qwen3 dense model."""
-    hidden, layers, heads, kv_heads, inner, tied = SHAPES[name]
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "attention_bias": False,
-        "eos_token_id": 151645,
-        "head_dim": HEAD_SIZE,
-        "hidden_act": "silu",
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "max_position_embeddings": 40960,
-        "num_attention_heads": heads,
-        "num_hidden_layers": layers,
-        "num_key_value_heads": kv_heads,
-        "rms_norm_eps": 1e-6,
-        "rope_scaling": None,
-        "rope_theta": 1000000,
-        "tie_word_embeddings": tied,
-        "torch_dtype": "bfloat16",
-        "use_sliding_window": False,
-        "vocab_size": VOCABULARY,
-    }
-
-
-class RandomWeights(Qwen3Weights):
-    """Weights that all point into one block of random numbers as large as the largest tensor."""
-
-    def __init__(self, meta: Qwen3MetaFromConfig, dtype: DataType) -> None:
-        """Draw the block; about 0.02 standard deviation, as trained weights have."""
-        largest = max(meta.dvoc * meta.d, meta.di * meta.d, meta.nh * meta.dh * meta.d)
-        pattern = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
-        block = np.resize(pattern, largest)
-        ones = np.ones(max(meta.d, meta.dh), np.float32)
-        self._keep = [self._convert(block, dtype), ones]
-        data, norm = (array.ctypes.data for array in self._keep)
-        per_layer = ctypes.c_void_p * meta.nlayer
-        super().__init__(
-            nlayer=meta.nlayer,
-            dt_norm=DataType.F32,
-            dt_mat=dtype,
-            transpose_linear_weights=1,
-            input_embd=data,
-            output_norm=norm,
-            output_embd=None if meta.tie_word_embeddings else data,
-        )
-        for name in ("attn_norm", "attn_q_norm", "attn_k_norm", "ffn_norm"):
-            setattr(self, name, per_layer(*[norm] * meta.nlayer))
-        for name in ("attn_q", "attn_k", "attn_v", "attn_o", "ffn_gate", "ffn_up", "ffn_down"):
-            setattr(self, name, per_layer(*[data] * meta.nlayer))
-
-    @staticmethod
-    def _convert(values: NDArray[np.float32], dtype: DataType) -> NDArray[Any]:
-        if dtype == DataType.BF16:
-            return (values.view(np.uint32) >> 16).astype(np.uint16)
-        return values.astype(np.float16) if dtype == DataType.F16 else values
 
 
 @dataclasses.dataclass(slots=True)
@@ -118,8 +45,8 @@ class Row:
     """One measurement.
 
     Attributes:
-        model: Shape name.
-        dtype: Weight format.
+        model: Shape name, or a checkpoint's path.
+        dtype: Weight format; "default": the checkpoint's.
         test: "pp512" (prefill of 512 tokens) or "tg32" (32 decode steps), with "@d1024" for the
             context before it.
         batch: Sequences at once.
@@ -159,24 +86,18 @@ class Bench:
     def __init__(
         self, name: str, precision: Precision, args: argparse.Namespace, machine: Machine | None
     ) -> None:
-        """Load random weights of the shape `name`.
+        """Load a checkpoint, or random weights of the shape `name`.
 
         Without a machine, shares are of 1 GB/s and 1 GFLOP/s: callers then compare by themselves.
         """
         self.name, self.precision, self.machine = name, precision, machine
-        dtype = DataType.parse(precision.dtype)
-        self.meta = Qwen3MetaFromConfig(official_config(name))
-        options = Qwen3ModelOptions(nthreads=args.threads, kv_limit_bytes=args.kv_limit << 20)
-        options.dt_weight = dtype
-        options.activations = Activations.parse(precision.activations)
-        self.source_dtype = DataType.BF16 if dtype.packed else dtype
-        weights = RandomWeights(self.meta, self.source_dtype)
-        device = DeviceType.parse(args.device)
         start = time.perf_counter()
-        progress = LoadProgress()
-        self.model = NativeModel(self.meta, weights, options, device, [0], progress)
+        loaded = BenchModel(name, precision, args)
         self.load_seconds = time.perf_counter() - start
-        self.threads = self.model.stats()["nthreads"]
+        self.meta, self.model, self.unread_bytes = loaded.meta, loaded.native, loaded.unread_bytes
+        info = self.model.build_info()
+        self.threads = int(info["threads"])
+        self.codes = info.get("activations") in ("int8", "int16")
         self.rng = np.random.default_rng(1)
 
     def _limits(self) -> Limits:
@@ -249,14 +170,9 @@ class Bench:
             stats = self.model.stats()
             kv_token = stats["kv_block_bytes"] / stats["kv_block_tokens"]
             kv = batch * kv_token * sum(range(first + 1, first + generate + 1))
-            weights = stats["weight_bytes"]
-            if not self.meta.tie_word_embeddings:  # the table of input embeddings is not streamed
-                weights -= (
-                    self.meta.dvoc * self.meta.d * (4 if self.source_dtype == DataType.F32 else 2)
-                )
+            weights = stats["weight_bytes"] - self.unread_bytes
             read = (generate * weights + kv) / 1e9
-        codes = self.precision.dtype.startswith("int")
-        peaks = [at.code_peak if codes else at.float_peak for at in limits]
+        peaks = [at.code_peak if self.codes else at.float_peak for at in limits]
         return Row(
             model=self.name,
             dtype=str(self.precision),
@@ -331,18 +247,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--model",
         nargs="+",
-        choices=SHAPES,
+        type=model_name,
         default=["0.6b"],
-        help="official models whose shapes are measured (default: 0.6b)",
+        metavar="NAME",
+        help="official models whose shapes are measured, or paths of checkpoints; names: "
+        f"{', '.join(SHAPES)} (default: 0.6b)",
     )
     add(
         "--dtype",
         nargs="+",
         type=Precision.parse,
-        default=[Precision("bf16")],
         metavar="TYPE",
         help="formats that the weights are kept in: bf16, f16, f32, int8, int4, int4-mixed or "
-        "bf12, each alone or with what it is multiplied with, as in int8:int16 (default: bf16)",
+        "bf12, each alone or with what it is multiplied with, as in int8:int16 (default: bf16, "
+        "and of checkpoints their own)",
     )
     add(
         "-p",
@@ -465,11 +383,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for name in args.model:
-        for precision in args.dtype:
+        for precision in args.dtype or [Precision("bf16" if name in SHAPES else "default")]:
             for threads in args.threads:
                 one = argparse.Namespace(**{**vars(args), "threads": threads})
                 bench = Bench(name, precision, one, machines[threads])
-                print(f"{name} {precision}: packed in {bench.load_seconds:.1f} s", file=sys.stderr)
+                print(f"{name} {precision}: loaded in {bench.load_seconds:.1f} s", file=sys.stderr)
                 for test in planned(args, threads):
                     row = bench.run(*test, args.repeat)
                     rows.append(dataclasses.asdict(row))

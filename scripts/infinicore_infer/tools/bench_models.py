@@ -1,0 +1,158 @@
+"""The models that benchmarks measure: random weights of an official shape, or a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from libinfinicore_infer import Activations, DataType, DeviceType, Qwen3ModelOptions, Qwen3Weights
+from numpy.typing import NDArray
+
+from infinicore_infer.arguments import Precision
+from infinicore_infer.causal_lm import Qwen3ForCausalLM
+from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
+from infinicore_infer.checkpoint.naming import Qwen3WeightsNaming
+from infinicore_infer.checkpoint.opening import is_model, open_model
+from infinicore_infer.native.load import LoadProgress
+from infinicore_infer.native.model import NativeModel
+
+# hidden, layers, query heads, KV heads, MLP, tied
+SHAPES = {
+    "0.6b": (1024, 28, 16, 8, 3072, True),
+    "1.7b": (2048, 28, 16, 8, 6144, True),
+    "4b": (2560, 36, 32, 8, 9728, True),
+    "8b": (4096, 36, 32, 8, 12288, False),
+    "14b": (5120, 40, 40, 8, 17408, False),
+    "32b": (5120, 64, 64, 8, 25600, False),
+}
+VOCABULARY = 151936
+HEAD_SIZE = 128
+
+
+def official_config(name: str) -> dict[str, Any]:
+    """Return the config.json contents of an official Qwen3 dense model."""
+    hidden, layers, heads, kv_heads, inner, tied = SHAPES[name]
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "attention_bias": False,
+        "eos_token_id": 151645,
+        "head_dim": HEAD_SIZE,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "max_position_embeddings": 40960,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+        "vocab_size": VOCABULARY,
+    }
+
+
+class RandomWeights(Qwen3Weights):
+    """Weights that all point into one block of random numbers as large as the largest tensor."""
+
+    def __init__(self, meta: Qwen3MetaFromConfig, dtype: DataType) -> None:
+        """Draw the block; about 0.02 standard deviation, as trained weights have."""
+        largest = max(meta.dvoc * meta.d, meta.di * meta.d, meta.nh * meta.dh * meta.d)
+        pattern = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
+        block = np.resize(pattern, largest)
+        ones = np.ones(max(meta.d, meta.dh), np.float32)
+        self._keep = [self._convert(block, dtype), ones]
+        data, norm = (array.ctypes.data for array in self._keep)
+        per_layer = ctypes.c_void_p * meta.nlayer
+        super().__init__(
+            nlayer=meta.nlayer,
+            dt_norm=DataType.F32,
+            dt_mat=dtype,
+            transpose_linear_weights=1,
+            input_embd=data,
+            output_norm=norm,
+            output_embd=None if meta.tie_word_embeddings else data,
+        )
+        for name in ("attn_norm", "attn_q_norm", "attn_k_norm", "ffn_norm"):
+            setattr(self, name, per_layer(*[norm] * meta.nlayer))
+        for name in ("attn_q", "attn_k", "attn_v", "attn_o", "ffn_gate", "ffn_up", "ffn_down"):
+            setattr(self, name, per_layer(*[data] * meta.nlayer))
+
+    @staticmethod
+    def _convert(values: NDArray[np.float32], dtype: DataType) -> NDArray[Any]:
+        if dtype == DataType.BF16:
+            return (values.view(np.uint32) >> 16).astype(np.uint16)
+        return values.astype(np.float16) if dtype == DataType.F16 else values
+
+
+def model_name(text: str) -> str:
+    """Read an official model's name, or the path of a checkpoint.
+
+    Raises:
+        argparse.ArgumentTypeError: It is neither.
+    """
+    if text not in SHAPES and not is_model(Path(text)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of {', '.join(SHAPES)}, and no folder of a checkpoint or GGUF file"
+        )
+    return text
+
+
+class BenchModel:
+    """A loaded model, and of its weights what is not read in every step.
+
+    Attributes:
+        meta: Its configuration.
+        native: The model.
+        unread_bytes: Bytes of the table of input embeddings, where the head is another matrix.
+    """
+
+    def __init__(self, name: str, precision: Precision, args: argparse.Namespace) -> None:
+        """Load random weights of an official shape, or a checkpoint.
+
+        Args:
+            name: The shape or the path.
+            precision: Format of weights and activations; a checkpoint may keep its own.
+            args: With ``threads``, ``kv_limit`` (MiB) and ``device``.
+        """
+        if name in SHAPES:
+            self._load_random(name, precision, args)
+        else:
+            self._load_checkpoint(name, precision, args)
+
+    def _load_random(self, name: str, precision: Precision, args: argparse.Namespace) -> None:
+        dtype = DataType.parse(precision.dtype)
+        self.meta = Qwen3MetaFromConfig(official_config(name))
+        options = Qwen3ModelOptions(nthreads=args.threads, kv_limit_bytes=args.kv_limit << 20)
+        options.dt_weight = dtype
+        options.activations = Activations.parse(precision.activations)
+        source = DataType.BF16 if dtype.packed else dtype
+        weights = RandomWeights(self.meta, source)
+        device = DeviceType.parse(args.device)
+        self.native = NativeModel(self.meta, weights, options, device, [0], LoadProgress())
+        size = self.meta.dvoc * self.meta.d * (4 if source == DataType.F32 else 2)
+        self.unread_bytes = 0 if self.meta.tie_word_embeddings else size
+
+    def _load_checkpoint(self, path: str, precision: Precision, args: argparse.Namespace) -> None:
+        meta, checkpoint = open_model(Path(path))
+        self.unread_bytes = 0
+        if not meta.tie_word_embeddings:
+            table = checkpoint[Qwen3WeightsNaming.match(checkpoint).input_embd()]
+            self.unread_bytes = sum(part.nbytes for part in table.stored())
+        checkpoint.close()
+        model = Qwen3ForCausalLM(
+            path,
+            args.device,
+            threads=args.threads,
+            dtype=precision.dtype,
+            activations=precision.activations,
+            kv_limit_bytes=args.kv_limit << 20,
+            cache=False,
+        )
+        self.meta, self.native = model.meta, model.native
