@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from infinicore_infer.generate.grammar import Grammars
-from infinicore_infer.server.grammar import json_grammar
+from infinicore_infer.server.forms import json_form
 from qwen3 import Qwen3ForCausalLM
 
 _CLOSING = ('"', "}", "]", '"}', "null", '"]', "0", "1")
@@ -26,7 +26,9 @@ def draw(
     Raises:
         FieldError: The schema is refused.
     """
-    constraint = grammars.factory(json_grammar(schema, "x"), may_think=False, thinking=False)()
+    constraint = grammars.factory(
+        json_form(schema, "x").grammar(), may_think=False, thinking=False
+    )()
     closing = {t for text in _CLOSING for t in model.encode(text)}
     ends, tokens = set(model.meta.end_tokens), []
     for _ in range(steps):
@@ -50,7 +52,9 @@ def allows(model: Qwen3ForCausalLM, grammars: Grammars, schema: Any, instance: A
     Raises:
         FieldError: The schema is refused.
     """
-    constraint = grammars.factory(json_grammar(schema, "x"), may_think=False, thinking=False)()
+    constraint = grammars.factory(
+        json_form(schema, "x").grammar(), may_think=False, thinking=False
+    )()
     text = json.dumps(instance, ensure_ascii=False, separators=_SEPARATORS)
     for token in [*model.tokenizer.encode(text, False), model.meta.end_tokens[0]]:
         mask = constraint.mask()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.grammar import Grammars
-from infinicore_infer.server.grammar import json_grammar
+from infinicore_infer.server.forms import json_form
 from qwen3 import Qwen3ForCausalLM
 from serving import CAPITAL, LiveServer
 
@@ -52,7 +52,9 @@ def _schema(*patterns: str) -> dict[str, Any]:
 def _written(model: Qwen3ForCausalLM, grammars: Grammars, schema: Any, seed: int) -> str:
     """Draws a long instance: what ends a string only comes where nothing else may."""
     rng = random.Random(seed)
-    constraint = grammars.factory(json_grammar(schema, "x"), may_think=False, thinking=False)()
+    constraint = grammars.factory(
+        json_form(schema, "x").grammar(), may_think=False, thinking=False
+    )()
     ends, tokens = set(model.meta.end_tokens), []
     for _ in range(STEPS):
         mask = constraint.mask()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.grammar import Grammars
-from infinicore_infer.server.grammar import choose_grammar, json_grammar
+from infinicore_infer.server.forms import json_form
+from infinicore_infer.server.grammar import choose_grammar
 from infinicore_infer.server.openai.fields import ChatBody
 from infinicore_infer.server.schemas import prepared
 from qwen3 import Qwen3ForCausalLM
@@ -93,7 +94,7 @@ def test_schemas_that_require_themselves(schema: Any) -> None:
 )
 def test_refusals_name_the_keyword(grammars: Grammars, schema: Any, name: str) -> None:
     with pytest.raises(FieldError) as caught:
-        grammars.factory(json_grammar(schema, "x"), may_think=False, thinking=False)
+        grammars.factory(json_form(schema, "x").grammar(), may_think=False, thinking=False)
     message = caught.value.message("x")
     assert name in message and "x-guidance" not in message and "coerce" not in message, message
 
@@ -153,7 +154,7 @@ def test_what_is_dropped(grammars: Grammars, schema: Any, same: Any) -> None:
     ready = prepared(schema, "x")
     if same is not None:
         assert ready == same
-    grammar = json_grammar(schema, "x")
+    grammar = json_form(schema, "x").grammar()
     grammars.factory(grammar, may_think=False, thinking=False)
 
 
@@ -308,10 +309,10 @@ def test_long_texts(place: str) -> None:
     text: Any = "ab" * 5000
     schema = {place: {text: True} if place == "properties" else text}
     if place == "title":
-        json_grammar(schema, "x")
+        json_form(schema, "x").grammar()
     else:
         with pytest.raises(FieldError, match="10000 characters"):
-            json_grammar(schema, "x")
+            json_form(schema, "x").grammar()
 
 
 @pytest.mark.parametrize("branches", [1, 9])

@@ -42,14 +42,18 @@ class Grammar:
         text: The grammar, in llguidance's notation.
         field: What asks for it, for errors.
         calls_only: Whether it is only about what follows ``<tool_call>``; other text is free.
-        parts: Grammars that it is made of; for errors, the field that asks for each, and which part
-            of the field it is.
+        parts: Grammars that it is made of, each with what asks for it.
+        what: What it is, for errors, such as "the schema".
+        tried: Whether texts are drawn from it beforehand, as it may take much work to follow; of
+            schemas, their keywords tell.
     """
 
     text: str
     field: str
     calls_only: bool = False
-    parts: tuple[tuple[str, str, str], ...] = ()
+    parts: tuple[Grammar, ...] = ()
+    what: str = "the schema"
+    tried: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what takes too long to compile.
@@ -58,19 +62,25 @@ class Grammar:
             FieldError: It is too long.
         """
         if len(self.text) > _MAX_GRAMMAR:
-            problem = f"the schemas have {len(self.text)} characters"
+            problem = f"{self.what} takes {len(self.text)} characters"
             raise FieldError(self.field, f"{problem}; at most {_MAX_GRAMMAR} are supported")
 
 
-def _explained(problem: str) -> str:
+def _explained(problem: str, *, lines: bool) -> str:
     """Return a complaint of llguidance's in one line, without its excerpt of the grammar.
 
     Keywords that only its wording hints at are named.
+
+    Args:
+        problem: The complaint.
+        lines: Whether the lines of the grammar are known to whoever asks for it.
     """
-    problem = " ".join(problem.split())
-    problem = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", problem)
-    # The line of the grammar that it is about.
-    problem = re.sub(r" \d+ \| start: .*", "", problem)
+    # What follows are lines of the grammar that it is about.
+    problem = re.split(r"\n *\d+ \| ", problem)[0]
+    # Of a regular expression that is none, the reason stands behind its text.
+    problem = " ".join(re.sub(r"(?s)regex parse error:.*\nerror: ", "", problem).split())
+    problem = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", problem)
+    problem = re.sub(r"^(at )?(\d+)\((\d+)\): ", r"line \2, column \3: " if lines else "", problem)
     if problem.startswith("fuel exhausted"):
         return too_much(problem)
     if problem.startswith("oneOf constraints"):
@@ -81,6 +91,13 @@ def _explained(problem: str) -> str:
     keywords = {"patternProperty ": "patternProperties", "Anchor ": "$ref", "regex ": "pattern"}
     named = [f"{keyword}: " for start, keyword in keywords.items() if problem.startswith(start)]
     return ("".join(named) + problem)[:300]
+
+
+def _unescaped(text: str) -> str:
+    """Return a grammar without the backslashes that may hide the name of a control token in it."""
+    codes = r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))"
+    text = re.sub(codes, lambda match: chr(int(match[1] or match[2], 16)), text)
+    return re.sub(r"\\(.)", r"\1", text).encode("utf-8", "replace").decode()
 
 
 class GrammarModel(Protocol):
@@ -156,10 +173,10 @@ class Grammars:
         assert self._model is not None
         if self._tokenizer is None:
             raise FieldError(grammar.field, "needs a tokenizer.json, which this model lacks")
-        for text, field, which in (*grammar.parts, (grammar.text, grammar.field, "")):
-            problem = self._problem(text)
+        for part in (*grammar.parts, grammar):
+            problem = self._problem(part.text, part.what, part.tried)
             if problem is not None:
-                raise FieldError(field, f"{which}the schema is not supported: {problem}")
+                raise FieldError(part.field, f"{part.what} is not supported: {problem}")
         source = self._source(grammar.text)
         tokenizer, dvoc = self._model.tokenizer, self._model.meta.dvoc
         tokens: list[int] = []
@@ -203,11 +220,12 @@ class Grammars:
         )
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-    def _find_problem(self, text: str) -> str | None:
+    def _find_problem(self, text: str, what: str, tried: bool) -> str | None:
         """Return what is wrong with a grammar; ``None``: nothing that a trial shows."""
         assert self._model is not None and self._tokenizer is not None
         tokenizer = self._model.tokenizer
-        control = next((t for t in tokenizer.encode(text) if tokenizer.is_special(t)), None)
+        tokens = tokenizer.encode(f"{text}\n{_unescaped(text)}")
+        control = next((t for t in tokens if tokenizer.is_special(t)), None)
         if control is not None:
             # Where nothing else may come, it would be written as the token that it is the name of.
             name = tokenizer.decode([control], skip_special=False)
@@ -217,13 +235,15 @@ class Grammars:
             bits: NDArray[np.int32] = np.zeros((1, self._words), np.int32)
             llguidance.numpy.fill_next_token_bitmask(matcher, bits, 0)
             if not matcher.is_error() and bits.any():
-                return self._tried(text)
-        return _explained(str(matcher.get_error()))
+                return self._tried(text, tried)
+            if not matcher.is_error():
+                return "no text has this form"
+        return _explained(str(matcher.get_error()), lines=what.endswith("grammar"))
 
-    def _tried(self, text: str) -> str | None:
+    def _tried(self, text: str, always: bool) -> str | None:
         """Return what goes wrong with texts that a grammar allows; ``None``: nothing."""
         over = time.thread_time() + ALL_SECONDS
-        for part in trials(text):
+        for part in [text] if always else trials(text):
             problem = self._trial(part)
             if problem is not None or time.thread_time() > over:
                 return problem

@@ -104,7 +104,10 @@ def trial(
 
 
 def too_much(problem: str) -> str:
-    """Return what to say of a grammar that meets a limit, from llguidance's complaint."""
+    """Return what to say of a grammar that fails in a trial, from llguidance's complaint."""
+    if "doesn't satisfy the grammar" in problem:
+        # Where nothing else may come, the text of a control token is taken for the token.
+        return "it asks for the name of a control token, which no text may contain"
     reason = problem.partition("\n")[0].partition("<state>")[0].strip()
     return (
         f"it takes too much work to follow ({reason[:100]}); smaller counts in patterns, "

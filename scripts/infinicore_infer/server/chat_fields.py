@@ -10,7 +10,8 @@ from pydantic import Field
 
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.chat_request import Thinking
-from infinicore_infer.server.fields import Objects, SamplingFields
+from infinicore_infer.server.fields import Objects
+from infinicore_infer.server.form_fields import FormFields
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import UNSERVED_TOOLS
 
@@ -60,7 +61,7 @@ _BUDGETS = ("thinking_budget", "thinking_token_budget", "thinking_budget_tokens"
             "reasoning_budget", "reasoning_budget_tokens")  # fmt: skip
 
 
-class ChatFields(SamplingFields):
+class ChatFields(FormFields):
     """What requests about conversations have besides.
 
     Clients of all protocols switch thinking off, or limit it, in the ways of many servers, and each

@@ -14,6 +14,7 @@ from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.generate.sampling import SamplingParams
+from infinicore_infer.server.forms import Form
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.tokenizing import refuse_long, tokenizing
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
@@ -195,7 +196,7 @@ class ChatRequest:
         tools: What the model may call.
         tool_choice: Whether it must.
         parallel_calls: Whether an answer may have several calls.
-        response_format: The JSON schema of the answer; ``None``: it is text.
+        form: What the text of the answer must be like; ``None``: it is free.
         thinking: Whether the model shall think.
         template_variables: Further variables of the chat template; they win over ``thinking``.
         continued: Whether the last message, the assistant's, goes on; else an answer begins.
@@ -207,7 +208,7 @@ class ChatRequest:
     tools: list[Tool] = field(default_factory=list)
     tool_choice: ToolChoice = ToolChoice()
     parallel_calls: bool = True
-    response_format: JsonObject | None = None
+    form: Form | None = None
     thinking: Thinking = Thinking()
     template_variables: JsonObject = field(default_factory=dict)
     continued: bool = False
@@ -299,38 +300,6 @@ def encode_chat(
             continue_final_message=continued,
             variables=variables,
         )
-
-
-def response_schema(form: JsonObject | None) -> JsonObject | None:
-    """Return the JSON schema that OpenAI's ``response_format`` asks for; ``None``: text.
-
-    Raises:
-        FieldError: It is of an unknown type, or has no schema.
-    """
-    name = "response_format"
-    kind = "text" if form is None else form.get("type")
-    if form is None:
-        return None
-    # llama-server takes the schema beside either type.
-    beside, wrapper = form.get("schema"), form.get("json_schema")
-    if beside is not None and not isinstance(beside, dict):
-        raise FieldError(name, ".schema: must be an object", joint="")
-    if kind == "text":
-        for key in ("schema", "json_schema"):
-            if form.get(key) is not None:
-                problem = f".{key}: type 'text' has none; use type 'json_schema'"
-                raise FieldError(name, problem, joint="")
-        return None
-    if kind == "json_object" and wrapper is None:
-        return {"type": "object"} if beside is None else beside
-    if kind not in ("json_object", "json_schema"):
-        raise FieldError(name, f"type {kind!r} is not supported")
-    schema = wrapper.get("schema") if isinstance(wrapper, dict) else beside
-    if isinstance(wrapper, dict) and beside is not None and beside != schema:
-        raise FieldError(name, ".schema: is not that of json_schema", joint="")
-    if not isinstance(schema, dict):
-        raise FieldError(name, ".json_schema: has no schema object", joint="")
-    return schema
 
 
 def text_of(content: object, kinds: tuple[str, ...], where: str) -> str:

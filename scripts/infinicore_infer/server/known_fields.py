@@ -66,9 +66,8 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     "nothing without the field that switches it on, which is refused": (
         *("dynatemp_exponent", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
         *("dry_sequence_breakers", "xtc_threshold", "mirostat_tau", "mirostat_eta"),
-        *("adaptive_decay", "guided_decoding_backend", "guided_whitespace_pattern"),
-        *("grammar_lazy", "grammar_triggers", "grammar_type", "preserved_tokens"),
-        *("penalize_nl", "truncation_side"),
+        *("adaptive_decay", "grammar_type", "preserved_tokens", "penalize_nl"),
+        *("truncation_side",),
     ),
     "the context is never shifted: an answer ends where it is full": (
         *("n_keep", "n_discard", "num_keep", "shift"),
@@ -90,6 +89,11 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     ),
     "padding against eavesdroppers on a provider's network": (
         "stream_options.include_obfuscation",
+    ),
+    "forms are enforced by llguidance, whatever it is called": (
+        *("guided_decoding_backend", "structured_outputs.backend"),
+        *("structured_outputs._backend", "structured_outputs._backend_was_auto"),
+        *("structured_outputs.disable_fallback",),
     ),
     "a name, or a note to the model of OpenAI, beside the schema": (
         *("response_format.name", "response_format.strict", "response_format.description"),
@@ -145,18 +149,9 @@ REFUSED: dict[str, Refused] = {
     "mcp_servers": Refused(),
     "web_search_options": Refused(),
     # Forms.
-    "ebnf": Refused(advice=_FORMS),
     "format": Refused(advice=_FORMS, where=(CHAT, COMPLETIONS, RESPONSES, MESSAGES)),
-    "grammar": Refused(advice=_FORMS),
-    "guided_choice": Refused(advice=_FORMS),
-    "guided_grammar": Refused(advice=_FORMS),
-    "guided_json": Refused(advice=_FORMS),
-    "guided_json_object": Refused((False,), _FORMS),
-    "guided_regex": Refused(advice=_FORMS),
-    "json_schema": Refused(advice=_FORMS),
-    "regex": Refused(advice=_FORMS),
-    "structural_tag": Refused(advice=_FORMS),
-    "structured_outputs": Refused(advice=_FORMS),
+    "grammar_lazy": Refused((False,), "the grammar holds from the beginning of the answer"),
+    "grammar_triggers": Refused(advice="the grammar holds from the beginning of the answer"),
     "n_indent": Refused((0,)),
     # Choosing tokens.
     "adaptive_target": Refused((-1,), _SAMPLING),
@@ -234,7 +229,6 @@ REFUSED: dict[str, Refused] = {
     "top_logprobs": Refused((0,), "they are in /v1/chat/completions", (RESPONSES, MESSAGES)),
     "with_pieces": Refused((False,), "use return_token_strs"),
     "stream_options.continuous_usage_stats": Refused((False,)),
-    "response_format.grammar": Refused(advice=_FORMS),
 }
 
 # Fields that some endpoints obey, and why they change nothing in others.
@@ -252,7 +246,14 @@ HARMLESS_AT: dict[str, Mapping[str, str]] = {
 PARTS: dict[str, tuple[str, ...]] = {
     "output_config": ("format",),
     "reasoning": ("effort", "enabled", "exclude", "max_tokens"),
-    "response_format": ("type", "json_schema", "schema"),
+    "response_format": (
+        *("type", "json_schema", "schema", "grammar", "pattern", "value", "structures", "triggers"),
+        *("format", "at_least_one"),
+    ),
+    "structured_outputs": (
+        *("json", "regex", "choice", "grammar", "json_object", "structural_tag"),
+        *("whitespace_pattern", "disable_any_whitespace", "disable_additional_properties"),
+    ),
     "stream_options": ("include_usage",),
     "repetition_detection": ("max_pattern_size", "min_pattern_size", "min_count"),
     "text": ("format",),

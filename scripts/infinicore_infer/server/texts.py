@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.engine.jobs import Submission
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.answer import check_length
 from infinicore_infer.server.chat_request import Sampling
-from infinicore_infer.server.grammar import json_grammar
-from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.forms import Form
 from infinicore_infer.server.service import Service
 from infinicore_infer.server.tokenizing import refuse_long, tokenizing
 
@@ -42,7 +41,7 @@ async def begin_texts(
     sampling: Sampling,
     name: str,
     *,
-    schema: JsonObject | None = None,
+    form: Callable[[], Form | None] = lambda: None,
     prompt_logprobs: int | None = None,
 ) -> AsyncStream:
     """Check prompts and hand them to the engine.
@@ -52,18 +51,19 @@ async def begin_texts(
         prompts: Texts, whose control tokens are read as such, or token ids.
         sampling: How each goes on.
         name: For messages.
-        schema: The JSON schema of what is written; ``None``: it is text.
+        form: Returns what the texts must be like, ``None`` for anything; called on another thread.
         prompt_logprobs: How many likeliest tokens to report with each token of a prompt; ``None``:
             no log-probabilities of prompts.
 
     Raises:
-        FieldError: A prompt or the schema is wrong.
+        FieldError: A prompt or the form is wrong.
         EngineError: There is no room now, or the engine is draining.
     """
     encoded = await asyncio.to_thread(_encode, service, prompts)
     constraint = None
-    if schema is not None:
-        grammar = json_grammar(schema, "response_format")
+    asked = await asyncio.to_thread(form)
+    if asked is not None:
+        grammar = asked.grammar()
         constraint = await service.grammars.prepare(grammar, may_think=False, thinking=False)
     params = sampling.params(service.model)
     return service.submit(

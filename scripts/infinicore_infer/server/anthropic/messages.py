@@ -23,10 +23,10 @@ from infinicore_infer.server.chat_request import (
     block_text,
     earlier_call,
     function_tool,
-    response_schema,
     text_of,
 )
 from infinicore_infer.server.fields import Objects
+from infinicore_infer.server.form_fields import response_form
 from infinicore_infer.server.http import json_response
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import MESSAGES
@@ -125,11 +125,12 @@ class MessagesBody(CountBody):
         """Return what the client asks for; see the base class."""
         request = super().chat_request()
         request.sampling = self.sampling(max_steps=self.max_tokens)
-        form = (self.output_config or {}).get("format")
+        form, standard = (self.output_config or {}).get("format"), None
         if form is not None:
             if not isinstance(form, dict) or form.get("type") != "json_schema":
                 raise FieldError("output_config.format", "must have type 'json_schema'")
-            request.response_format = response_schema({"type": "json_schema", "json_schema": form})
+            standard = response_form({"type": "json_schema", "json_schema": form})
+        request.form = self.asked_form(standard)
         return request
 
 

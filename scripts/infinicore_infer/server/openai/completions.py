@@ -12,8 +12,8 @@ from starlette.responses import Response
 from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.engine.jobs import Job, Update
 from infinicore_infer.generate.results import GenerationPiece, TokenLogprobs
-from infinicore_infer.server.chat_request import response_schema
 from infinicore_infer.server.counts import Counts, count, stop_reason, timings
+from infinicore_infer.server.form_fields import response_form
 from infinicore_infer.server.http import StreamForm
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.openai.errors import COMPLETION_STREAM
@@ -184,7 +184,7 @@ async def completions(request: Request) -> Response:
         _items(body),
         body.completion_sampling(),
         request.state.request_id,
-        schema=response_schema(body.response_format),
+        form=lambda: body.asked_form(response_form(body.response_format)),
         prompt_logprobs=body.logprobs if body.echo else None,
     )
     writer = CompletionWriter(service, body, stream)

@@ -8,14 +8,9 @@ from pydantic import Field, StrictStr
 
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.chat_fields import ChatFields
-from infinicore_infer.server.chat_request import (
-    ChatRequest,
-    Sampling,
-    ToolChoice,
-    function_tool,
-    response_schema,
-)
-from infinicore_infer.server.fields import Body, Ids, Objects, Once, SamplingFields, Strings
+from infinicore_infer.server.chat_request import ChatRequest, Sampling, ToolChoice, function_tool
+from infinicore_infer.server.fields import Body, Ids, Objects, Once, Strings
+from infinicore_infer.server.form_fields import FormFields, response_form
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import CHAT, COMPLETIONS
 
@@ -28,7 +23,7 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
-class CompletionFields(SamplingFields):
+class CompletionFields(FormFields):
     """What chat and text completions have in common; ``None`` means not given."""
 
     stream: bool | None = None
@@ -115,7 +110,7 @@ class ChatBody(ChatFields, CompletionFields):
             tools=[function_tool(i, tool) for i, tool in self.served_tools()],
             tool_choice=tool_choice(self.tool_choice),
             parallel_calls=self.parallel_tool_calls is not False,
-            response_format=response_schema(self.response_format),
+            form=self.asked_form(response_form(self.response_format)),
             thinking=self.asked_thinking(),
             template_variables=self.chat_template_kwargs or {},
             continued=continued,

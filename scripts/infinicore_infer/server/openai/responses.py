@@ -19,10 +19,10 @@ from infinicore_infer.server.chat_request import (
     Tool,
     earlier_call,
     function_tool,
-    response_schema,
     text_of,
 )
 from infinicore_infer.server.fields import Objects
+from infinicore_infer.server.form_fields import response_form
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import RESPONSES
 from infinicore_infer.server.openai.fields import tool_choice
@@ -83,7 +83,7 @@ class ResponsesBody(ChatFields):
             tools=self._tools(),
             tool_choice=tool_choice(self._choice()),
             parallel_calls=self.parallel_tool_calls is not False,
-            response_format=response_schema(self._format()),
+            form=self.asked_form(response_form(self._format())),
             thinking=self.asked_thinking(),
             template_variables=self.chat_template_kwargs or {},
             continued=continued,
