@@ -130,6 +130,19 @@ def test_limits_that_let_nothing_through(options: tuple[str, ...], problem: str)
     assert "Traceback" not in run.stderr
 
 
+def test_lock_is_handed_over_soon(tmp_path: Path) -> None:
+    """Threads that compute in Python give the event loop its turn sooner than Python's 5 ms."""
+    program = (
+        "import sys; from infinicore_infer.server.launch import main; "
+        f"main(['--port', '0', '--model-path', {str(tmp_path)!r}]); print(sys.getswitchinterval())"
+    )
+    command, paths = [sys.executable, "-c", program], {"PYTHONPATH": str(SCRIPTS)}
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, **paths}
+    )
+    assert float(run.stdout) == pytest.approx(0.001), run.stderr
+
+
 def test_options() -> None:
     assert memory_size("4G") == 4 << 30 and memory_size("1.5MiB") == 3 << 19
     assert memory_size("77") == 77
