@@ -3,8 +3,9 @@
     python test/bench/load_memory.py [--model 0.6b] [--dtype bf16 int8] [-r 3]
 
 Writes a random bf16 checkpoint of an official shape, with a vocabulary of full size, to a temporary
-folder (or takes --folder), and loads it in processes of their own. For int8, int4 and bf12 it first
-loads once to pack (`cold`), then finds the packed weights on disk (`cached`). The page cache is
+folder (or takes --folder), and loads it in processes of their own. For int8, int4, bf12 and a
+checkpoint's own format (`default`) it first loads once to pack (`cold`), then finds the packed
+weights on disk (`cached`), if such are kept. The page cache is
 warm, since the files were just written or read. Prints one JSON object per load and a table of
 medians:
 
@@ -72,7 +73,8 @@ def load(folder: Path, cache: Path, dtype: str, threads: int, machine: Machine) 
     result: dict[str, Any] = json.loads(output)
     result["bandwidth_gbps"] = bandwidth = before.mean(machine.now()).bandwidth
     cached = result["weight_cache"] == WeightCache.LOADED
-    size = result["weight_bytes"] if cached else (folder / "model.safetensors").stat().st_size
+    file = folder / "model.safetensors" if folder.is_dir() else folder
+    size = result["weight_bytes"] if cached else file.stat().st_size
     result["file_bytes"] = size
     result["aim_seconds"] = 1.5 * size / bandwidth / 1e9 + 0.3
     result["sum_seconds"] = result["load_seconds"] + result["first_step_seconds"]
@@ -95,7 +97,7 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=SHAPES, default="0.6b")
-    parser.add_argument("--folder", type=Path, help="a model in one file, instead of a random one")
+    parser.add_argument("--folder", type=Path, help="a folder with one file, or a GGUF file")
     parser.add_argument("--dtype", nargs="+", default=["bf16"], help="weight formats")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-r", "--repeat", type=int, default=3, help="loads of each kind")
@@ -109,7 +111,8 @@ def main() -> int:
             write_folder(folder, args.model)
         for dtype in args.dtype:
             kinds = [("cold", 1), ("cached", args.repeat)]
-            for kind, count in kinds if DataType.parse(dtype).packed else [("", args.repeat)]:
+            kept = DataType.parse(dtype).packed or dtype == "default"
+            for kind, count in kinds if kept else [("", args.repeat)]:
                 results = []
                 for _ in range(count):
                     results.append(load(folder, scratch / "cache", dtype, args.threads, machine))
