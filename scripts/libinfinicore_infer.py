@@ -539,6 +539,7 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
         [*_BATCH_ARGS, POINTER(Qwen3SamplingParams), POINTER(Qwen3SampleResult)],
     ),
     "forwardBatch": (c_int32, [*_BATCH_ARGS, POINTER(c_float)]),
+    "embedBatch": (c_int32, [*_BATCH_ARGS, POINTER(c_uint32), c_uint32, POINTER(c_float)]),
     "qwen3Cancel": (None, [c_void_p]),
     "qwen3LastError": (c_char_p, []),
     "qwen3LastStatus": (c_int32, []),

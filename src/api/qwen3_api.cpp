@@ -179,6 +179,18 @@ int32_t forwardBatch(Qwen3Model *model, const uint32_t *tokens, uint32_t ntok, c
     });
 }
 
+int32_t embedBatch(Qwen3Model *model, const uint32_t *tokens, uint32_t ntok, const uint32_t *req_lens, uint32_t nreq,
+                   const uint32_t *req_pos, KVCache **kv_caches, const uint32_t *rows, uint32_t nrows, float *output) {
+    return guard("embedBatch", [&] {
+        Engine &engine = engineOf(model);
+        const BatchArgs args{tokens, ntok, req_lens, nreq, req_pos, kv_caches};
+        checkBatch(engine.config(), args);
+        const std::vector<uint32_t> wanted = readRows(args, rows, nrows);
+        requirePointer(output, "output");
+        engine.embed(args, wanted, output);
+    });
+}
+
 void qwen3Cancel(Qwen3Model *model) {
     if (model != nullptr) {
         model->engine.cancel();

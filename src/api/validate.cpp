@@ -215,6 +215,33 @@ void checkBatch(const ModelConfig &config, const BatchArgs &args) {
     }
 }
 
+std::vector<uint32_t> readRows(const BatchArgs &args, const uint32_t *rows, uint32_t nrows) {
+    if (rows == nullptr) {
+        if (nrows != args.nreq) {
+            fail(QWEN3_STATUS_BAD_PARAM, "nrows is %u, must be nreq, %u, where rows is NULL", nrows, args.nreq);
+        }
+        std::vector<uint32_t> last(args.nreq);
+        uint32_t end = 0;
+        for (uint32_t r = 0; r < args.nreq; ++r) {
+            end += args.req_lens[r];
+            last[r] = end - 1;
+        }
+        return last;
+    }
+    if (nrows == 0) {
+        fail(QWEN3_STATUS_BAD_PARAM, "nrows is 0, must be at least 1");
+    }
+    for (uint32_t i = 0; i < nrows; ++i) {
+        if (rows[i] >= args.ntok) {
+            fail(QWEN3_STATUS_BAD_PARAM, "rows[%u] is %u, must be below ntok, %u", i, rows[i], args.ntok);
+        }
+        if (i > 0 && rows[i] <= rows[i - 1]) {
+            fail(QWEN3_STATUS_BAD_PARAM, "rows[%u] is %u, must be above rows[%u], %u", i, rows[i], i - 1, rows[i - 1]);
+        }
+    }
+    return {rows, rows + nrows};
+}
+
 namespace {
 
 class RequestChecker {

@@ -21,6 +21,8 @@ std::vector<int32_t> checkDevices(int32_t device, int32_t ndev, const int32_t *d
 BackendOptions backendOptions(const Qwen3ModelOptions &options, int32_t device, DType dt_mat);
 
 void checkBatch(const ModelConfig &config, const BatchArgs &args);
+// Checked rows of embedBatch; those of the last tokens where rows is null. args have been checked.
+std::vector<uint32_t> readRows(const BatchArgs &args, const uint32_t *rows, uint32_t nrows);
 
 // What inferBatchEx is given, in structs of this version.
 struct Sampling {

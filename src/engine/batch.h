@@ -7,7 +7,7 @@ struct KVCache;
 
 namespace q3 {
 
-// The arguments shared by inferBatch, inferBatchEx and forwardBatch.
+// The arguments shared by inferBatch, inferBatchEx, forwardBatch and embedBatch.
 struct BatchArgs {
     const uint32_t *tokens;
     uint32_t ntok;

@@ -285,6 +285,26 @@ void Engine::forward(const BatchArgs &args, float *logits) {
     });
 }
 
+void Engine::embed(const BatchArgs &args, const std::vector<uint32_t> &rows, float *states) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto next = rows.begin();
+    execute(args, [&](const Chunk &chunk) {
+        std::vector<uint32_t> here;  // rows of the step
+        for (; next != rows.end() && *next < chunk.first_token + chunk.ntok; ++next) {
+            here.push_back(*next - chunk.first_token);
+        }
+        if (here.empty()) {
+            return;
+        }
+        group_.run([&](uint32_t rank) {
+            if (rank == 0) {  // all ranks have the whole residual stream
+                forward_[rank]->hidden(here.data(), static_cast<uint32_t>(here.size()), states);
+            }
+        });
+        states += here.size() * config_.d;
+    });
+}
+
 void Engine::infer(const BatchArgs &args, const Qwen3SamplingParams *params, Qwen3SampleResult *results) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const Chooser::ReadLogits read_logits = [this](const uint32_t *rows, uint32_t nrows, float *logits) {

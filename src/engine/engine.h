@@ -43,6 +43,8 @@ public:
     void infer(const BatchArgs &args, const Qwen3SamplingParams *params, Qwen3SampleResult *results);
     // Runs a call and writes the logits [ntok, dvoc] of all its tokens.
     void forward(const BatchArgs &args, float *logits);
+    // Runs a call and writes the hidden states [rows, d] of some of its tokens, whose indices rise.
+    void embed(const BatchArgs &args, const std::vector<uint32_t> &rows, float *states);
     void cancel() noexcept;  // of the call that is running, if one is; never waits
 
     // The seed of the next request that brings none of its own.

@@ -44,4 +44,9 @@ void Qwen3Forward::logits(const uint32_t *rows, uint32_t nrows, float *out, size
     op_.readLogits(out, ld, h_, nrows, *weights_.head);
 }
 
+void Qwen3Forward::hidden(const uint32_t *rows, uint32_t nrows, float *out) {
+    op_.gatherRmsnorm(h_, x_, delta_, rows, nrows, *weights_.output_norm, c_.epsilon);
+    op_.readRows(out, h_, nrows);
+}
+
 }  // namespace q3

@@ -24,6 +24,9 @@ public:
     // ran last.
     void logits(const uint32_t *rows, uint32_t nrows, float *out, size_t ld);
 
+    // Hidden states [nrows, d] after the last norm, float32, of rows (indices < plan.ntok) of the step that ran last.
+    void hidden(const uint32_t *rows, uint32_t nrows, float *out);
+
     const ModelWeights &weights() const { return weights_; }
 
 private:

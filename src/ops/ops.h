@@ -37,6 +37,8 @@ public:
                                const PackedNorm &weight, float epsilon) = 0;
     // logits[nrows, out], float32 in host memory with rows ld apart, complete on return; in[nrows, d]
     virtual void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) = 0;
+    // out[nrows, in.width] = in[nrows], float32 in host memory, complete on return
+    virtual void readRows(float *out, Activation in, uint32_t nrows) = 0;
     // x[ntok, width] = its sum over all ranks; every rank calls it at the same point. Nothing to do for one rank.
     // Throws RankStopped when another rank failed.
     virtual void allReduceSum(Activation x) = 0;

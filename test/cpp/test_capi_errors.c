@@ -441,7 +441,7 @@ static void testBadWeights(const Setup *base) {
     bias[3] = saved;
 }
 
-/* ------------------------------------------------------------------ inferBatch, inferBatchEx, forwardBatch */
+/* ------------------------------------------------------------------ the calls that run a model */
 
 /* The arguments of a valid call with two requests; tests change one thing of it at a time. */
 typedef struct {
@@ -456,6 +456,8 @@ typedef struct {
     const Qwen3SamplingParams *params;
     Qwen3SampleResult *results;
     float *logits;
+    const uint32_t *rows;
+    uint32_t nrows;
     /* where the pointers above point */
     uint32_t token_data[5], len_data[2], pos_data[2], topk_data[2], output_data[2];
     float temperature_data[2], topp_data[2], logits_data[5 * 100];
@@ -464,6 +466,7 @@ typedef struct {
     Qwen3SampleResult result_data[2];
     uint32_t top_token_data[8];
     float top_logprob_data[8];
+    uint32_t row_data[3];
 } Call;
 
 static void initCall(Call *c, struct Qwen3Model *model, struct KVCache *const caches[2]) {
@@ -483,6 +486,10 @@ static void initCall(Call *c, struct Qwen3Model *model, struct KVCache *const ca
     c->params = c->param_data;
     c->results = c->result_data;
     c->logits = c->logits_data;
+    c->rows = c->row_data;
+    c->nrows = 3;
+    c->row_data[1] = 2;
+    c->row_data[2] = 4;
     c->len_data[0] = 3;
     c->len_data[1] = 2;
     c->pos_data[1] = 2;
@@ -516,7 +523,7 @@ static int outputsUntouched(const Call *c) {
     return ok;
 }
 
-enum { INFER = 1, INFER_EX = 2, FORWARD = 4, ALL = 7 };
+enum { INFER = 1, INFER_EX = 2, FORWARD = 4, EMBED = 8, ALL = 15 };
 
 static int32_t callBatch(Call *c, int which) {
     switch (which) {
@@ -526,8 +533,11 @@ static int32_t callBatch(Call *c, int which) {
     case INFER_EX:
         return inferBatchEx(c->model, c->tokens, c->ntok, c->req_lens, c->nreq, c->req_pos, c->kv_caches, c->params,
                             c->results);
-    default:
+    case FORWARD:
         return forwardBatch(c->model, c->tokens, c->ntok, c->req_lens, c->nreq, c->req_pos, c->kv_caches, c->logits);
+    default:
+        return embedBatch(c->model, c->tokens, c->ntok, c->req_lens, c->nreq, c->req_pos, c->kv_caches, c->rows,
+                          c->nrows, c->logits);
     }
 }
 
@@ -559,7 +569,8 @@ static void checkCallFails(int line, const char *what, Bench *b, Call *c, int wh
     snprintf(name, sizeof(name), "%s: %s",
              which == INFER      ? "inferBatch"
              : which == INFER_EX ? "inferBatchEx"
-                                 : "forwardBatch",
+             : which == FORWARD  ? "forwardBatch"
+                                 : "embedBatch",
              what);
     if (status == QWEN3_STATUS_SUCCESS) {
         report(0, __FILE__, line, "%s: succeeded", name);
@@ -579,7 +590,7 @@ static void checkCallFails(int line, const char *what, Bench *b, Call *c, int wh
 /* Changes one thing of a valid call `c` and expects the calls in the set `which` to fail on it. */
 #define CALL_FAILS(which, change, expected, words)                                                                     \
     do {                                                                                                               \
-        for (int call_ = 1; call_ <= FORWARD; call_ *= 2) {                                                            \
+        for (int call_ = 1; call_ <= EMBED; call_ *= 2) {                                                              \
             if (((which) & call_) != 0) {                                                                              \
                 Call c;                                                                                                \
                 initCall(&c, b->model, b->caches);                                                                     \
@@ -603,6 +614,7 @@ static void testBatchArguments(Bench *b, struct KVCache *foreign, struct KVCache
     CALL_FAILS(INFER_EX, c.params = NULL, STATUS(NULL_POINTER), "params");
     CALL_FAILS(INFER_EX, c.results = NULL, STATUS(NULL_POINTER), "results");
     CALL_FAILS(FORWARD, c.logits = NULL, STATUS(NULL_POINTER), "logits");
+    CALL_FAILS(EMBED, c.logits = NULL, STATUS(NULL_POINTER), "output");
 
     CALL_FAILS(ALL, c.ntok = 0, STATUS(BAD_PARAM), "ntok|0");
     CALL_FAILS(ALL, c.nreq = 0, STATUS(BAD_PARAM), "nreq|0");
@@ -612,6 +624,12 @@ static void testBatchArguments(Bench *b, struct KVCache *foreign, struct KVCache
     CALL_FAILS(ALL, c.len_data[0] = 0xffffffff; c.len_data[1] = 6, STATUS2(BAD_PARAM, CONTEXT_OVERFLOW), "5");
     CALL_FAILS(ALL, c.token_data[4] = 100, STATUS(BAD_PARAM), "tokens|4|100");
     CALL_FAILS(ALL, c.token_data[0] = 0xffffffff, STATUS(BAD_PARAM), "tokens|0|4294967295|100");
+
+    CALL_FAILS(EMBED, c.nrows = 0, STATUS(BAD_PARAM), "nrows|0|1");
+    CALL_FAILS(EMBED, c.row_data[2] = 5, STATUS(BAD_PARAM), "rows|2|5");
+    CALL_FAILS(EMBED, c.row_data[1] = 0, STATUS(BAD_PARAM), "rows|1|0");
+    CALL_FAILS(EMBED, c.row_data[0] = 3, STATUS(BAD_PARAM), "rows|1|2|0|3");
+    CALL_FAILS(EMBED, c.rows = NULL, STATUS(BAD_PARAM), "nrows|3|nreq|2");
 
     CALL_FAILS(ALL, c.pos_data[0] = 1, STATUS(CACHE_MISMATCH), "req_pos|0|1");
     CALL_FAILS(ALL, c.pos_data[1] = 3, STATUS(CACHE_MISMATCH), "req_pos|1|3|2");

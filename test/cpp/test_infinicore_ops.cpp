@@ -264,6 +264,10 @@ static void testLinear(DType dtype) {
             Floats logits(ntok * w.rows);
             ops.readLogits(logits.data(), logits.size() / ntok, in, ntok, *packed);  // in groups of few rows
             expectNear("readLogits", logits, expected, tolerance);
+
+            Floats rows(ntok * w.cols, NAN);
+            ops.readRows(rows.data(), in, ntok);
+            CHECK(rows == x, "readRows: %g is %g", static_cast<double>(rows[0]), static_cast<double>(x[0]));
         }
     }
 }

@@ -123,6 +123,10 @@ public:
         mayThrow("readLogits", rank_);
         cpu_->ops().readLogits(logits, ld, in, nrows, head);
     }
+    void readRows(float *out, Activation in, uint32_t nrows) override {
+        mayThrow("readRows", rank_);
+        cpu_->ops().readRows(out, in, nrows);
+    }
     void allReduceSum(Activation x) override {
         mayThrow("allReduceSum", rank_);
         if (host_.size == 1) {

@@ -43,7 +43,7 @@ def test_one_device(fake_folder: Path) -> None:
 
     Sampling without its long statistics: it happens on the host, and devices only give it logits.
     """
-    files = ["test_forward.py", "test_tensor_parallel.py", "test_sampling.py"]
+    files = ["test_forward.py", "test_embed.py", "test_tensor_parallel.py", "test_sampling.py"]
     run(fake_folder, 1, *files, "-k", "not distribution", atleast=300)
 
 

@@ -141,6 +141,7 @@ class Driver:
         self.lib = load_library()
         self.nlayer = int(config["num_hidden_layers"])
         self.dvoc = int(config["vocab_size"])
+        self.d = int(config["hidden_size"])
         rope = config["rope_parameters"]
         meta = Qwen3Meta(
             dt_logits=dt_logits,
@@ -342,6 +343,16 @@ class Driver:
         logits = np.full((batch[2], self.dvoc), np.nan, dtype=np.float32)
         check(self.lib, self.lib.forwardBatch(*batch, logits.ctypes.data_as(POINTER(c_float))))
         return np.split(logits, np.cumsum([len(part) for _, _, part in requests])[:-1])
+
+    def embed(self, requests: Sequence[Request], rows: Sequence[int] | None = None) -> Logits:
+        """Runs embedBatch; returns the hidden states of ``rows`` (None: each request's last)."""
+        batch = self._batch(requests)
+        nrows = len(requests) if rows is None else len(rows)
+        states = np.full((nrows, self.d), np.nan, dtype=np.float32)
+        wanted = None if rows is None else uint32s(rows)
+        pointer = states.ctypes.data_as(POINTER(c_float))
+        check(self.lib, self.lib.embedBatch(*batch, wanted, nrows, pointer))
+        return states
 
     def logits(self, tokens: Sequence[int]) -> Logits:
         """Returns the logits of one sequence in a cache of its own."""

@@ -633,7 +633,7 @@ QWEN3_API int32_t qwen3KVCacheFingerprint(const struct Qwen3Model *model, uint64
 
 /* ------------------------------------------------------------------ running the model
  *
- * Common arguments of the three calls below:
+ * Common arguments of the four calls below:
  *   tokens    [ntok] token ids < dvoc: the new tokens of every request, one request after the other
  *   ntok      >= 1, equals the sum of req_lens
  *   req_lens  [nreq] new tokens of each request, >= 1: a whole prompt, a chunk of one, or 1 to decode
@@ -643,11 +643,11 @@ QWEN3_API int32_t qwen3KVCacheFingerprint(const struct Qwen3Model *model, uint64
  *   kv_caches [nreq] distinct caches of this model; each grows to req_pos + req_len
  * Any mix of prefill and decode of any lengths may share a call.
  *
- * Status of all three: SUCCESS, or NULL_POINTER, BAD_PARAM (the message names argument, index, value and limit),
+ * Status of all four: SUCCESS, or NULL_POINTER, BAD_PARAM (the message names argument, index, value and limit),
  * CONTEXT_OVERFLOW, CACHE_MISMATCH, OUT_OF_KV (the message says how many bytes were needed; the caches are as they
  * were), CANCELLED, OUT_OF_MEMORY, INTERNAL_ERROR or a device's status. Arguments are checked before any work. After
  * an error during the work each cache of the call still holds its tokens before req_pos, no output of inferBatch or
- * inferBatchEx has been written, and the logits of forwardBatch are unspecified.
+ * inferBatchEx has been written, and what forwardBatch and embedBatch write is unspecified.
  */
 
 /*
@@ -680,6 +680,19 @@ QWEN3_API int32_t inferBatchEx(struct Qwen3Model *model, const uint32_t *tokens,
 QWEN3_API int32_t forwardBatch(struct Qwen3Model *model, const uint32_t *tokens, uint32_t ntok,
                                const uint32_t *req_lens, uint32_t nreq, const uint32_t *req_pos,
                                struct KVCache **kv_caches, float *logits);
+
+/*
+ * Runs one step and writes hidden states: what the head would be multiplied with, after the last norm. No logits are
+ * computed, and the head is not read (a tied one is read as the embedding, by rows). Embedding models pool these rows
+ * (Qwen3-Embedding: the last token's, then scaled to length 1), rerankers multiply them with two rows of the head.
+ *   rows    [nrows] which tokens: indices < ntok in rising order; NULL: the last token of each request
+ *   nrows   >= 1; nreq where rows is NULL
+ *   output  float32 [nrows, d], in the order of rows, not normalised
+ * On the CPU backend a row is bit for bit the same alone or in any batch, as logits are.
+ */
+QWEN3_API int32_t embedBatch(struct Qwen3Model *model, const uint32_t *tokens, uint32_t ntok, const uint32_t *req_lens,
+                             uint32_t nreq, const uint32_t *req_pos, struct KVCache **kv_caches, const uint32_t *rows,
+                             uint32_t nrows, float *output);
 
 /* Asks the step that is running on `model` in another thread to stop; it returns QWEN3_STATUS_CANCELLED within about
  * a layer's time. Returns at once and does nothing when no step is running. NULL is a no-op. */

@@ -230,6 +230,10 @@ void CpuBackend::readLogits(float *logits, size_t ld, Activation in, uint32_t nr
     linears_.multiply(logits, ld, floats(in), nrows, asLinear(head));
 }
 
+void CpuBackend::readRows(float *out, Activation in, uint32_t nrows) {
+    std::copy_n(floats(in), size_t{nrows} * in.width, out);
+}
+
 void CpuBackend::qkNormRopeStore(Activation qkv, const PackedNorm &q_norm, const PackedNorm &k_norm, float epsilon,
                                  uint32_t layer) {
     attention_.prepareHeads(qkv, asVector(q_norm).data(), asVector(k_norm).data(), epsilon, layer);

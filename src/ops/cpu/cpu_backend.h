@@ -62,6 +62,7 @@ public:
     void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
                        const PackedNorm &weight, float epsilon) override;
     void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) override;
+    void readRows(float *out, Activation in, uint32_t nrows) override;
     void allReduceSum(Activation x) override;
 
     size_t scratchBytes() const override;

@@ -281,6 +281,26 @@ void InfinicoreBackend::readLogits(float *logits, size_t ld, Activation in, uint
     }
 }
 
+void InfinicoreBackend::readRows(float *out, Activation in, uint32_t nrows) {
+    DeviceScope scope(*device_);
+    runBranch();
+    const size_t count = static_cast<size_t>(nrows) * in.width;
+    if (in.width > config_.d || nrows > config_.max_step_tokens) {
+        fail(QWEN3_STATUS_INTERNAL_ERROR, "InfiniCore backend: %u rows of %u are read, limits %u and %u", nrows,
+             in.width, config_.max_step_tokens, config_.d);
+    }
+    // What waits in the staging memory for the stream must be gone before something else comes there.
+    device_->synchronize();
+    staging_busy_ = false;
+    const void *host = in.data;
+    if (!device_->isCpu()) {
+        device_->downloadAsync(embed_host_.data(), in.data, count * size_);
+        device_->synchronize();
+        host = embed_host_.data();
+    }
+    toFloats(config_.dt_logits, out, host, count);
+}
+
 void InfinicoreBackend::allReduceSum(Activation x) {
     const size_t count = static_cast<size_t>(plan().ntok) * x.width;
     if (comm_) {

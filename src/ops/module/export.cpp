@@ -163,6 +163,10 @@ int32_t readLogits(Instance *instance, float *logits, size_t ld, Activation in, 
     return guarded([&] { instance->backend->ops().readLogits(logits, ld, in, nrows, *head->packed); });
 }
 
+int32_t readRows(Instance *instance, float *out, Activation in, uint32_t nrows) {
+    return guarded([&] { instance->backend->ops().readRows(out, in, nrows); });
+}
+
 int32_t allReduceSum(Instance *instance, Activation x) {
     return guarded([&] { instance->backend->ops().allReduceSum(x); });
 }
@@ -202,6 +206,7 @@ Table tableOf(const Exports &exports) {
     table.linearSwiglu = linearSwiglu;
     table.gatherRmsnorm = gatherRmsnorm;
     table.readLogits = readLogits;
+    table.readRows = readRows;
     table.allReduceSum = allReduceSum;
     return table;
 }

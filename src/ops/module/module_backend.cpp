@@ -133,6 +133,9 @@ public:
     void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) override {
         handle_.call(&Table::readLogits, logits, ld, in, nrows, of(head));
     }
+    void readRows(float *out, Activation in, uint32_t nrows) override {
+        handle_.call(&Table::readRows, out, in, nrows);
+    }
     void allReduceSum(Activation x) override { handle_.call(&Table::allReduceSum, x); }
 
 private:

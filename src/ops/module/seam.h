@@ -93,6 +93,7 @@ struct Table {
                              uint32_t nrows, const Norm *weight, float epsilon);
     int32_t (*readLogits)(Instance *instance, float *logits, size_t ld, Activation in, uint32_t nrows,
                           const Linear *head);
+    int32_t (*readRows)(Instance *instance, float *out, Activation in, uint32_t nrows);
     int32_t (*allReduceSum)(Instance *instance, Activation x);
 };
 
