@@ -25,9 +25,18 @@ from numpy.typing import NDArray
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.checkpoint.naming import Qwen3WeightsNaming
 from infinicore_infer.checkpoint.opening import open_model
+from infinicore_infer.checkpoint.task import TASKS, Task, check_pooling, names_of, task_of
 from infinicore_infer.checkpoint.weights import Qwen3TensorList, Qwen3WeightsImpl
 from infinicore_infer.generate.constraint import Constraint
+from infinicore_infer.generate.embedder import Embedder
 from infinicore_infer.generate.repetition import RepetitionDetector
+from infinicore_infer.generate.reranker import (
+    NoRerankerError,
+    Reranker,
+    RerankResult,
+    question_of,
+    score_head,
+)
 from infinicore_infer.generate.results import GenerationPiece, GenerationResult, TokenLogprobs
 from infinicore_infer.generate.sampling import SamplingParams, check_whole
 from infinicore_infer.generate.score import PerplexityResult
@@ -56,6 +65,7 @@ __all__ = [
     "Qwen3MetaFromConfig",
     "Qwen3WeightsImpl",
     "Qwen3WeightsNaming",
+    "RerankResult",
     "SamplingParams",
     "TokenLogprobs",
     "TokenizerError",
@@ -104,6 +114,7 @@ class Qwen3ForCausalLM:
         seed: int | None = None,
         cache: bool = True,
         cache_dir: str | os.PathLike[str] | None = None,
+        task: str = "auto",
     ) -> None:
         """Load a checkpoint.
 
@@ -135,6 +146,9 @@ class Qwen3ForCausalLM:
                 load. The file is written in the background; a damaged one is replaced with a
                 warning in the log, and failing to write one is no error.
             cache_dir: Where to keep them; ``None``: the user's cache folder.
+            task: What the model is for: ``"chat"``, ``"embed"``, ``"rerank"``, or ``"auto"``, which
+                judges by tensors, files and names. The latter two load no head of their own, so
+                such a model cannot generate if it is not tied to the embedding.
 
         Raises:
             ValueError: Something in the checkpoint or the arguments is not acceptable.
@@ -163,6 +177,8 @@ class Qwen3ForCausalLM:
         if not os.fspath(model_path):
             raise ValueError("the model path is empty")
         self.path = Path(model_path)
+        if task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
         self.meta, self._checkpoint = open_model(self.path, logits_dtype, max_tokens)
         self._config_path = str(
             self._checkpoint.folder
@@ -186,7 +202,14 @@ class Qwen3ForCausalLM:
         self._weight_cache: CheckpointCache | None = None
         try:
             SamplingParams.check_config(self.meta.generation_config, self._config_path)
-            weights = Qwen3TensorList(self.meta, self._checkpoint)
+            metadata = self._checkpoint.metadata
+            found = task_of(self._checkpoint.folder, self._checkpoint, metadata)
+            self.task: Task = found if task == "auto" else task  # type: ignore[assignment]
+            if self.task == "embed":
+                check_pooling(self._checkpoint.folder, metadata)
+            tied = self.meta.tie_word_embeddings
+            weights = Qwen3TensorList(self.meta, self._checkpoint, headless=self.task != "chat")
+            self._has_head = tied or self.task == "chat"
             if cache and is_worth_keeping(self._checkpoint, weight_dtype):
                 directory = None if cache_dir is None else Path(cache_dir).absolute()
                 self._weight_cache = open_cache(self._checkpoint, weight_dtype, directory, ndev)
@@ -200,10 +223,41 @@ class Qwen3ForCausalLM:
             self._checkpoint.close()
             raise
         self.backend = self.native.build_info()["backend"]
+        try:
+            self._prepare_pooling(weights.naming)
+        except BaseException:
+            self.native.close()
+            self._checkpoint.close()
+            raise
         # Nothing borrows from the files: whoever replaces or cuts one short disturbs no model.
         self._checkpoint.close()
         if self._weight_cache is not None:
             self._weight_cache.after_load(self.native)
+
+    def _prepare_pooling(self, naming: Qwen3WeightsNaming) -> None:
+        """Take what embeddings and judgements need while the checkpoint is open.
+
+        Raises:
+            ValueError: The model is to judge documents and cannot.
+        """
+        tokenizer, end_token = self._tokenizer, None
+        if tokenizer is not None and self.task == "embed" and not tokenizer.adds_tokens:
+            names = names_of(self._checkpoint.folder, self._checkpoint.metadata)
+            if any("qwen3-embedding" in name.lower() for name in names):
+                # Files of before June 2025, which leave the token to the caller.
+                end_token = tokenizer.token_id("<|endoftext|>")
+        self._embedder = Embedder(
+            self.native,
+            tokenizer,
+            size=self.meta.d,
+            limit=self.context_length,
+            vocabulary=self.meta.dvoc,
+            end_token=end_token,
+        )
+        self._reranker: Reranker | None = None
+        if self.task == "rerank":
+            head = score_head(self._checkpoint, naming, self.tokenizer)
+            self._reranker = Reranker(self.native, self.tokenizer, head, self.context_length)
 
     def _load_tokenizer(self) -> None:
         metadata = self._checkpoint.metadata
@@ -247,6 +301,32 @@ class Qwen3ForCausalLM:
     def context_length(self) -> int:
         """Most tokens of a sequence."""
         return int(self.meta.dctx)
+
+    @property
+    def embedder(self) -> Embedder:
+        """What makes vectors of texts."""
+        return self._embedder
+
+    @property
+    def reranker(self) -> Reranker:
+        """What judges documents.
+
+        Raises:
+            ValueError: The model was loaded for another task.
+        """
+        if self._reranker is None:
+            raise NoRerankerError(
+                f"{self.path} was loaded for task {self.task!r}; to judge documents it has to be "
+                "loaded with task 'rerank'"
+            )
+        return self._reranker
+
+    def _need_head(self) -> None:
+        if not self._has_head:
+            raise ValueError(
+                f"{self.path} was loaded for task {self.task!r}, without the head that gives "
+                "logits; load it with task 'chat' to generate"
+            )
 
     def cancel(self) -> None:
         """Ask a step running in another thread to stop."""
@@ -344,6 +424,7 @@ class Qwen3ForCausalLM:
             ValueError: The prompt does not fit the context, or a setting is out of range.
             NotImplementedError: The settings ask for lookup, and the backend cannot verify guesses.
         """
+        self._need_head()
         self.check_lookup(params.lookup)
         return GenerationSequence(
             tokens,
@@ -518,6 +599,73 @@ class Qwen3ForCausalLM:
                 stream(index, piece.text)
         return [sequence.result for sequence in sequences]
 
+    # ------------------------------------------------------------------ vectors and judgements
+
+    def embed(
+        self,
+        texts: str | Sequence[str] | Sequence[Sequence[int]],
+        dimensions: int | None = None,
+        instruction: str | None = None,
+        normalize: bool = True,
+        *,
+        truncate: bool = False,
+    ) -> NDArray[np.float32]:
+        """Return vectors of texts, whose products tell how near they are in meaning.
+
+        A text's vector is the hidden state of its last token, and the same bits alone or beside any
+        others. Texts get the tokens that the tokenizer's post-processor adds, as in transformers.
+
+        Args:
+            texts: A text, a list of texts, or a list of lists of token ids, to which nothing is
+                added.
+            dimensions: Only so many of the first components, for models that were trained for that;
+                ``None``: all.
+            instruction: The texts are queries of this task, and get the form that Qwen3-Embedding
+                knows for it; ``None``: they are embedded as they are, as documents are.
+            normalize: Whether vectors are scaled to length 1, after they are cut.
+            truncate: Whether the end of texts that are too long is cut off; otherwise they are
+                refused.
+
+        Returns:
+            float32 [texts, dimensions]; of a single text [dimensions].
+
+        Raises:
+            ValueError: A text is empty or too long, or there are not so many dimensions.
+            MemoryError: The KV memory cannot hold a text.
+            Qwen3Error: The library failed.
+        """
+        return self.embedder.embed(texts, dimensions, instruction, normalize, truncate)
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        instruction: str | None = None,
+        *,
+        top_n: int | None = None,
+        truncate: bool = False,
+    ) -> list[RerankResult]:
+        """Judge how well documents answer a query.
+
+        Args:
+            query: The query.
+            documents: The documents. What all texts begin with is computed once.
+            instruction: What a document has to be good for; ``None``: to answer a web search.
+            top_n: Only the best so many; ``None``: all.
+            truncate: Whether the end of documents that are too long is cut off; otherwise they are
+                refused.
+
+        Returns:
+            The results, the best first.
+
+        Raises:
+            ValueError: The model was not loaded to judge, or a text is empty or too long.
+            MemoryError: The KV memory cannot hold a document.
+            Qwen3Error: The library failed.
+        """
+        question = question_of(query, instruction, truncate=truncate)
+        return self.reranker.rerank(question, documents, top_n)
+
     # ------------------------------------------------------------------ logits
 
     def forward(
@@ -540,6 +688,7 @@ class Qwen3ForCausalLM:
             ValueError: Tokens, caches or positions do not fit together.
             Qwen3Error: The library failed.
         """
+        self._need_head()
         nested = len(tokens) > 0 and isinstance(tokens[0], Sequence | np.ndarray)
         requests: Sequence[Any] = tokens if nested else [tokens]
         with ExitStack() as stack:
@@ -570,6 +719,7 @@ class Qwen3ForCausalLM:
         Raises:
             ValueError: There is nothing to score.
         """
+        self._need_head()
         window = self.context_length if window is None else window
         if not 2 <= window <= self.context_length:
             raise ValueError(f"window must be from 2 to {self.context_length}, got {window}")

@@ -22,6 +22,7 @@ from libinfinicore_infer import (
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.checkpoint.naming import Qwen3WeightsNaming
 from infinicore_infer.checkpoint.parts import some
+from infinicore_infer.checkpoint.task import SCORE_HEADS
 from infinicore_infer.checkpoint.tensor import FLOATS, Weight, same_values
 
 _LOG = logging.getLogger("infinicore_infer.checkpoint")
@@ -77,6 +78,8 @@ class CheckedTensors:
         meta: Qwen3MetaFromConfig,
         tensors: Mapping[str, Weight],
         naming: Qwen3WeightsNaming | None = None,
+        *,
+        headless: bool = False,
     ) -> None:
         """Check all tensors against the configuration.
 
@@ -84,6 +87,8 @@ class CheckedTensors:
             meta: The model's configuration.
             tensors: The checkpoint, such as :class:`.Checkpoint`.
             naming: Names of the tensors; ``None``: found out from the checkpoint.
+            headless: Whether the model is only asked for hidden states. Then a head of its own is
+                not needed and left out, and ``meta`` says that it is tied.
 
         Raises:
             WeightsError: Tensors are missing, or of a wrong shape or dtype; one message names them
@@ -96,7 +101,10 @@ class CheckedTensors:
                 f"weights do not fit {meta.source}: 'num_hidden_layers' is {meta.nlayer}, but "
                 f"there are {len(tensors)} tensors in all"
             )
-        self._settle_head(meta)
+        if headless:
+            meta.tie_word_embeddings = True
+        else:
+            self._settle_head(meta)
         self.names = self._expected_names(meta)
         self._check(meta)
 
@@ -129,14 +137,17 @@ class CheckedTensors:
         expected = [name for group in self.names.values() for name in group]
         head = self.naming.output_embd()
         # Checkpoints with tied embeddings often store the same matrix again as lm_head.
-        allowed = {*expected, head}
+        allowed = {*expected, head, *SCORE_HEADS}
         missing = [name for name in expected if name not in self.tensors]
         ignored = self.naming.is_ignored
         unexpected = [n for n in self.tensors if n not in allowed and not ignored(n)]
         problems = []
         if head in missing:
             missing.remove(head)
-            problems.append(f"{head} is missing although 'tie_word_embeddings' is false")
+            problems.append(
+                f"{head} is missing although 'tie_word_embeddings' is false (an embedding model "
+                "needs none: --task embed)"
+            )
         missing_biases = [name for name in missing if name.endswith(".bias")]
         if missing_biases:
             missing = [name for name in missing if name not in missing_biases]
@@ -260,6 +271,8 @@ class Qwen3TensorList:
         meta: Qwen3MetaFromConfig,
         tensors: Mapping[str, Weight],
         naming: Qwen3WeightsNaming | None = None,
+        *,
+        headless: bool = False,
     ) -> None:
         """Check all weights against the configuration and take their addresses.
 
@@ -267,13 +280,14 @@ class Qwen3TensorList:
             meta: The model's configuration.
             tensors: The checkpoint, such as :class:`.Checkpoint`.
             naming: Names of the weights; ``None``: found out from the checkpoint.
+            headless: As :class:`CheckedTensors`.
 
         Raises:
             WeightsError: Weights are missing, or of a wrong shape or dtype; one message names them
                 all.
         """
         self._tensors = tensors  # keeps the memory behind the pointers alive
-        checked = CheckedTensors(meta, tensors, naming)
+        checked = CheckedTensors(meta, tensors, naming, headless=headless)
         self.naming = checked.naming
         entries = [
             Qwen3Tensor(role=TensorRole[field.upper()], layer=layer, **tensors[name].entry())

@@ -491,6 +491,30 @@ class NativeModel:
             check(self._lib, self._lib.forwardBatch(*arguments, pointer))
         return logits
 
+    def embed(
+        self, requests: Sequence[StepRequest], rows: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
+        """Compute new tokens of several requests and return hidden states after the last norm.
+
+        Args:
+            requests: Their ``sampling`` is not looked at.
+            rows: Which tokens' states, as rising indices into all tokens, request after request;
+                ``None``: each request's last.
+
+        Returns:
+            float32 [rows, d].
+
+        Raises:
+            As :meth:`step`.
+        """
+        with self._batch(requests) as (arguments, _):
+            count = len(requests) if rows is None else len(rows)
+            states = np.empty((count, self._meta.d), np.float32)
+            wanted = None if rows is None else (c_uint32 * count)(*rows)
+            pointer = states.ctypes.data_as(POINTER(c_float))
+            check(self._lib, self._lib.embedBatch(*arguments, wanted, count, pointer))
+        return states
+
     def save_weights(self, path: Path, key: str) -> None:
         """Write the packed weights for ``Qwen3ModelOptions.cache_path``; steps go on meanwhile.
 

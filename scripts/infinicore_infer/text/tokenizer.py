@@ -194,6 +194,54 @@ class Qwen3Tokenizer:
             raise TokenizerError(f"the text is not valid Unicode: {error}") from error
         return list(self._encode(self._tokenizer if allow_special else self._plain, text).ids)
 
+    def encode_processed(
+        self, texts: Sequence[str], add_special: bool = True
+    ) -> list[tuple[list[int], tuple[int, int]]]:
+        """Return the token ids of texts as transformers' tokenizer does when it is called.
+
+        Args:
+            texts: Any texts; control tokens in them are recognised.
+            add_special: Whether the tokens of the post-processor are added, such as the end of text
+                of embedding models.
+
+        Returns:
+            The ids of each, and how many of them the post-processor added at the beginning and at
+            the end.
+
+        Raises:
+            TokenizerError: A text is not valid Unicode, as misread bytes are not.
+        """
+        for i, text in enumerate(texts):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise TokenizerError(f"text {i} is not valid Unicode: {error}") from error
+        first, last = self._added_around if add_special else (0, 0)
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=add_special)
+        return [(list(encoding.ids), (first, last)) for encoding in found]
+
+    def shortened(self, text: str, limit: int) -> str:
+        """Return as much of the beginning of a text as so many tokens are."""
+        encoding = self._encode(self._plain, text)
+        if len(encoding.ids) <= limit:
+            return text
+        return text[: encoding.offsets[limit][0]]
+
+    @cached_property
+    def _added_around(self) -> tuple[int, int]:
+        """How many tokens the post-processor adds before a text, and after it."""
+        plain = self._encode(self._tokenizer, "a").ids
+        whole = self._tokenizer.encode_batch(["a"], add_special_tokens=True)[0].ids
+        first = next(
+            (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), len(whole)
+        )
+        return first, len(whole) - first - len(plain)
+
+    @property
+    def adds_tokens(self) -> bool:
+        """Whether the post-processor adds tokens to a text."""
+        return any(self._added_around)
+
     @staticmethod
     def _encode(tokenizer: Tokenizer, text: str) -> Encoding:
         # encode() would hold the interpreter's lock, seconds for a text of megabytes.
