@@ -5,10 +5,11 @@ set -euo pipefail
 
 usage() {
     cat <<'EOF'
-Usage: scripts/setup.sh [--with-server] [--with-tests] [--with-lint] [--no-infinicore] [--help]
+Usage: scripts/setup.sh [--with-server] [--with-chat] [--with-tests] [--with-lint] [--no-infinicore] [--help]
 
   --with-server    also install what the server needs (starlette, uvicorn)
-  --with-tests     also install what the tests need (the server, pytest, torch, transformers)
+  --with-chat      also install what makes the chat in the terminal more pleasant (prompt_toolkit)
+  --with-tests     also install what the tests need (the server, the chat, pytest, torch, transformers)
   --with-lint      also install the linters (ruff, mypy, clang-format, clang-tidy)
   --no-infinicore  build without InfiniCore: CPU only, through the engine's own kernels
 
@@ -28,7 +29,8 @@ infinicore=y
 for arg in "$@"; do
     case $arg in
         --with-server) sets+=(server) ;;
-        --with-tests) sets+=(server test) ;;
+        --with-chat) sets+=(chat) ;;
+        --with-tests) sets+=(server chat test) ;;
         --with-lint) sets+=(lint) ;;
         --no-infinicore) infinicore=n ;;
         -h | --help)

@@ -11,6 +11,8 @@ import pytest
 # also holds for session fixtures and child processes; the object's end deletes the folder.
 _CACHE = tempfile.TemporaryDirectory(prefix="infinicore-infer-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+# Nor does what they type into chats belong into the user's history.
+os.environ["XDG_STATE_HOME"] = _CACHE.name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -215,7 +215,9 @@ class Qwen3ForCausalLM:
                 self._weight_cache = open_cache(self._checkpoint, weight_dtype, directory, ndev)
             if self._weight_cache is not None:
                 self._weight_cache.prepare(options)
-            reporter = LoadProgress(self._checkpoint, sys.stderr if progress else None)
+            kept = self._weight_cache is not None and self._weight_cache.path.exists()
+            work = "packing" if weight_dtype.packed and not kept else "loading"
+            reporter = LoadProgress(self._checkpoint, sys.stderr if progress else None, work)
             self.native = NativeModel(
                 self.meta, weights, options, self.device, ids, reporter, self._load_tokenizer
             )

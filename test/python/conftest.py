@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
-from python.helpers import DEMO, make_text_model, official_tokenizer
+from python.helpers import DEMO, edit_json, make_text_model, official_tokenizer
 from qwen3 import Qwen3ForCausalLM
 
 
@@ -22,6 +22,15 @@ def shared_model(text_folder: Path) -> Iterator[Qwen3ForCausalLM]:
     """That model, loaded."""
     with Qwen3ForCausalLM(text_folder, threads=2) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without end tokens and with room for minutes of output."""
+    folder = make_text_model(tmp_path_factory.mktemp("endless"), dctx=200_000, nlayer=4)
+    edit_json(folder / "config.json", eos_token_id=None)
+    (folder / "generation_config.json").unlink()
+    return folder
 
 
 @pytest.fixture

@@ -5,20 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from infinicore_infer import arguments, cli
-from python.helpers import DEMO, SCRIPTS, edit_json, make_text_model
+from python.helpers import DEMO, SCRIPTS
 from qwen3 import Qwen3ForCausalLM
 
 COMMAND = [sys.executable, str(SCRIPTS / "qwen3.py")]
@@ -38,15 +34,6 @@ def run(
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
-
-
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model without end tokens and with room for minutes of output."""
-    folder = make_text_model(tmp_path_factory.mktemp("endless"), dctx=200_000, nlayer=4)
-    edit_json(folder / "config.json", eos_token_id=None)
-    (folder / "generation_config.json").unlink()
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -200,7 +187,7 @@ def test_default_is_the_demo_model() -> None:
         (["--temperature", "warm"], "temperature"),
         (["--top-p", "1.5"], "top_p"),
         (["--top-k", "-3"], "top_k"),
-        (["--max-tokens", "0"], "max_steps"),
+        (["--max-tokens", "0"], "max_tokens"),
         (["--seed", "-1"], "seed"),
         (["--threads", "-1"], "threads"),
         (["--ndev", "0"], "ndev"),
@@ -211,6 +198,8 @@ def test_default_is_the_demo_model() -> None:
         (["--temp", "1"], "--temp"),
         (["--raw", "--system", "x"], "--raw"),
         (["--raw", "--no-think"], "--raw"),
+        (["--json", "--json-lines"], "--json"),
+        (["--json-lines"], "--json-lines takes its prompts from standard input"),
         (["--prompt", "  "], "empty"),
         ([], "standard input is empty"),
     ],
@@ -259,52 +248,6 @@ def test_answers_that_the_output_cannot_hold(
     # Who says what to do with them is heard.
     done = run(*command, PYTHONIOENCODING=f"{encoding}:backslashreplace")
     assert done.returncode == 0 and "\\" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("prompt", "text", "kept"),
-    [
-        ("a", "<think>\nHm.\n</think>\n\nParis.", "Paris."),
-        ("a", "<think>\nHm", ""),
-        ("a", "\n<think>", ""),
-        ("a<think>\n", "Hm. The user", ""),
-        ("a<think>\n", "Hm.</think>\n\nParis.", "Paris."),
-        ("a<think>\n\n</think>\n\n", "Paris.", "Paris."),
-        ("a", "The tag <think> begins", "The tag <think> begins"),
-        ("a", "", ""),
-    ],
-)
-def test_thinking_is_no_history(prompt: str, text: str, kept: str) -> None:
-    assert cli._history_text(prompt, text) == kept
-
-
-def test_cut_off_thinking_in_a_chat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the next turn's prompt holds of an answer that ended amid its thinking."""
-    prompts = []
-    real = cli.answer
-
-    def noted(model: Any, prompt: str, *rest: Any) -> Any:
-        prompts.append(prompt)
-        result, interrupted = real(model, prompt, *rest)
-        result.text = "<think>\nI wonder"
-        return result, interrupted
-
-    lines = iter(["Hello", "Again"])
-
-    def ask(prompt: str) -> str:
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr(cli, "answer", noted)
-    monkeypatch.setattr("builtins.input", ask)
-    monkeypatch.setattr("sys.stdin", None)
-    args = ["--model-path", str(DEMO), "--max-tokens", "2", "--quiet", "--temperature", "0"]
-    with Qwen3ForCausalLM(DEMO, threads=1) as model:
-        assert cli.run_chat(model, cli.build_parser().parse_args(args)) == 0
-    assert len(prompts) == 2 and "wonder" not in prompts[1]
-    assert prompts[1].startswith(prompts[0].partition("<think>")[0])
 
 
 def test_undecodable_input_and_closed_output(text_folder: Path) -> None:
@@ -369,101 +312,3 @@ def test_ctrl_c_ends_a_prompt_with_130(endless: Path) -> None:
         process.kill()
     assert process.returncode == 130
     assert b"Traceback" not in errors and b"end: cancelled" in errors
-
-
-class Terminal:
-    """The program in a terminal of its own."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            command = [*COMMAND, *map(str, arguments)]
-            os.execve(command[0], command, {**os.environ, "TERM": "dumb"})
-        self.seen = b""
-
-    def send(self, text: str) -> None:
-        os.write(self.fd, text.encode())
-
-    def expect(self, words: str, seconds: float = 30) -> None:
-        """Waits until the words are printed, and forgets all output up to them."""
-        deadline = time.monotonic() + seconds
-        while words.encode() not in self.seen:
-            ready, _, _ = select.select([self.fd], [], [], max(deadline - time.monotonic(), 0))
-            assert ready, f"no {words!r} in {self.seen[-500:]!r}"
-            self.seen += os.read(self.fd, 65536)
-        self.seen = self.seen.partition(words.encode())[2]
-
-    def more(self, count: int = 1, seconds: float = 30) -> None:
-        """Waits for any further output."""
-        deadline = time.monotonic() + seconds
-        while len(self.seen) < count:
-            ready, _, _ = select.select([self.fd], [], [], max(deadline - time.monotonic(), 0))
-            assert ready, "no output"
-            self.seen += os.read(self.fd, 65536)
-
-    def exit_code(self, seconds: float = 20) -> int:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            # A terminal whose buffer is full would keep the program from ending.
-            if select.select([self.fd], [], [], 0.05)[0]:
-                try:
-                    self.seen += os.read(self.fd, 65536)
-                except OSError:
-                    pass
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.pid = 0
-                return os.waitstatus_to_exitcode(status)
-        raise AssertionError("the program did not end")
-
-    def close(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        os.close(self.fd)
-
-
-@pytest.fixture
-def terminal(endless: Path) -> Iterator[Terminal]:
-    session = Terminal("--model-path", endless, "--stats", "--system", "Be brief.")
-    yield session
-    session.close()
-
-
-def test_interactive_chat(terminal: Terminal) -> None:
-    terminal.expect("ends.\r\n> ")
-    terminal.send("hello there\n")
-    terminal.expect("hello there\r\n")
-    terminal.more(20)
-    terminal.send("\x03")
-    terminal.expect("end: cancelled")
-    # The program is still there, and remembers the conversation.
-    terminal.send("and now?\n")
-    terminal.expect("and now?\r\n")
-    terminal.more(20)
-    terminal.send("\x03")
-    terminal.expect(" cached), TTFT")
-    terminal.send("/help\n")
-    terminal.expect("ends.\r\n> ")
-    # At the prompt Ctrl-C only drops the line.
-    terminal.send("half a line")
-    terminal.expect("half a line")
-    # Python's readline does not hear a signal in the instant between echo and next wait.
-    time.sleep(0.3)
-    terminal.send("\x03")
-    terminal.expect("> ")
-    terminal.send("/clear\n")
-    terminal.expect("> ")
-    terminal.send("/help\n")
-    terminal.expect("ends.\r\n> ")
-    terminal.send("/exit\n")
-    assert terminal.exit_code() == 0
-    assert b"Traceback" not in terminal.seen
-
-
-def test_end_of_input_ends_the_chat(terminal: Terminal) -> None:
-    # What is typed before the prompt stands is lost when the terminal changes its mode.
-    terminal.expect("ends.\r\n> ")
-    terminal.send("\x04")
-    assert terminal.exit_code() == 0

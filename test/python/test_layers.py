@@ -15,11 +15,12 @@ PACKAGE = "infinicore_infer"
 
 # A layer imports itself and the rows above it, nothing beside it and nothing below.
 PYTHON_LAYERS = (
-    {"libinfinicore_infer", "paths", "errors"},
+    {"libinfinicore_infer", "paths", "errors", "progress"},
     {"text", "checkpoint", "arguments"},
     {"native"},
     {"generate"},
     {"causal_lm"},
+    {"chat"},
     {"cli", "engine"},
     {"server"},
     {"cluster", "tools"},

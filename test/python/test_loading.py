@@ -40,10 +40,14 @@ def _report(progress: LoadProgress, done: int, total: int) -> int:
     return int(options.progress(options.progress_user_data, done, total))
 
 
-def test_progress_bar_only_on_terminals() -> None:
+@pytest.mark.parametrize(("term", "cleared"), [("xterm", "\r\x1b[K"), ("dumb", " \r")])
+def test_progress_bar_only_on_terminals(
+    monkeypatch: pytest.MonkeyPatch, term: str, cleared: str
+) -> None:
+    monkeypatch.setenv("TERM", term)
     plain, terminal, closed = io.StringIO(), Terminal(), ClosedTerminal()
     for stream in (plain, terminal, closed):
-        progress = LoadProgress(None, stream)
+        progress = LoadProgress(None, stream, "packing")
         progress.draw()
         assert stream.getvalue() == ""
         assert _report(progress, 50, 100) == 0
@@ -53,7 +57,10 @@ def test_progress_bar_only_on_terminals() -> None:
         progress.draw()
         progress.finish()
     assert plain.getvalue() == closed.getvalue() == ""
-    assert "50%" in terminal.getvalue() and terminal.getvalue().endswith("\r\x1b[K")
+    shown = terminal.getvalue()
+    assert "packing [###" in shown and "50%" in shown and shown.endswith(cleared)
+    # Only clearing leaves the line where the bar stood.
+    assert "\n" not in shown
 
 
 def _resident(address: int) -> int:

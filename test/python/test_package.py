@@ -151,7 +151,7 @@ def test_wheel(wheel: Path) -> None:
     assert sorted(re.split(r"[<>=]", line)[0] for line in required) == [
         *("jinja2", "numpy", "tokenizers")
     ]
-    assert facts.get_all("Provides-Extra") == ["server", "ray", "bench"]
+    assert facts.get_all("Provides-Extra") == ["server", "chat", "ray", "bench"]
 
 
 def test_library_needs_the_system_only(wheel: Path, tmp_path: Path) -> None:

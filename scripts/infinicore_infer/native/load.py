@@ -15,6 +15,7 @@ from typing import TextIO
 from libinfinicore_infer import ProgressCallback, Qwen3LoadState, Qwen3ModelOptions
 
 from infinicore_infer.checkpoint.checkpoint import Checkpoint
+from infinicore_infer.progress import ProgressBar
 
 _DRAW_SECONDS = 0.1
 
@@ -26,12 +27,18 @@ class LoadProgress:
     instead of packed weights plus the whole file.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None = None, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint | None = None,
+        stream: TextIO | None = None,
+        work: str = "loading",
+    ) -> None:
         """Start.
 
         Args:
             checkpoint: The files whose pages to release; it must stay open meanwhile.
             stream: Where to draw a bar, if that is a terminal; ``None``: no bar.
+            work: What the bar calls it.
         """
         mappings = [] if checkpoint is None else checkpoint.mappings()
         count = len(mappings)
@@ -40,8 +47,7 @@ class LoadProgress:
             mappings=(ctypes.c_void_p * count)(*(address for address, _ in mappings)),
             mapping_bytes=(ctypes.c_size_t * count)(*(size for _, size in mappings)),
         )
-        self._stream = stream if stream is not None and stream.isatty() else None
-        self._drawn = False
+        self._bar = ProgressBar(stream, work)
 
     def attach(self, lib: ctypes.CDLL, options: Qwen3ModelOptions) -> None:
         """Make a creation with these options report here; the options do not keep this alive."""
@@ -54,26 +60,11 @@ class LoadProgress:
 
     def draw(self) -> None:
         """Draw the bar as it is now."""
-        done, total = self.state.done, self.state.total
-        if self._stream is None or not total:
-            return
-        share = done / total
-        bar = "#" * int(share * 30)
-        self._write(f"\rloading [{bar:<30}] {share:4.0%} of {total / 1e9:.2f} GB")
-        self._drawn = True
+        self._bar.draw(self.state.done, self.state.total)
 
     def finish(self) -> None:
         """Clear the bar."""
-        if self._drawn:
-            self._write("\r\x1b[K")
-
-    def _write(self, text: str) -> None:
-        try:
-            if self._stream is not None:
-                self._stream.write(text)
-                self._stream.flush()
-        except (OSError, ValueError):
-            self._stream = None  # a closed terminal must not stop the loading
+        self._bar.finish()
 
 
 def run_beside(

@@ -33,6 +33,7 @@ from infinicore_infer.checkpoint.parts import some
 from infinicore_infer.checkpoint.safetensors_writer import Entry, SafetensorsWriter
 from infinicore_infer.checkpoint.tensor import Tensor, Weight
 from infinicore_infer.checkpoint.weights import CheckedTensors
+from infinicore_infer.progress import ProgressBar
 from infinicore_infer.text.gguf_tokenizer import gguf_tokenizer
 
 _BITS = {"int8": 8, "int4": 4}
@@ -83,7 +84,7 @@ def quantize(source: Path, target: Path, dtype: str, *, progress: bool = False) 
         source: The checkpoint.
         target: A folder that does not exist or is empty. It appears complete or not at all.
         dtype: ``"int8"`` or ``"int4"``.
-        progress: Whether to say on stderr how far it is.
+        progress: Whether to draw a progress bar on stderr if that is a terminal.
 
     Raises:
         ValueError: The checkpoint cannot be read, or a weight cannot be quantised.
@@ -93,6 +94,7 @@ def quantize(source: Path, target: Path, dtype: str, *, progress: bool = False) 
         raise FileExistsError(f"{target}: is not an empty folder")
     meta, checkpoint = open_model(source)
     partial = target.with_name(f".{target.name}.partial")
+    bar = ProgressBar(sys.stderr if progress else None, "quantising", "weights")
     try:
         jobs = list(_jobs(meta, checkpoint, _BITS[dtype]))
         entries = [entry for job in jobs for entry in job.entries()]
@@ -104,16 +106,14 @@ def quantize(source: Path, target: Path, dtype: str, *, progress: bool = False) 
             raise OSError(f"{target}: needs {needed} bytes, and {free} are free")
         with SafetensorsWriter(partial, entries, _SHARD_BYTES) as writer:
             for number, job in enumerate(jobs):
+                bar.draw(number, len(jobs))
                 _write(job, writer)
-                if progress:
-                    print(f"\r{number + 1} of {len(jobs)} weights", end="", file=sys.stderr)
-        if progress:
-            print(file=sys.stderr)
         _write_beside(meta, checkpoint, source, partial, _BITS[dtype])
         if target.exists():
             target.rmdir()
         partial.rename(target)
     finally:
+        bar.finish()
         checkpoint.close()
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dtype", choices=_BITS, required=True, help="format of the layers' matrices")
     args = parser.parse_args(argv)
     try:
-        quantize(args.source, args.target, args.dtype, progress=sys.stderr.isatty())
+        quantize(args.source, args.target, args.dtype, progress=True)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
