@@ -28,7 +28,7 @@ PYTHON_LAYERS = (
 )
 PYTHON_RANKS = {name: rank for rank, row in enumerate(PYTHON_LAYERS) for name in row}
 # The protocols do not know each other, and only the routes know them.
-PROTOCOLS = ("server.openai", "server.anthropic")
+PROTOCOLS = ("server.openai", "server.anthropic", "server.ollama")
 ROUTES = "server.app"
 
 # What a part of src may include besides itself. "types" and "interface" are files of ops/.

@@ -141,6 +141,38 @@ GOOD: dict[str, list[dict[str, Any]]] = {
             "top_k": 5,
         },
     ],
+    "/api/chat": [
+        {
+            "model": "qwen3-tiny:latest",
+            "messages": [
+                *CAPITAL,
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "thinking": "Hm.",
+                    "tool_calls": [{"function": {"name": "get_weather", "arguments": {"a": 1}}}],
+                },
+                {"role": "tool", "tool_name": "get_weather", "content": "sunny"},
+            ],
+            "tools": [SHORT_CITY_TOOL],
+            "think": False,
+            "options": {"num_predict": 2, "num_ctx": 512, "stop": ["x"], "repeat_penalty": 1.1},
+            "keep_alive": "5m",
+        },
+        {
+            "messages": CAPITAL,
+            "format": _SCHEMA,
+            "logprobs": True,
+            "top_logprobs": 1,
+            "stream": False,
+            "options": {"num_predict": 2, "seed": -1, "top_k": 5, "temperature": 0.5},
+        },
+    ],
+    "/api/generate": [
+        {"prompt": "One", "raw": True, "options": {"num_predict": 2}},
+        {"prompt": "One", "system": "Be brief.", "format": "json", "options": {"num_predict": 2}},
+    ],
+    "/api/show": [{"model": "qwen3-tiny"}],
     "/v1/messages/count_tokens": [{"messages": CAPITAL, "system": "Be brief."}],
     "/tokenize": [
         {"prompt": "One two", "return_token_strs": True},

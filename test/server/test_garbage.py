@@ -25,7 +25,7 @@ def _send(connection: http.client.HTTPConnection, path: str, body: bytes) -> tup
 
 
 def _check_error(data: bytes, path: str = "") -> None:
-    """OpenAI's shape: four fields, the message a sentence. Or Anthropic's."""
+    """OpenAI's shape: four fields, the message a sentence. Or Anthropic's, or Ollama's."""
     body = json.loads(data)
     if path.startswith("/v1/messages"):
         assert set(body) == {"type", "error"} and body["type"] == "error"
@@ -33,6 +33,9 @@ def _check_error(data: bytes, path: str = "") -> None:
         assert all(isinstance(text, str) and text for text in body["error"].values())
         return
     assert set(body) == {"error"}
+    if path.startswith("/api/"):
+        assert isinstance(body["error"], str) and body["error"]
+        return
     assert set(body["error"]) == {"message", "type", "param", "code"}
     assert isinstance(body["error"]["message"], str) and body["error"]["message"]
     assert isinstance(body["error"]["type"], str)

@@ -20,7 +20,22 @@ from infinicore_infer.server.counts import stop_reason
 from infinicore_infer.server.grammar import choose_grammar
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.service import Service
-from infinicore_infer.text.output import OutputParser, Part, Reasoning
+from infinicore_infer.text.output import Content, OutputParser, Part, Reasoning
+
+
+class PlainText:
+    """Reads an answer that is text and nothing else."""
+
+    state = "content"
+    calls = 0
+
+    def push(self, text: str) -> list[Part]:
+        """Take text and return it."""
+        return [Content(text)] if text else []
+
+    def finish(self) -> list[Part]:
+        """Return the rest, of which there is none."""
+        return []
 
 
 @dataclass(slots=True)
@@ -40,7 +55,7 @@ class Answer:
     """
 
     job: Job
-    parser: OutputParser
+    parser: OutputParser | PlainText
     end_tokens: frozenset[int]
     hide_thinking: bool = False
     logprobs: list[TokenLogprobs] = field(default_factory=list)

@@ -21,6 +21,10 @@ from infinicore_infer.server.errors import EXPECTED, ApiError, ErrorForm, from_e
 from infinicore_infer.server.fields import Body
 from infinicore_infer.server.gate import Gate
 from infinicore_infer.server.http import json_response
+from infinicore_infer.server.ollama import chat as ollama_chat
+from infinicore_infer.server.ollama import models as ollama_models
+from infinicore_infer.server.ollama.errors import OLLAMA_ERRORS
+from infinicore_infer.server.ollama.fields import GenerateBody, OllamaChatBody
 from infinicore_infer.server.openai.chat import chat_completions
 from infinicore_infer.server.openai.completions import completions
 from infinicore_infer.server.openai.errors import CHAT_ERRORS, RESPONSE_ERRORS
@@ -45,12 +49,33 @@ _ENDPOINTS: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/detokenize", tokenize.detokenize),
 )
 
+# Ollama's, which are there under these paths alone.
+_OLLAMA: tuple[tuple[str, str, Endpoint], ...] = (
+    ("POST", "/api/chat", ollama_chat.chat),
+    ("POST", "/api/generate", ollama_chat.generate),
+    ("GET", "/api/tags", ollama_models.tags),
+    ("GET", "/api/ps", ollama_models.running),
+    ("GET", "/api/version", ollama_models.version),
+    ("POST", "/api/show", ollama_models.show),
+    ("POST", "/api/pull", ollama_models.pull),
+    ("POST", "/api/embed", ollama_models.no_embeddings),
+    ("POST", "/api/embeddings", ollama_models.no_embeddings),
+    ("POST", "/api/create", ollama_models.fixed),
+    ("POST", "/api/copy", ollama_models.fixed),
+    ("POST", "/api/push", ollama_models.fixed),
+    ("DELETE", "/api/delete", ollama_models.fixed),
+)
+
 # What the protocols' endpoints read.
-BODIES: tuple[type[Body], ...] = (ChatBody, CompletionBody, ResponsesBody, MessagesBody)
+BODIES: tuple[type[Body], ...] = (
+    *(ChatBody, CompletionBody, ResponsesBody, MessagesBody, OllamaChatBody, GenerateBody),
+)
 
 
 def form_of(path: str) -> ErrorForm:
     """Return the form of errors of a path, which need not exist."""
+    if path.startswith("/api/"):
+        return OLLAMA_ERRORS
     place = path.removeprefix("/v1") + "/"
     if place.startswith("/messages/"):
         return MESSAGE_ERRORS
@@ -111,11 +136,12 @@ def make_app(
         for method, path, endpoint in _ENDPOINTS
         for prefix in ("", "/v1")
     ]
+    routes += [Route(path, endpoint, methods=[method]) for method, path, endpoint in _OLLAMA]
     routes.append(Route("/", info.page, methods=["GET"]))
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(cors_origins),
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
         expose_headers=["X-Request-Id", "X-Ignored-Fields", "Retry-After"],
     )

@@ -34,20 +34,40 @@ def count(jobs: Sequence[Job]) -> Counts:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Seconds that answers took.
+
+    Attributes:
+        queue: Until the first one began.
+        prompt: From there to the first token.
+        answer: From there to the last token.
+    """
+
+    queue: float
+    prompt: float
+    answer: float
+
+
+def spans(jobs: Sequence[Job]) -> Spans:
+    """Return how long answers took; several count from the first one's begin to the last's end."""
+    created = min(job.created for job in jobs)
+    started = min((job.started for job in jobs if job.started is not None), default=created)
+    first = min((job.first for job in jobs if job.first is not None), default=started)
+    last = max((job.last for job in jobs if job.last is not None), default=first)
+    return Spans(started - created, first - started, last - first)
+
+
 def timings(jobs: Sequence[Job]) -> JsonObject:
     """Return how fast answers were computed, in milliseconds, as llama-server tells it.
 
-    The prompt's time ends with the first token, and waiting in the queue is not part of it. Several
-    answers count from the first one's begin to the last one's end.
+    The prompt's time ends with the first token, and waiting in the queue is not part of it.
     """
-    counts = count(jobs)
-    started = min((job.started for job in jobs if job.started is not None), default=0.0)
-    first = min((job.first for job in jobs if job.first is not None), default=started)
-    last = max((job.last for job in jobs if job.last is not None), default=first)
+    counts, took = count(jobs), spans(jobs)
     result: JsonObject = {"cache_n": counts.cached}
     for name, tokens, seconds in (
-        ("prompt", counts.prompt - counts.cached, first - started),
-        ("predicted", counts.completion, last - first),
+        ("prompt", counts.prompt - counts.cached, took.prompt),
+        ("predicted", counts.completion, took.answer),
     ):
         result[f"{name}_n"] = tokens
         result[f"{name}_ms"] = round(seconds * 1e3, 3)

@@ -63,6 +63,13 @@ def unavailable(message: str, code: str, retry_after: int = 5) -> ApiError:
     return ApiError(503, message, code=code, headers={"Retry-After": str(retry_after)})
 
 
+def no_such_model(name: str, served: Sequence[str]) -> ApiError:
+    """Return an error for a request that names another model than those served."""
+    has = ", ".join(map(repr, served))
+    message = f"model {name[:256]!r} does not exist; this server has {has}"
+    return ApiError(404, message, "model", "model_not_found")
+
+
 def _path(location: Sequence[int | str]) -> str:
     path = ""
     for part in location:

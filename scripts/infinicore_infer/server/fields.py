@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar
 
@@ -33,11 +34,13 @@ class Body(BaseModel):
     Attributes:
         endpoint: The path that takes it, with ``/v1``; empty: it is part of another body.
         all_names: The names of all fields of all endpoints.
+        nested: Fields that are objects of fields, and what these are; see unknown_fields.py.
     """
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
     endpoint: ClassVar[str] = ""
     all_names: ClassVar[set[str]] = set()
+    nested: ClassVar[Mapping[str, type[Body]]] = {}
 
     model: str | None = None
 

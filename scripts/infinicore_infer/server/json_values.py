@@ -40,3 +40,15 @@ def to_json(value: object) -> str:
 def finite(logprob: float) -> float:
     """Return a log-probability that JSON can hold; impossible tokens get OpenAI's -9999."""
     return logprob if math.isfinite(logprob) else -9999.0
+
+
+def call_object(arguments: str) -> JsonObject:
+    """Return a call's arguments as an object; others in one, which is what Anthropic recommends."""
+    value: object
+    try:
+        value = json.loads(arguments)
+        # Nor is everything that Python reads JSON: NaN, numbers without end, half characters.
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        value = None
+    return value if isinstance(value, dict) else {"INVALID_JSON": arguments}

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+OLLAMA_CHAT, OLLAMA_GENERATE = "/api/chat", "/api/generate"
+OLLAMA_SHOW = "/api/show"
 # They answer nothing, so what only changes an answer changes nothing there.
-COUNTING = ("/v1/messages/count_tokens", "/tokenize", "/detokenize")
+COUNTING = ("/v1/messages/count_tokens", "/tokenize", "/detokenize", OLLAMA_SHOW)
 
 # What asks for nothing, whatever the field.
 EMPTY: tuple[object, ...] = (None, "", [], {})
@@ -67,14 +69,14 @@ HARMLESS: dict[str, tuple[str, ...]] = {
         *("dynatemp_exponent", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
         *("dry_sequence_breakers", "xtc_threshold", "mirostat_tau", "mirostat_eta"),
         *("adaptive_decay", "grammar_type", "preserved_tokens", "penalize_nl"),
-        *("truncation_side",),
+        *("penalize_newline", "truncation_side"),
     ),
     "the context is never shifted: an answer ends where it is full": (
         *("n_keep", "n_discard", "num_keep", "shift"),
     ),
     "how a model is loaded, which this one is": (
         *("low_vram", "main_gpu", "num_batch", "num_gpu", "num_thread", "numa", "use_mlock"),
-        *("use_mmap",),
+        *("use_mmap", "f16_kv", "vocab_only", "logits_all", "embedding_only"),
     ),
     "Qwen3's tokenizer adds no tokens of its own, and never joins tokens with spaces": (
         *("add_special_tokens", "add_special", "spaces_between_special_tokens"),
@@ -137,7 +139,7 @@ REFUSED: dict[str, Refused] = {
     "models": Refused(),
     "transforms": Refused(),
     "prompt": Refused(where=(RESPONSES, CHAT, MESSAGES)),
-    "suffix": Refused(),
+    "suffix": Refused(advice="the model was not trained to insert"),
     "truncate": Refused((False,)),
     "truncate_prompt_tokens": Refused(),
     "truncation": Refused(("disabled",), "a conversation that does not fit is refused"),

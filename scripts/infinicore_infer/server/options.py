@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = argparse.ArgumentParser(
         prog="qwen3-server",
-        description="Serve a Qwen3 model to clients of OpenAI's and Anthropic's APIs.",
+        description="Serve a Qwen3 model to clients of OpenAI's, Anthropic's and Ollama's APIs.",
         allow_abbrev=False,
     )
     add = parser.add_argument

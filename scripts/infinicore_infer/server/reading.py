@@ -27,7 +27,8 @@ _LONG = 64 << 10
 def _parsed(data: bytearray, kind: type[_BodyType]) -> tuple[_BodyType, list[str]]:
     """Return the fields of a request, and the names of what is ignored of it."""
     raw, body = parse_body(data, kind)
-    ignored = unknown_fields(raw, kind.endpoint, kind.names(), Body.all_names)
+    nested = {name: inner.names() for name, inner in kind.nested.items()}
+    ignored = unknown_fields(raw, kind.endpoint, kind.names(), Body.all_names, nested)
     ignored += body.left_out()
     if kind.endpoint not in COUNTING:
         ignored += unknown_parts(raw)

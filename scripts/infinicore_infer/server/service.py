@@ -22,7 +22,7 @@ from infinicore_infer.engine.engine import Engine
 from infinicore_infer.engine.jobs import Submission, Update
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.grammar import Grammars
-from infinicore_infer.server.errors import ApiError, unavailable
+from infinicore_infer.server.errors import ApiError, no_such_model, unavailable
 from infinicore_infer.server.fields import Body
 from infinicore_infer.server.http import EventStream, StreamForm, json_response, unless_disconnected
 from infinicore_infer.server.json_values import JsonObject
@@ -31,6 +31,8 @@ from infinicore_infer.server.reading import IgnoredNames, read_fields
 
 _LOG = logging.getLogger("infinicore_infer.server")
 _BodyType = TypeVar("_BodyType", bound=Body)
+# Of a name that any-name mode takes: answers repeat it, in streams with every event.
+_LONGEST_NAME = 256
 
 
 def _report_templates(model: Qwen3ForCausalLM) -> None:
@@ -76,7 +78,9 @@ class ServiceConfig:
     """Settings of the server.
 
     Attributes:
-        model_name: What /v1/models lists and requests name.
+        model_name: What the model is called where a request names none.
+        aliases: Further names of it.
+        any_model_name: Whether it answers to every name.
         api_key: What clients must send; ``None``: nothing.
         max_body_bytes: Longest request.
         request_timeout: Seconds after which a request is given up; ``None``: never.
@@ -88,12 +92,23 @@ class ServiceConfig:
     """
 
     model_name: str
+    aliases: Sequence[str] = ()
+    any_model_name: bool = False
     api_key: str | None = field(default=None, repr=False)
     max_body_bytes: int = 16 << 20
     request_timeout: float | None = None
     ping_seconds: float = 15.0
     hosts: frozenset[str] | None = None
     unknown_fields: Literal["warn", "refuse"] = "warn"
+
+    @property
+    def names(self) -> list[str]:
+        """All names of the model, each once."""
+        return list(dict.fromkeys((self.model_name, *self.aliases)))
+
+    def is_served(self, name: str) -> bool:
+        """Return whether the model answers to a name."""
+        return name in self.names or (self.any_model_name and 0 < len(name) <= _LONGEST_NAME)
 
 
 @dataclass
@@ -138,10 +153,13 @@ class Service:
             raise unavailable("the server is shutting down", "draining")
         if self.async_engine is None:
             raise unavailable("the model is being loaded", "loading")
-        if model is not None and model != self.config.model_name:
-            message = f"model {model!r} does not exist; this server has {self.config.model_name!r}"
-            raise ApiError(404, message, "model", "model_not_found")
+        if model is not None and not self.config.is_served(model):
+            raise no_such_model(model, self.config.names)
         return self.async_engine
+
+    def called(self, model: str | None) -> str:
+        """Return the name that an answer gives the model: the one that the request used."""
+        return self.config.model_name if model is None else model
 
     @property
     def engine(self) -> AsyncEngine:

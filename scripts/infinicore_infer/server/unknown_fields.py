@@ -23,8 +23,17 @@ def _refuse(name: str, endpoint: str, advice: str = "") -> ApiError:
     return ApiError(400, message, name, "unsupported_parameter")
 
 
-def _is_known(name: str, value: object, endpoint: str, elsewhere: Collection[str]) -> bool:
+def _is_known(
+    name: str, value: object, endpoint: str, elsewhere: Collection[str], where: str = ""
+) -> bool:
     """Return whether a field that an endpoint does not read is in the tables.
+
+    Args:
+        name: The field.
+        value: What it has.
+        endpoint: Where it came.
+        elsewhere: The fields that any endpoint reads.
+        where: The object that it is in, with a dot.
 
     Raises:
         ApiError: It would change the answer.
@@ -34,12 +43,12 @@ def _is_known(name: str, value: object, endpoint: str, elsewhere: Collection[str
     refused = REFUSED.get(name)
     if refused is not None and (not refused.where or endpoint in refused.where):
         if endpoint not in COUNTING and not refused.takes(value):
-            raise _refuse(name, "", refused.advice)
+            raise _refuse(where + name, "", refused.advice)
         return True
     if refused is None and name not in elsewhere:
         return False
     if endpoint not in COUNTING and value not in EMPTY and value is not False:
-        raise _refuse(name, endpoint)
+        raise _refuse(where + name, endpoint)
     return True
 
 
@@ -60,19 +69,33 @@ def is_known(name: str, value: object, where: str) -> bool:
     return name in _REASONS or refused is not None
 
 
-def _given(body: Mapping[str, object], obeyed: Collection[str]) -> Iterator[tuple[str, object]]:
-    """Yield fields that nobody reads, and parts of those that are read; parts as ``a.b``."""
+def _given(
+    body: Mapping[str, object], obeyed: Collection[str], nested: Mapping[str, Collection[str]]
+) -> Iterator[tuple[str, str, object]]:
+    """Yield fields that nobody reads, and parts of those that are read.
+
+    Each comes with the object that it is in, and a dot; parts that the tables have under the name
+    of a field only come as ``a.``, ``b``, others as ``a.b``.
+    """
     for name, value in body.items():
         if name not in obeyed:
-            yield name, value
+            yield "", name, value
+        elif name in nested and isinstance(value, dict):
+            for part, inner in value.items():
+                if part not in nested[name]:
+                    yield f"{name}.", part, inner
         elif name in PARTS and isinstance(value, dict):
             for part, inner in value.items():
                 if part not in PARTS[name]:
-                    yield f"{name}.{part}", inner
+                    yield "", f"{name}.{part}", inner
 
 
 def unknown_fields(
-    body: Mapping[str, object], endpoint: str, obeyed: Collection[str], elsewhere: Collection[str]
+    body: Mapping[str, object],
+    endpoint: str,
+    obeyed: Collection[str],
+    elsewhere: Collection[str],
+    nested: Mapping[str, Collection[str]],
 ) -> list[str]:
     """Return the names of a request's fields that no table has.
 
@@ -81,9 +104,14 @@ def unknown_fields(
         endpoint: Where it came; a path with ``/v1``.
         obeyed: The fields that the endpoint reads.
         elsewhere: Those that any endpoint reads.
+        nested: Of those that it reads, objects whose parts are named as fields are, and the parts
+            that it reads.
 
     Raises:
         ApiError: A field would change the answer if it were obeyed, which it is not.
     """
-    pairs = _given(body, obeyed)
-    return [name for name, value in pairs if not _is_known(name, value, endpoint, elsewhere)]
+    return [
+        where + name
+        for where, name, value in _given(body, obeyed, nested)
+        if not _is_known(name, value, endpoint, elsewhere, where)
+    ]

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from infinicore_infer.server.app import BODIES
-from infinicore_infer.server.known_fields import HARMLESS, HARMLESS_AT, PARTS, REFUSED
+from infinicore_infer.server.known_fields import COMPLETIONS, HARMLESS, HARMLESS_AT, PARTS, REFUSED
 
-_COMPLETIONS = "/v1/completions"
 BEGIN, END = "<!-- begin: known fields -->\n", "<!-- end: known fields -->\n"
 
 
@@ -25,11 +24,15 @@ def _lines() -> Iterator[str]:
     yield "| obeyed | fields |"
     yield "|---|---|"
     yield f"| everywhere | {_list(sorted(everywhere))} |"
-    chats = frozenset.intersection(*(b.names() for b in BODIES if b.endpoint != _COMPLETIONS))
+    chats = frozenset.intersection(*(b.names() for b in BODIES if b.endpoint != COMPLETIONS))
     yield f"| in all chats | {_list(sorted(chats - everywhere))} |"
     for body in BODIES:
-        shared = everywhere if body.endpoint == _COMPLETIONS else chats
+        shared = everywhere if body.endpoint == COMPLETIONS else chats
         yield f"| `{body.endpoint}` | {_list(sorted(body.names() - shared))} |"
+    for body in BODIES:
+        for name, inner in body.nested.items():
+            if body.endpoint == "/api/chat":
+                yield f"| `{name}` of Ollama's | {_list(sorted(inner.names()))} |"
     parts = (f"{name}.{part}" for name, parts in PARTS.items() for part in parts)
     yield f"| of objects | {_list(sorted(parts))} |"
     yield ""

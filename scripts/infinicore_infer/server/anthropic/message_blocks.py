@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +11,7 @@ from infinicore_infer.server.answer import Chat
 from infinicore_infer.server.anthropic.errors import MESSAGE_STREAM
 from infinicore_infer.server.counts import count
 from infinicore_infer.server.http import StreamForm
-from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.json_values import JsonObject, call_object
 from infinicore_infer.text.output import Arguments, Call, Part, Reasoning
 
 _REASONS = {
@@ -34,18 +33,7 @@ class _ToolUse:
         return {"type": "tool_use", "id": self.call.id, "name": self.call.name, "input": {}}
 
     def entry(self) -> JsonObject:
-        return {**self.begin(), "input": self._input()}
-
-    def _input(self) -> JsonObject:
-        """Return the arguments as an object; others in one, which is what Anthropic recommends."""
-        value: object
-        try:
-            value = json.loads(self.arguments)
-            # Nor is everything that Python reads JSON: NaN, numbers without end, half characters.
-            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-        except (ValueError, RecursionError):
-            value = None
-        return value if isinstance(value, dict) else {"INVALID_JSON": self.arguments}
+        return {**self.begin(), "input": call_object(self.arguments)}
 
 
 @dataclass(slots=True)

@@ -208,7 +208,7 @@ async def messages(request: Request) -> Response:
     body = await service.read(request, MessagesBody)
     service.ready(body.model)
     chat = await begin_chat(service, body.chat_request, request.state.request_id)
-    writer = MessageWriter(service.config.model_name, chat)
+    writer = MessageWriter(service.called(body.model), chat)
     return await service.answer(request, chat.stream, writer, streamed=bool(body.stream))
 
 

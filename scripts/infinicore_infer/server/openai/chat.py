@@ -110,7 +110,7 @@ class ChatWriter:
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "object": "chat.completion.chunk" if body.stream else "chat.completion",
             "created": int(time.time()),
-            "model": service.config.model_name,
+            "model": service.called(body.model),
             "system_fingerprint": service.fingerprint,
         }
         if body.stream and body.with_usage:

@@ -121,7 +121,7 @@ class CompletionWriter:
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": service.config.model_name,
+            "model": service.called(body.model),
             "system_fingerprint": service.fingerprint,
         }
         if body.stream and body.with_usage:

@@ -190,7 +190,7 @@ async def responses(request: Request) -> Response:
     service.ready(body.model)
     chat = await begin_chat(service, body.chat_request, request.state.request_id)
     settings = _settings(request, body, chat.params)
-    settings["model"] = service.config.model_name
+    settings["model"] = service.called(body.model)
     writer = ResponseWriter(settings, chat)
     return await service.answer(request, chat.stream, writer, streamed=bool(body.stream))
 
