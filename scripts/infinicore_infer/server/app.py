@@ -25,10 +25,12 @@ from infinicore_infer.server.ollama import chat as ollama_chat
 from infinicore_infer.server.ollama import models as ollama_models
 from infinicore_infer.server.ollama.errors import OLLAMA_ERRORS
 from infinicore_infer.server.ollama.fields import GenerateBody, OllamaChatBody
+from infinicore_infer.server.openai import stored_responses
 from infinicore_infer.server.openai.chat import chat_completions
 from infinicore_infer.server.openai.completions import completions
 from infinicore_infer.server.openai.errors import CHAT_ERRORS, RESPONSE_ERRORS
 from infinicore_infer.server.openai.fields import ChatBody, CompletionBody
+from infinicore_infer.server.openai.response_state import ResponseState
 from infinicore_infer.server.openai.responses import ResponsesBody, responses
 from infinicore_infer.server.service import Service, service_of
 
@@ -43,6 +45,11 @@ _ENDPOINTS: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/chat/completions", chat_completions),
     ("POST", "/completions", completions),
     ("POST", "/responses", responses),
+    ("POST", "/responses/input_tokens", stored_responses.input_tokens),
+    ("GET", "/responses/{id}", stored_responses.retrieve),
+    ("DELETE", "/responses/{id}", stored_responses.delete),
+    ("POST", "/responses/{id}/cancel", stored_responses.cancel),
+    ("GET", "/responses/{id}/input_items", stored_responses.input_items),
     ("POST", "/messages", messages),
     ("POST", "/messages/count_tokens", count_tokens),
     ("POST", "/tokenize", tokenize.tokenize),
@@ -123,13 +130,19 @@ def make_app(
         start: Called when the server begins to listen; must not block.
         stop: Called when it ends; may block.
         cors_origins: Web origins whose pages may call it.
+
+    Raises:
+        OSError: The folder of stored responses cannot be used.
     """
+    remembered = ResponseState(service.config)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await asyncio.to_thread(remembered.store.load)
         start()
         yield
         await asyncio.to_thread(stop)
+        await remembered.close()
 
     routes = [
         Route(prefix + path, endpoint, methods=[method])
@@ -159,5 +172,6 @@ def make_app(
         lifespan=lifespan,
     )
     app.state.service = service
+    app.state.responses = remembered
     app.state.version = version
     return app

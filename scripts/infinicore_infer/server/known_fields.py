@@ -14,9 +14,9 @@ from dataclasses import dataclass
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 OLLAMA_CHAT, OLLAMA_GENERATE = "/api/chat", "/api/generate"
-OLLAMA_SHOW = "/api/show"
+OLLAMA_SHOW, INPUT_TOKENS = "/api/show", "/v1/responses/input_tokens"
 # They answer nothing, so what only changes an answer changes nothing there.
-COUNTING = ("/v1/messages/count_tokens", "/tokenize", "/detokenize", OLLAMA_SHOW)
+COUNTING = ("/v1/messages/count_tokens", INPUT_TOKENS, "/tokenize", "/detokenize", OLLAMA_SHOW)
 
 # What asks for nothing, whatever the field.
 EMPTY: tuple[object, ...] = (None, "", [], {})
@@ -53,7 +53,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
         *("user", "metadata", "safety_identifier", "session_id", "request_id", "rid"),
         *("user_profile_id", "workspace_id", "diagnostics", "trace", "agent_hint"),
     ),
-    "nothing is stored, and the response says so": ("store",),
+    "only responses are stored": ("store",),
     "how a provider bills, routes or moderates; there is one model on one machine": (
         *("service_tier", "inference_geo", "speed", "provider", "route", "moderation"),
         *("access_programs", "background_options", "data_parallel_rank"),

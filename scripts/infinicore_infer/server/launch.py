@@ -68,6 +68,9 @@ def _service(args: argparse.Namespace, name: str) -> Service:
             request_timeout=args.request_timeout,
             ping_seconds=args.ping,
             hosts=hosts if checked else None,
+            response_bytes=args.response_memory,
+            response_seconds=args.response_time,
+            response_dir=Path(args.response_dir) if args.response_dir else None,
             unknown_fields=args.unknown_fields,
         )
     )

@@ -46,6 +46,27 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="disk space that they may take there (default: 4G)",
     )
+    add(
+        "--response-memory",
+        type=memory_size,
+        default=64 << 20,
+        metavar="SIZE",
+        help="memory that responses of /v1/responses may take which clients may ask for again or "
+        "go on from; the oldest go first; 0 stores none (default: 64M)",
+    )
+    add(
+        "--response-time",
+        type=seconds,
+        default=24 * 3600.0,
+        metavar="S",
+        help="seconds that each is stored (default: 86400, a day)",
+    )
+    add(
+        "--response-dir",
+        metavar="DIR",
+        help="folder that they are kept in for the next start, for one server alone "
+        "(default: none)",
+    )
     add_lookup_argument(parser)
     add(
         "--step-tokens",

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from libinfinicore_infer import load_library
@@ -87,6 +88,9 @@ class ServiceConfig:
         ping_seconds: Silence after which a stream sends a comment, so that nobody hangs up.
         hosts: Names by which clients may call the server, besides localhost and addresses, in lower
             case; ``None``: any.
+        response_bytes: Most bytes of stored responses; 0: none is stored.
+        response_seconds: How long each is stored.
+        response_dir: Folder that they are kept in for the next start; ``None``: none is kept.
         unknown_fields: Whether fields of requests that no table knows are named in a header and in
             the log, or refused.
     """
@@ -99,6 +103,9 @@ class ServiceConfig:
     request_timeout: float | None = None
     ping_seconds: float = 15.0
     hosts: frozenset[str] | None = None
+    response_bytes: int = 64 << 20
+    response_seconds: float = 24 * 3600.0
+    response_dir: Path | None = None
     unknown_fields: Literal["warn", "refuse"] = "warn"
 
     @property
@@ -266,9 +273,10 @@ class Service:
         finally:
             self.engine.cancel(stream)
 
-    async def _events(
+    async def events(
         self, stream: AsyncStream, writer: Writer
     ) -> AsyncGenerator[JsonObject | None, None]:
+        """Yield the events of an answer; ``None`` as :meth:`follow` does."""
         begun = False
         async with aclosing(self.follow(stream)) as updates:
             async for item in updates:
@@ -306,7 +314,7 @@ class Service:
             EngineError: An answer failed, and there are no events to tell it in.
         """
         if streamed:
-            events = self._events(stream, writer)
+            events = self.events(stream, writer)
             # The first one is there already. From here on somebody follows the answers, so they are
             # cancelled even if the response is never sent.
             return EventStream(events, writer.form, [await anext(events)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from infinicore_infer.engine.jobs import Update
@@ -13,6 +14,7 @@ from infinicore_infer.server.counts import count, timings
 from infinicore_infer.server.errors import ApiError
 from infinicore_infer.server.http import StreamForm
 from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.openai.errors import error_body
 from infinicore_infer.server.openai.usage import response_usage
 from infinicore_infer.text.output import Arguments, Call, Part, Reasoning
 
@@ -66,22 +68,43 @@ class _TextItem:
         return {"id": self.id, **own, "content": content, "status": self.status}
 
 
-class ResponseWriter:
-    """Writes responses."""
+# Of streams of stored responses, which do not fail; those of others have a failure of their own.
+RESPONSE_STREAM = StreamForm(error_body, named=True)
 
-    def __init__(self, settings: JsonObject, chat: Chat) -> None:
+
+class ResponseWriter:
+    """Writes responses.
+
+    Attributes:
+        form: How events are written.
+        id: The response's.
+    """
+
+    def __init__(
+        self,
+        settings: JsonObject,
+        chat: Chat,
+        *,
+        background: bool = False,
+        ended: Callable[[JsonObject], object] | None = None,
+    ) -> None:
         """Write the answer to a request.
 
         Args:
             settings: What the response repeats of its request.
             chat: The answer.
+            background: Whether nobody waits for it.
+            ended: Called with the response once it is complete; not when it fails.
         """
         self.form = StreamForm(self._failure, named=True)
+        self.id = f"resp_{secrets.token_hex(16)}"
+        self._ended = ended
+        self._background = background
         self._response: JsonObject = {
-            "id": f"resp_{secrets.token_hex(16)}",
+            "id": self.id,
             "object": "response",
             "created_at": int(time.time()),
-            "status": "in_progress",
+            "status": "queued" if background else "in_progress",
             "error": None,
             "incomplete_details": None,
             "output": [],
@@ -102,7 +125,11 @@ class ResponseWriter:
 
     def begin(self) -> list[JsonObject]:
         """Return the events before the first token."""
-        return [self._snapshot("created"), self._snapshot("in_progress")]
+        events = [self._snapshot("created")]
+        if self._background:
+            events.append(self._snapshot("queued"))
+            self._response["status"] = "in_progress"
+        return [*events, self._snapshot("in_progress")]
 
     def push(self, index: int, update: Update) -> list[JsonObject]:
         """Take news of the answer; return the events it brings."""
@@ -123,6 +150,8 @@ class ResponseWriter:
             self._response["usage"] = response_usage(count(jobs), self._chat.reasoning_tokens)
             self._response["timings"] = timings(jobs)
             events.append(self._snapshot(status))
+            if self._ended is not None:
+                self._ended(self.whole())
         return events
 
     def take(self, index: int, update: Update) -> None:
@@ -136,6 +165,13 @@ class ResponseWriter:
     def whole(self) -> JsonObject:
         """Return the response as it is now."""
         return {**self._response, "output": [item.entry() for item in self._items]}
+
+    def cancel(self) -> list[JsonObject]:
+        """Return the last events of a response that was cancelled."""
+        events: list[JsonObject] = []
+        self._close(events, "incomplete")
+        self._response["status"] = "cancelled"
+        return [*events, self._snapshot("cancelled")]
 
     def _failure(self, error: ApiError) -> JsonObject:
         """Return the last event of a stream that failed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -12,7 +13,7 @@ from starlette.responses import Response
 
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.sampling import SamplingParams
-from infinicore_infer.server.answer import begin_chat
+from infinicore_infer.server.answer import Chat, begin_chat
 from infinicore_infer.server.chat_fields import ChatFields
 from infinicore_infer.server.chat_request import (
     ChatRequest,
@@ -23,10 +24,13 @@ from infinicore_infer.server.chat_request import (
 )
 from infinicore_infer.server.fields import Objects
 from infinicore_infer.server.form_fields import response_form
+from infinicore_infer.server.http import EventStream, json_response
 from infinicore_infer.server.json_values import JsonObject
-from infinicore_infer.server.known_fields import RESPONSES
+from infinicore_infer.server.known_fields import INPUT_TOKENS, RESPONSES
+from infinicore_infer.server.openai.background import BackgroundRun
 from infinicore_infer.server.openai.fields import tool_choice
 from infinicore_infer.server.openai.response_items import ResponseWriter
+from infinicore_infer.server.openai.response_state import Context, state_of
 from infinicore_infer.server.service import service_of
 
 _TEXTS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
@@ -65,14 +69,20 @@ class ResponsesBody(ChatFields):
     tool_choice: str | JsonObject | None = None
     text: JsonObject | None = None
     metadata: JsonObject | None = None
+    store: bool | None = None
+    background: bool | None = None
+    previous_response_id: str | None = None
 
-    def chat_request(self) -> ChatRequest:
+    def chat_request(self, context: Context) -> ChatRequest:
         """Return what the client asks for.
+
+        Args:
+            context: What the request refers to.
 
         Raises:
             FieldError: Naming the field.
         """
-        messages = self._messages()
+        messages = self._messages(context)
         continued, begins = False, True
         # Unlike the others, OpenAI's own server never goes on with a message by itself.
         if self.continue_final_message is not None or self.add_generation_prompt is not None:
@@ -90,17 +100,36 @@ class ResponsesBody(ChatFields):
             begins=begins,
         )
 
-    def _messages(self) -> list[JsonObject]:
+    def _messages(self, context: Context) -> list[JsonObject]:
         messages: list[JsonObject] = []
         if self.instructions:
             messages.append({"role": "system", "content": self.instructions})
+        for item in context.before():
+            _add_item(messages, item, "previous_response_id")
         if isinstance(self.input, str):
             return [*messages, {"role": "user", "content": self.input}]
         if not self.input:
             raise FieldError("input", "is empty")
         for i, item in enumerate(self.input):
-            _add_item(messages, item, f"input[{i}]")
+            _add_item(messages, context.resolved(item), f"input[{i}]")
         return messages
+
+    def check_storing(self, enabled: bool) -> None:
+        """Check that what is to be stored can be.
+
+        Args:
+            enabled: Whether anything is stored here.
+
+        Raises:
+            FieldError: It cannot.
+        """
+        if not self.background:
+            return
+        if self.store is False:
+            raise FieldError("background", "needs store, which is false", joint=" ")
+        if not enabled:
+            problem = "is not possible: this server stores no responses (--response-memory)"
+            raise FieldError("background", problem, joint=" ")
 
     def _tools(self) -> list[Tool]:
         tools = []
@@ -130,6 +159,12 @@ class ResponsesBody(ChatFields):
         if form.get("type") != "json_schema":
             return form
         return {"type": "json_schema", "json_schema": form}
+
+
+class InputTokensBody(ResponsesBody):
+    """A request to /v1/responses/input_tokens."""
+
+    endpoint = INPUT_TOKENS
 
 
 def _assistant(messages: list[JsonObject]) -> JsonObject:
@@ -173,8 +208,8 @@ def _add_item(messages: list[JsonObject], item: JsonObject, where: str) -> None:
         text = text_of(item.get("output"), _TEXTS, f"{where}.output")
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
     elif kind == "item_reference":
-        problem = "refers to what was stored, and nothing is: send the item itself (in clients "
-        raise FieldError(where, f"{problem}that store by default, with store set to false)")
+        problem = f"refers to {str(item.get('id'))[:80]!r}, which is not stored: send the item"
+        raise FieldError(where, f"{problem} itself")
     elif kind not in _SERVED_ELSEWHERE:
         raise FieldError(where, f"type {kind!r} is not supported")
 
@@ -185,21 +220,60 @@ def _given(value: JsonObject | None) -> JsonObject:
 
 async def responses(request: Request) -> Response:
     """Answer in items."""
-    service = service_of(request)
+    service, state = service_of(request), state_of(request)
     body = await service.read(request, ResponsesBody)
     service.ready(body.model)
-    chat = await begin_chat(service, body.chat_request, request.state.request_id)
+    body.check_storing(state.store.enabled)
+    stored = state.store.enabled and body.store is not False
+    context = state.context(body.previous_response_id, body.input)
+
+    def asked() -> ChatRequest:
+        made = body.chat_request(context)
+        if stored:
+            context.take(body.input)
+        return made
+
+    chat = await begin_chat(service, asked, request.state.request_id)
     settings = _settings(request, body, chat.params)
-    settings["model"] = service.called(body.model)
-    writer = ResponseWriter(settings, chat)
+    settings |= {"model": service.called(body.model), "store": stored}
+    if body.background:
+        return _in_background(request, body, chat, settings, context)
+    keep = partial(state.keep, context) if stored else None
+    writer = ResponseWriter(settings, chat, ended=keep)
     return await service.answer(request, chat.stream, writer, streamed=bool(body.stream))
+
+
+def _in_background(
+    request: Request, body: ResponsesBody, chat: Chat, settings: JsonObject, context: Context
+) -> Response:
+    """Begin a response that nobody need wait for; return it as it is, or its events."""
+    state = state_of(request)
+    writer = ResponseWriter(settings, chat, background=True)
+
+    def ended(run: BackgroundRun) -> None:
+        del state.live[writer.id]
+        state.store.reserve(-sum(map(len, run.events)))
+        state.keep(context, run.response(), run.events)
+
+    run = state.live[writer.id] = BackgroundRun(
+        service_of(request),
+        chat.stream,
+        writer,
+        inputs=context.inputs,
+        streamed=bool(body.stream),
+        grown=state.store.reserve,
+        ended=ended,
+    )
+    if body.stream:
+        return EventStream(run.follow(-1), writer.form)
+    return json_response(run.response())
 
 
 def _settings(request: Request, body: ResponsesBody, params: SamplingParams) -> JsonObject:
     """Return what a response repeats of its request; of long ones, for everybody's sake, less."""
     extra = body.model_extra or {}
     settings: JsonObject = {
-        "background": False,
+        "background": bool(body.background),
         "instructions": body.instructions,
         "max_tool_calls": None,
         "service_tier": "default",
@@ -208,9 +282,8 @@ def _settings(request: Request, body: ResponsesBody, params: SamplingParams) -> 
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
         "parallel_tool_calls": body.parallel_tool_calls is not False,
-        "previous_response_id": None,
+        "previous_response_id": body.previous_response_id,
         "reasoning": {"effort": (body.reasoning or {}).get("effort"), "summary": None},
-        "store": False,
         "temperature": params.temperature,
         "text": {"format": {"type": "text"}, **_given(body.text)},
         "tool_choice": body.tool_choice or "auto",
