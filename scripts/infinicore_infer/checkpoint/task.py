@@ -50,7 +50,8 @@ def task_of(path: Path, weights: Mapping[str, Any], metadata: Mapping[str, Any] 
             f"{path}: is a Qwen3Guard-Stream model, whose heads classify single tokens: that is "
             "not supported; Qwen3Guard-Gen, which answers in words, is"
         )
-    if any(head in weights for head in SCORE_HEADS) or "Qwen3ForSequenceClassification" in kinds:
+    judges = any(head in weights for head in SCORE_HEADS) and "Qwen3ForCausalLM" not in kinds
+    if judges or "Qwen3ForSequenceClassification" in kinds:
         return "rerank"
     if metadata is not None:
         kind = _gguf_pooling(metadata)

@@ -101,6 +101,7 @@ class CheckedTensors:
                 f"weights do not fit {meta.source}: 'num_hidden_layers' is {meta.nlayer}, but "
                 f"there are {len(tensors)} tensors in all"
             )
+        self._headless = headless
         if headless:
             meta.tie_word_embeddings = True
         else:
@@ -137,7 +138,7 @@ class CheckedTensors:
         expected = [name for group in self.names.values() for name in group]
         head = self.naming.output_embd()
         # Checkpoints with tied embeddings often store the same matrix again as lm_head.
-        allowed = {*expected, head, *SCORE_HEADS}
+        allowed = {*expected, head, *(SCORE_HEADS if self._headless else ())}
         missing = [name for name in expected if name not in self.tensors]
         ignored = self.naming.is_ignored
         unexpected = [n for n in self.tensors if n not in allowed and not ignored(n)]
