@@ -215,6 +215,19 @@ def test_a_saved_conversation_is_not_computed_again(
         other.close()
 
 
+def test_a_file_of_computed_tokens_is_never_another_conversations(
+    chat: Chat, demo: Qwen3ForCausalLM, tmp_path: Path
+) -> None:
+    path, computed = tmp_path / "chat.json", tmp_path / "chat.json.kv"
+    chat.turn(QUESTION)
+    chat.turn(f"/save {path}")
+    assert computed.is_file() and path.stat().st_mode & 0o077 == 0
+    other = Chat(demo, Conversation())
+    other.turn(f"/save {path}")
+    assert not computed.exists() and json.loads(path.read_text())["messages"] == []
+    other.close()
+
+
 def test_commands(chat: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def says(line: str) -> str:
         capsys.readouterr()
