@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import ipaddress
+import json
 import math
 import os
 import re
@@ -100,6 +101,21 @@ def temperature(text: str) -> float:
         value = -1.0
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{_short(text)} is not a finite number from 0 on")
+    return value
+
+
+def json_object(text: str) -> dict[str, object]:
+    """Read a JSON object.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is none.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a JSON object")
     return value
 
 
@@ -288,8 +304,30 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model-name",
+        "--served-model-name",
+        nargs="+",
         metavar="NAME",
-        help="name that clients call the model by (default: that of its folder)",
+        help="names that clients may call the model by; the first is its own "
+        "(default: that of its folder)",
+    )
+    add(
+        "--any-model-name",
+        action="store_true",
+        help="answer whatever a request calls the model",
+    )
+    add(
+        "--chat-template",
+        type=Path,
+        metavar="FILE",
+        help="chat template, in Jinja, to be used in place of the checkpoint's",
+    )
+    add(
+        "--default-chat-template-kwargs",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="variables of the chat template where a request does not set them, such as "
+        """'{"enable_thinking": false}'""",
     )
     add(
         "--max-tokens",
@@ -354,6 +392,24 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to do with fields of requests that no documented API has: name them in the "
         "header X-Ignored-Fields and the log, or refuse the request (default: %(default)s)",
     )
+
+
+def service_options(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return what they say of names and prompts as arguments of :class:`ServiceConfig`.
+
+    Args:
+        args: What was parsed.
+        folder: Of the model.
+    """
+    name, *aliases = args.model_name or [folder.resolve().name.removesuffix(".gguf")]
+    return {
+        "model_name": name,
+        "aliases": aliases,
+        "any_model_name": args.any_model_name,
+        "chat_template": args.chat_template,
+        "template_variables": args.default_chat_template_kwargs,
+        "unknown_fields": args.unknown_fields,
+    }
 
 
 def api_key(args: argparse.Namespace) -> str | None:

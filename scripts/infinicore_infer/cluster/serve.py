@@ -36,6 +36,7 @@ from infinicore_infer.arguments import (
     model_folder,
     model_options,
     positive_count,
+    service_options,
 )
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.engine.config import EngineConfig
@@ -97,9 +98,8 @@ def deployment(args: argparse.Namespace) -> serve.Application:
         },
         {"max_batch": args.max_batch, "max_queue": args.max_queue, "lookup": args.lookup},
         {
-            "model_name": args.model_name or folder.name,
+            **service_options(args, folder),
             "api_key": key,
-            "unknown_fields": args.unknown_fields,
         },
     )
     scaling: dict[str, Any] = {"num_replicas": args.replicas}

@@ -194,7 +194,8 @@ async def _constraint(
     if (
         plan.opened
         and not request.continued
-        and request.variables().get("enable_thinking") is False
+        and {**model.tokenizer.templates.defaults, **request.variables()}.get("enable_thinking")
+        is False
     ):
         # The template does not know how to switch it off.
         budget = 0

@@ -52,6 +52,9 @@ _ENDPOINTS: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/responses/{id}/input_items", stored_responses.input_items),
     ("POST", "/messages", messages),
     ("POST", "/messages/count_tokens", count_tokens),
+    ("GET", "/props", info.props),
+    ("GET", "/slots", info.slots),
+    ("POST", "/apply-template", tokenize.apply_template),
     ("POST", "/tokenize", tokenize.tokenize),
     ("POST", "/detokenize", tokenize.detokenize),
 )

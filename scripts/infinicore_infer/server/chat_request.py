@@ -238,6 +238,25 @@ class ChatRequest:
             return variables
         return {"enable_thinking": self.thinking.on, **variables}
 
+    def text(self, model: Qwen3ForCausalLM) -> str:
+        """Return the conversation as its template writes it.
+
+        Raises:
+            FieldError: As :meth:`prompt`.
+        """
+        tools = [tool.told for tool in self.offered_tools()]
+        variables = self.variables()
+        with tokenizing("messages"):
+            return str(
+                model.tokenizer.apply_chat_template(
+                    self.messages,
+                    tools or None,
+                    self.begins,
+                    continue_final_message=self.continued,
+                    variables=variables,
+                )
+            )
+
     def prompt(self, model: Qwen3ForCausalLM, limit: int) -> list[int]:
         """Return the conversation's token ids. Takes a while for long conversations.
 

@@ -16,7 +16,10 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 OLLAMA_CHAT, OLLAMA_GENERATE = "/api/chat", "/api/generate"
 OLLAMA_SHOW, INPUT_TOKENS = "/api/show", "/v1/responses/input_tokens"
 # They answer nothing, so what only changes an answer changes nothing there.
-COUNTING = ("/v1/messages/count_tokens", INPUT_TOKENS, "/tokenize", "/detokenize", OLLAMA_SHOW)
+COUNTING = (
+    *("/v1/messages/count_tokens", INPUT_TOKENS, OLLAMA_SHOW),
+    *("/tokenize", "/detokenize", "/apply-template"),
+)
 
 # What asks for nothing, whatever the field.
 EMPTY: tuple[object, ...] = (None, "", [], {})

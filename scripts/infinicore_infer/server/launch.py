@@ -19,7 +19,13 @@ from pathlib import Path
 import uvicorn
 from libinfinicore_infer import Qwen3Error, load_library
 
-from infinicore_infer.arguments import api_key, is_loopback, model_folder, model_options
+from infinicore_infer.arguments import (
+    api_key,
+    is_loopback,
+    model_folder,
+    model_options,
+    service_options,
+)
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.checkpoint.opening import is_model
 from infinicore_infer.engine.config import EngineConfig
@@ -54,7 +60,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
-def _service(args: argparse.Namespace, name: str) -> Service:
+def _service(args: argparse.Namespace, folder: Path) -> Service:
     key, local = api_key(args), is_loopback(args.host)
     if key is None and not local:
         _LOG.warning("anybody who reaches %s can use this server: set --api-key", args.host)
@@ -62,7 +68,7 @@ def _service(args: argparse.Namespace, name: str) -> Service:
     checked = args.allowed_host or (local and key is None)
     return Service(
         ServiceConfig(
-            model_name=name,
+            **service_options(args, folder),
             api_key=key,
             max_body_bytes=args.max_body,
             request_timeout=args.request_timeout,
@@ -71,7 +77,6 @@ def _service(args: argparse.Namespace, name: str) -> Service:
             response_bytes=args.response_memory,
             response_seconds=args.response_time,
             response_dir=Path(args.response_dir) if args.response_dir else None,
-            unknown_fields=args.unknown_fields,
         )
     )
 
@@ -116,8 +121,7 @@ def _run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    name = args.model_name or folder.resolve().name.removesuffix(".gguf")
-    service, config = _service(args, name), _engine_config(args)
+    service, config = _service(args, folder), _engine_config(args)
     bodies_memory = _bodies_memory(args)
     limits = ConnectionLimits(
         usable_connections(args.max_connections),
@@ -140,7 +144,7 @@ def _run(args: argparse.Namespace) -> int:
             # threads for some 100 ms each time.
             gc.collect()
             gc.freeze()
-            _LOG.info("model %r is ready", name)
+            _LOG.info("model %r is ready", service.config.model_name)
         except (ValueError, OSError, MemoryError, NotImplementedError, Qwen3Error) as error:
             print(f"error: {error}", file=sys.stderr)
             server.failed = server.should_exit = True

@@ -23,6 +23,7 @@ from infinicore_infer.engine.engine import Engine
 from infinicore_infer.engine.jobs import Submission, Update
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.grammar import Grammars
+from infinicore_infer.server.chat_request import checked_variables
 from infinicore_infer.server.errors import ApiError, no_such_model, unavailable
 from infinicore_infer.server.fields import Body
 from infinicore_infer.server.http import EventStream, StreamForm, json_response, unless_disconnected
@@ -82,6 +83,8 @@ class ServiceConfig:
         model_name: What the model is called where a request names none.
         aliases: Further names of it.
         any_model_name: Whether it answers to every name.
+        chat_template: File with the chat template; ``None``: the checkpoint's.
+        template_variables: What chat templates see where a request does not say otherwise.
         api_key: What clients must send; ``None``: nothing.
         max_body_bytes: Longest request.
         request_timeout: Seconds after which a request is given up; ``None``: never.
@@ -98,6 +101,8 @@ class ServiceConfig:
     model_name: str
     aliases: Sequence[str] = ()
     any_model_name: bool = False
+    chat_template: Path | None = None
+    template_variables: JsonObject = field(default_factory=dict)
     api_key: str | None = field(default=None, repr=False)
     max_body_bytes: int = 16 << 20
     request_timeout: float | None = None
@@ -140,7 +145,17 @@ class Service:
     _ignored_names: IgnoredNames = field(default_factory=IgnoredNames)
 
     def attach(self, engine: Engine) -> None:
-        """Begin to serve. Takes a second or two, for grammars of a large vocabulary."""
+        """Begin to serve. Takes a second or two, for grammars of a large vocabulary.
+
+        Raises:
+            ValueError: The chat template of the configuration is damaged.
+            OSError: It cannot be read.
+        """
+        if engine.model.has_tokenizer:
+            templates = engine.model.tokenizer.templates
+            if self.config.chat_template is not None:
+                templates.replace(self.config.chat_template)
+            templates.defaults = checked_variables(self.config.template_variables)
         self.grammars.attach(engine.model)
         self.metrics.watch(lambda: engine.stats)
         if engine.model.has_tokenizer:

@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize: texts and conversations to token ids, and back."""
+"""/tokenize, /detokenize, /apply-template: texts and conversations to token ids, and back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from infinicore_infer.server.http import json_response
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.service import service_of
 from infinicore_infer.server.tokenizing import refuse_long, tokenizing
+from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
 
 class TokenizeBody(ChatFields):
@@ -30,6 +31,8 @@ class TokenizeBody(ChatFields):
     # llama-server's: whether control tokens are read as such.
     parse_special: bool = True
     return_token_strs: bool | None = None
+    # llama-server's name of the same, in another form.
+    with_pieces: bool | None = None
 
     def encode(self, model: Qwen3ForCausalLM, limit: int) -> list[int]:
         """Return the token ids; of a conversation, those that an answer to it begins with.
@@ -50,6 +53,16 @@ class TokenizeBody(ChatFields):
         with tokenizing("prompt"):
             return model.tokenizer.encode(text or "", self.parse_special)
 
+    def template_text(self, model: Qwen3ForCausalLM) -> str:
+        """Return a conversation as its template writes it.
+
+        Raises:
+            FieldError: Naming the field.
+        """
+        if self.messages is None or self.prompt is not None or self.content is not None:
+            raise FieldError("messages", "give these, and no prompt")
+        return self._conversation(self.messages).text(model)
+
     def _conversation(self, messages: list[JsonObject]) -> ChatRequest:
         continued, begins = self.ending(messages)
         return ChatRequest(
@@ -61,6 +74,12 @@ class TokenizeBody(ChatFields):
             continued=continued,
             begins=begins,
         )
+
+
+class TemplateBody(TokenizeBody):
+    """A request to /apply-template: a conversation."""
+
+    endpoint = "/apply-template"
 
 
 class DetokenizeBody(Body):
@@ -78,14 +97,35 @@ async def tokenize(request: Request) -> Response:
     engine = service.ready(body.model).engine
     tokenizer = engine.model.tokenizer
     tokens = await asyncio.to_thread(body.encode, engine.model, engine.context_length)
+    listed: object = tokens
+    if body.with_pieces:
+        listed = [{"id": token, "piece": _piece(tokenizer, token)} for token in tokens]
     result: JsonObject = {
-        "tokens": tokens,
+        "tokens": listed,
         "count": len(tokens),
         "max_model_len": engine.context_length,
     }
     if body.return_token_strs:
         result["token_strs"] = [tokenizer.decode([token], False) for token in tokens]
     return json_response(result)
+
+
+def _piece(tokenizer: Qwen3Tokenizer, token: int) -> str | list[int]:
+    """Return a token's text, or its bytes where it is no text by itself."""
+    data = tokenizer.token_bytes(token, skip_special=False)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return list(data)
+
+
+async def apply_template(request: Request) -> Response:
+    """Return the prompt that a conversation becomes, as text."""
+    service = service_of(request)
+    body = await service.read(request, TemplateBody)
+    engine = service.ready(body.model).engine
+    text = await asyncio.to_thread(body.template_text, engine.model)
+    return json_response({"prompt": text})
 
 
 async def detokenize(request: Request) -> Response:

@@ -133,6 +133,7 @@ class ChatTemplates:
     Attributes:
         sources: Jinja sources; the ordinary one is ``"default"``. Empty if the checkpoint has none.
         origins: Where each is from, for messages.
+        defaults: Variables that templates see where a conversation does not set them.
     """
 
     def __init__(self, folder: Path | None, config: Mapping[str, Any]) -> None:
@@ -147,6 +148,7 @@ class ChatTemplates:
         """
         self.sources: dict[str, str] = {}
         self.origins: dict[str, str] = {}
+        self.defaults: Mapping[str, Any] = {}
         self._problems: dict[str, str | None] = {}
         entry = config.get("chat_template")
         if isinstance(entry, list):
@@ -171,6 +173,21 @@ class ChatTemplates:
             self._read(path.stem, path)
         if main.exists():
             self._read("default", main)
+
+    def replace(self, path: Path) -> None:
+        """Use a file's template for everything, in place of the checkpoint's.
+
+        Raises:
+            TokenizerError: The file is damaged.
+            OSError: It cannot be read.
+        """
+        require_regular(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: there is no such file")
+        self.sources, self.origins, self._problems = {}, {}, {}
+        self._read("default", path)
+        if (problem := self.problem("default")) is not None:
+            raise TokenizerError(problem)
 
     def _read(self, name: str, path: Path) -> None:
         """Read a file; one that is damaged is told of when its template is asked for."""

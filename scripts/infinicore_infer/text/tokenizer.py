@@ -308,6 +308,7 @@ class Qwen3Tokenizer:
             "tools": None if tools is None else list(tools),
             "documents": None,
             "add_generation_prompt": begins and not goes_on,
+            **self.templates.defaults,
             **variables,
         }
         return (render_open if goes_on else render)(self.templates.choose(tools), messages, seen)
