@@ -28,9 +28,8 @@ const getWeather = tool({
   inputSchema: z.object({ city: z.string().max(12) }),
   execute: async ({ city }) => `sunny in ${city}`,
 });
-// Nothing is stored here, so conversations have to be sent whole, which is not this client's default.
-const providerOptions = { openai: { store: false } };
-const common = { providerOptions, temperature: 0, maxOutputTokens: 300, maxRetries: 0 };
+// Its provider for responses refers to stored items in the second step, which is its default.
+const common = { temperature: 0, maxOutputTokens: 300, maxRetries: 0 };
 
 async function text(model) {
   const whole = await generateText({ ...common, model, prompt: CAPITAL });

@@ -1,7 +1,7 @@
 """Lets clients that are too heavy for the automatic tests use a running server. By hand:
 
     pip install -r test/clients/requirements.txt        # in an environment of its own
-    npm install --prefix test/clients                   # for the AI SDK
+    npm install --prefix test/clients                   # for the AI SDK and Ollama's client
     python scripts/launch_server.py --max-tokens 512 &  # the demo model
     python test/clients/run.py --url http://127.0.0.1:8000 [litellm instructor ai_sdk ...]
 
@@ -33,6 +33,7 @@ from frameworks import (
     check_instructor,
     check_pydantic_ai,
 )
+from ollama_clients import check_langchain_ollama, check_ollama, check_ollama_js, check_responses
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "qwen3-tiny"
@@ -223,14 +224,23 @@ CLIENTS: dict[str, tuple[str, Callable[[str], None]]] = {
     "instructor": ("instructor", check_instructor),
     "pydantic_ai": ("pydantic-ai-slim", check_pydantic_ai),
     "agents": ("openai-agents", check_agents),
-    "ai_sdk": ("ai", check_ai_sdk),
+    "ai_sdk": ("npm:ai", check_ai_sdk),
+    "ollama": ("ollama", check_ollama),
+    "ollama_js": ("npm:ollama", check_ollama_js),
+    "langchain_ollama": ("langchain-ollama", check_langchain_ollama),
+    "responses": ("openai", check_responses),
 }
 
 
 def _version(package: str) -> str:
-    """Return a package's version, of Python or else of package.json."""
-    npm = json.loads((Path(__file__).parent / "package.json").read_text("utf-8"))["dependencies"]
-    return npm.get(package) or importlib.metadata.version(package)
+    """Return a package's version, of Python or, behind "npm:", of package.json."""
+    name = package.removeprefix("npm:")
+    if name == package:
+        return importlib.metadata.version(package)
+    npm: dict[str, str] = json.loads((Path(__file__).parent / "package.json").read_text("utf-8"))[
+        "dependencies"
+    ]
+    return npm[name]
 
 
 def main() -> int:
