@@ -43,6 +43,7 @@ from infinicore_infer.generate.score import PerplexityResult
 from infinicore_infer.generate.score import perplexity as score_perplexity
 from infinicore_infer.generate.sequence import GenerationSequence
 from infinicore_infer.generate.stream import GenerationStream, run_sequences
+from infinicore_infer.generate.token_rules import bad_word_tokens
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, token_list
 from infinicore_infer.native.weight_cache import CheckpointCache, is_worth_keeping, open_cache
@@ -358,7 +359,8 @@ class Qwen3ForCausalLM:
         """Return generation_config.json's settings with the given ones on top.
 
         The names of :class:`SamplingParams` and upstream's ``topk`` and ``topp`` are accepted;
-        ``None`` means not given.
+        ``None`` means not given. ``bad_words`` may be strings: they are not written, be it at the
+        beginning or after a space.
 
         Raises:
             ValueError: A value is out of range.
@@ -368,6 +370,9 @@ class Qwen3ForCausalLM:
             value = settings.pop(short, None)
             if value is not None:
                 settings[name] = value
+        words = settings.get("bad_words")
+        if words and any(isinstance(word, str) for word in words):
+            settings["bad_words"] = bad_word_tokens(self.tokenizer, words)
         if settings.get("seed") is None:
             settings["seed"] = self._seed
         config = self.meta.generation_config
@@ -416,7 +421,8 @@ class Qwen3ForCausalLM:
             tokens: The prompt, as :meth:`encode` returns it.
             params: Sampling settings.
             context_length: A shorter context than the model's, in tokens; ``None``: the model's.
-            stop_tokens: Ids that end the answer besides the model's own.
+            stop_tokens: Ids that end the answer besides the model's own; ``ignore_eos`` does not
+                concern them.
             cache: As :class:`GenerationSequence`, and so are the others.
             constraint: Decides before each choice which tokens are allowed.
             repetition: Ends the answer when it repeats itself.
@@ -433,7 +439,8 @@ class Qwen3ForCausalLM:
             params,
             dctx=self.context_length if context_length is None else context_length,
             dvoc=self.meta.dvoc,
-            end_tokens=[*self.meta.end_tokens, *stop_tokens],
+            end_tokens=self.meta.end_tokens,
+            stop_tokens=stop_tokens,
             tokenizer=self._tokenizer,
             cache=cache,
             constraint=constraint,
@@ -496,7 +503,8 @@ class Qwen3ForCausalLM:
             cancel: As :meth:`stream_generate`.
             **settings: Other fields of :class:`SamplingParams`: min_p, seed, stop,
                 repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
-                allowed_tokens, logprobs, ignore_eos, lookup.
+                allowed_tokens, bad_words, min_tokens, logprobs, include_stop, skip_special,
+                ignore_eos, lookup.
 
         Returns:
             The answer; ``str()`` of it is the text.

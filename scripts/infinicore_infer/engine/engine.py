@@ -155,7 +155,7 @@ class Engine:
         )
         timeout = submission.timeout
         deadline = None if timeout is None else time.monotonic() + timeout
-        return Job(sequence, sink, submission.name, deadline, leader)
+        return Job(sequence, sink, submission.name, deadline, submission.priority, leader)
 
     def submit(self, jobs: Sequence[Job], *, wait: bool = False) -> None:
         """Queue jobs, all or none.

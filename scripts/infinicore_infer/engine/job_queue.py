@@ -104,15 +104,16 @@ class JobQueue:
             return list(self._waiting)
 
     def take(self) -> Job | None:
-        """Remove and return the first job that may start."""
+        """Remove and return the job that may start, of the lowest priority the first."""
         with self._changed:
-            job = next((job for job in self._waiting if job.startable), None)
+            startable = (job for job in self._waiting if job.startable)
+            job = min(startable, key=lambda job: job.priority, default=None)
             if job is not None:
                 self._waiting.remove(job)
             return job
 
     def put_back(self, job: Job) -> None:
-        """Have a job taken before all others."""
+        """Have a job taken before all others of its priority."""
         with self._changed:
             self._waiting.appendleft(job)
 

@@ -48,6 +48,7 @@ class Submission:
         stop_tokens: Further tokens that end an answer.
         constraint: Makes the constraint of one answer; ``None``: any token may come.
         repetition: Makes what ends one answer when it repeats itself; ``None``: nothing does.
+        priority: What is lower leaves the queue first; of equal ones, what came first.
     """
 
     prompt: Sequence[int]
@@ -58,6 +59,7 @@ class Submission:
     stop_tokens: Sequence[int] = ()
     constraint: Callable[[], Constraint] | None = None
     repetition: Callable[[], RepetitionDetector] | None = None
+    priority: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +71,7 @@ class Job:
         sink: Called with every update, on the engine's thread.
         name: For messages.
         deadline: When to give up, in ``time.monotonic()`` seconds.
+        priority: What is lower leaves the queue first.
         leader: A job with the same prompt to wait for, because its prefix can be reused then.
         origin: The remembered prefix that the cache shares memory with.
         shared: How many tokens of it.
@@ -86,6 +89,7 @@ class Job:
     sink: Callable[[Update], object]
     name: str = ""
     deadline: float | None = None
+    priority: int = 0
     leader: Job | None = None
     origin: PrefixNode | None = None
     shared: int = 0

@@ -77,9 +77,11 @@ def _explained(problem: str, *, lines: bool) -> str:
     """
     # What follows are lines of the grammar that it is about.
     problem = re.split(r"\n *\d+ \| ", problem)[0]
-    # Of a regular expression that is none, the reason stands behind its text.
-    problem = " ".join(re.sub(r"(?s)regex parse error:.*\nerror: ", "", problem).split())
     problem = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", problem)
+    # Of a regular expression that is none, the reason stands behind its text.
+    problem = re.sub(r"(?s)^regex parse error:.*\nerror: ", "pattern: ", problem)
+    problem = re.sub(r"(?s)regex parse error:.*\nerror: ", "", problem)
+    problem = " ".join(problem.split())
     problem = re.sub(r"^(at )?(\d+)\((\d+)\): ", r"line \2, column \3: " if lines else "", problem)
     if problem.startswith("fuel exhausted"):
         return too_much(problem)

@@ -13,11 +13,13 @@ class TokenLogprobs:
         token: The token.
         logprob: Its natural log-probability under the model, before temperature.
         top: The likeliest tokens with theirs, best first.
+        rank: How many tokens are at least as likely; of tokens of prompts, else ``None``.
     """
 
     token: int
     logprob: float
     top: list[tuple[int, float]]
+    rank: int | None = None
 
 
 @dataclass(slots=True)

@@ -116,11 +116,17 @@ class SamplingParams:
         frequency_penalty: In [-2, 2]; over the answer.
         seed: Same seed, prompt and settings: same answer; ``None``: a random one.
         logit_bias: Added to logits by token id; ``-inf`` bans a token.
-        allowed_tokens: The only tokens that may be chosen; ``None``: all.
+        allowed_tokens: The only tokens that may be chosen, end tokens included; ``None``: all.
+        bad_words: Token sequences that must not come: of each, the last token is not chosen after
+            the others.
+        min_tokens: How many tokens come before one that ends the answer may be chosen, and before
+            stop strings are looked for.
         logprobs: How many likeliest tokens to report per step, 0 to 128; ``None``: none, and no
             log-probabilities either.
         max_steps: Most tokens to generate; ``None`` or -1: until the context is full.
         stop: Strings that end the answer; they are not part of it.
+        include_stop: Whether the string or token that ended the answer is part of its text.
+        skip_special: Whether control tokens are left out of the text.
         ignore_eos: Go on after end tokens.
         lookup: Most tokens to guess per step from repetitions in prompt and answer, 0 to 64; 0:
             none. Changes the speed, never the tokens. Not together with logprobs.
@@ -136,9 +142,13 @@ class SamplingParams:
     seed: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     allowed_tokens: Sequence[int] | None = None
+    bad_words: Sequence[Sequence[int]] = ()
+    min_tokens: int = 0
     logprobs: int | None = None
     max_steps: int | None = None
     stop: Sequence[str] = ()
+    include_stop: bool = False
+    skip_special: bool = True
     ignore_eos: bool = False
     lookup: int = 0
 
@@ -169,6 +179,12 @@ class SamplingParams:
             raise ValueError("lookup reports no log-probabilities: leave out lookup or logprobs")
         if self.max_steps is not None:
             check_whole("max_steps", self.max_steps, 1, _MAX_WHOLE)
+        check_whole("min_tokens", self.min_tokens, 0, _MAX_WHOLE)
+        if self.max_steps is not None and self.min_tokens > self.max_steps:
+            problem = f"is {self.min_tokens}, but an answer has at most {self.max_steps} tokens"
+            raise FieldError("min_tokens", problem, joint=" ")
+        if self.allowed_tokens is not None and not self.allowed_tokens:
+            raise FieldError("allowed_tokens", "must have at least one token", joint=" ")
         if isinstance(self.stop, str):
             self.stop = (self.stop,)
         if any(not isinstance(stop, str) or not stop for stop in self.stop):
@@ -255,9 +271,9 @@ class SamplerState:
         """Fill the struct, and keep the arrays that it points to.
 
         Raises:
-            ValueError: A biased or allowed token is not in the vocabulary.
+            ValueError: A biased token is not in the vocabulary.
         """
-        for token in [*params.logit_bias, *(params.allowed_tokens or ())]:
+        for token in params.logit_bias:
             if not 0 <= token < dvoc:
                 raise ValueError(f"token {token}: ids of this model are from 0 to {dvoc - 1}")
         self._penalised = (
@@ -286,11 +302,6 @@ class SamplerState:
             self._struct.bias_tokens = (c_uint32 * n)(*params.logit_bias.keys())
             self._struct.bias_values = (c_float * n)(*params.logit_bias.values())
             self._struct.nbias = n
-        if params.allowed_tokens is not None:
-            mask = (c_uint32 * ((dvoc + 31) // 32))()
-            for token in params.allowed_tokens:
-                mask[token // 32] |= 1 << (token % 32)
-            self._struct.allowed_mask = mask
 
     def append(self, token: int) -> None:
         """Record a generated token."""

@@ -103,7 +103,8 @@ def score_chunk(
             candidates = np.argpartition(-row, min(top, row.size - 1))[: top + 1]
             order = sorted(candidates.tolist(), key=lambda token: (-row[token], token))[:top]
             best = [(token, float(row[token])) for token in order]
-        result.append(TokenLogprobs(token, float(row[token]), best))
+        rank = int((row >= row[token]).sum())
+        result.append(TokenLogprobs(token, float(row[token]), best, rank))
     return result
 
 

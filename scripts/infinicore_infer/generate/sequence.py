@@ -14,6 +14,7 @@ from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.generate.results import GenerationPiece, GenerationResult, TokenLogprobs
 from infinicore_infer.generate.sampling import SamplerState, SamplingParams, draw_seed
+from infinicore_infer.generate.token_rules import TokenRules
 from infinicore_infer.native.model import KVCache, NativeModel, StepRequest, StepResult
 from infinicore_infer.text.streaming import IncrementalDetokenizer, StopMatcher
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
@@ -46,6 +47,7 @@ class GenerationSequence:
         dctx: int,
         dvoc: int,
         end_tokens: Sequence[int],
+        stop_tokens: Sequence[int] = (),
         tokenizer: Qwen3Tokenizer | None,
         cache: KVCache | None = None,
         constraint: Constraint | None = None,
@@ -59,7 +61,8 @@ class GenerationSequence:
             params: Sampling settings.
             dctx: Context length of the model, in tokens.
             dvoc: Vocabulary size of the model.
-            end_tokens: Ids that end the answer.
+            end_tokens: Ids that end the answer, unless they are to be ignored.
+            stop_tokens: Ids that end it in any case.
             tokenizer: For the text; ``None``: the text stays empty.
             cache: A cache to use and leave behind; tokens it shares with the prompt's beginning are
                 not computed again. ``None``: one of its own.
@@ -96,13 +99,23 @@ class GenerationSequence:
         self._constraint = constraint
         self._repetition = repetition
         self._mask: NDArray[np.uint32] | None = None
-        self._end_tokens = frozenset() if params.ignore_eos else frozenset(end_tokens)
+        ends = [] if params.ignore_eos else end_tokens
+        self._end_tokens = frozenset((*ends, *stop_tokens))
         # The last token generated need not be fed, so it may lie just outside the context.
         room = dctx - len(prompt) + 1
         self._limit = min(room, params.max_steps) if params.max_steps is not None else room
         self._sampler = SamplerState(params, seed, prompt, dvoc)
-        self._detokenizer = IncrementalDetokenizer(tokenizer) if tokenizer else None
-        self._stops = StopMatcher(params.stop)
+        self._rules = TokenRules(
+            dvoc,
+            allowed=params.allowed_tokens,
+            bad_words=params.bad_words,
+            min_tokens=params.min_tokens,
+            end_tokens=[*end_tokens, *stop_tokens],
+        )
+        self._detokenizer = (
+            IncrementalDetokenizer(tokenizer, params.skip_special) if tokenizer else None
+        )
+        self._stops = StopMatcher(params.stop, include=params.include_stop)
         self._created = self._first = self._last = time.perf_counter()
         self._started = False
 
@@ -119,11 +132,12 @@ class GenerationSequence:
 
     @property
     def lookup(self) -> int:
-        """Most tokens to guess in a step from repetitions; 0 under a constraint.
+        """Most tokens to guess in a step from repetitions; 0 under a constraint, or changing rules.
 
-        A constraint has one mask for a step, so its answer goes on token by token.
+        There is one mask for a step, so their answer goes on token by token.
         """
-        return 0 if self._constraint is not None else self.params.lookup
+        single = self._constraint is not None or self._rules.changing(len(self.result.tokens))
+        return 0 if single else self.params.lookup
 
     @property
     def draft_room(self) -> int:
@@ -173,12 +187,12 @@ class GenerationSequence:
         sampling = self._sampler.struct() if count == self.remaining else None
         if sampling is not None:
             sampling.ndraft = len(drafts)
-            if self._constraint is not None:
-                # Kept, because the structure only points to it.
-                self._mask = self._constraint.mask()
-                sampling.allowed_mask = (
-                    None if self._mask is None else self._mask.ctypes.data_as(POINTER(c_uint32))
-                )
+            inner = None if self._constraint is None else self._constraint.mask()
+            # Kept, because the structure only points to it.
+            self._mask = self._rules.mask(inner, self.result.tokens)
+            sampling.allowed_mask = (
+                None if self._mask is None else self._mask.ctypes.data_as(POINTER(c_uint32))
+            )
         if drafts:
             tokens += drafts
         return StepRequest(self.cache, tokens, self.position, sampling)
@@ -229,12 +243,13 @@ class GenerationSequence:
         if self._constraint is not None:
             self._constraint.accept(token)
         repeats = self._repetition is not None and self._repetition.push(token)
-        if token in self._end_tokens:
+        ended = token in self._end_tokens
+        if self._detokenizer is not None and (not ended or self.params.include_stop):
+            piece.text = self._detokenizer.push(token)
+            if len(result.tokens) > self.params.min_tokens:
+                piece.text = self._stops.push(piece.text)
+        if ended or self._stops.matched is not None:
             piece.finish_reason = "stop"
-        elif self._detokenizer is not None:
-            piece.text = self._stops.push(self._detokenizer.push(token))
-            if self._stops.matched is not None:
-                piece.finish_reason = "stop"
         if piece.finish_reason is None and len(result.tokens) >= self._limit:
             piece.finish_reason = "length"
         if piece.finish_reason is None and repeats:

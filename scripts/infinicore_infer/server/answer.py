@@ -48,6 +48,8 @@ class Answer:
         end_tokens: The model's own.
         hide_thinking: Whether the client does not want to see thinking.
         logprobs: Log-probabilities of tokens that nobody has taken yet, end tokens left out.
+        tokens: Ids of tokens that nobody has taken yet, end tokens included.
+        count: How many tokens it has.
         reasoning_tokens: How many of its tokens are thinking.
         finish_reason: Why it ended: ``"stop"``, ``"tool_calls"``, ``"length"`` or
             ``"repetition"``; ``None`` while it goes on.
@@ -59,6 +61,8 @@ class Answer:
     end_tokens: frozenset[int]
     hide_thinking: bool = False
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    count: int = 0
     reasoning_tokens: int = 0
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -68,6 +72,8 @@ class Answer:
         piece = update.piece
         if piece is None:
             return []
+        self.count += 1
+        self.tokens.append(piece.token)
         before = self.parser.state
         parts = self.parser.push(piece.text)
         thinking = "reasoning" in (before, self.parser.state)
@@ -88,6 +94,11 @@ class Answer:
     def take_logprobs(self) -> list[TokenLogprobs]:
         """Return the log-probabilities that came since the last call."""
         taken, self.logprobs = self.logprobs, []
+        return taken
+
+    def take_tokens(self) -> list[int]:
+        """Return the ids of tokens that came since the last call."""
+        taken, self.tokens = self.tokens, []
         return taken
 
 
@@ -117,6 +128,7 @@ class _Plan:
 
     Attributes:
         tokens: The prompt.
+        params: The settings of every answer.
         opened: Whether the prompt has begun to think.
         may_think: Whether the answer may begin with thinking.
         written: The beginning of the answer, where the last message goes on.
@@ -125,6 +137,7 @@ class _Plan:
     """
 
     tokens: list[int]
+    params: list[SamplingParams]
     opened: bool
     may_think: bool
     written: str
@@ -150,7 +163,8 @@ def _plan(service: Service, asked: Callable[[], ChatRequest]) -> tuple[ChatReque
         opened = tail.endswith("<think>")
         may_think = opened or not tail.endswith("</think>")
     offered = bool(request.offered_tools())
-    return request, _Plan(tokens, opened, may_think, written, offered, grammar)
+    params = request.sampling.params(model)
+    return request, _Plan(tokens, params, opened, may_think, written, offered, grammar)
 
 
 def _last_text(messages: Sequence[JsonObject]) -> str:
@@ -220,16 +234,17 @@ async def begin_chat(service: Service, asked: Callable[[], ChatRequest], name: s
     request, plan = await asyncio.to_thread(_plan, service, asked)
     model, sampling = service.model, request.sampling
     constraint = await _constraint(service, request, plan)
-    params = sampling.params(model)
     stream = service.submit(
         [
             Submission(
                 plan.tokens,
-                params,
+                plan.params,
                 name,
                 stop_tokens=sampling.stop_token_ids,
                 constraint=constraint,
                 repetition=sampling.repetition,
+                priority=sampling.priority,
+                prompt_logprobs=sampling.prompt_logprobs,
             )
         ]
     )
@@ -243,4 +258,4 @@ async def begin_chat(service: Service, asked: Callable[[], ChatRequest], name: s
         )
         for job in stream.jobs
     ]
-    return Chat(stream, answers, params[0])
+    return Chat(stream, answers, plan.params[0])

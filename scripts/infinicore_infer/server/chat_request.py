@@ -16,7 +16,7 @@ from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.generate.sampling import SamplingParams
 from infinicore_infer.server.forms import Form
 from infinicore_infer.server.json_values import JsonObject
-from infinicore_infer.server.tokenizing import refuse_long, tokenizing
+from infinicore_infer.server.tokenizing import Truncation, refuse_long, tokenizing
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 from infinicore_infer.text.traced import strings
 
@@ -67,7 +67,11 @@ class Sampling:
         max_steps: Most tokens of an answer; ``None``: until the context is full.
         logprobs: How many likeliest tokens to report; ``None``: no log-probabilities.
         seed: Of the first answer; the next ones have the numbers that follow.
-        stop_token_ids: Further tokens that end an answer.
+        stop_token_ids: Further tokens that end an answer, also where the model's own are ignored.
+        bad_words: What must not be written.
+        priority: What is lower leaves the queue first.
+        prompt_logprobs: How many likeliest tokens to report with each of the prompt's; ``None``:
+            no log-probabilities of prompts.
         repetition: Makes what ends one answer that repeats itself; ``None``: nothing does.
 
     The others are those of :class:`SamplingParams`; ``None`` means not given.
@@ -88,6 +92,13 @@ class Sampling:
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    bad_words: Sequence[str] = ()
+    allowed_tokens: Sequence[int] | None = None
+    include_stop: bool | None = None
+    skip_special: bool | None = None
+    priority: int = 0
+    prompt_logprobs: int | None = None
     repetition: Callable[[], RepetitionDetector] | None = None
 
     def params(self, model: Qwen3ForCausalLM) -> list[SamplingParams]:
@@ -103,6 +114,9 @@ class Sampling:
         for i, token in enumerate(self.stop_token_ids):
             if not 0 <= token < dvoc:
                 raise FieldError(f"stop_token_ids[{i}]", f"there is no token {token}")
+        for i, token in enumerate(self.allowed_tokens or ()):
+            if not 0 <= token < dvoc:
+                raise FieldError(f"allowed_token_ids[{i}]", f"there is no token {token}")
         first = model.sampling_params(
             max_steps=self.max_steps,
             logprobs=self.logprobs,
@@ -118,6 +132,11 @@ class Sampling:
             logit_bias=self.logit_bias or None,
             stop=tuple(self.stop),
             ignore_eos=self.ignore_eos,
+            min_tokens=self.min_tokens,
+            bad_words=self.bad_words or None,
+            allowed_tokens=self.allowed_tokens,
+            include_stop=self.include_stop,
+            skip_special=self.skip_special,
         )
         return [first.numbered(i) for i in range(self.n)]
 
@@ -201,6 +220,8 @@ class ChatRequest:
         template_variables: Further variables of the chat template; they win over ``thinking``.
         continued: Whether the last message, the assistant's, goes on; else an answer begins.
         begins: Whether an answer begins; else the prompt ends with the last message.
+        truncation: How a prompt that is too long is cut; ``None``: it is not.
+        drops: Whether the oldest turns are dropped until the rest and an answer fit the context.
     """
 
     messages: list[JsonObject]
@@ -213,6 +234,8 @@ class ChatRequest:
     template_variables: JsonObject = field(default_factory=dict)
     continued: bool = False
     begins: bool = True
+    truncation: Truncation | None = None
+    drops: bool = False
 
     def offered_tools(self) -> list[Tool]:
         """Return the tools that the model is told of.
@@ -267,17 +290,55 @@ class ChatRequest:
         Raises:
             FieldError: A message, a tool or a variable is wrong, or it is far too long.
         """
-        variables = self.variables()
+        cut = self.truncation
+        if self.drops:
+            return self._newest(model, limit)
+        tokens = self._encode(model, self.messages, cut.readable(limit) if cut else limit)
+        return cut.cut(tokens, limit) if cut else tokens
+
+    def _encode(self, model: Qwen3ForCausalLM, messages: list[JsonObject], limit: int) -> list[int]:
         tools = [tool.told for tool in self.offered_tools()]
         return encode_chat(
             model.tokenizer,
-            self.messages,
+            messages,
             tools or None,
-            variables,
+            self.variables(),
             limit=limit,
             begins=self.begins,
             continued=self.continued,
         )
+
+    def _newest(self, model: Qwen3ForCausalLM, limit: int) -> list[int]:
+        """Return the token ids of as many of the newest turns as fit, after the instructions.
+
+        An answer has half of the context at most.
+        """
+        messages = self.messages
+        head = next((i for i, m in enumerate(messages) if m.get("role") != "system"), 0)
+        turns = [i for i, m in enumerate(messages) if i > head and m.get("role") == "user"]
+        begins = [head, *turns]
+        room = limit - min(self.sampling.max_steps or 1, limit // 2)
+
+        def encoded(i: int) -> list[int] | None:
+            try:
+                tokens = self._encode(model, messages[:head] + messages[begins[i] :], limit)
+            except FieldError as error:
+                if error.code != "context_length_exceeded" or i == len(turns):
+                    raise
+                return None
+            # Too long or not, the last turn stays.
+            return tokens if len(tokens) <= room or i == len(turns) else None
+
+        best = encoded(0)
+        if best is not None:
+            return best
+        low, high = 1, len(turns)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if encoded(middle) is not None else (middle + 1, high)
+        best = encoded(low)
+        assert best is not None
+        return best
 
 
 def encode_chat(

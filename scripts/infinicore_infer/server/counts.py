@@ -58,6 +58,17 @@ def spans(jobs: Sequence[Job]) -> Spans:
     return Spans(started - created, first - started, last - first)
 
 
+def running(job: Job, tokens: int) -> Counts:
+    """Count the tokens of one answer and its prompt so far.
+
+    Args:
+        job: The answer.
+        tokens: How many of its tokens have been shown; there may be more by now.
+    """
+    result = job.sequence.result
+    return Counts(result.prompt_tokens, result.reused_tokens, tokens)
+
+
 def timings(jobs: Sequence[Job]) -> JsonObject:
     """Return how fast answers were computed, in milliseconds, as llama-server tells it.
 

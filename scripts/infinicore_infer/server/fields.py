@@ -26,6 +26,9 @@ Ids = Annotated[list[int], Once()]
 Strings = Annotated[list[str], Once()]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 _MAX_STOPS = 16
+# Each is looked for before every token.
+_MAX_BAD_WORDS = 256
+_MAX_BAD_WORD = 200
 
 
 class Body(BaseModel):
@@ -112,6 +115,14 @@ class SamplingFields(Body):
     repetition_penalty: Annotated[Number, Field(gt=0, le=100)] | None = None
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
     ignore_eos: bool | None = None
+    # vLLM's.
+    min_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    bad_words: Annotated[list[str], Once(), Field(max_length=_MAX_BAD_WORDS)] | None = None
+    allowed_token_ids: Annotated[Ids, Field(min_length=1)] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    # What is lower comes first.
+    priority: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     repetition_detection: RepetitionDetection | None = None
 
     @field_validator("logit_bias")
@@ -126,12 +137,21 @@ class SamplingFields(Body):
     def _stops(cls, stop: str | list[str] | None) -> list[str] | None:
         return None if stop is None else checked_stops([stop] if isinstance(stop, str) else stop)
 
+    @field_validator("bad_words")
+    @classmethod
+    def _bad_words(cls, words: list[str] | None) -> list[str] | None:
+        for word in words or ():
+            if len(word) > _MAX_BAD_WORD:
+                raise ValueError(f"a word has {len(word)} characters; at most {_MAX_BAD_WORD}")
+        return words
+
     def sampling(
         self,
         *,
         max_steps: int | None,
         n: int | None = None,
         logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
     ) -> Sampling:
         """Return the settings.
 
@@ -139,6 +159,7 @@ class SamplingFields(Body):
             max_steps: Most tokens of an answer; ``None``: until the context is full.
             n: How many answers there shall be; ``None``: one.
             logprobs: How many likeliest tokens to report; ``None``: no log-probabilities.
+            prompt_logprobs: The same of the prompt's tokens.
         """
         repetition = self.repetition_detection
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -146,6 +167,7 @@ class SamplingFields(Body):
             n=n or 1,
             max_steps=max_steps,
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             temperature=self.temperature,
             top_k=0 if self.top_k == -1 else self.top_k,
             top_p=self.top_p,
@@ -158,5 +180,11 @@ class SamplingFields(Body):
             stop=[*stop, *(self.stop_sequences or ())],
             stop_token_ids=self.stop_token_ids or (),
             ignore_eos=self.ignore_eos,
+            min_tokens=self.min_tokens,
+            bad_words=self.bad_words or (),
+            allowed_tokens=self.allowed_token_ids,
+            include_stop=self.include_stop_str_in_output,
+            skip_special=self.skip_special_tokens,
+            priority=self.priority or 0,
             repetition=repetition.detector if repetition and repetition.max_pattern_size else None,
         )

@@ -63,7 +63,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     ),
     "changes the speed only, and the prefix cache needs no hints": (
         *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "prediction"),
-        *("cache_prompt", "cache_control", "id_slot", "slot_id", "n_cache_reuse", "priority"),
+        *("cache_prompt", "cache_control", "id_slot", "slot_id", "n_cache_reuse"),
         *("keep_alive", "backend_sampling", "speculative", "speculative.n_max"),
         *("speculative.n_min", "speculative.p_min", "speculative.type", "kv_transfer_params"),
         *("ec_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"),
@@ -72,7 +72,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
         *("dynatemp_exponent", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
         *("dry_sequence_breakers", "xtc_threshold", "mirostat_tau", "mirostat_eta"),
         *("adaptive_decay", "grammar_type", "preserved_tokens", "penalize_nl"),
-        *("penalize_newline", "truncation_side"),
+        *("penalize_newline",),
     ),
     "the context is never shifted: an answer ends where it is full": (
         *("n_keep", "n_discard", "num_keep", "shift"),
@@ -144,7 +144,6 @@ REFUSED: dict[str, Refused] = {
     "prompt": Refused(where=(RESPONSES, CHAT, MESSAGES)),
     "suffix": Refused(advice="the model was not trained to insert"),
     "truncate": Refused((False,)),
-    "truncate_prompt_tokens": Refused(),
     "truncation": Refused(("disabled",), "a conversation that does not fit is refused"),
     # Tools of a provider.
     "enable_search": Refused((False,)),
@@ -160,8 +159,6 @@ REFUSED: dict[str, Refused] = {
     "n_indent": Refused((0,)),
     # Choosing tokens.
     "adaptive_target": Refused((-1,), _SAMPLING),
-    "allowed_token_ids": Refused(advice="use logit_bias"),
-    "bad_words": Refused(advice="use logit_bias"),
     "custom_logit_processor": Refused(),
     "custom_params": Refused(),
     "do_sample": Refused((True,), "set temperature to 0"),
@@ -173,8 +170,7 @@ REFUSED: dict[str, Refused] = {
     "lora_name": Refused(),
     "lora_path": Refused(),
     "min_keep": Refused((0,), _SAMPLING),
-    "min_new_tokens": Refused((0,)),
-    "min_tokens": Refused((0,)),
+    "min_new_tokens": Refused((0,), "use min_tokens"),
     "mirostat": Refused((0,), _SAMPLING),
     "repeat_last_n": Refused((-1,), "penalties see the whole text"),
     "repeat_penalty": Refused((1,), "use repetition_penalty"),
@@ -210,12 +206,10 @@ REFUSED: dict[str, Refused] = {
             isinstance(value, list) and "message.output_text.logprobs" not in value
         ),
     ),
-    "include_stop_str_in_output": Refused((False,)),
     "no_stop_trim": Refused((False,)),
     "logprob_token_ids": Refused(),
     "n_probs": Refused((0,), "use logprobs"),
     "post_sampling_probs": Refused((False,)),
-    "prompt_logprobs": Refused(advice="use echo with logprobs in /v1/completions"),
     "reasoning_format": Refused(
         ("auto", "deepseek", "deepseek-legacy", "parsed"), "thinking is always split off"
     ),
@@ -225,15 +219,11 @@ REFUSED: dict[str, Refused] = {
     "return_prompt_text": Refused((False,), "use /tokenize and /detokenize"),
     "return_routed_experts": Refused((False,)),
     "return_text_in_logprobs": Refused((False, True)),
-    "return_token_ids": Refused((False,)),
     "return_tokens": Refused((False,)),
-    "return_tokens_as_token_ids": Refused((False,)),
-    "skip_special_tokens": Refused((True,)),
     "stream_reasoning": Refused((True,)),
     "thinking_forced_open": Refused((False,)),
     "top_logprobs": Refused((0,), "they are in /v1/chat/completions", (RESPONSES, MESSAGES)),
     "with_pieces": Refused((False,), "use return_token_strs"),
-    "stream_options.continuous_usage_stats": Refused((False,)),
 }
 
 # Fields that some endpoints obey, and why they change nothing in others.
@@ -259,7 +249,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("json", "regex", "choice", "grammar", "json_object", "structural_tag"),
         *("whitespace_pattern", "disable_any_whitespace", "disable_additional_properties"),
     ),
-    "stream_options": ("include_usage",),
+    "stream_options": ("include_usage", "continuous_usage_stats"),
     "repetition_detection": ("max_pattern_size", "min_pattern_size", "min_count"),
     "text": ("format",),
     "thinking": ("type", "budget_tokens", "display", "clear_thinking"),

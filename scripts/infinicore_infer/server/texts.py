@@ -12,24 +12,28 @@ from infinicore_infer.server.answer import check_length
 from infinicore_infer.server.chat_request import Sampling
 from infinicore_infer.server.forms import Form
 from infinicore_infer.server.service import Service
-from infinicore_infer.server.tokenizing import refuse_long, tokenizing
+from infinicore_infer.server.tokenizing import Truncation, refuse_long, tokenizing
 
 _MAX_PROMPTS = 256
 
 
-def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+def _encode(
+    service: Service, prompts: Sequence[str | list[int]], cut: Truncation | None
+) -> list[list[int]]:
     """Return the token ids of every prompt, checked."""
     if not 0 < len(prompts) <= _MAX_PROMPTS:
         raise FieldError("prompt", f"must be from 1 to {_MAX_PROMPTS} prompts")
-    result = []
+    result, context = [], service.engine.engine.context_length
     for prompt in prompts:
         if len(prompt) == 0:
             raise FieldError("prompt", "must not be empty")
         if isinstance(prompt, str) and service.model.has_tokenizer:
-            limit = service.engine.engine.context_length
+            limit = cut.readable(context) if cut else context
             refuse_long(service.model.tokenizer, prompt, limit, "prompt")
         with tokenizing("prompt"):
             tokens = service.model.encode(prompt)
+        if cut is not None:
+            tokens = cut.cut(tokens, context)
         check_length(service, tokens, "prompt")
         result.append(tokens)
     return result
@@ -42,7 +46,7 @@ async def begin_texts(
     name: str,
     *,
     form: Callable[[], Form | None] = lambda: None,
-    prompt_logprobs: int | None = None,
+    truncation: Truncation | None = None,
 ) -> AsyncStream:
     """Check prompts and hand them to the engine.
 
@@ -52,30 +56,30 @@ async def begin_texts(
         sampling: How each goes on.
         name: For messages.
         form: Returns what the texts must be like, ``None`` for anything; called on another thread.
-        prompt_logprobs: How many likeliest tokens to report with each token of a prompt; ``None``:
-            no log-probabilities of prompts.
+        truncation: How prompts that are too long are cut; ``None``: they are not.
 
     Raises:
         FieldError: A prompt or the form is wrong.
         EngineError: There is no room now, or the engine is draining.
     """
-    encoded = await asyncio.to_thread(_encode, service, prompts)
+    encoded = await asyncio.to_thread(_encode, service, prompts, truncation)
     constraint = None
     asked = await asyncio.to_thread(form)
     if asked is not None:
         grammar = asked.grammar()
         constraint = await service.grammars.prepare(grammar, may_think=False, thinking=False)
-    params = sampling.params(service.model)
+    params = await asyncio.to_thread(sampling.params, service.model)
     return service.submit(
         [
             Submission(
                 tokens,
                 params,
                 name,
-                prompt_logprobs=prompt_logprobs,
+                prompt_logprobs=sampling.prompt_logprobs,
                 constraint=constraint,
                 stop_tokens=sampling.stop_token_ids,
                 repetition=sampling.repetition,
+                priority=sampling.priority,
             )
             for tokens in encoded
         ]

@@ -35,8 +35,12 @@ class StopMatcher:
     Text that may be the beginning of a stop string is held back, so it never leaks.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         """Store the stop strings.
+
+        Args:
+            stops: The strings.
+            include: Whether the one that comes is shown.
 
         Raises:
             ValueError: A stop string is empty.
@@ -44,6 +48,7 @@ class StopMatcher:
         if any(not isinstance(stop, str) or not stop for stop in stops):
             raise ValueError("stop strings must be strings of at least one character")
         self._stops = tuple(stops)
+        self._include = include
         self._held = ""
         self.matched: str | None = None
 
@@ -55,7 +60,8 @@ class StopMatcher:
         found = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
         if found:
             position, self.matched = min(found)
-            shown, self._held = self._held[:position], ""
+            end = position + len(self.matched) if self._include else position
+            shown, self._held = self._held[:end], ""
             return shown
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep

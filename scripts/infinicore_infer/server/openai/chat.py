@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from infinicore_infer.engine.jobs import Update
 from infinicore_infer.server.answer import Answer, Chat, begin_chat
-from infinicore_infer.server.counts import count, timings
+from infinicore_infer.server.counts import count, running, timings
 from infinicore_infer.server.http import StreamForm
 from infinicore_infer.server.json_values import JsonObject
-from infinicore_infer.server.logprobs import chat_logprobs
+from infinicore_infer.server.logprobs import chat_logprobs, prompt_logprobs
 from infinicore_infer.server.openai.errors import COMPLETION_STREAM
 from infinicore_infer.server.openai.fields import ChatBody
 from infinicore_infer.server.openai.usage import usage
@@ -42,7 +42,7 @@ class _Choice:
     index: int
     answer: Answer
     tokenizer: Qwen3Tokenizer
-    want_logprobs: bool
+    body: ChatBody
     content: str = ""
     reasoning: str = ""
     calls: list[_ToolCall] = field(default_factory=list)
@@ -65,10 +65,18 @@ class _Choice:
 
     def logprobs(self) -> JsonObject | None:
         """Return the log-probabilities that came since the last call, if they are wanted."""
-        if not self.want_logprobs:
+        if not self.body.logprobs:
             return None
-        taken = [chat_logprobs(self.tokenizer, item) for item in self.answer.take_logprobs()]
+        as_ids = bool(self.body.return_tokens_as_token_ids)
+        taken = [
+            chat_logprobs(self.tokenizer, item, as_ids=as_ids)
+            for item in self.answer.take_logprobs()
+        ]
         return {"content": taken, "refusal": None}
+
+    def ids(self) -> JsonObject:
+        """Return the ids of tokens that came since the last call, if they are wanted."""
+        return {"token_ids": self.answer.take_tokens()} if self.body.return_token_ids else {}
 
     def whole(self) -> JsonObject:
         """Return the choice of an answer that is sent whole."""
@@ -84,6 +92,7 @@ class _Choice:
             "logprobs": self.logprobs(),
             "finish_reason": self.answer.finish_reason,
             "stop_reason": self.answer.stop_reason,
+            **self.ids(),
         }
 
 
@@ -101,10 +110,11 @@ class ChatWriter:
             chat: Its answers.
         """
         self._chat = chat
-        self._with_usage = body.with_usage
-        tokenizer, want = service.model.tokenizer, bool(body.logprobs)
+        self._body = body
+        self._tokenizer = service.model.tokenizer
         self._choices = [
-            _Choice(index, answer, tokenizer, want) for index, answer in enumerate(chat.answers)
+            _Choice(index, answer, self._tokenizer, body)
+            for index, answer in enumerate(chat.answers)
         ]
         self._head: JsonObject = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -126,7 +136,18 @@ class ChatWriter:
         if logprobs is not None and not logprobs["content"]:
             logprobs = None
         entry = {"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-        return {**self._head, "choices": [{**entry, **last}]}
+        event: JsonObject = {**self._head, "choices": [{**entry, **last, **choice.ids()}]}
+        if self._body.with_running_usage:
+            answer = choice.answer
+            event["usage"] = usage(running(answer.job, answer.count), answer.reasoning_tokens)
+        return event
+
+    def _prompt_ids(self) -> JsonObject:
+        """Return the prompt's token ids, if they are wanted."""
+        if not self._body.return_token_ids:
+            return {}
+        sequence = self._chat.answers[0].job.sequence
+        return {"prompt_token_ids": sequence.all_tokens[: sequence.result.prompt_tokens]}
 
     def _totals(self) -> JsonObject:
         jobs = self._chat.stream.jobs
@@ -136,7 +157,9 @@ class ChatWriter:
     def begin(self) -> list[JsonObject]:
         """Return the events before the first token: the role, of every choice."""
         delta = {"role": "assistant", "content": ""}
-        return [self._chunk(choice, {**delta}) for choice in self._choices]
+        events = [self._chunk(choice, {**delta}) for choice in self._choices]
+        events[0] |= self._prompt_ids()
+        return events
 
     def push(self, index: int, update: Update) -> list[JsonObject]:
         """Take news of one of the answers; return the events it brings."""
@@ -152,7 +175,7 @@ class ChatWriter:
 
     def finish(self) -> list[JsonObject]:
         """Return the events after the last token: the usage, if it is wanted."""
-        return [{**self._head, "choices": [], **self._totals()}] if self._with_usage else []
+        return [{**self._head, "choices": [], **self._totals()}] if self._body.with_usage else []
 
     def take(self, index: int, update: Update) -> None:
         """Take news of an answer that is sent whole."""
@@ -163,7 +186,12 @@ class ChatWriter:
     def whole(self) -> JsonObject:
         """Return the completion."""
         choices = [choice.whole() for choice in self._choices]
-        return {**self._head, "choices": choices, **self._totals()}
+        answer = {**self._head, "choices": choices, **self._totals(), **self._prompt_ids()}
+        if self._body.prompt_logprobs is not None:
+            scores = self._chat.answers[0].job.sequence.prompt_scores
+            top = self._body.prompt_logprobs
+            answer["prompt_logprobs"] = prompt_logprobs(self._tokenizer, scores, top)
+        return answer
 
 
 async def chat_completions(request: Request) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,10 +13,11 @@ from starlette.responses import Response
 from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.engine.jobs import Job, Update
 from infinicore_infer.generate.results import GenerationPiece, TokenLogprobs
-from infinicore_infer.server.counts import Counts, count, stop_reason, timings
+from infinicore_infer.server.counts import Counts, count, running, stop_reason, timings
 from infinicore_infer.server.form_fields import response_form
 from infinicore_infer.server.http import StreamForm
 from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.logprobs import prompt_logprobs
 from infinicore_infer.server.openai.errors import COMPLETION_STREAM
 from infinicore_infer.server.openai.fields import CompletionBody
 from infinicore_infer.server.openai.logprobs import CompletionLogprobs
@@ -56,26 +58,42 @@ class _Choice:
         job: Job,
         tokenizer: Qwen3Tokenizer | None,
         end_tokens: Collection[int],
-        logprobs: int | None,
+        body: CompletionBody,
     ) -> None:
         self.job = job
+        self.tokens = 0
         self._index = index
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens
-        self._logprobs = None if logprobs is None else CompletionLogprobs(tokenizer)
+        self._body = body
+        named_by = None if body.return_tokens_as_token_ids else tokenizer
+        self._logprobs = None if body.logprobs is None else CompletionLogprobs(named_by)
         self._items: list[tuple[int, TokenLogprobs | None]] = []
         self._texts: list[str] = []
+        # Of what came since the last call; the prompt's once.
+        self._ids: list[int] = []
+        self._prompt_ids = self.prompt if body.return_token_ids else []
+
+    @property
+    def prompt(self) -> list[int]:
+        """The prompt's token ids."""
+        sequence = self.job.sequence
+        return sequence.all_tokens[: sequence.result.prompt_tokens]
 
     def add(self, piece: GenerationPiece) -> None:
         """Add a generated token."""
+        self.tokens += 1
+        self._ids.append(piece.token)
         self._items.append((piece.token, piece.logprobs))
         self._texts.append(piece.text)
 
     def echo(self) -> None:
         """Begin with the prompt; its log-probabilities are there when the answer is."""
-        sequence = self.job.sequence
-        prompt = sequence.all_tokens[: sequence.result.prompt_tokens]
-        scores: list[TokenLogprobs | None] = [None, *sequence.prompt_scores]
+        prompt, top = self.prompt, self._body.echoed_logprobs
+        scores: list[TokenLogprobs | None] = [None]
+        if top is not None:
+            known = self.job.sequence.prompt_scores
+            scores += [replace(score, top=score.top[:top]) for score in known]
         scores += [None] * (len(prompt) - len(scores))
         self._items = [*zip(prompt, scores, strict=True), *self._items]
         self._texts = [*_texts(self._tokenizer, prompt), *self._texts]
@@ -93,6 +111,18 @@ class _Choice:
         if reason is not None:
             cut = reason == "length"
             choice["stop_reason"] = None if cut else stop_reason(self.job, self._end_tokens)
+        if self._body.return_token_ids:
+            choice["token_ids"], self._ids = self._ids, []
+        if self._prompt_ids:
+            choice["prompt_token_ids"], self._prompt_ids = self._prompt_ids, []
+        return choice
+
+    def whole(self, reason: str) -> JsonObject:
+        """Return a choice that is sent whole."""
+        choice, top = self.take(reason), self._body.prompt_logprobs
+        if top is not None:
+            scores = self.job.sequence.prompt_scores
+            choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, scores, top)
         return choice
 
 
@@ -114,7 +144,7 @@ class CompletionWriter:
         model = service.model
         tokenizer = model.tokenizer if model.has_tokenizer else None
         self._choices = [
-            _Choice(index, job, tokenizer, model.meta.end_tokens, body.logprobs)
+            _Choice(index, job, tokenizer, model.meta.end_tokens, body)
             for index, job in enumerate(stream.jobs)
         ]
         self._head: JsonObject = {
@@ -133,7 +163,13 @@ class CompletionWriter:
             return []
         for choice in self._choices:
             choice.echo()
-        return [{**self._head, "choices": [choice.take(None)]} for choice in self._choices]
+        return [self._event(choice, None) for choice in self._choices]
+
+    def _event(self, choice: _Choice, reason: str | None) -> JsonObject:
+        event: JsonObject = {**self._head, "choices": [choice.take(reason)]}
+        if self._body.with_running_usage:
+            event["usage"] = usage(running(choice.job, choice.tokens))
+        return event
 
     def push(self, index: int, update: Update) -> list[JsonObject]:
         """Take news of one of the answers; return the events it brings."""
@@ -142,9 +178,9 @@ class CompletionWriter:
             return []
         choice.add(piece)
         if update.done:
-            entry = choice.take(piece.finish_reason)
-            return [{**self._head, "choices": [entry], "timings": timings([choice.job])}]
-        return [{**self._head, "choices": [choice.take(None)]}] if piece.text else []
+            event = self._event(choice, piece.finish_reason)
+            return [{**event, "timings": timings([choice.job])}]
+        return [self._event(choice, None)] if piece.text else []
 
     def finish(self) -> list[JsonObject]:
         """Return the events after the last token: the usage, if it is wanted."""
@@ -165,7 +201,7 @@ class CompletionWriter:
             if self._body.echo:
                 choice.echo()
             reason = choice.job.sequence.result.finish_reason
-            choices.append(choice.take(reason if self._body.limit else "length"))
+            choices.append(choice.whole(reason if self._body.limit else "length"))
         counts = count(self._jobs)
         if not self._body.limit:
             # The one token that was computed for the prompt's log-probabilities is not shown.
@@ -185,7 +221,7 @@ async def completions(request: Request) -> Response:
         body.completion_sampling(),
         request.state.request_id,
         form=lambda: body.asked_form(response_form(body.response_format)),
-        prompt_logprobs=body.logprobs if body.echo else None,
+        truncation=body.truncation(None if body.max_tokens == -1 else body.limit),
     )
     writer = CompletionWriter(service, body, stream)
     return await service.answer(request, stream, writer, streamed=bool(body.stream))

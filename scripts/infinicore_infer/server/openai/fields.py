@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, StrictStr
 
@@ -13,6 +13,7 @@ from infinicore_infer.server.fields import Body, Ids, Objects, Once, Strings
 from infinicore_infer.server.form_fields import FormFields, response_form
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import CHAT, COMPLETIONS
+from infinicore_infer.server.tokenizing import Truncation
 
 _MAX_CHOICES = 64
 
@@ -21,6 +22,7 @@ class StreamOptions(Body):
     """OpenAI's stream_options."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class CompletionFields(FormFields):
@@ -32,11 +34,34 @@ class CompletionFields(FormFields):
     # llama-server's -1: as many as there is room for.
     max_tokens: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     response_format: JsonObject | None = None
+    # vLLM's.
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=2**63 - 1)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
 
     @property
     def with_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def with_running_usage(self) -> bool:
+        """Whether each event of a stream has the usage so far."""
+        options = self.stream_options
+        return self.with_usage and bool(options and options.continuous_usage_stats)
+
+    def truncation(self, answer: int | None) -> Truncation | None:
+        """Return how a prompt that is too long is cut, if it is.
+
+        Args:
+            answer: Most tokens of the answer; ``None``: no limit.
+        """
+        tokens = self.truncate_prompt_tokens
+        if tokens is None:
+            return None
+        return Truncation(tokens, self.truncation_side or "left", answer)
 
     def check_rest(self) -> None:
         """Check what spans fields.
@@ -46,6 +71,13 @@ class CompletionFields(FormFields):
         """
         if self.stream_options is not None and not self.stream:
             raise FieldError("stream_options", "only allowed when stream is true")
+        if self.prompt_logprobs is not None and self.stream:
+            problem = "are not available in a stream"
+            raise FieldError("prompt_logprobs", problem, joint=" ", code="unsupported_parameter")
+        if self.truncate_prompt_tokens == 0:
+            raise FieldError("truncate_prompt_tokens", "must be at least 1, or -1", joint=" ")
+        if self.truncation_side is not None and self.truncate_prompt_tokens is None:
+            raise FieldError("truncation_side", "only allowed with truncate_prompt_tokens")
 
 
 def tool_choice(choice: str | JsonObject | None) -> ToolChoice:
@@ -98,13 +130,14 @@ class ChatBody(ChatFields, CompletionFields):
         """
         self.check_rest()
         given = (self.max_completion_tokens, self.max_tokens)
-        limits = [n for n in given if n is not None and n != -1]
+        limit = min((n for n in given if n is not None and n != -1), default=None)
         continued, begins = self.ending(self.messages)
         return ChatRequest(
             messages=[_with_refusals(message) for message in self.messages],
             sampling=self.sampling(
-                max_steps=min(limits, default=None),
+                max_steps=limit,
                 n=self.n,
+                prompt_logprobs=self.prompt_logprobs,
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             ),
             tools=[function_tool(i, tool) for i, tool in self.served_tools()],
@@ -115,6 +148,7 @@ class ChatBody(ChatFields, CompletionFields):
             template_variables=self.chat_template_kwargs or {},
             continued=continued,
             begins=begins,
+            truncation=self.truncation(limit),
         )
 
 
@@ -165,6 +199,11 @@ class CompletionBody(CompletionFields):
             return 2**31
         return 16 if self.max_tokens is None else self.max_tokens
 
+    @property
+    def echoed_logprobs(self) -> int | None:
+        """How many likeliest tokens to report with each one that is repeated of the prompt."""
+        return self.logprobs if self.echo else None
+
     def completion_sampling(self) -> Sampling:
         """Return how the texts go on.
 
@@ -172,4 +211,10 @@ class CompletionBody(CompletionFields):
             FieldError: Naming the field.
         """
         self.check_rest()
-        return self.sampling(max_steps=max(self.limit, 1), n=self.n, logprobs=self.logprobs)
+        wanted = [n for n in (self.prompt_logprobs, self.echoed_logprobs) if n is not None]
+        return self.sampling(
+            max_steps=max(self.limit, 1),
+            n=self.n,
+            logprobs=self.logprobs,
+            prompt_logprobs=max(wanted, default=None),
+        )

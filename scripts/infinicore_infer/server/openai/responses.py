@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -72,6 +72,7 @@ class ResponsesBody(ChatFields):
     store: bool | None = None
     background: bool | None = None
     previous_response_id: str | None = None
+    truncation: Literal["auto", "disabled"] | None = None
 
     def chat_request(self, context: Context) -> ChatRequest:
         """Return what the client asks for.
@@ -98,6 +99,7 @@ class ResponsesBody(ChatFields):
             template_variables=self.chat_template_kwargs or {},
             continued=continued,
             begins=begins,
+            drops=self.truncation == "auto",
         )
 
     def _messages(self, context: Context) -> list[JsonObject]:
@@ -289,7 +291,7 @@ def _settings(request: Request, body: ResponsesBody, params: SamplingParams) -> 
         "tool_choice": body.tool_choice or "auto",
         "tools": body.tools or [],
         "top_p": params.top_p,
-        "truncation": "disabled",
+        "truncation": body.truncation or "disabled",
     }
     if request.state.body_bytes > _REPEATED:
         settings |= {"instructions": None, "metadata": {}, "text": {"format": {"type": "text"}}}
