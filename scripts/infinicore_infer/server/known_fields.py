@@ -55,6 +55,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     "tells who asks, or labels the request": (
         *("user", "metadata", "safety_identifier", "session_id", "request_id", "rid"),
         *("user_profile_id", "workspace_id", "diagnostics", "trace", "agent_hint"),
+        "client_metadata",
     ),
     "only responses are stored": ("store",),
     "how a provider bills, routes or moderates; there is one model on one machine": (
@@ -122,7 +123,19 @@ REFUSED: dict[str, Refused] = {
     "template": Refused(advice="the checkpoint's is used"),
     "raw": Refused((False,), "send the text to /v1/completions"),
     "context": Refused(),
-    "context_management": Refused(),
+    "context_management": Refused(
+        advice="tool results are never cleared, and nothing is summarised",
+        harmless=lambda value: (
+            # Claude Code's: templates leave thinking of earlier answers out by themselves.
+            isinstance(value, dict)
+            and list(value) == ["edits"]
+            and isinstance(value["edits"], list)
+            and all(
+                isinstance(edit, dict) and str(edit.get("type")).startswith("clear_thinking_")
+                for edit in value["edits"]
+            )
+        ),
+    ),
     "container": Refused(),
     "conversation": Refused(advice="send the whole conversation"),
     "previous_response_id": Refused(advice="send the whole conversation"),

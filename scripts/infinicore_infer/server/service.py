@@ -119,8 +119,13 @@ class ServiceConfig:
         return list(dict.fromkeys((self.model_name, *self.aliases)))
 
     def is_served(self, name: str) -> bool:
-        """Return whether the model answers to a name."""
-        return name in self.names or (self.any_model_name and 0 < len(name) <= _LONGEST_NAME)
+        """Return whether the model answers to a name.
+
+        A tag "latest" makes no other: Ollama's clients find names with it, and some of them go on
+        with OpenAI's protocol.
+        """
+        known = name in self.names or name.removesuffix(":latest") in self.names
+        return known or (self.any_model_name and 0 < len(name) <= _LONGEST_NAME)
 
 
 @dataclass

@@ -43,15 +43,10 @@ class ModelBody(Body):
 def served_name(service: Service, name: str | None) -> str:
     """Return the name that an answer gives the model, and see that it is ready.
 
-    A tag "latest" is no other model, as in Ollama.
-
     Raises:
         ApiError: It is not ready, or the name is another model's.
     """
-    known = name
-    if name is not None and not service.config.is_served(name):
-        known = name.removesuffix(_LATEST)
-    service.ready(known)
+    service.ready(name)
     return listed(service.config.model_name) if name is None else name
 
 
@@ -146,6 +141,8 @@ async def show(request: Request) -> Response:
     settings = meta.generation_config
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     given = [(name, settings[name]) for name in names if settings.get(name) is not None]
+    # Some clients look for the context here.
+    given.append(("num_ctx", service.engine.engine.context_length))
     card: JsonObject = {
         "modelfile": "",
         "license": "",

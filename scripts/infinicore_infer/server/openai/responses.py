@@ -110,10 +110,10 @@ class ResponsesBody(ChatFields):
             _add_item(messages, item, "previous_response_id")
         if isinstance(self.input, str):
             return [*messages, {"role": "user", "content": self.input}]
-        if not self.input:
-            raise FieldError("input", "is empty")
         for i, item in enumerate(self.input):
             _add_item(messages, context.resolved(item), f"input[{i}]")
+        if not messages:
+            raise FieldError("input", "is empty")
         return messages
 
     def check_storing(self, enabled: bool) -> None:
