@@ -132,7 +132,16 @@ def check_langchain_ollama(url: str) -> None:
 
 def check_ollama_js(url: str) -> None:
     """See ollama.mjs; its package is that of package.json, installed with npm."""
-    script = Path(__file__).with_name("ollama.mjs")
+    _node("ollama.mjs", url)
+
+
+def check_ollama_ai_sdk(url: str) -> None:
+    """See ollama_ai_sdk.mjs."""
+    _node("ollama_ai_sdk.mjs", url)
+
+
+def _node(name: str, url: str) -> None:
+    script = Path(__file__).with_name(name)
     run = subprocess.run(["node", str(script), url], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-6000:]
 

@@ -33,7 +33,13 @@ from frameworks import (
     check_instructor,
     check_pydantic_ai,
 )
-from ollama_clients import check_langchain_ollama, check_ollama, check_ollama_js, check_responses
+from ollama_clients import (
+    check_langchain_ollama,
+    check_ollama,
+    check_ollama_ai_sdk,
+    check_ollama_js,
+    check_responses,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "qwen3-tiny"
@@ -227,6 +233,7 @@ CLIENTS: dict[str, tuple[str, Callable[[str], None]]] = {
     "ai_sdk": ("npm:ai", check_ai_sdk),
     "ollama": ("ollama", check_ollama),
     "ollama_js": ("npm:ollama", check_ollama_js),
+    "ollama_ai_sdk": ("npm:ollama-ai-provider-v2", check_ollama_ai_sdk),
     "langchain_ollama": ("langchain-ollama", check_langchain_ollama),
     "responses": ("openai", check_responses),
 }

@@ -89,6 +89,16 @@ def test_tools(server: LiveServer, streamed: bool) -> None:
     assert calls[0]["function"]["arguments"] == json.loads(call["function"]["arguments"])
 
 
+def test_tool_choice(server: LiveServer) -> None:
+    body: dict[str, Any] = {"messages": CAPITAL, "tools": [SHORT_CITY_TOOL], "think": False}
+    required = ask(server, CHAT, **body, tool_choice="required")["message"]
+    assert set(required["tool_calls"][0]["function"]["arguments"]) == {"city"}
+    for choice in ("auto", "none", None):
+        assert ask(server, CHAT, **body, tool_choice=choice)["message"]["content"], choice
+    response = server.post(CHAT, {**BODIES[CHAT], **body, "tool_choice": "often"})
+    assert response.status_code == 400 and "tool_choice" in response.json()["error"]
+
+
 def test_the_way_back(server: LiveServer) -> None:
     """A conversation with thinking, a call and its result has the prompt that templates make."""
     call = {"function": {"name": "get_weather", "arguments": {"city": "Rome"}}}
@@ -169,6 +179,14 @@ def test_options(server: LiveServer) -> None:
         assert answer["message"]["content"] == message["content"], theirs
         assert answer["message"].get("thinking") == message.get("reasoning_content"), theirs
         assert answer["done_reason"] == expected["finish_reason"], theirs
+    # What clients write beside the options holds where these say nothing else.
+    for outer, options, count in (
+        ({"max_output_tokens": 3}, {}, 3),
+        ({"max_tokens": 4, "max_output_tokens": -1}, {}, 4),
+        ({"max_tokens": 4}, {"num_predict": 2}, 2),
+    ):
+        answer = ask(server, CHAT, options=options, **outer)
+        assert answer["eval_count"] == count and answer["done_reason"] == "length"
     # Without a seed, and with Ollama's -1, every answer has one of its own.
     answers = {
         ask(server, GENERATE, prompt="One", raw=True, options={"temperature": 9, "seed": -1})[
@@ -225,6 +243,19 @@ def test_bad_requests(
     response = server.post(path, {**BODIES[path], "stream": stream, **change})
     assert response.status_code == 400, response.text
     assert list(response.json()) == ["error"] and told in response.json()["error"], response.text
+
+
+def test_truncating(server: LiveServer) -> None:
+    """What does not fit is refused, unless the oldest messages shall go."""
+    old = {"role": "user", "content": "One two three four five. " * 150}
+    messages = [{"role": "system", "content": "Be brief."}, old, old, *CAPITAL]
+    for change in ({}, {"truncate": False}):
+        response = server.post(CHAT, {**BODIES[CHAT], "messages": messages, **change})
+        assert response.status_code == 400 and "context holds" in response.json()["error"]
+    options = {"num_predict": 1}
+    answer = ask(server, CHAT, messages=messages, truncate=True, options=options)
+    kept = server.model.tokenizer.encode_chat([messages[0], *messages[2:]])
+    assert answer["prompt_eval_count"] == len(kept) < 2048
 
 
 def test_unknown_options_are_named(server: LiveServer) -> None:

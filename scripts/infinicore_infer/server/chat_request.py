@@ -205,6 +205,28 @@ class ToolChoice:
     name: str = ""
 
 
+def tool_choice(choice: str | JsonObject | None) -> ToolChoice:
+    """Return what OpenAI's ``tool_choice`` means.
+
+    Raises:
+        FieldError: It is not known.
+    """
+    field = "tool_choice"
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        if choice.get("type") != "function" or not isinstance(name, str):
+            raise FieldError(field, f"names no tool of this request: {name!r}")
+        return ToolChoice("named", name)
+    if choice == "none":
+        return ToolChoice("none")
+    if choice == "required":
+        return ToolChoice("required")
+    if choice not in (None, "auto"):
+        raise FieldError(field, f"{choice!r} is not known")
+    return ToolChoice()
+
+
 @dataclass(slots=True, kw_only=True)
 class ChatRequest:
     """A conversation to be answered.

@@ -8,7 +8,13 @@ from pydantic import Field, model_validator
 
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.chat_fields import ChatFields
-from infinicore_infer.server.chat_request import ChatRequest, Sampling, Thinking, function_tool
+from infinicore_infer.server.chat_request import (
+    ChatRequest,
+    Sampling,
+    Thinking,
+    function_tool,
+    tool_choice,
+)
 from infinicore_infer.server.fields import Body, Number, Objects, SamplingFields
 from infinicore_infer.server.forms import Form, json_form
 from infinicore_infer.server.json_values import JsonObject
@@ -82,6 +88,9 @@ class OllamaFields(ChatFields):
     options: Options | None = None
     # A schema, or "json"; "" is text.
     format: str | JsonObject | None = None
+    # Names of num_predict that clients use here, although Ollama does not know them.
+    max_tokens: Annotated[int, Field(ge=-2, le=2**31)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=-2, le=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -99,6 +108,10 @@ class OllamaFields(ChatFields):
         if self.top_logprobs and not self.logprobs:
             raise FieldError("top_logprobs", "only allowed when logprobs is true")
         outer = self.model_dump(include=set(SamplingFields.model_fields), exclude_none=True)
+        limits = (self.max_tokens, self.max_output_tokens)
+        limit = min((n for n in limits if n is not None and n > 0), default=None)
+        if limit is not None:
+            outer["num_predict"] = limit
         inner = {} if self.options is None else self.options.model_dump(exclude_none=True)
         options = Options.model_validate({**outer, **inner})
         return options.asked((self.top_logprobs or 0) if self.logprobs else None)
@@ -142,8 +155,12 @@ class OllamaChatBody(OllamaFields):
 
     endpoint = OLLAMA_CHAT
 
+    # Whether the oldest messages go where there is no room for all; Ollama's default is true.
+    truncate: bool | None = None
     # None: the model is only to be loaded.
     messages: Objects | None = None
+    # OpenAI's, which some of Ollama's clients send.
+    tool_choice: str | JsonObject | None = None
 
     def chat_request(self) -> ChatRequest:
         """Return what the client asks for.
@@ -151,7 +168,10 @@ class OllamaChatBody(OllamaFields):
         Raises:
             FieldError: Naming the field.
         """
-        return self.conversation([_message(message) for message in self.messages or ()])
+        request = self.conversation([_message(message) for message in self.messages or ()])
+        request.tool_choice = tool_choice(self.tool_choice)
+        request.drops = bool(self.truncate)
+        return request
 
 
 def _message(message: JsonObject) -> JsonObject:

@@ -8,7 +8,7 @@ from pydantic import Field, StrictStr
 
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.chat_fields import ChatFields
-from infinicore_infer.server.chat_request import ChatRequest, Sampling, ToolChoice, function_tool
+from infinicore_infer.server.chat_request import ChatRequest, Sampling, function_tool, tool_choice
 from infinicore_infer.server.fields import Body, Ids, Objects, Once, Strings
 from infinicore_infer.server.form_fields import FormFields, response_form
 from infinicore_infer.server.json_values import JsonObject
@@ -78,28 +78,6 @@ class CompletionFields(FormFields):
             raise FieldError("truncate_prompt_tokens", "must be at least 1, or -1", joint=" ")
         if self.truncation_side is not None and self.truncate_prompt_tokens is None:
             raise FieldError("truncation_side", "only allowed with truncate_prompt_tokens")
-
-
-def tool_choice(choice: str | JsonObject | None) -> ToolChoice:
-    """Return what ``tool_choice`` means.
-
-    Raises:
-        FieldError: It is not known.
-    """
-    field = "tool_choice"
-    if isinstance(choice, dict):
-        function = choice.get("function")
-        name = function.get("name") if isinstance(function, dict) else None
-        if choice.get("type") != "function" or not isinstance(name, str):
-            raise FieldError(field, f"names no tool of this request: {name!r}")
-        return ToolChoice("named", name)
-    if choice == "none":
-        return ToolChoice("none")
-    if choice == "required":
-        return ToolChoice("required")
-    if choice not in (None, "auto"):
-        raise FieldError(field, f"{choice!r} is not known")
-    return ToolChoice()
 
 
 class ChatBody(ChatFields, CompletionFields):

@@ -21,6 +21,7 @@ from infinicore_infer.server.chat_request import (
     earlier_call,
     function_tool,
     text_of,
+    tool_choice,
 )
 from infinicore_infer.server.fields import Objects
 from infinicore_infer.server.form_fields import response_form
@@ -28,7 +29,6 @@ from infinicore_infer.server.http import EventStream, json_response
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import INPUT_TOKENS, RESPONSES
 from infinicore_infer.server.openai.background import BackgroundRun
-from infinicore_infer.server.openai.fields import tool_choice
 from infinicore_infer.server.openai.response_items import ResponseWriter
 from infinicore_infer.server.openai.response_state import Context, state_of
 from infinicore_infer.server.service import service_of
