@@ -169,7 +169,7 @@ class SamplingFields(Body):
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             temperature=self.temperature,
-            top_k=0 if self.top_k == -1 else self.top_k,
+            top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
             presence_penalty=self.presence_penalty,
