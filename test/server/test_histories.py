@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from infinicore_infer.server.anthropic.messages import MessagesBody
 from infinicore_infer.server.openai.fields import ChatBody
+from infinicore_infer.server.openai.response_state import Context
 from infinicore_infer.server.openai.responses import ResponsesBody
 from serving import CAPITAL, GREEDY, NO_THINK, WEATHER_TOOL, LiveServer
 
@@ -61,8 +62,8 @@ def test_words_for_going_on_are_ignored_only_where_nothing_goes_on(
 
 
 def test_answers_that_do_not_go_on() -> None:
-    def ends(body: Any) -> tuple[bool, bool]:
-        request = body.chat_request()
+    def ends(body: Any, *context: Context) -> tuple[bool, bool]:
+        request = body.chat_request(*context)
         return request.continued, request.begins
 
     for change, expected in (
@@ -74,7 +75,7 @@ def test_answers_that_do_not_go_on() -> None:
         body = {"messages": BEGUN, "max_tokens": 1, **change}
         assert ends(ChatBody.model_validate(body)) == expected
         assert ends(MessagesBody.model_validate(body)) == expected
-    assert ends(ResponsesBody.model_validate({"input": BEGUN})) == (False, True)
+    assert ends(ResponsesBody.model_validate({"input": BEGUN}), Context()) == (False, True)
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     called = [*CAPITAL, {"role": "assistant", "content": None, "tool_calls": [call]}]
     assert ends(ChatBody.model_validate({"messages": called})) == (False, True)
@@ -94,7 +95,9 @@ def test_reasoning_without_text_is_nothing() -> None:
         {"type": "reasoning", "summary": []},
         {"type": "reasoning", "summary": [], "content": None, "encrypted_content": "gAAA"},
     ]
-    messages = ResponsesBody.model_validate({"input": [*CAPITAL, *empty]}).chat_request().messages
+    messages = (
+        ResponsesBody.model_validate({"input": [*CAPITAL, *empty]}).chat_request(Context()).messages
+    )
     assert messages == CAPITAL
 
 
@@ -110,6 +113,12 @@ def test_refusals(server: LiveServer) -> None:
         assert said == "No." or said == [{"type": "text", "text": "No."}]
         response = server.post(CHAT, {"messages": messages, "max_tokens": 1})
         assert response.status_code == 200, response.text
+    # The other protocols' forms of the same turn.
+    messages = [*CAPITAL, {"role": "assistant", "content": [part]}, *CAPITAL]
+    told = MessagesBody.model_validate({"messages": messages, "max_tokens": 1}).chat_request()
+    assert told.messages[1] == {"role": "assistant", "content": "No."}
+    asked = ResponsesBody.model_validate({"input": messages}).chat_request(Context())
+    assert asked.messages[1] == {"role": "assistant", "content": "No."}
 
 
 def test_reminders_of_the_system(server: LiveServer) -> None:
@@ -134,7 +143,7 @@ def test_tools_of_others_are_left_out(server: LiveServer) -> None:
     assert response.status_code == 200, response.text
     ignored = "tools.web_search, tools.local_shell, tools.custom"
     assert response.headers["X-Ignored-Fields"] == ignored
-    served = ResponsesBody.model_validate(body).chat_request().tools
+    served = ResponsesBody.model_validate(body).chat_request(Context()).tools
     assert [tool.name for tool in served] == [function["name"]]
     tools: list[Any] = [
         {"type": "web_search_20250305", "name": "web_search", "max_uses": 3},
@@ -158,7 +167,7 @@ def test_calls_of_tools_of_others() -> None:
         {"type": "local_shell_call", "call_id": "2", "action": {"command": ["ls"]}},
         {"type": "local_shell_call_output", "call_id": "2", "output": "a b"},
     ]
-    messages = ResponsesBody.model_validate({"input": items}).chat_request().messages
+    messages = ResponsesBody.model_validate({"input": items}).chat_request(Context()).messages
     assert [message["role"] for message in messages] == ["user", *["assistant", "tool"] * 2]
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate import thinking
+from infinicore_infer.generate.grammar import Grammar, Grammars
+from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 from python.helpers import copy_folder, make_text_model
 from qwen3 import Qwen3ForCausalLM
 from serving import NO_THINK, LiveServer
@@ -53,6 +57,23 @@ def test_a_tokenizer_with_more_tokens(make_server: Make, tmp_path: Path, missing
     if think_end >= dvoc:
         with pytest.raises(FieldError, match="does not think"):
             thinking.limit_thinking(tokenizer, dvoc, 3, False, None)
+
+
+def test_tags_that_the_model_lacks_are_never_allowed(tmp_path: Path) -> None:
+    """Where the vocabulary fills its masks, there is no bit for them either."""
+    tokenizer = Qwen3Tokenizer(make_text_model(tmp_path))
+    dvoc = 288
+    tags = [tokenizer.token_id(tag) for tag in ("<think>", "</think>", "<tool_call>")]
+    assert all(tag is not None and tag >= dvoc for tag in tags)
+    meta = SimpleNamespace(dvoc=dvoc, end_tokens=[tokenizer.token_id("<|im_end|>")])
+    grammars = Grammars()
+    model: Any = SimpleNamespace(meta=meta, has_tokenizer=True, tokenizer=tokenizer)
+    grammars.attach(model)
+    constraint = grammars.factory(Grammar('start: "a"', "x"), may_think=True, thinking=False)()
+    mask = constraint.mask()
+    assert mask is not None and mask.shape == (dvoc // 32,)
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+    assert np.flatnonzero(bits).tolist() == tokenizer.encode("a")
 
 
 def test_no_tokenizer(make_server: Make, tmp_path: Path) -> None:
