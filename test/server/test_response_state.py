@@ -246,6 +246,28 @@ def test_failures_in_the_background(make_server: Make, monkeypatch: pytest.Monke
         assert events[-1].type == "response.failed"
 
 
+def test_memory_of_the_background_is_bounded(
+    make_server: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is being made counts from its begin; more than there is room for is put off."""
+    server = make_server(response_bytes=50_000)
+    slow_steps(monkeypatch, server.model, 0.03)
+    body = {"input": QUESTION, "background": True, "metadata": {"a": "x" * 20_000}}
+    begun = server.post("/v1/responses", {**body, "stream": False})
+    assert begun.status_code == 200
+    with server.http.stream("POST", "/v1/responses", json={**body, "stream": True}) as stream:
+        next(stream.iter_lines())
+        response = server.post("/v1/responses", body)
+        assert response.status_code == 503 and "--response-memory" in response.text
+    assert server.engine.wait_idle(60)
+    for _ in range(200):
+        response = server.post("/v1/responses", {**body, "max_output_tokens": 1})
+        if response.status_code == 200:
+            break
+        time.sleep(0.01)
+    assert response.status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

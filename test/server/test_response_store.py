@@ -28,7 +28,8 @@ def put(store: ResponseStore, text: str = "x", parent: Turn | None = None) -> Tu
     """Stores a response."""
     number = next(_NUMBERS)
     items = [[{"id": f"{kind}_{number}", "text": text}] for kind in ("in", "out")]
-    turn = Turn(f"resp_{number:032x}", to_json(items[0]), to_json(items[1]), parent)
+    ids = (f"in_{number}", f"out_{number}")
+    turn = Turn(f"resp_{number:032x}", to_json(items[0]), to_json(items[1]), parent, ids)
     store.put(turn, {"id": turn.id, "output": items[1]})
     return turn
 
@@ -51,6 +52,14 @@ def test_bytes() -> None:
     for turn in turns:
         store.remove(turn.id)
     assert store.size == 0 and store.turn_with("in_0") is None
+
+
+def test_bytes_are_not_characters() -> None:
+    """Python keeps some characters in four bytes."""
+    plain, wide = (ResponseStore(1 << 30, 60) for _ in range(2))
+    put(plain, "x" * 100_000)
+    put(wide, "😀" * 100_000)
+    assert wide.size > 3.9 * plain.size
 
 
 def test_time() -> None:

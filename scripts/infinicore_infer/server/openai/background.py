@@ -12,6 +12,7 @@ from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.server.errors import EXPECTED, from_exception
 from infinicore_infer.server.json_values import JsonObject, from_json, to_json
 from infinicore_infer.server.openai.response_items import ResponseWriter
+from infinicore_infer.server.openai.response_store import text_bytes
 from infinicore_infer.server.service import Service
 
 _LOG = logging.getLogger("infinicore_infer.server")
@@ -53,7 +54,7 @@ class BackgroundRun:
             writer: Puts it into the protocol's form.
             inputs: The items that the client sent, as JSON.
             streamed: Whether it may be streamed.
-            grown: Called with the bytes of each event that is kept.
+            grown: Called with the bytes that are kept more, and less at the end.
             ended: Called once, at the end.
         """
         self.events: list[str] = []
@@ -62,9 +63,11 @@ class BackgroundRun:
         self._service = service
         self._writer = writer
         self._grown = grown
+        self._kept = 0
         self._ended = ended
         self._over = False
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._keep(text_bytes(inputs))
         self._task = asyncio.create_task(self._run(stream))
         # Also where it is cancelled before it begins.
         self._task.add_done_callback(partial(self._finish, stream))
@@ -113,14 +116,19 @@ class BackgroundRun:
             for event in self._writer.cancel():
                 self._add(event)
         self._over = True
+        self._grown(-self._kept)
         self._ended(self)
         self._tell()
 
     def _add(self, event: JsonObject) -> None:
         if self.streamed:
             self.events.append(to_json(event))
-            self._grown(len(self.events[-1]))
+            self._keep(text_bytes(self.events[-1]))
             self._tell()
+
+    def _keep(self, count: int) -> None:
+        self._kept += count
+        self._grown(count)
 
     def _tell(self) -> None:
         news, self._news = self._news, asyncio.get_running_loop().create_future()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from starlette.requests import Request
 
@@ -14,7 +14,14 @@ from infinicore_infer.server.errors import ApiError
 from infinicore_infer.server.json_values import JsonObject, from_json, to_json
 from infinicore_infer.server.openai.background import BackgroundRun
 from infinicore_infer.server.openai.response_files import open_folder
-from infinicore_infer.server.openai.response_store import ResponseStore, Stored, Turn, history
+from infinicore_infer.server.openai.response_store import (
+    ResponseStore,
+    Stored,
+    Turn,
+    history,
+    ids_of,
+    objects,
+)
 from infinicore_infer.server.service import ServiceConfig
 
 # What an item is called by in its id, as OpenAI's are.
@@ -27,30 +34,36 @@ class Context:
 
     Attributes:
         parent: The turn that it follows.
-        references: By the ids of items that it refers to, the turns that have them.
+        references: The turns that have the items that it refers to.
         inputs: The items that it sent, as JSON, to be stored.
+        item_ids: Their ids.
     """
 
     parent: Turn | None = None
-    references: Mapping[str, Turn] = field(default_factory=dict)
+    references: Sequence[Turn] = ()
     inputs: str = "[]"
+    item_ids: tuple[str, ...] = ()
+    _items: dict[str, JsonObject] | None = None
 
     def before(self) -> list[JsonObject]:
         """Return the items of the conversation before the request; takes a while for long ones."""
         return history(self.parent)
 
     def resolved(self, item: JsonObject) -> JsonObject:
-        """Return an item, or the stored one that it refers to."""
-        turn = self.references.get(str(item.get("id")))
-        if item.get("type") != "item_reference" or turn is None:
+        """Return an item, or the stored one that it refers to; takes a while for long ones."""
+        if item.get("type") != "item_reference":
             return item
-        return next((each for each in turn.items() if each.get("id") == item["id"]), item)
+        if self._items is None:
+            found = (each for turn in self.references for each in turn.items() if "id" in each)
+            self._items = {str(each["id"]): each for each in found}
+        return self._items.get(str(item.get("id")), item)
 
     def take(self, given: str | Sequence[JsonObject]) -> None:
         """Take the items of the request, to be stored."""
         told: JsonObject = {"role": "user", "content": given}
         items = [told] if isinstance(given, str) else given
-        self.inputs = to_json([_listed(self.resolved(item)) for item in items])
+        listed = [_listed(self.resolved(item)) for item in items]
+        self.inputs, self.item_ids = to_json(listed), ids_of(listed)
 
 
 def _listed(item: JsonObject) -> JsonObject:
@@ -106,14 +119,14 @@ class ResponseState:
                     "previous_response_id", problem, code="previous_response_not_found"
                 )
             context.parent = stored.turn
-        references: dict[str, Turn] = {}
+        turns: dict[str, Turn] = {}
         for item in () if isinstance(items, str) else items:
             identity = item.get("id")
             if item.get("type") == "item_reference" and isinstance(identity, str):
                 turn = self.store.turn_with(identity)
                 if turn is not None:
-                    references[identity] = turn
-        context.references = references
+                    turns[turn.id] = turn
+        context.references = list(turns.values())
         return context
 
     def _missing(self, identity: str) -> str:
@@ -148,7 +161,8 @@ class ResponseState:
             events: Those of its stream, if it may be streamed again.
         """
         outputs = to_json(response["output"])
-        turn = Turn(str(response["id"]), context.inputs, outputs, context.parent)
+        ids = (*context.item_ids, *ids_of(objects(outputs)))
+        turn = Turn(str(response["id"]), context.inputs, outputs, context.parent, ids)
         self.store.put(turn, response, events)
 
     async def close(self) -> None:

@@ -7,9 +7,10 @@ response is stored that it belongs to or that follows it. Belongs to one event l
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from infinicore_infer.server.json_values import JsonObject, from_json, to_json
@@ -28,6 +29,7 @@ class Turn:
         inputs: The items that the client sent, as JSON.
         outputs: Those of the answer, as JSON.
         parent: The turn that it follows.
+        item_ids: The ids of all items.
         users: How many stored responses and turns need it.
     """
 
@@ -35,17 +37,28 @@ class Turn:
     inputs: str
     outputs: str
     parent: Turn | None
+    item_ids: tuple[str, ...]
     users: int = 0
 
     @property
     def size(self) -> int:
         """About how many bytes it takes."""
-        return len(self.inputs) + len(self.outputs) + _OVERHEAD
+        return text_bytes(self.inputs, self.outputs) + _OVERHEAD
 
     def items(self) -> Iterator[JsonObject]:
         """Yield its items."""
         for text in (self.inputs, self.outputs):
             yield from objects(text)
+
+
+def text_bytes(*texts: str) -> int:
+    """Return how much memory texts take, whose characters may be of several bytes."""
+    return sum(map(sys.getsizeof, texts))
+
+
+def ids_of(items: Iterable[JsonObject]) -> tuple[str, ...]:
+    """Return the ids of items that have one."""
+    return tuple(str(item["id"]) for item in items if "id" in item)
 
 
 def objects(text: str) -> list[JsonObject]:
@@ -74,14 +87,12 @@ class Stored:
         response: It, as JSON.
         events: Those of its stream, as JSON, if it may be streamed again.
         created: When it was stored, in seconds since the epoch.
-        item_ids: Of its items.
     """
 
     turn: Turn
     response: str
     events: Sequence[str]
     created: float
-    item_ids: tuple[str, ...]
 
     async def follow(self, after: int) -> AsyncGenerator[JsonObject | None, None]:
         """Yield the events of its stream behind one.
@@ -97,7 +108,7 @@ class Stored:
     @property
     def size(self) -> int:
         """About how many bytes it takes, without its turn."""
-        return len(self.response) + sum(map(len, self.events)) + _OVERHEAD
+        return text_bytes(self.response, *self.events) + _OVERHEAD
 
 
 class ResponseStore:
@@ -136,6 +147,11 @@ class ResponseStore:
         """Whether anything is stored."""
         return self._limit > 0
 
+    @property
+    def full(self) -> bool:
+        """Whether those that are being made take all there is."""
+        return self.size > self._limit
+
     def load(self) -> None:
         """Take what the folder has of earlier starts."""
         if self._folder is None:
@@ -147,7 +163,8 @@ class ResponseStore:
                 self._folder.skip(file.id, f"what it follows, {file.parent}, is not there")
                 continue
             parent = None if file.parent is None else turns[file.parent]
-            turns[file.id] = Turn(file.id, file.inputs, file.outputs, parent)
+            ids = ids_of((*objects(file.inputs), *objects(file.outputs)))
+            turns[file.id] = Turn(file.id, file.inputs, file.outputs, parent, ids)
             if file.response is not None:
                 self._insert(turns[file.id], file.response, (), file.created)
         for turn in turns.values():
@@ -180,7 +197,7 @@ class ResponseStore:
             events: Those of its stream, as JSON.
         """
         text = to_json(response)
-        if not self.enabled or len(text) + turn.size > self._limit:
+        if not self.enabled or text_bytes(text) + turn.size > self._limit:
             return
         created = self._clock()
         self._insert(turn, text, events, created)
@@ -201,7 +218,7 @@ class ResponseStore:
 
     def _forget(self, identity: str) -> None:
         stored = self._stored.pop(identity)
-        for item_id in stored.item_ids:
+        for item_id in stored.turn.item_ids:
             if self._owners.get(item_id) == identity:
                 del self._owners[item_id]
         self.size -= stored.size
@@ -220,10 +237,9 @@ class ResponseStore:
         self._trim()
 
     def _insert(self, turn: Turn, response: str, events: Sequence[str], created: float) -> None:
-        ids = tuple(str(item["id"]) for item in turn.items() if "id" in item)
-        stored = Stored(turn, response, events, created, ids)
+        stored = Stored(turn, response, events, created)
         self._stored[turn.id] = stored
-        self._owners.update(dict.fromkeys(ids, turn.id))
+        self._owners.update(dict.fromkeys(turn.item_ids, turn.id))
         self.size += stored.size
         held: Turn | None = turn
         while held is not None:

@@ -23,6 +23,7 @@ from infinicore_infer.server.chat_request import (
     text_of,
     tool_choice,
 )
+from infinicore_infer.server.errors import unavailable
 from infinicore_infer.server.fields import Objects
 from infinicore_infer.server.form_fields import response_form
 from infinicore_infer.server.http import EventStream, json_response
@@ -226,6 +227,9 @@ async def responses(request: Request) -> Response:
     body = await service.read(request, ResponsesBody)
     service.ready(body.model)
     body.check_storing(state.store.enabled)
+    if body.background and state.store.full:
+        message = "responses in the background take all of --response-memory; try again later"
+        raise unavailable(message, "overloaded")
     stored = state.store.enabled and body.store is not False
     context = state.context(body.previous_response_id, body.input)
 
@@ -254,7 +258,6 @@ def _in_background(
 
     def ended(run: BackgroundRun) -> None:
         del state.live[writer.id]
-        state.store.reserve(-sum(map(len, run.events)))
         state.keep(context, run.response(), run.events)
 
     run = state.live[writer.id] = BackgroundRun(

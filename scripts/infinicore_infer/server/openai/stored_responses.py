@@ -88,7 +88,7 @@ async def input_items(request: Request) -> Response:
         inputs = found.inputs
     else:
         inputs = found.turn.inputs
-    items = objects(inputs)
+    items = await asyncio.to_thread(objects, inputs)
     order = request.query_params.get("order", "desc")
     if order not in ("asc", "desc"):
         raise ApiError(400, f"order: must be asc or desc, got {order[:40]!r}", "order")
