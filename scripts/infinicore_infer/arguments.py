@@ -20,6 +20,8 @@ KEY_VARIABLE = "INFINICORE_INFER_API_KEY"
 
 # Guesses per step of --lookup: more pay only where nearly all of them are right.
 _LOOKUP = 8
+# Of infinicore_infer.checkpoint.task, which lies beside this module; a test compares them.
+TASKS = ("auto", "chat", "embed", "rerank")
 _MOST = 2**31 - 1  # of what is counted: the library takes numbers of 32 bits
 _MOST_BYTES = 1 << 60
 _LEAST_BODY = 1 << 10
@@ -242,6 +244,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache-dir",
         metavar="DIR",
         help="folder that packed weights are kept in (default: the user's cache folder)",
+    )
+
+
+def add_task_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --task to a parser."""
+    parser.add_argument(
+        "--task",
+        default="auto",
+        choices=TASKS,
+        help="what the model is for: chats, embeddings, or judging documents (default: auto, "
+        "judged by its tensors, the files of sentence-transformers, and its name)",
     )
 
 

@@ -310,6 +310,12 @@ class Qwen3ForCausalLM:
         """What makes vectors of texts."""
         return self._embedder
 
+    def bound_texts(self, limit: int) -> None:
+        """Embed and judge no texts of more tokens, for want of memory."""
+        self._embedder.limit = min(self._embedder.limit, limit)
+        if self._reranker is not None:
+            self._reranker.limit = min(self._reranker.limit, limit)
+
     @property
     def reranker(self) -> Reranker:
         """What judges documents.

@@ -106,8 +106,8 @@ def test_what_is_refused(model: Qwen3ForCausalLM, folder: Path) -> None:
         ([[]], {}, r"input\[0\].*at least one"),
         ([[1], [9999]], {}, r"input\[1\].*9999"),
         (["a b " * 600], {}, r"input\[0\] has \d+ tokens, and at most 512 fit"),
-        (["a"], {"dimensions": 0}, "dimensions: must be from 1 to 64.*got 0"),
-        (["a"], {"dimensions": 65}, "dimensions: must be from 1 to 64.*got 65"),
+        (["a"], {"dimensions": 0}, "dimensions: must be from 1 to this model's 64, got 0"),
+        (["a"], {"dimensions": 65}, "dimensions: must be from 1 to this model's 64, got 65"),
         ([[1, 2]], {"instruction": "x"}, "instruction needs texts"),
         (["\ud800"], {}, "not valid Unicode"),
     ):

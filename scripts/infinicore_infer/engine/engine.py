@@ -26,6 +26,7 @@ from infinicore_infer.engine.config import (
 from infinicore_infer.engine.job_queue import JobQueue
 from infinicore_infer.engine.jobs import Job, Submission, Update
 from infinicore_infer.engine.pace import Pace
+from infinicore_infer.engine.pooling_engine import PoolingEngine
 from infinicore_infer.engine.prefix_cache import PrefixCache
 from infinicore_infer.engine.prefix_loads import PrefixLoads
 from infinicore_infer.engine.prefix_store import open_store
@@ -60,6 +61,7 @@ class Engine:
         model: The model; the caller closes it, after the engine.
         context_length: Most tokens of a sequence: the model's context, or less if the KV memory
             cannot hold that much.
+        pooling: Embeds and judges texts, for a model that was loaded for that; else ``None``.
         wakeups: For receivers of updates, on the engine's thread: flushed after every step.
     """
 
@@ -105,6 +107,9 @@ class Engine:
         self._pace = Pace(self.config)
         self._job_seconds = 1.0
         self._stats = EngineStats(kv_limit_bytes=stats["kv_limit_bytes"])
+        model.bound_texts(self.context_length)
+        pools = model.task != "chat"
+        self.pooling = PoolingEngine(self._native, self.config) if pools else None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -113,7 +118,11 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         """A snapshot as of the latest step; never waits for a step."""
-        return replace(self._stats, waiting=len(self._queue), draining=self._queue.draining)
+        stats = replace(self._stats, waiting=len(self._queue), draining=self._queue.draining)
+        if self.pooling is not None:
+            stats.running += len(self.pooling)
+            stats.prompt_tokens += self.pooling.tokens
+        return stats
 
     @property
     def retry_after(self) -> int:
@@ -177,16 +186,24 @@ class Engine:
     def drain(self) -> None:
         """Accept no more jobs; those accepted go on."""
         self._queue.drain()
+        if self.pooling is not None:
+            self.pooling.drain()
 
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until no job is left and all are told; return whether that is so."""
-        return self._queue.wait_idle(timeout)
+        begin = time.monotonic()
+        if not self._queue.wait_idle(timeout):
+            return False
+        left = None if timeout is None else max(0.0, timeout - (time.monotonic() - begin))
+        return self.pooling is None or self.pooling.wait_idle(left)
 
     def close(self, timeout: float | None = 0.0) -> None:
         """Drain for up to ``timeout`` seconds (``None``: as long as it takes), then end."""
         self.drain()
         self.wait_idle(timeout)
         self._queue.close()
+        if self.pooling is not None:
+            self.pooling.close()
         self._thread.join()
 
     # ------------------------------------------------------------------ the engine's thread

@@ -157,7 +157,7 @@ class Embedder:
         """
         if dimensions is not None and not 1 <= dimensions <= self.size:
             raise FieldError(
-                "dimensions", f"must be from 1 to {self.size}, this model's, got {dimensions}"
+                "dimensions", f"must be from 1 to this model's {self.size}, got {dimensions}"
             )
 
     def embed(

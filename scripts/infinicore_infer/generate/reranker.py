@@ -126,11 +126,18 @@ class Reranker:
         self._before = tokenizer.encode(JUDGE_PREFIX)
         self._after = tokenizer.encode(JUDGE_SUFFIX)
 
-    def texts(self, question: Question, documents: Sequence[str]) -> list[PooledText]:
+    def texts(
+        self, question: Question, documents: Sequence[str], name: str = "documents"
+    ) -> list[PooledText]:
         """Return what is computed for documents; what they begin with is computed once.
 
         Control tokens in query and documents are read as plain text, so that a document cannot
         answer in the model's place.
+
+        Args:
+            question: What they are judged for.
+            documents: The documents.
+            name: What the caller calls them, for errors.
 
         Raises:
             FieldError: Something is empty, or a document is too long.
@@ -139,7 +146,7 @@ class Reranker:
         if not question.query:
             raise FieldError("query", "is empty")
         if len(documents) == 0:
-            raise FieldError("documents", "is empty: there is nothing to judge")
+            raise FieldError(name, "is empty: there is nothing to judge")
         query = self._shortened(question.query, question.query_tokens)
         room = self.limit - len(self._before) - len(self._after)
         lists = []
@@ -150,7 +157,7 @@ class Reranker:
             pair = self._tokenizer.encode(text, allow_special=False)
             if len(pair) > room and not question.truncate:
                 raise FieldError(
-                    f"documents[{i}]",
+                    f"{name}[{i}]",
                     f"has {len(pair)} tokens with the query, and at most {room} fit the context",
                     joint=" ",
                     code="context_length_exceeded",

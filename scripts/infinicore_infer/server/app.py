@@ -28,11 +28,14 @@ from infinicore_infer.server.ollama.fields import GenerateBody, OllamaChatBody
 from infinicore_infer.server.openai import stored_responses
 from infinicore_infer.server.openai.chat import chat_completions
 from infinicore_infer.server.openai.completions import completions
+from infinicore_infer.server.openai.embeddings import EmbeddingsBody, embeddings
 from infinicore_infer.server.openai.errors import CHAT_ERRORS, RESPONSE_ERRORS
 from infinicore_infer.server.openai.fields import ChatBody, CompletionBody
 from infinicore_infer.server.openai.response_state import ResponseState
 from infinicore_infer.server.openai.responses import ResponsesBody, responses
+from infinicore_infer.server.rerank import RerankBody, ScoreBody, rerank, score
 from infinicore_infer.server.service import Service, service_of
+from infinicore_infer.server.tasks import only_for
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -42,27 +45,30 @@ _ENDPOINTS: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/metrics", info.metrics),
     ("GET", "/models", info.models),
     ("GET", "/models/{name:path}", info.model),
-    ("POST", "/chat/completions", chat_completions),
-    ("POST", "/completions", completions),
-    ("POST", "/responses", responses),
+    ("POST", "/chat/completions", only_for("chat", chat_completions)),
+    ("POST", "/completions", only_for("chat", completions)),
+    ("POST", "/responses", only_for("chat", responses)),
     ("POST", "/responses/input_tokens", stored_responses.input_tokens),
     ("GET", "/responses/{id}", stored_responses.retrieve),
     ("DELETE", "/responses/{id}", stored_responses.delete),
     ("POST", "/responses/{id}/cancel", stored_responses.cancel),
     ("GET", "/responses/{id}/input_items", stored_responses.input_items),
-    ("POST", "/messages", messages),
+    ("POST", "/messages", only_for("chat", messages)),
     ("POST", "/messages/count_tokens", count_tokens),
     ("GET", "/props", info.props),
     ("GET", "/slots", info.slots),
     ("POST", "/apply-template", tokenize.apply_template),
+    ("POST", "/embeddings", only_for("embed", embeddings)),
+    ("POST", "/rerank", only_for("rerank", rerank)),
+    ("POST", "/score", only_for("rerank", score)),
     ("POST", "/tokenize", tokenize.tokenize),
     ("POST", "/detokenize", tokenize.detokenize),
 )
 
 # Ollama's, which are there under these paths alone.
 _OLLAMA: tuple[tuple[str, str, Endpoint], ...] = (
-    ("POST", "/api/chat", ollama_chat.chat),
-    ("POST", "/api/generate", ollama_chat.generate),
+    ("POST", "/api/chat", only_for("chat", ollama_chat.chat)),
+    ("POST", "/api/generate", only_for("chat", ollama_chat.generate)),
     ("GET", "/api/tags", ollama_models.tags),
     ("GET", "/api/ps", ollama_models.running),
     ("GET", "/api/version", ollama_models.version),
@@ -80,6 +86,9 @@ _OLLAMA: tuple[tuple[str, str, Endpoint], ...] = (
 BODIES: tuple[type[Body], ...] = (
     *(ChatBody, CompletionBody, ResponsesBody, MessagesBody, OllamaChatBody, GenerateBody),
 )
+
+# What the endpoints of models that write nothing read.
+POOLING_BODIES: tuple[type[Body], ...] = (EmbeddingsBody, RerankBody, ScoreBody)
 
 
 def form_of(path: str) -> ErrorForm:
@@ -153,6 +162,8 @@ def make_app(
         for prefix in ("", "/v1")
     ]
     routes += [Route(path, endpoint, methods=[method]) for method, path, endpoint in _OLLAMA]
+    # Cohere's newer protocol.
+    routes.append(Route("/v2/rerank", only_for("rerank", rerank), methods=["POST"]))
     routes.append(Route("/", info.page, methods=["GET"]))
     cors = Middleware(
         CORSMiddleware,

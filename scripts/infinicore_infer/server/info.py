@@ -59,6 +59,7 @@ def _card(service: Service, name: str) -> JsonObject:
         "object": "model",
         "created": service.created,
         "owned_by": "infinicore_infer",
+        "task": service.model.task,
         "root": service.config.model_name,
         "type": "model",
         "display_name": name,

@@ -15,6 +15,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 OLLAMA_CHAT, OLLAMA_GENERATE = "/api/chat", "/api/generate"
 OLLAMA_SHOW, INPUT_TOKENS = "/api/show", "/v1/responses/input_tokens"
+EMBEDDINGS, RERANK, SCORE = "/v1/embeddings", "/v1/rerank", "/v1/score"
 # They answer nothing, so what only changes an answer changes nothing there.
 COUNTING = (
     *("/v1/messages/count_tokens", INPUT_TOKENS, OLLAMA_SHOW),
@@ -241,6 +242,7 @@ REFUSED: dict[str, Refused] = {
 
 # Fields that some endpoints obey, and why they change nothing in others.
 HARMLESS_AT: dict[str, Mapping[str, str]] = {
+    RERANK: {"max_chunks_per_doc": "documents are not cut into chunks"},
     RESPONSES: {"stream_options": "the last event always has the usage"},
     MESSAGES: {
         "stream_options": "message_delta always has the usage",

@@ -137,6 +137,7 @@ def _run(args: argparse.Namespace) -> int:
                 max_tokens=args.max_tokens,
                 kv_limit_bytes=args.kv_memory,
                 max_step_tokens=args.step_tokens,
+                task=args.task,
                 **model_options(args),
             )
             service.attach(Engine(model, config))
@@ -144,7 +145,7 @@ def _run(args: argparse.Namespace) -> int:
             # threads for some 100 ms each time.
             gc.collect()
             gc.freeze()
-            _LOG.info("model %r is ready", service.config.model_name)
+            _LOG.info("model %r is ready, for task %r", service.config.model_name, model.task)
         except (ValueError, OSError, MemoryError, NotImplementedError, Qwen3Error) as error:
             print(f"error: {error}", file=sys.stderr)
             server.failed = server.should_exit = True

@@ -9,6 +9,7 @@ from infinicore_infer.arguments import (
     add_model_arguments,
     add_model_path,
     add_server_arguments,
+    add_task_argument,
     body_size,
     memory_size,
     positive_count,
@@ -26,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add_model_path(parser)
     add_model_arguments(parser)
+    add_task_argument(parser)
     add_server_arguments(parser)
     add(
         "--prefix-cache",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from infinicore_infer.server.app import BODIES
+from infinicore_infer.server.app import BODIES, POOLING_BODIES
 from infinicore_infer.server.known_fields import COMPLETIONS, HARMLESS, HARMLESS_AT, PARTS, REFUSED
 
 BEGIN, END = "<!-- begin: known fields -->\n", "<!-- end: known fields -->\n"
@@ -33,6 +33,8 @@ def _lines() -> Iterator[str]:
         for name, inner in body.nested.items():
             if body.endpoint == "/api/chat":
                 yield f"| `{name}` of Ollama's | {_list(sorted(inner.names()))} |"
+    for body in POOLING_BODIES:
+        yield f"| `{body.endpoint}` | {_list(sorted(body.names()))} |"
     parts = (f"{name}.{part}" for name, parts in PARTS.items() for part in parts)
     yield f"| of objects | {_list(sorted(parts))} |"
     yield ""
