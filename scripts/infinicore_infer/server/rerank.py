@@ -197,7 +197,7 @@ async def rerank(request: Request) -> Response:
         {
             "id": f"rerank-{secrets.token_hex(12)}",
             "object": "list",
-            "model": service.config.model_name,
+            "model": service.called(body.model),
             "results": entries,
             "usage": {"prompt_tokens": count, "total_tokens": count},
             "meta": {
@@ -239,7 +239,7 @@ async def score(request: Request) -> Response:
             "id": f"score-{secrets.token_hex(12)}",
             "object": "list",
             "created": int(time.time()),
-            "model": service.config.model_name,
+            "model": service.called(body.model),
             "data": [
                 {"index": i, "object": "score", "score": scores[i]} for i in range(len(pairs))
             ],

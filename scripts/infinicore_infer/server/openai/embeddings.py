@@ -115,7 +115,7 @@ async def embeddings(request: Request) -> Response:
                 {"object": "embedding", "index": i, "embedding": vector}
                 for i, vector in enumerate(vectors)
             ],
-            "model": service.config.model_name,
+            "model": service.called(body.model),
             "usage": {"prompt_tokens": count, "total_tokens": count},
         }
     )
