@@ -116,7 +116,10 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for dtype, runtime in (("bf16", "ours"), ("bf16", "llama.cpp"), ("int8", "ours"))
     ]
     (tmp_path / "peers.json").write_text(json.dumps({**FACTS, "threads": 2, "rows": rows}))
-    command = ["bench_plot.py", str(tmp_path / "peers.json"), "-o", str(tmp_path / "peers.png")]
+    other = {**FACTS, "cpu": "another CPU", "threads": 2, "rows": rows[:1]}
+    (tmp_path / "more.json").write_text(json.dumps(other))
+    command = ["bench_plot.py", *(str(tmp_path / f"{name}.json") for name in ("peers", "more"))]
+    command += ["-o", str(tmp_path / "peers.png")]
     monkeypatch.setattr(sys, "argv", command)
     assert bench_plot.main() == 0
     for path in ("new/all.png", "one.png", "peers.png"):

@@ -5,7 +5,8 @@
 
 For one run, ``qwen3-bench --plot`` does the same.
 
-Figures of test/bench/peers.py (its ``--json``) become bars side by side. Runs of qwen3-bench become
+Figures of test/bench/peers.py (its ``--json``) become bars side by side, the runs of one machine
+in a row; the same runtime has one colour everywhere. Runs of qwen3-bench become
 several panels: decode against the bandwidth limit, prefill against the multiply-add limit, then
 tokens per second over batch, context, threads and prompt, as far as the runs vary them.
 """
@@ -26,12 +27,6 @@ import matplotlib.pyplot as plt
 COLOURS = {"bf16": "tab:blue", "f16": "tab:cyan", "f32": "tab:gray", "int8": "tab:orange"}
 STYLES = ("-", "--", ":", "-.")
 COLOURS |= {"int4": "tab:green", "bf12": "tab:purple"}
-
-
-def load(paths: list[Path]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the facts of the first run and the rows of all."""
-    runs = [json.loads(path.read_text()) for path in paths]
-    return runs[0], [row for run in runs for row in run["rows"]]
 
 
 def parsed(row: dict[str, Any]) -> dict[str, Any]:
@@ -116,32 +111,48 @@ def draw(facts: dict[str, Any], rows: list[dict[str, Any]], output: Path) -> Non
     _write(figure, output)
 
 
-def draw_peers(facts: dict[str, Any], rows: list[dict[str, Any]], output: Path) -> None:
-    """Write the picture of runtimes side by side: prefill and decode, a group of bars a format."""
+def draw_peers(runs: list[dict[str, Any]], output: Path) -> None:
+    """Write the picture of runtimes side by side: a row a machine, a group of bars a format."""
+    machines = list(dict.fromkeys(run["cpu"] for run in runs))
+    rows = {cpu: [r for run in runs if run["cpu"] == cpu for r in run["rows"]] for cpu in machines}
+    runtimes = list(dict.fromkeys(row["runtime"] for run in runs for row in run["rows"]))
+    most = max(len({(row["model"], row["format"]) for row in mine}) for mine in rows.values())
+    size = (6 + 1.6 * most, 4 * len(machines))
+    figure = plt.figure(figsize=size, layout="constrained")
+    for part, cpu in zip(
+        figure.subfigures(len(machines), squeeze=False)[:, 0], machines, strict=True
+    ):
+        for axis, kind in zip(part.subplots(1, 2), ("prefill", "decode"), strict=True):
+            _draw_runtimes(axis, rows[cpu], runtimes, kind)
+        facts = next(run for run in runs if run["cpu"] == cpu)
+        part.suptitle(f"{cpu}, {facts['threads']} threads, {facts['date']}, {facts['commit']}")
+    _save(figure, output)
+
+
+def _draw_runtimes(axis: Any, rows: list[dict[str, Any]], runtimes: list[str], kind: str) -> None:
     groups = list(dict.fromkeys((row["model"], row["format"]) for row in rows))
-    runtimes = list(dict.fromkeys(row["runtime"] for row in rows))
-    width = 0.85 / len(runtimes)
-    figure, axes = plt.subplots(1, 2, figsize=(6 + 1.6 * len(groups), 4))
-    for axis, kind in zip(axes, ("prefill", "decode"), strict=True):
-        for i, runtime in enumerate(runtimes):
-            mine = {(r["model"], r["format"]): r[kind] for r in rows if r["runtime"] == runtime}
-            places = [g + (i - (len(runtimes) - 1) / 2) * width for g in range(len(groups))]
-            heights = [mine.get(group, 0) for group in groups]
-            drawn = axis.bar(places, heights, width, label=runtime)
-            texts = [f"{height:.3g}" if height else "" for height in heights]
-            axis.bar_label(drawn, texts, fontsize=7)
-        axis.set_xticks(range(len(groups)), [" ".join(group) for group in groups])
-        axis.set_ylabel("tok/s")
-        axis.set_title(kind)
-        axis.legend()
-    figure.suptitle(
-        f"{facts['cpu']}, {facts['threads']} threads, {facts['date']}, {facts['commit']}"
-    )
-    _write(figure, output)
+    here = [runtime for runtime in runtimes if any(row["runtime"] == runtime for row in rows)]
+    width = 0.85 / len(here)
+    for i, runtime in enumerate(here):
+        mine = {(r["model"], r["format"]): r[kind] for r in rows if r["runtime"] == runtime}
+        places = [g + (i - (len(here) - 1) / 2) * width for g in range(len(groups))]
+        heights = [mine.get(group, 0) for group in groups]
+        colour = f"C{runtimes.index(runtime)}"
+        drawn = axis.bar(places, heights, width, label=runtime, color=colour)
+        texts = [f"{height:.3g}" if height else "" for height in heights]
+        axis.bar_label(drawn, texts, fontsize=7)
+    axis.set_xticks(range(len(groups)), [" ".join(group) for group in groups])
+    axis.set_ylabel("tok/s")
+    axis.set_title(kind)
+    axis.legend()
 
 
 def _write(figure: Any, output: Path) -> None:
     figure.tight_layout()
+    _save(figure, output)
+
+
+def _save(figure: Any, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=90)
     plt.close(figure)
@@ -162,8 +173,12 @@ def main() -> int:
         help="picture that is written; its name's ending says in which format",
     )
     args = parser.parse_args()
-    facts, rows = load(args.runs)
-    (draw_peers if "runtime" in rows[0] else draw)(facts, rows, args.output)
+    runs = [json.loads(path.read_text()) for path in args.runs]
+    rows = [row for run in runs for row in run["rows"]]
+    if "runtime" in rows[0]:
+        draw_peers(runs, args.output)
+    else:
+        draw(runs[0], rows, args.output)
     return 0
 
 
