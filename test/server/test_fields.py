@@ -67,6 +67,43 @@ def test_documented() -> None:
     assert text.partition(BEGIN)[2].partition(END)[0] == markdown()
 
 
+def _table() -> dict[str, dict[str, str]]:
+    """What docs/server.md says: of each endpoint, what becomes of a field."""
+    text = (Path(__file__).parents[2] / "docs" / "server.md").read_text("utf-8")
+    head, _, *rows = text.partition(BEGIN)[2].partition(END)[0].splitlines()
+    paths = [cell.strip().strip("`") for cell in head.split("|")[2:-2]]
+    result: dict[str, dict[str, str]] = {path: {} for path in paths}
+    for row in rows:
+        cells = [cell.strip() for cell in row.split("|")[1:]]
+        for name in cells[0].split(", "):
+            result |= {
+                path: {**result[path], name.strip("`"): cell}
+                for path, cell in zip(paths, cells[1:], strict=False)
+            }
+    return result
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_the_documented_table_is_true(server: LiveServer, path: str) -> None:
+    """Of top-level fields, each by itself if it is refused, all together if they are harmless."""
+    fates = {name: fate for name, fate in _table()[path].items() if "." not in name}
+    odd: list[Any] = ["x", 7, {"a": 1}]
+    refused = [name for name, fate in fates.items() if fate == "refused"]
+    harmless = [name for name, fate in fates.items() if fate == "harmless"]
+    assert len(refused) > 100 and len(harmless) > 50
+    for name in refused:
+        error = server.post(path, {**BODIES[path], name: {"a": 1}}).json()["error"]
+        assert f"{name} is not supported" in error["message"]
+        assert server.post(path, {**BODIES[path], name: None, "model": "?"}).status_code == 404
+    response = server.post(path, {**BODIES[path], **dict.fromkeys(harmless, odd)})
+    assert response.status_code == 200 and "X-Ignored-Fields" not in response.headers
+    obeyed = {name for name, fate in fates.items() if fate == "obeyed"}
+    for name in obeyed - BODIES[path].keys() - {"metadata", "background", "store"}:
+        # No field takes all of these.
+        wrong = [server.post(path, {**BODIES[path], name: value}).status_code for value in odd]
+        assert 400 in wrong or 404 in wrong, name
+
+
 @pytest.mark.parametrize("path", BODIES)
 def test_unknown_fields_are_named(
     server: LiveServer, path: str, caplog: pytest.LogCaptureFixture
