@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from form_clients import check_guidance, check_outlines
 from frameworks import (
     check_agents,
     check_ai_sdk,
@@ -236,6 +237,8 @@ CLIENTS: dict[str, tuple[str, Callable[[str], None]]] = {
     "ollama_ai_sdk": ("npm:ollama-ai-provider-v2", check_ollama_ai_sdk),
     "langchain_ollama": ("langchain-ollama", check_langchain_ollama),
     "responses": ("openai", check_responses),
+    "outlines": ("outlines", check_outlines),
+    "guidance": ("guidance", check_guidance),
 }
 
 

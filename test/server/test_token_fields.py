@@ -297,6 +297,18 @@ def test_tokens_named_by_id(server: LiveServer) -> None:
     assert [next(iter(top)) for top in choice["logprobs"]["top_logprobs"]] == names
 
 
+def test_scores_come_with_their_text(server: LiveServer) -> None:
+    """Those of tags, and of what is before the text, in events of their own: guidance needs it."""
+    body = {"messages": CAPITAL, **GREEDY, "logprobs": True, "guided_regex": "[ab]{4} c"}
+    choices = [event["choices"][0] for event in events(server, CHAT, body)]
+    told = [(c["delta"], c["logprobs"]["content"]) for c in choices if c["logprobs"]]
+    shown = [(delta["content"], entries) for delta, entries in told if "content" in delta]
+    assert shown and all("".join(e["token"] for e in entries) == text for text, entries in shown)
+    assert "</think>" in [
+        entry["token"] for delta, entries in told if not delta for entry in entries
+    ]
+
+
 def test_prompts_are_cut(server: LiveServer, reference: Qwen3ForCausalLM) -> None:
     context = server.engine.context_length
     long = list(range(100, 200)) * (context // 100 + 1)

@@ -167,6 +167,10 @@ class ChatWriter:
         answer = choice.answer
         parts = answer.push(update)
         events = [self._chunk(choice, choice.delta(part), choice.logprobs()) for part in parts]
+        if not parts and not update.done and not choice.content and answer.logprobs:
+            # Tags and what stands before the text are no part of it: clients take the
+            # log-probabilities that come with a piece of text for those of its tokens.
+            events = [self._chunk(choice, {}, choice.logprobs())]
         if update.done:
             reasons = {"finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason}
             last = self._chunk(choice, {}, choice.logprobs(), **reasons)
