@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pytest
@@ -61,6 +62,24 @@ def test_progress_bar_only_on_terminals(
     assert "packing [###" in shown and "50%" in shown and shown.endswith(cleared)
     # Only clearing leaves the line where the bar stood.
     assert "\n" not in shown
+
+
+def test_the_bar_says_what_is_done(
+    tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing takes much longer than loading what was packed before."""
+    works = []
+
+    class Noted(LoadProgress):
+        def __init__(self, checkpoint: Checkpoint, stream: TextIO | None, work: str) -> None:
+            works.append(work)
+            super().__init__(checkpoint, stream, work)
+
+    monkeypatch.setattr("infinicore_infer.causal_lm.LoadProgress", Noted)
+    for dtype in ("int8", "int8", None):
+        with Qwen3ForCausalLM(text_folder, dtype=dtype, cache_dir=tmp_path, threads=1):
+            pass
+    assert works == ["packing", "loading", "loading"]
 
 
 def _resident(address: int) -> int:
