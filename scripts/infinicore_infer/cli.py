@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +17,7 @@ from infinicore_infer.arguments import (
     add_lookup_argument,
     add_model_arguments,
     add_model_path,
+    add_task_argument,
     model_folder,
     model_options,
     positive_count,
@@ -37,6 +38,9 @@ from infinicore_infer.chat.streams import (
     writes_utf8,
 )
 from infinicore_infer.native import weight_cache
+from infinicore_infer.pooling_cli import COMMANDS
+from infinicore_infer.pooling_cli import build_parser as build_command_parser
+from infinicore_infer.pooling_cli import run as run_command
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -59,6 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = _Parser(
         prog="qwen3",
+        usage="%(prog)s [OPTION ...]\n       %(prog)s embed [OPTION ...] [TEXT ...]\n"
+        "       %(prog)s rerank --query TEXT [OPTION ...] [DOCUMENT ...]",
         description="Run a Qwen3 model. With --prompt, or with text piped into standard input, one "
         "answer is written; without either, a chat begins.",
         allow_abbrev=False,
@@ -66,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add_model_path(parser)
     add_model_arguments(parser)
+    add_task_argument(parser)
     add(
         "--clear-cache",
         action="store_true",
@@ -233,8 +240,58 @@ def _load(args: argparse.Namespace) -> Qwen3ForCausalLM:
     if args.model_path is None and not args.quiet:
         note(f"no --model-path: using the tiny demo model in {folder}")
     return Qwen3ForCausalLM(
-        folder, max_tokens=args.context, progress=not args.quiet, **model_options(args)
+        folder,
+        max_tokens=args.context,
+        progress=not args.quiet,
+        task=args.task,
+        **model_options(args),
     )
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Do what the arguments say; return the exit code."""
+    if args.clear_cache:
+        freed = weight_cache.clear(Path(args.cache_dir) if args.cache_dir else None)
+        note(f"deleted {freed / 1e9:.2f} GB of packed weights")
+        return EXIT_OK
+    prompt = args.prompt
+    if prompt is None and not args.json_lines:
+        prompt = read_input()
+        if prompt is not None and not prompt.strip():
+            return _usage_error(parser, "the prompt from standard input is empty")
+        if prompt is None and args.json:
+            return _usage_error(parser, "--json needs --prompt or a piped prompt")
+    with _load(args) as model:
+        if args.json_lines:
+            run_lines(model, _conversation(args))
+        elif prompt is None:
+            run_chat(model, _conversation(args), args)
+        else:
+            return run_once(model, prompt, args)
+        return EXIT_OK
+
+
+def _guarded(run: Callable[[], int], tell: Callable[[Exception], object] | None = None) -> int:
+    """Run something; return the exit code, also of what a user can cause.
+
+    Args:
+        run: Returns the exit code.
+        tell: Told of an error besides standard error.
+    """
+    try:
+        return run()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left; Python would complain once more while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except _USER_ERRORS as error:
+        note(f"error: {error}")
+        if tell is not None:
+            with suppress(OSError):  # which may be the error
+                tell(error)
+        return EXIT_ERROR
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -247,11 +304,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 ok, 1 run-time error, 2 usage, 130 ended by Ctrl-C.
     """
     keep_answers()
-    parser = build_parser()
+    given = sys.argv[1:] if argv is None else argv
+    commands = given[:1] and given[0] in COMMANDS
+    parser = build_command_parser(_Parser) if commands else build_parser()
     try:
         args = parser.parse_args(argv)
     except SystemExit as end:
         return int(end.code or 0)
+    if commands:
+        return _guarded(lambda: run_command(args))
     for name in ("prompt", "system"):
         if getattr(args, name) is not None:
             setattr(args, name, as_utf8(getattr(args, name), sys.getfilesystemencoding()))
@@ -259,38 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_usage(args)
     except ValueError as error:
         return _usage_error(parser, error)
-    try:
-        if args.clear_cache:
-            freed = weight_cache.clear(Path(args.cache_dir) if args.cache_dir else None)
-            note(f"deleted {freed / 1e9:.2f} GB of packed weights")
-            return EXIT_OK
-        prompt = args.prompt
-        if prompt is None and not args.json_lines:
-            prompt = read_input()
-            if prompt is not None and not prompt.strip():
-                return _usage_error(parser, "the prompt from standard input is empty")
-            if prompt is None and args.json:
-                return _usage_error(parser, "--json needs --prompt or a piped prompt")
-        with _load(args) as model:
-            if args.json_lines:
-                run_lines(model, _conversation(args))
-            elif prompt is None:
-                run_chat(model, _conversation(args), args)
-            else:
-                return run_once(model, prompt, args)
-            return EXIT_OK
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output left; Python would complain once more while flushing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_ERROR
-    except _USER_ERRORS as error:
-        note(f"error: {error}")
-        if args.json_lines:
-            with suppress(OSError):  # which may be the error
-                write_error(error)
-        return EXIT_ERROR
+    return _guarded(lambda: _run(parser, args), write_error if args.json_lines else None)
 
 
 if __name__ == "__main__":

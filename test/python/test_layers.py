@@ -21,6 +21,7 @@ PYTHON_LAYERS = (
     {"generate"},
     {"causal_lm"},
     {"chat"},
+    {"pooling_cli"},
     {"cli", "engine"},
     {"server"},
     {"cluster", "tools"},
