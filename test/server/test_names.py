@@ -11,6 +11,7 @@ import anthropic
 import openai
 import pytest
 from infinicore_infer.arguments import json_object, service_options
+from infinicore_infer.server import launch
 from infinicore_infer.server.options import build_parser
 from serving import CAPITAL, GREEDY, WEATHER, WEATHER_TOOL, LiveServer
 
@@ -144,6 +145,28 @@ def test_options() -> None:
     for text in ("{", "[]", "1"):
         with pytest.raises(argparse.ArgumentTypeError, match="JSON"):
             json_object(text)
+
+
+def test_wrong_options_end_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the model is loaded."""
+    for arguments, words in (
+        (["--chat-template", str(tmp_path / "none.jinja")], "none.jinja: there is no such file"),
+        (["--default-chat-template-kwargs", '{"tools": []}'], "--default-chat-template-kwargs"),
+        (["--response-dir", "/proc/none"], "/proc/none"),
+    ):
+        assert launch.main(arguments) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_options_of_responses(tmp_path: Path) -> None:
+    parse = build_parser().parse_args
+    config = launch._service(parse([]), tmp_path).config
+    assert config.response_bytes == 64 << 20 and config.response_seconds == 86400
+    assert config.response_dir is None
+    options = ["--response-memory", "1M", "--response-time", "60", "--response-dir", "x"]
+    config = launch._service(parse(options), tmp_path).config
+    assert (config.response_bytes, config.response_seconds) == (1 << 20, 60)
+    assert config.response_dir == Path("x")
 
 
 @pytest.mark.parametrize("variables", [{"messages": []}, {"enable_thinking": "no"}])

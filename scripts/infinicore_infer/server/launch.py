@@ -30,12 +30,15 @@ from infinicore_infer.causal_lm import Qwen3ForCausalLM
 from infinicore_infer.checkpoint.opening import is_model
 from infinicore_infer.engine.config import EngineConfig
 from infinicore_infer.engine.engine import Engine
+from infinicore_infer.errors import FieldError
 from infinicore_infer.server.app import make_app
 from infinicore_infer.server.bodies import BodyLimits
+from infinicore_infer.server.chat_request import checked_variables
 from infinicore_infer.server.connections import ConnectionLimits, protocol_class, usable_connections
 from infinicore_infer.server.draining import DrainingServer
 from infinicore_infer.server.options import build_parser
 from infinicore_infer.server.service import Service, ServiceConfig
+from infinicore_infer.text.chat_template import ChatTemplates
 
 _LOG = logging.getLogger("infinicore_infer.server")
 # How long a thread that computes in Python keeps the interpreter's lock while the event loop waits
@@ -108,6 +111,21 @@ def _bodies_memory(args: argparse.Namespace) -> int:
     return given
 
 
+def _check_templates(args: argparse.Namespace) -> None:
+    """See to it that what concerns chat templates is right before the model is loaded.
+
+    Raises:
+        ValueError: Something is wrong.
+        OSError: The template cannot be read.
+    """
+    if args.chat_template is not None:
+        ChatTemplates(None, {}).replace(args.chat_template)
+    try:
+        checked_variables(args.default_chat_template_kwargs)
+    except FieldError as error:
+        raise ValueError(error.message("--default-chat-template-kwargs")) from None
+
+
 def _run(args: argparse.Namespace) -> int:
     folder = model_folder(args.model_path)
     try:
@@ -121,6 +139,7 @@ def _run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
+    _check_templates(args)
     service, config = _service(args, folder), _engine_config(args)
     bodies_memory = _bodies_memory(args)
     limits = ConnectionLimits(
