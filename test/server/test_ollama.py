@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from python.pooling_models import TEXTS, make_embedder
 from qwen3 import Qwen3ForCausalLM
 from serving import CAPITAL, SHORT_CITY_TOOL, WEATHER, WEATHER_TOOL, LiveServer, slow_steps
 
@@ -318,6 +321,45 @@ def test_what_changes_models_is_refused(server: LiveServer) -> None:
         assert response.status_code == 400 and list(response.json()) == ["error"], response.text
     response = server.http.get("/api/nothing")
     assert response.status_code == 404 and list(response.json()) == ["error"]
+
+
+def test_embeddings(tmp_path: Path) -> None:
+    """Vectors are those of the model, of length 1; a chat model gives none."""
+    folder = make_embedder(tmp_path, tied=False)
+    with Qwen3ForCausalLM(folder, threads=1) as model, LiveServer(folder=folder) as server:
+        expected = model.embed(TEXTS)
+
+        def vectors(**body: Any) -> Any:
+            response = server.post("/api/embed", {"model": MODEL, **body})
+            assert response.status_code == 200, response.text
+            return np.array(response.json()["embeddings"], np.float32)
+
+        assert np.array_equal(vectors(input=TEXTS, options={"num_ctx": 512}), expected)
+        assert np.array_equal(vectors(input=TEXTS[0]), expected[:1])
+        assert np.array_equal(vectors(input=TEXTS, dimensions=5), model.embed(TEXTS, dimensions=5))
+        answer = server.post("/api/embed", {"input": TEXTS}).json()
+        assert answer["prompt_eval_count"] == sum(map(len, model.embedder.tokens(TEXTS)))
+        assert answer["model"] == f"{MODEL}:latest"
+        old = server.post("/api/embeddings", {"model": MODEL, "prompt": TEXTS[0]}).json()
+        assert np.array_equal(np.array(old["embedding"], np.float32), expected[0])
+        for empty in ("", []):
+            assert server.post("/api/embed", {"input": empty}).json()["embeddings"] == []
+        assert server.post("/api/embeddings", {"prompt": ""}).json() == {"embedding": []}
+        long = "One two three. " * 3000
+        assert np.array_equal(vectors(input=[long]), model.embed([long], truncate=True))
+        for body in (
+            {"input": [long], "truncate": False},
+            {"input": TEXTS, "dimensions": 0},
+            {"input": ["x"] * 2049},
+            {"input": [1]},
+            {},
+        ):
+            response = server.post("/api/embed", body)
+            assert response.status_code == 400 and isinstance(response.json()["error"], str)
+        assert server.post("/api/show", {}).json()["capabilities"] == ["embedding"]
+        for path, body in BODIES.items():
+            response = server.post(path, body)
+            assert response.status_code == 400 and "embeddings" in response.json()["error"]
 
 
 def test_a_failure_in_a_stream_is_a_line(

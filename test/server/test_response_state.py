@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -9,6 +10,10 @@ from typing import Any
 
 import openai
 import pytest
+from infinicore_infer.server.answer import begin_chat
+from infinicore_infer.server.chat_request import ChatRequest, Sampling
+from infinicore_infer.server.openai.background import BackgroundRun
+from infinicore_infer.server.openai.response_items import ResponseWriter
 from serving import CAPITAL, STORY, WEATHER, LiveServer, slow_steps
 
 Make = Callable[..., LiveServer]
@@ -226,6 +231,25 @@ def test_streams_of_what_goes_on(make_server: Make, monkeypatch: pytest.MonkeyPa
         client.responses.delete(begun.id)
         with pytest.raises(openai.NotFoundError):
             client.responses.retrieve(begun.id)
+    server.check_idle()
+
+
+def test_cancelled_before_it_begins(make_server: Make) -> None:
+    """The engine is told, although nothing has followed the answer yet."""
+    server = make_server()
+    ended: list[BackgroundRun] = []
+
+    async def run() -> Any:
+        request = ChatRequest(messages=CAPITAL, sampling=Sampling(max_steps=500, ignore_eos=True))
+        chat = await begin_chat(server.service, lambda: request, "x")
+        writer = ResponseWriter({"background": True}, chat, background=True)
+        options: Any = {"inputs": "[]", "streamed": True, "grown": lambda count: None}
+        run = BackgroundRun(server.service, chat.stream, writer, ended=ended.append, **options)
+        await run.cancel()
+        return run.response()["status"], chat.stream.jobs[0].cancelled
+
+    assert asyncio.run(run()) == ("cancelled", True)
+    assert len(ended) == 1 and "response.cancelled" in ended[0].events[-1]
     server.check_idle()
 
 

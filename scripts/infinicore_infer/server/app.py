@@ -22,6 +22,7 @@ from infinicore_infer.server.fields import Body
 from infinicore_infer.server.gate import Gate
 from infinicore_infer.server.http import json_response
 from infinicore_infer.server.ollama import chat as ollama_chat
+from infinicore_infer.server.ollama import embeddings as ollama_embeddings
 from infinicore_infer.server.ollama import models as ollama_models
 from infinicore_infer.server.ollama.errors import OLLAMA_ERRORS
 from infinicore_infer.server.ollama.fields import GenerateBody, OllamaChatBody
@@ -74,8 +75,8 @@ _OLLAMA: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/api/version", ollama_models.version),
     ("POST", "/api/show", ollama_models.show),
     ("POST", "/api/pull", ollama_models.pull),
-    ("POST", "/api/embed", ollama_models.no_embeddings),
-    ("POST", "/api/embeddings", ollama_models.no_embeddings),
+    ("POST", "/api/embed", only_for("embed", ollama_embeddings.embed)),
+    ("POST", "/api/embeddings", only_for("embed", ollama_embeddings.embeddings)),
     ("POST", "/api/create", ollama_models.fixed),
     ("POST", "/api/copy", ollama_models.fixed),
     ("POST", "/api/push", ollama_models.fixed),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 OLLAMA_CHAT, OLLAMA_GENERATE = "/api/chat", "/api/generate"
+OLLAMA_EMBED, OLLAMA_EMBEDDINGS = "/api/embed", "/api/embeddings"
 OLLAMA_SHOW, INPUT_TOKENS = "/api/show", "/v1/responses/input_tokens"
 EMBEDDINGS, RERANK, SCORE = "/v1/embeddings", "/v1/rerank", "/v1/score"
 # They answer nothing, so what only changes an answer changes nothing there.

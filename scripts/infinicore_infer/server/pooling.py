@@ -9,12 +9,43 @@ from libinfinicore_infer import Qwen3OutOfKVError
 from starlette.requests import Request
 
 from infinicore_infer.engine.pooling_engine import States
+from infinicore_infer.generate.embedder import Truncation
 from infinicore_infer.generate.pooling import PooledText
 from infinicore_infer.server.errors import ApiError
 from infinicore_infer.server.http import unless_disconnected
-from infinicore_infer.server.service import service_of
+from infinicore_infer.server.service import Service, service_of
+from infinicore_infer.server.tokenizing import refuse_long, tokenizing
 
-__all__ = ["States", "pooled"]
+__all__ = ["States", "embedding_tokens", "pooled"]
+
+
+def embedding_tokens(
+    service: Service,
+    texts: Sequence[str | Sequence[int]],
+    truncation: Truncation | None,
+    *,
+    field: str = "input",
+    add_special: bool = True,
+) -> list[list[int]]:
+    """Return the token ids that are embedded; takes a while for long texts.
+
+    Args:
+        service: The state behind the endpoints.
+        texts: Texts, or token ids.
+        truncation: How those that are too long are cut; ``None``: they are refused.
+        field: What they are in, for errors.
+        add_special: Whether texts get the tokens that the tokenizer adds.
+
+    Raises:
+        FieldError: A text is empty or too long, or cannot be read.
+    """
+    model = service.model
+    if truncation is None and model.has_tokenizer:
+        for i, text in enumerate(texts):
+            if isinstance(text, str):
+                refuse_long(model.tokenizer, text, model.embedder.limit, f"{field}[{i}]")
+    with tokenizing(field):
+        return model.embedder.tokens(texts, truncation, add_special=add_special)
 
 
 async def pooled(request: Request, texts: Sequence[PooledText] | Sequence[Sequence[int]]) -> States:

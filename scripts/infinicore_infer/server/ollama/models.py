@@ -97,6 +97,8 @@ def _entry(service: Service, name: str) -> JsonObject:
 
 def capabilities(service: Service) -> list[str]:
     """Return what the model can do, in Ollama's words."""
+    if service.model.task != "chat":
+        return ["embedding" if service.model.task == "embed" else "rerank"]
     if not service.model.has_tokenizer:
         return ["completion"]
     templates = service.model.tokenizer.templates.literals()
@@ -205,12 +207,3 @@ async def fixed(request: Request) -> Response:
 
 def _fixed(message: str) -> ApiError:
     return ApiError(400, message, code="unsupported")
-
-
-async def no_embeddings(request: Request) -> Response:
-    """Refuse embeddings, of which this model gives none.
-
-    Raises:
-        ApiError: Always.
-    """
-    raise ApiError(400, "this model does not support embeddings", code="unsupported")

@@ -16,9 +16,8 @@ from infinicore_infer.generate.embedder import Truncation
 from infinicore_infer.server.fields import Body, Ids, Once, Strings
 from infinicore_infer.server.http import json_response
 from infinicore_infer.server.known_fields import EMBEDDINGS
-from infinicore_infer.server.pooling import States, pooled
+from infinicore_infer.server.pooling import States, embedding_tokens, pooled
 from infinicore_infer.server.service import Service, service_of
-from infinicore_infer.server.tokenizing import refuse_long, tokenizing
 from infinicore_infer.text.instructions import instructed
 
 _MAX_TEXTS = 2048  # as OpenAI's
@@ -76,15 +75,8 @@ class EmbeddingsBody(Body):
 def _tokens(service: Service, body: EmbeddingsBody) -> list[list[int]]:
     model, texts = service.model, body.texts()
     model.embedder.check_dimensions(body.dimensions)
-    truncation = body.truncation
-    if truncation is None and model.has_tokenizer:
-        for i, text in enumerate(texts):
-            if isinstance(text, str):
-                refuse_long(model.tokenizer, text, model.embedder.limit, f"input[{i}]")
-    with tokenizing("input"):
-        return model.embedder.tokens(
-            texts, truncation, add_special=body.add_special_tokens is not False
-        )
+    special = body.add_special_tokens is not False
+    return embedding_tokens(service, texts, body.truncation, add_special=special)
 
 
 def _vectors(service: Service, body: EmbeddingsBody, states: States) -> list[object]:
