@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Type
 from infinicore_infer.generate.embedder import Truncation
 from infinicore_infer.generate.pooling import PooledText, pool, pool_step
 from libinfinicore_infer import Qwen3OutOfKVError
-from python.helpers import copy_folder, edit_json, make_text_model
+from python.helpers import DEMO, copy_folder, edit_json, make_text_model
 from python.pooling_models import TEXTS, end_texts, make_embedder, unit
 from qwen3 import Qwen3ForCausalLM
+from reference.gguf_files import set_key, write_gguf
 from transformers import AutoModel, AutoTokenizer
 
 # Of vectors of length 1, computed in float32 on both sides.
@@ -216,3 +218,39 @@ def test_what_a_checkpoint_is_for(folder: Path, tmp_path: Path) -> None:
     edit_json(copy / "config.json", architectures=["Qwen3ForGuardModel"])
     with pytest.raises(ValueError, match=r"Qwen3Guard-Stream.*not supported; Qwen3Guard-Gen"):
         task()
+
+
+def test_gguf(tmp_path: Path) -> None:
+    """The kind of pooling and the end of text are in the file; of some files in its name."""
+    end = set_key("tokenizer.ggml.add_eos_token", True)
+    eos = set_key("tokenizer.ggml.eos_token_id", 2000)
+
+    def add(*changes: Any) -> Any:
+        def change(writer: Any) -> None:
+            for each in (*changes, eos):
+                each(writer)
+
+        return change
+
+    path = tmp_path / "m.gguf"
+    write_gguf(DEMO, path, Type.F32, change=add(set_key("qwen3.pooling_type", 3), end))
+    ended = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    end_texts(ended)
+    with Qwen3ForCausalLM(ended, **EXACTLY, task="embed") as model:
+        assert model.tokenizer.token_id("<|endoftext|>") == 2000
+        expected, tokens = model.embed(TEXTS), model.embedder.tokens(TEXTS)
+    with Qwen3ForCausalLM(path, **EXACTLY) as model:
+        assert model.task == "embed"
+        assert model.embedder.tokens(TEXTS) == tokens
+        assert np.abs(model.embed(TEXTS) - expected).max() < EXACT
+    named = tmp_path / "Qwen3-Embedding-tiny.gguf"
+    write_gguf(DEMO, named, Type.F32, change=add())
+    with Qwen3ForCausalLM(named, **EXACTLY) as model:
+        assert model.task == "embed" and model.embedder.tokens(TEXTS) == tokens
+    write_gguf(DEMO, path, Type.F32, change=add(set_key("qwen3.pooling_type", 1)))
+    with pytest.raises(ValueError, match="pooling 'mean' is not supported"):
+        Qwen3ForCausalLM(path, **EXACTLY)
+    bad = set_key("tokenizer.ggml.eos_token_id", 10**6)
+    write_gguf(DEMO, path, Type.F32, change=lambda writer: (end(writer), bad(writer)))
+    with pytest.raises(ValueError, match=r"add_eos_token' is true, and .* is 1000000"):
+        Qwen3ForCausalLM(path, **EXACTLY, task="embed")

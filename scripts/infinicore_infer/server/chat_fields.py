@@ -104,6 +104,11 @@ class ChatFields(FormFields):
         left = [f"tools.{tool['type']}" for tool in self.tools or () if self._unserved(tool)]
         return list(dict.fromkeys(left))
 
+    @property
+    def leaves_ending(self) -> bool:
+        """Whether nothing is said of how the conversation ends."""
+        return self.add_generation_prompt is None and self.continue_final_message is None
+
     def ending(self, messages: Sequence[JsonObject]) -> tuple[bool, bool]:
         """Return whether the last message goes on, and whether an answer begins behind it.
 

@@ -242,6 +242,8 @@ class ChatRequest:
         template_variables: Further variables of the chat template; they win over ``thinking``.
         continued: Whether the last message, the assistant's, goes on; else an answer begins.
         begins: Whether an answer begins; else the prompt ends with the last message.
+        implied: Whether nobody said so: then an answer begins also behind the assistant's message
+            where the template writes more behind it than its end, as those of guards do.
         truncation: How a prompt that is too long is cut; ``None``: it is not.
         drops: Whether the oldest turns are dropped until the rest and an answer fit the context.
     """
@@ -256,8 +258,13 @@ class ChatRequest:
     template_variables: JsonObject = field(default_factory=dict)
     continued: bool = False
     begins: bool = True
+    implied: bool = False
     truncation: Truncation | None = None
     drops: bool = False
+
+    def _settle_ending(self, tokenizer: Qwen3Tokenizer) -> None:
+        if self.implied and self.continued and not tokenizer.ends_with_message:
+            self.continued, self.begins = False, True
 
     def offered_tools(self) -> list[Tool]:
         """Return the tools that the model is told of.
@@ -289,6 +296,7 @@ class ChatRequest:
         Raises:
             FieldError: As :meth:`prompt`.
         """
+        self._settle_ending(model.tokenizer)
         tools = [tool.told for tool in self.offered_tools()]
         variables = self.variables()
         with tokenizing("messages"):
@@ -312,6 +320,7 @@ class ChatRequest:
         Raises:
             FieldError: A message, a tool or a variable is wrong, or it is far too long.
         """
+        self._settle_ending(model.tokenizer)
         cut = self.truncation
         if self.drops:
             return self._newest(model, limit)

@@ -73,6 +73,7 @@ class TokenizeBody(ChatFields):
             template_variables=self.chat_template_kwargs or {},
             continued=continued,
             begins=begins,
+            implied=self.leaves_ending,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def _definition(metadata: Mapping[str, Any]) -> dict[str, Any]:
                 _byte_level(),
             ],
         },
-        "post_processor": _byte_level(),
+        "post_processor": _post_processor(metadata, tokens),
         "decoder": _byte_level(),
         "model": {
             "type": "BPE",
@@ -123,6 +123,29 @@ def _definition(metadata: Mapping[str, Any]) -> dict[str, Any]:
             "merges": merges,
         },
     }
+
+
+def _post_processor(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
+    """Return what adds the end of text to texts that are embedded, where the file says so."""
+    end = metadata.get("tokenizer.ggml.eos_token_id")
+    if metadata.get("tokenizer.ggml.add_eos_token") is not True:
+        return _byte_level()
+    if not isinstance(end, int) or not 0 <= end < len(tokens):
+        raise TokenizerError(
+            f"'tokenizer.ggml.add_eos_token' is true, and 'tokenizer.ggml.eos_token_id' is {end!r}"
+        )
+    name = tokens[end]
+    text, last = (
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": name, "type_id": 0}},
+    )
+    template = {
+        "type": "TemplateProcessing",
+        "single": [text, last],
+        "pair": [text, {"Sequence": {"id": "B", "type_id": 0}}, last],
+        "special_tokens": {name: {"id": name, "ids": [end], "tokens": [name]}},
+    }
+    return {"type": "Sequence", "processors": [_byte_level(), template]}
 
 
 def _byte_level() -> dict[str, Any]:

@@ -342,6 +342,17 @@ class Qwen3Tokenizer:
         ending = (add_generation_prompt, continue_final_message)
         return self._render(check_messages(messages), tools, variables or {}, ending)
 
+    @cached_property
+    def ends_with_message(self) -> bool:
+        """Whether the chat template ends with the last message, and with nothing of its own."""
+        probe = "0probe0"
+        messages = [{"role": "user", "content": "0"}, {"role": "assistant", "content": probe}]
+        try:
+            text = self.apply_chat_template(messages, add_generation_prompt=False)
+        except TokenizerError:
+            return True
+        return not self._control.sub("", text.rpartition(probe)[2]).strip()
+
     def encode_chat(
         self,
         messages: Sequence[Message],

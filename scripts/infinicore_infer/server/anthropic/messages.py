@@ -72,6 +72,7 @@ class CountBody(ChatFields):
             template_variables=self.chat_template_kwargs or {},
             continued=continued,
             begins=begins,
+            implied=self.leaves_ending,
         )
 
     def _thinking(self) -> Thinking:

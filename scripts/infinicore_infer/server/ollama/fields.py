@@ -147,6 +147,7 @@ class OllamaFields(ChatFields):
             template_variables=self.chat_template_kwargs or {},
             continued=continued,
             begins=begins,
+            implied=self.leaves_ending,
         )
 
 

@@ -126,6 +126,7 @@ class ChatBody(ChatFields, CompletionFields):
             template_variables=self.chat_template_kwargs or {},
             continued=continued,
             begins=begins,
+            implied=self.leaves_ending,
             truncation=self.truncation(limit),
         )
 
