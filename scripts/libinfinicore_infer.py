@@ -412,6 +412,10 @@ class Qwen3ModelOptions(ctypes.Structure):
         ("ntensors", c_size_t),
         ("activations", c_int32),
         ("reserved", c_int32),
+        ("nexperts", c_uint32),
+        ("nexperts_used", c_uint32),
+        ("dm", c_uint32),
+        ("norm_topk_prob", c_int32),
     ]
 
     def __init__(self, **fields: Any) -> None:

@@ -200,6 +200,8 @@ class Qwen3ForCausalLM:
             seed=seed or 0,
         )
         self.meta.rope.apply(options)
+        if self.meta.experts is not None:
+            self.meta.experts.apply(options)
         self._weight_cache: CheckpointCache | None = None
         try:
             SamplingParams.check_config(self.meta.generation_config, self._config_path)

@@ -1,6 +1,9 @@
 #include "api/tensors.h"
 
+#include <algorithm>
+#include <map>
 #include <string>
+#include <tuple>
 
 #include "api/stored_tensors.h"
 #include "api/structs.h"
@@ -17,19 +20,20 @@ constexpr size_t kMaxListed = 10;
 
 // ---------------------------------------------------------------- what a role is
 
-enum class Kind { kTable, kNorm, kMatrix, kBias, kExperts };
+enum class Kind { kTable, kNorm, kMatrix, kBias, kRouter, kExperts };
 
 // The layer's matrices by rows: a role of kind kMatrix or kBias is `count` of them, one after the other, from `first`
-// on.
+// on. Those of an expert likewise.
 enum Part : uint32_t { kQ, kK, kV, kO, kGate, kUp, kDown, kParts };
 enum Norm : uint32_t { kAttnNorm, kQNorm, kKNorm, kFfnNorm, kNorms };
+enum ExpertPart : uint32_t { kExpertGate, kExpertUp, kExpertDown, kExpertParts };
 enum Table : uint32_t { kInputEmbd, kOutputNorm, kOutputEmbd, kTables };
 
 struct Role {
     int32_t role;
     const char *name;  // in messages: Qwen3Weights' member
     Kind kind;
-    uint32_t first;  // Part, Norm or Table
+    uint32_t first;  // Part, Norm, ExpertPart or Table
     uint32_t count = 1;
 };
 
@@ -55,11 +59,11 @@ constexpr Role kRoles[] = {
     {QWEN3_TENSOR_ATTN_K_B, "attn_k_b", Kind::kBias, kK},
     {QWEN3_TENSOR_ATTN_V_B, "attn_v_b", Kind::kBias, kV},
     {QWEN3_TENSOR_ATTN_O_B, "attn_o_b", Kind::kBias, kO},
-    {QWEN3_TENSOR_FFN_ROUTER, "ffn_router", Kind::kExperts, 0},
-    {QWEN3_TENSOR_EXPERT_GATE_UP, "expert_gate_up", Kind::kExperts, 0},
-    {QWEN3_TENSOR_EXPERT_GATE, "expert_gate", Kind::kExperts, 0},
-    {QWEN3_TENSOR_EXPERT_UP, "expert_up", Kind::kExperts, 0},
-    {QWEN3_TENSOR_EXPERT_DOWN, "expert_down", Kind::kExperts, 0},
+    {QWEN3_TENSOR_FFN_ROUTER, "ffn_router", Kind::kRouter, 0},
+    {QWEN3_TENSOR_EXPERT_GATE_UP, "expert_gate_up", Kind::kExperts, kExpertGate, 2},
+    {QWEN3_TENSOR_EXPERT_GATE, "expert_gate", Kind::kExperts, kExpertGate},
+    {QWEN3_TENSOR_EXPERT_UP, "expert_up", Kind::kExperts, kExpertUp},
+    {QWEN3_TENSOR_EXPERT_DOWN, "expert_down", Kind::kExperts, kExpertDown},
 };
 
 const Role &roleOf(int32_t number) {
@@ -89,6 +93,12 @@ Shape shapeOf(const ModelConfig &c, const Role &role) {
     if (role.kind == Kind::kNorm) {
         return {role.first == kQNorm || role.first == kKNorm ? c.dh : c.d, 1};
     }
+    if (role.kind == Kind::kRouter) {
+        return {c.nexperts, c.d};
+    }
+    if (role.kind == Kind::kExperts) {
+        return role.first == kExpertDown ? Shape{c.d, c.dm} : Shape{uint64_t{role.count} * c.dm, c.d};
+    }
     Shape shape{0, role.kind == Kind::kBias ? 1 : partShape(c, role.first).cols};
     for (uint32_t part = role.first; part < role.first + role.count; ++part) {
         shape.rows += partShape(c, part).rows;
@@ -98,6 +108,11 @@ Shape shapeOf(const ModelConfig &c, const Role &role) {
 
 HostMatrix &partOf(LayerTensors &l, uint32_t part) {
     HostMatrix *const parts[kParts] = {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down};
+    return *parts[part];
+}
+
+HostMatrix &partOf(ExpertTensors &e, uint32_t part) {
+    HostMatrix *const parts[kExpertParts] = {&e.gate, &e.up, &e.down};
     return *parts[part];
 }
 
@@ -122,8 +137,8 @@ public:
 
     std::deque<StoredMatrix> &stored() { return out_.stored; }
 
-    // `whole` has the shape of the role. Replaces what was there.
-    void place(const Role &role, size_t layer, const HostMatrix &whole) {
+    // `whole` has the shape of the role, of one expert where it is of those. Replaces what was there.
+    void place(const Role &role, size_t layer, const HostMatrix &whole, uint32_t expert = 0) {
         if (role.kind == Kind::kTable) {
             if (role.first == kOutputNorm) {
                 out_.output_norm = {whole.data, whole.dtype};
@@ -135,6 +150,17 @@ public:
         LayerTensors &l = out_.layers[layer];
         if (role.kind == Kind::kNorm) {
             normOf(l, role.first) = {whole.data, whole.dtype};
+            return;
+        }
+        if (role.kind == Kind::kRouter) {
+            l.router = whole;
+            return;
+        }
+        if (role.kind == Kind::kExperts) {
+            l.experts.resize(c_.nexperts);
+            for (uint32_t i = 0; i < role.count; ++i) {
+                partOf(l.experts[expert], role.first + i) = rowsOf(whole, i * c_.dm, whole.rows / role.count);
+            }
             return;
         }
         uint32_t row = 0;
@@ -158,20 +184,36 @@ public:
     ModelTensors finish(int32_t status, const char *arguments) {
         std::string missing;
         size_t count = 0;
-        const auto require = [&](const void *data, int32_t role, size_t layer) {
+        const auto require = [&](const void *data, int32_t role, size_t layer, const std::string &more = "") {
             if (data == nullptr && ++count <= kMaxListed) {
-                missing += (missing.empty() ? "" : ", ") + describe(roleOf(role), layer);
+                missing += (missing.empty() ? "" : ", ") + describe(roleOf(role), layer) + more;
             }
         };
         require(out_.input_embd.data, QWEN3_TENSOR_INPUT_EMBD, 0);
         require(out_.output_norm.data, QWEN3_TENSOR_OUTPUT_NORM, 0);
         for (size_t i = 0; i < out_.layers.size(); ++i) {
             LayerTensors &l = out_.layers[i];
+            const bool experts = l.router.data != nullptr || !l.experts.empty();
+            l.experts.resize(experts ? c_.nexperts : 0);
             for (const Role &role : kRoles) {
                 if (role.kind == Kind::kNorm) {
                     require(normOf(l, role.first).data, role.role, i);
                 } else if (role.kind == Kind::kMatrix && role.count == 1) {
-                    require(partOf(l, role.first).data, role.role, i);
+                    const HostMatrix &matrix = partOf(l, role.first);
+                    const bool mlp = role.first >= kGate;
+                    if (mlp && experts && matrix.data != nullptr) {
+                        fail(QWEN3_STATUS_BAD_PARAM, "%s is given, but the layer has experts in its place",
+                             describe(role, i).c_str());
+                    }
+                    if (!mlp || !experts) {
+                        require(matrix.data, role.role, i);
+                    }
+                } else if (role.kind == Kind::kRouter && experts) {
+                    require(l.router.data, role.role, i);
+                } else if (role.kind == Kind::kExperts && role.count == 1) {
+                    for (size_t e = 0; e < l.experts.size(); ++e) {
+                        require(partOf(l.experts[e], role.first).data, role.role, i, ", expert " + std::to_string(e));
+                    }
                 }
             }
         }
@@ -300,8 +342,11 @@ public:
         fail(QWEN3_STATUS_BAD_PARAM, "%s: role is %d, which is no Qwen3TensorRole", name_.c_str(), t_.role);
     }
 
-    // Codes are described in a new element of `stored`.
-    HostMatrix matrix(const Role &role, std::deque<StoredMatrix> &stored) const {
+    // How many experts the tensor is of; 1 for other roles.
+    uint32_t experts() const { return std::max(1U, t_.nexperts); }
+
+    // The matrix, of the tensor's i-th expert where it has several. Codes are described in a new element of `stored`.
+    HostMatrix matrix(const Role &role, std::deque<StoredMatrix> &stored, uint32_t i = 0) const {
         checkPlace(role);
         const bool floats = checkFormat(role);
         const Shape shape = shapeOf(c_, role);
@@ -318,8 +363,12 @@ public:
         if (t_.data == nullptr) {
             fail(QWEN3_STATUS_NULL_POINTER, "%s: data is NULL", name_.c_str());
         }
+        const void *data = expertData(matrix, i);
+        matrix.data = data;
         if (!floats) {
-            stored.push_back(readStored(t_, name_));
+            Qwen3Tensor one = t_;
+            one.data = data;
+            stored.push_back(readStored(one, name_));
             matrix.stored = &stored.back();
             matrix.row_stride = matrix.stored->row_stride;
             matrix.col_stride = matrix.stored->col_stride;
@@ -337,14 +386,45 @@ private:
             fail(QWEN3_STATUS_BAD_PARAM, "%s: layer is %u, must be below meta.nlayer, %u", name_.c_str(), t_.layer,
                  c_.nlayer);
         }
+        if ((role.kind == Kind::kExperts || role.kind == Kind::kRouter) && c_.nexperts == 0) {
+            fail(QWEN3_STATUS_BAD_PARAM, "%s: options.nexperts is 0: the model has no experts", name_.c_str());
+        }
         if (role.kind == Kind::kExperts) {
-            fail(QWEN3_STATUS_NOT_IMPLEMENTED, "%s: layers with experts are not implemented", name_.c_str());
+            if (uint64_t{t_.expert} + experts() > c_.nexperts) {
+                fail(QWEN3_STATUS_BAD_PARAM,
+                     "%s: expert and nexperts are %u and %u, must end below options.nexperts, %u", name_.c_str(),
+                     t_.expert, t_.nexperts, c_.nexperts);
+            }
+            const auto dtype = static_cast<DType>(t_.dtype);
+            if (experts() > 1 && !isFloatDType(dtype) && blockShape(dtype).elements == 0) {
+                fail(QWEN3_STATUS_NOT_IMPLEMENTED,
+                     "%s: nexperts is %u: codes of several experts in one tensor are not implemented but for GGUF's",
+                     name_.c_str(), t_.nexperts);
+            }
+            return;
         }
         if (t_.expert != 0 || t_.nexperts != 0 || t_.expert_stride != 0) {
             fail(QWEN3_STATUS_BAD_PARAM,
                  "%s: expert, nexperts and expert_stride are %u, %u and %zu, must be 0: it is of no expert",
                  name_.c_str(), t_.expert, t_.nexperts, t_.expert_stride);
         }
+    }
+
+    // Where the i-th expert begins.
+    const void *expertData(const HostMatrix &m, uint32_t i) const {
+        if (experts() == 1) {
+            return t_.data;
+        }
+        const size_t span = (m.rows - 1) * m.row_stride + (m.cols - 1) * m.col_stride + 1;
+        const size_t stride = t_.expert_stride != 0 ? t_.expert_stride : size_t{m.rows} * m.cols;
+        const BlockShape block = blockShape(m.dtype);
+        const bool blocks = block.elements > 0;
+        if (stride < span || stride > kMaxStride || (blocks && stride % block.elements != 0)) {
+            fail(QWEN3_STATUS_BAD_TENSOR_STRIDES, "%s: expert_stride is %zu, must be from %zu to %zu%s", name_.c_str(),
+                 stride, span, kMaxStride, blocks ? ", and whole blocks" : "");
+        }
+        const size_t bytes = blocks ? stride / block.elements * block.bytes : stride * dtypeSize(m.dtype);
+        return static_cast<const char *>(t_.data) + i * bytes;
     }
 
     // The dtype and the layout; returns whether it is floats.
@@ -406,9 +486,11 @@ class Givers {
 public:
     explicit Givers(size_t nlayer) : givers_(nlayer * kSlots + kTables, kNobody) {}
 
-    void claim(const Role &role, size_t layer, size_t index) {
+    void claim(const Role &role, size_t layer, uint32_t expert, size_t index) {
         for (uint32_t i = 0; i < role.count; ++i) {
-            size_t &giver = givers_[slot(role, layer) + i];
+            size_t &giver = role.kind == Kind::kExperts
+                                ? experts_.try_emplace({layer, expert, role.first + i}, kNobody).first->second
+                                : givers_[slot(role, layer) + i];
             if (giver != kNobody) {
                 fail(QWEN3_STATUS_BAD_PARAM,
                      "options.tensors[%zu] (%s): tensors[%zu] gave it, or a part of it, already", index,
@@ -420,7 +502,7 @@ public:
 
 private:
     static constexpr size_t kNobody = ~size_t{0};
-    static constexpr size_t kSlots = size_t{2} * kParts + kNorms;
+    static constexpr size_t kSlots = size_t{2} * kParts + kNorms + 1;
 
     static size_t slot(const Role &role, size_t layer) {
         switch (role.kind) {
@@ -428,6 +510,8 @@ private:
             return role.first;
         case Kind::kNorm:
             return kTables + layer * kSlots + 2 * kParts + role.first;
+        case Kind::kRouter:
+            return kTables + layer * kSlots + 2 * kParts + kNorms;
         case Kind::kBias:
             return kTables + layer * kSlots + kParts + role.first;
         default:
@@ -436,6 +520,7 @@ private:
     }
 
     std::vector<size_t> givers_;
+    std::map<std::tuple<size_t, uint32_t, uint32_t>, size_t> experts_;  // by layer, expert and part
 };
 
 void placeTensors(const ModelConfig &c, const Qwen3ModelOptions &options, Collector &out) {
@@ -450,9 +535,11 @@ void placeTensors(const ModelConfig &c, const Qwen3ModelOptions &options, Collec
         readStruct(tensors.at(i), tensors.argument(i), tensor);
         TensorChecker check(c, tensor, i);
         const Role &role = check.role();
-        const HostMatrix matrix = check.matrix(role, out.stored());
-        givers.claim(role, tensor.layer, i);
-        out.place(role, tensor.layer, matrix);
+        for (uint32_t e = 0; e < check.experts(); ++e) {
+            const HostMatrix matrix = check.matrix(role, out.stored(), e);
+            givers.claim(role, tensor.layer, tensor.expert + e, i);
+            out.place(role, tensor.layer, matrix, tensor.expert + e);
+        }
     }
 }
 

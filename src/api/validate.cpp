@@ -80,6 +80,36 @@ void checkRope(const Qwen3ModelOptions &o) {
     }
 }
 
+// Checks before any tensor is looked at: their number follows from these.
+void readExperts(const Qwen3ModelOptions &o, ModelConfig &c) {
+    constexpr uint32_t kMostExperts = 65536;
+    requireRange(o.nexperts, 0, kMostExperts, "options.nexperts");
+    if (o.nexperts == 0) {
+        if (o.nexperts_used != 0 || o.dm != 0 || o.norm_topk_prob != 0) {
+            fail(QWEN3_STATUS_BAD_PARAM,
+                 "options.nexperts_used, dm and norm_topk_prob are %u, %u and %d, must be 0: options.nexperts is 0",
+                 o.nexperts_used, o.dm, o.norm_topk_prob);
+        }
+        return;
+    }
+    if (o.nexperts_used == 0 || o.nexperts_used > o.nexperts) {
+        fail(QWEN3_STATUS_BAD_PARAM, "options.nexperts_used is %u, must be 1 to options.nexperts, %u", o.nexperts_used,
+             o.nexperts);
+    }
+    requireRange(o.dm, 1, 1 << 24, "options.dm");
+    // Rows of all experts together are counted in 32 bits.
+    constexpr uint64_t kMostRows = uint64_t{1} << 31;
+    if (uint64_t{o.nexperts} * (2 * uint64_t{o.dm} + 32) > kMostRows || uint64_t{o.nexperts} * (c.d + 16) > kMostRows) {
+        fail(QWEN3_STATUS_BAD_PARAM,
+             "options.nexperts is %u: with dm %u and d %u, a layer of so many experts is too large", o.nexperts, o.dm,
+             c.d);
+    }
+    c.nexperts = o.nexperts;
+    c.nused = o.nexperts_used;
+    c.dm = o.dm;
+    c.norm_topk = o.norm_topk_prob != 0;
+}
+
 }  // namespace
 
 void requireFloatDType(int32_t dtype, const char *name) {
@@ -121,6 +151,7 @@ ModelConfig readMeta(const Qwen3Meta &meta, const Qwen3ModelOptions &options) {
     c.di = readSize(meta.di, "di");
     c.dctx = readSize(meta.dctx, "dctx");
     c.dvoc = readSize(meta.dvoc, "dvoc");
+    readExperts(options, c);
     if (c.nh % c.nkvh != 0) {
         fail(QWEN3_STATUS_BAD_PARAM, "meta.nh is %u, must be a multiple of meta.nkvh, %u", c.nh, c.nkvh);
     }

@@ -90,12 +90,17 @@ std::string kvIdentity(const ModelConfig &config, const Rope &rope, const std::v
     for (size_t rank = 0; rank < weights.size(); ++rank) {
         writeWeights(*weights[rank], hash, *backends[rank]);
     }
-    char text[512];
+    char experts[96] = "";
+    if (config.nexperts > 0) {
+        formatText(experts, sizeof experts, ", dm %u, %u of %u experts%s", config.dm, config.nused, config.nexperts,
+                   config.norm_topk ? ", normed" : "");
+    }
+    char text[640];
     formatText(text, sizeof text,
-               "kv-file=%d %s\nsizes=nlayer %u, d %u, nh %u, nkvh %u, dh %u, di %u, dvoc %u\nepsilon=%a\n"
+               "kv-file=%d %s\nsizes=nlayer %u, d %u, nh %u, nkvh %u, dh %u, di %u, dvoc %u%s\nepsilon=%a\n"
                "rope=%016llx\nndev=%zu\nkv=%s, %u tokens in %zu bytes\nweights=%016llx\n%s%s\n",
                kFormat, QWEN3_VERSION_STRING, config.nlayer, config.d, config.nh, config.nkvh, config.dh, config.di,
-               config.dvoc, static_cast<double>(config.epsilon),
+               config.dvoc, experts, static_cast<double>(config.epsilon),
                static_cast<unsigned long long>(ropeHash(rope, config.dh)), backends.size(), layout.c_str(),
                backends[0]->kvBlockTokens(), backends[0]->kvBlockBytes(), static_cast<unsigned long long>(hash.hash()),
                kKernels, backends[0]->numerics().c_str());

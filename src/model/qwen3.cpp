@@ -32,8 +32,12 @@ void Qwen3Forward::run(const StepPlan &plan, const std::atomic<bool> &cancel) {
         op_.allReduceSum(delta_);
         delta = delta_;
         op_.addRmsnorm(h_, x_, delta, *w.ffn_norm, c_.epsilon);
-        op_.linearSwiglu(act_, h_, *w.ffn_gate_up);  // [ntok, di]
-        op_.linear(delta_, act_, *w.ffn_down);
+        if (w.router != nullptr) {
+            op_.experts(delta_, h_, *w.router, *w.ffn_gate_up, *w.ffn_down);
+        } else {
+            op_.linearSwiglu(act_, h_, *w.ffn_gate_up);  // [ntok, di]
+            op_.linear(delta_, act_, *w.ffn_down);
+        }
         op_.allReduceSum(delta_);
     }
 }

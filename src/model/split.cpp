@@ -9,7 +9,8 @@ namespace q3 {
 namespace {
 
 bool divides(const ModelConfig &c, uint32_t nranks) {
-    return c.nh % nranks == 0 && (c.nkvh % nranks == 0 || nranks % c.nkvh == 0) && nranks <= std::min(c.di, c.dvoc);
+    return c.nh % nranks == 0 && (c.nkvh % nranks == 0 || nranks % c.nkvh == 0) && nranks <= std::min(c.di, c.dvoc) &&
+           (c.nexperts == 0 || nranks <= c.dm);
 }
 
 // Where the share of `rank` begins; shares are equal to one unit.
@@ -50,6 +51,8 @@ std::vector<RankSlice> splitModel(const ModelConfig &c, uint32_t nranks, uint32_
         s.first_kv_head = s.first_head / c.group();
         s.first_inner = shareBegin(c.di, rank, nranks, inner_unit);
         s.config.di = shareBegin(c.di, rank + 1, nranks, inner_unit) - s.first_inner;
+        s.first_expert_inner = shareBegin(c.dm, rank, nranks, inner_unit);
+        s.config.dm = shareBegin(c.dm, rank + 1, nranks, inner_unit) - s.first_expert_inner;
         s.first_vocab = shareBegin(c.dvoc, rank, nranks, kSplitUnit);
         s.config.dvoc = shareBegin(c.dvoc, rank + 1, nranks, kSplitUnit) - s.first_vocab;
     }

@@ -1,5 +1,5 @@
-// How a model is cut over ranks (tensor parallelism): attention by KV head, the MLP by its inner rows, the head by
-// vocabulary rows.
+// How a model is cut over ranks (tensor parallelism): attention by KV head, the MLP and every expert by its inner rows,
+// the head by vocabulary rows.
 #pragma once
 
 #include <vector>
@@ -21,6 +21,7 @@ struct RankSlice {
     uint32_t first_head = 0;     // query heads [first_head, first_head + config.nh) of the model
     uint32_t first_kv_head = 0;  // and so on
     uint32_t first_inner = 0;
+    uint32_t first_expert_inner = 0;  // of every expert's rows, of which the rank has config.dm
     uint32_t first_vocab = 0;
 };
 

@@ -9,8 +9,13 @@ namespace q3 {
 namespace {
 
 template <typename Visit> void eachMatrix(const LayerTensors &l, const Visit &visit) {
-    for (const HostMatrix *matrix : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}) {
+    for (const HostMatrix *matrix : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.router}) {
         visit(*matrix);
+    }
+    for (const ExpertTensors &expert : l.experts) {
+        visit(expert.gate);
+        visit(expert.up);
+        visit(expert.down);
     }
 }
 
@@ -38,11 +43,17 @@ DType ModelTensors::mainDType() const {
 
 uint32_t ModelTensors::innerUnit() const {
     uint32_t unit = kSplitUnit;
-    for (const LayerTensors &layer : layers) {
-        if (const StoredMatrix *m = layer.down.stored; m != nullptr) {
+    const auto fit = [&](const HostMatrix &down) {
+        if (const StoredMatrix *m = down.stored; m != nullptr) {
             const BlockShape block = blockShape(m->dtype);
             const uint32_t width = block.elements > 0 ? block.elements : m->block_cols;
             unit = width < m->cols && width % kSplitUnit == 0 ? std::max(unit, width) : unit;
+        }
+    };
+    for (const LayerTensors &layer : layers) {
+        fit(layer.down);
+        for (const ExpertTensors &expert : layer.experts) {
+            fit(expert.down);
         }
     }
     return unit;

@@ -15,10 +15,17 @@ struct HostNorm {
     DType dtype = DType::kDefault;
 };
 
-// Fused projections are given as their parts, which are rows of one matrix.
+struct ExpertTensors {
+    HostMatrix gate, up, down;
+};
+
+// Fused projections are given as their parts, which are rows of one matrix. A layer has gate, up and down, or a router
+// and experts.
 struct LayerTensors {
     HostNorm attn_norm, q_norm, k_norm, ffn_norm;
     HostMatrix q, k, v, o, gate, up, down;
+    HostMatrix router;
+    std::vector<ExpertTensors> experts;
 };
 
 struct ModelTensors {
@@ -30,7 +37,8 @@ struct ModelTensors {
 
     bool tied() const { return output_embd.data == nullptr; }
     const HostMatrix &head() const { return tied() ? input_embd : output_embd; }
-    // Columns of the MLP's last matrices are best cut at multiples of this: of their blocks of codes, or kSplitUnit.
+    // Columns of the last matrices of MLPs and experts are best cut at multiples of this: of their blocks of codes, or
+    // kSplitUnit.
     uint32_t innerUnit() const;
     // The dtype that most elements of the layers' matrices have.
     DType mainDType() const;

@@ -14,15 +14,36 @@
 namespace q3 {
 namespace {
 
-enum class Matrix { kQkv, kAttnOut, kGateUp, kDown };
+enum class Matrix { kQkv, kAttnOut, kGateUp, kDown, kRouter };
 
 // What matters most on the models measured (docs/quantisation.md): the first layer, whose errors all others inherit,
 // and what decides where attention looks. In a model of few layers the first is no small part.
 Precision precisionOf(Matrix matrix, uint32_t layer, uint32_t nlayer) {
+    if (matrix == Matrix::kRouter) {
+        return Precision::kExact;  // another expert is a jump
+    }
     if (layer == 0 && nlayer >= 4) {
         return Precision::kHigh;
     }
     return matrix == Matrix::kQkv ? Precision::kRaised : Precision::kPlain;
+}
+
+void addExperts(const ModelConfig &c, const RankSlice &s, const LayerTensors &t, int32_t layer, LayerSources &l) {
+    const auto linear = [&](const char *name, Matrix matrix, uint32_t experts) {
+        LinearSource source{name, layer, {}, 0, precisionOf(matrix, static_cast<uint32_t>(layer), c.nlayer)};
+        source.experts = experts;
+        return source;
+    };
+    l.router = linear("ffn_router", Matrix::kRouter, 0);
+    l.router.parts = {t.router};
+    l.ffn_gate_up = linear("expert_gate_up", Matrix::kGateUp, c.nexperts);
+    l.ffn_gate_up.gate_up = true;
+    l.ffn_down = linear("expert_down", Matrix::kDown, c.nexperts);
+    for (const ExpertTensors &expert : t.experts) {
+        l.ffn_gate_up.parts.push_back(rowsOf(expert.gate, s.first_expert_inner, s.config.dm));
+        l.ffn_gate_up.parts.push_back(rowsOf(expert.up, s.first_expert_inner, s.config.dm));
+        l.ffn_down.parts.push_back(columnsOf(expert.down, s.first_expert_inner, s.config.dm));
+    }
 }
 
 // What a rank packs of one layer.
@@ -48,6 +69,10 @@ LayerSources sourcesOf(const ModelConfig &c, const RankSlice &s, const LayerTens
     l.attn_o = linear("attn_o", Matrix::kAttnOut, {columnsOf(t.o, s.first_head * c.dh, q)});
     if (s.rank != 0) {
         l.attn_o.parts[0].bias = nullptr;  // the ranks' products are summed: one of them has the bias
+    }
+    if (!t.experts.empty()) {
+        addExperts(c, s, t, layer, l);
+        return l;
     }
     l.ffn_gate_up = linear("ffn_gate_up", Matrix::kGateUp,
                            {rowsOf(t.gate, s.first_inner, s.config.di), rowsOf(t.up, s.first_inner, s.config.di)});
@@ -88,7 +113,7 @@ public:
             group_.run([&](uint32_t rank) {
                 LayerSources sources = sourcesOf(c_, slices_[rank], tensors_.layers[i], i);
                 LayerWeights packed;
-                eachWeight([&](auto &weight, const auto &source) { make(rank, source, weight); }, packed, sources);
+                eachWeight([&](const auto &source, auto &weight) { make(rank, source, weight); }, sources, packed);
                 result[rank].layers.push_back(std::move(packed));
             });
             report(bytesOf(tensors_.layers[i]));
@@ -197,8 +222,11 @@ std::string formatOf(const LinearSource &source) {
     std::string text = dtypeName(commonDType(source));
     if (codes) {
         text = "";
+        std::string last;  // the parts of experts are mostly the same
         for (const HostMatrix &part : source.parts) {
-            text += (text.empty() ? "" : "/") + formatOf(part);
+            const std::string format = formatOf(part);
+            text += (text.empty() ? "" : "/") + (source.experts > 0 && format == last ? "" : format);
+            last = format;
         }
     }
     return text + (bias ? "+b" : "");
@@ -215,17 +243,29 @@ std::string identityOf(const ModelConfig &c, const std::vector<RankSlice> &slice
     std::snprintf(text, sizeof text, " nlayer=%u d=%u nh=%u nkvh=%u dh=%u di=%u dvoc=%u tied=%d borrow=%d", c.nlayer,
                   c.d, c.nh, c.nkvh, c.dh, c.di, c.dvoc, tensors.tied() ? 1 : 0, options.borrow_weights != 0 ? 1 : 0);
     std::string identity = layout + text;
+    if (c.nexperts > 0) {
+        std::snprintf(text, sizeof text, " nexperts=%u nused=%u dm=%u norm_topk=%d", c.nexperts, c.nused, c.dm,
+                      c.norm_topk ? 1 : 0);
+        identity += text;
+    }
     for (size_t rank = 0; slices.size() > 1 && rank < slices.size(); ++rank) {
         const ModelConfig &s = slices[rank].config;
         std::snprintf(text, sizeof text, " rank=%u,%u,%u,%u", s.nh, s.nkvh, s.di, s.dvoc);
         identity += text;
+        if (c.nexperts > 0) {
+            identity += "," + std::to_string(s.dm);
+        }
     }
     identity += std::string(" head=") + formatOf(tensors.head()) + " embd=" + formatOf(tensors.input_embd);
     std::string last;  // layers like the one before are not spelled out
     for (uint32_t i = 0; i < c.nlayer; ++i) {
         const LayerSources layer = sourcesOf(c, slices[0], tensors.layers[i], i);
         std::string formats;
-        for (const LinearSource *source : {&layer.attn_qkv, &layer.attn_o, &layer.ffn_gate_up, &layer.ffn_down}) {
+        for (const LinearSource *source :
+             {&layer.attn_qkv, &layer.attn_o, &layer.ffn_gate_up, &layer.ffn_down, &layer.router}) {
+            if (!isPresent(*source)) {
+                continue;
+            }
             formats += formatOf(*source) + static_cast<char>('0' + static_cast<int>(source->precision)) + ",";
         }
         identity += formats == last ? "=" : " " + formats;

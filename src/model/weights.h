@@ -13,25 +13,37 @@
 
 namespace q3 {
 
-// The weights of a layer, packed or to be packed.
+// The weights of a layer, packed or to be packed. One with experts has a router, and its last two are of all experts.
 template <typename Norm, typename Linear> struct LayerOf {
     Norm attn_norm, q_norm, k_norm, ffn_norm;
     Linear attn_qkv, attn_o, ffn_gate_up, ffn_down;
+    Linear router;
 };
 using LayerWeights = LayerOf<std::unique_ptr<PackedNorm>, std::unique_ptr<PackedLinear>>;
 using LayerSources = LayerOf<NormSource, LinearSource>;
 
-// Calls visit with each member of the layers in turn, the same one of all of them: the order in which weights are
+inline bool isPresent(const std::unique_ptr<PackedLinear> &linear) {
+    return linear != nullptr;
+}
+inline bool isPresent(const LinearSource &source) {
+    return !source.parts.empty();
+}
+
+// Calls visit with each member that the first layer has, the same one of all layers: the order in which weights are
 // packed and saved.
-template <typename Visit, typename... Layers> void eachWeight(const Visit &visit, Layers &...layers) {
-    visit(layers.attn_norm...);
-    visit(layers.q_norm...);
-    visit(layers.k_norm...);
-    visit(layers.ffn_norm...);
-    visit(layers.attn_qkv...);
-    visit(layers.attn_o...);
-    visit(layers.ffn_gate_up...);
-    visit(layers.ffn_down...);
+template <typename Visit, typename First, typename... Layers>
+void eachWeight(const Visit &visit, First &first, Layers &...layers) {
+    visit(first.attn_norm, layers.attn_norm...);
+    visit(first.q_norm, layers.q_norm...);
+    visit(first.k_norm, layers.k_norm...);
+    visit(first.ffn_norm, layers.ffn_norm...);
+    visit(first.attn_qkv, layers.attn_qkv...);
+    visit(first.attn_o, layers.attn_o...);
+    visit(first.ffn_gate_up, layers.ffn_gate_up...);
+    visit(first.ffn_down, layers.ffn_down...);
+    if (isPresent(first.router)) {
+        visit(first.router, layers.router...);
+    }
 }
 
 // What one rank holds.

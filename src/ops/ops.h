@@ -32,6 +32,11 @@ public:
     virtual void attention(Activation out, Activation qkv, uint32_t layer) = 0;
     // act[ntok, di] = silu(h W_gate^T) * (h W_up^T)
     virtual void linearSwiglu(Activation act, Activation h, const PackedLinear &gate_up) = 0;
+    // out[ntok, d] = sum over the experts that a row's router logits (h W_router^T) choose (ops/routing.h), in falling
+    // order of their weights, of weight * silu(h W_gate^T) * (h W_up^T) W_down^T; gate_up and down are LinearSources of
+    // all experts.
+    virtual void experts(Activation out, Activation h, const PackedLinear &router, const PackedLinear &gate_up,
+                         const PackedLinear &down) = 0;
     // out[nrows, d] = rmsnorm((x + delta)[rows], weight); rows are indices < ntok in host memory
     virtual void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
                                const PackedNorm &weight, float epsilon) = 0;

@@ -92,6 +92,10 @@ struct ModelConfig {
     float epsilon;
     DType dt_logits;
     uint32_t max_step_tokens;
+    // Of layers with experts; all 0 in a dense model.
+    uint32_t nexperts, nused;  // experts of a layer, and how many of them a token goes through
+    uint32_t dm;               // MLP size of an expert
+    bool norm_topk;            // the weights of a token's experts are divided by their sum
     uint32_t qkvWidth() const { return (nh + 2 * nkvh) * dh; }
     uint32_t group() const { return nh / nkvh; }  // query heads per KV head
 };

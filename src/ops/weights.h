@@ -43,6 +43,7 @@ enum class Precision : uint8_t {
     kPlain,
     kRaised,  // more bits where the format can afford it
     kHigh,    // more bits in any case
+    kExact,   // as given, multiplied with activations that are not rounded
 };
 
 // A linear layer, whose parts are stacked by rows (q, k, v; gate, up). Their dtypes may differ.
@@ -53,6 +54,8 @@ struct LinearSource {
     uint32_t rope_rows = 0;  // the first rows of all parts together that qkNormRopeStore rotates, heads of dh rows
     Precision precision = Precision::kPlain;
     bool gate_up = false;  // for linearSwiglu: the parts' rows are those of gate, then as many of up
+    // Of how many experts the parts are, as many parts of each, one expert after the other; 0: a plain layer.
+    uint32_t experts = 0;
 };
 
 // The float dtype that holds the parts exactly: their own, or F32 if they differ or are codes.

@@ -507,11 +507,37 @@ static void testRefusals(const Values *v) {
     TENSOR_FAILS(q->expert = 3, STATUS(BAD_PARAM), NAMED("expert|3"));
     TENSOR_FAILS(q->nexperts = 2, STATUS(BAD_PARAM), NAMED("nexperts|2"));
     TENSOR_FAILS(q->expert_stride = 7, STATUS(BAD_PARAM), NAMED("expert_stride|7"));
-    TENSOR_FAILS(q->role = QWEN3_TENSOR_FFN_ROUTER, STATUS(NOT_IMPLEMENTED), "ffn_router of layer 1|experts");
-    TENSOR_FAILS(q->role = QWEN3_TENSOR_EXPERT_GATE_UP, STATUS(NOT_IMPLEMENTED), "expert_gate_up of layer 1|experts");
-    TENSOR_FAILS(q->role = QWEN3_TENSOR_EXPERT_GATE; q->expert = 5, STATUS(NOT_IMPLEMENTED), "expert_gate of layer 1");
-    TENSOR_FAILS(q->role = QWEN3_TENSOR_EXPERT_UP; q->nexperts = 5, STATUS(NOT_IMPLEMENTED), "expert_up of layer 1");
-    TENSOR_FAILS(q->role = QWEN3_TENSOR_EXPERT_DOWN, STATUS(NOT_IMPLEMENTED), "expert_down of layer 1|experts");
+    TENSOR_FAILS(q->role = QWEN3_TENSOR_FFN_ROUTER, STATUS(BAD_PARAM), "ffn_router of layer 1|options.nexperts is 0");
+    TENSOR_FAILS(q->role = QWEN3_TENSOR_EXPERT_GATE_UP, STATUS(BAD_PARAM),
+                 "expert_gate_up of layer 1|options.nexperts is 0");
+
+    /* experts */
+#define EXPERTS(n, used, rows_) (options.nexperts = (n), options.nexperts_used = (used), options.dm = (rows_))
+#define EXPERT(role_, rows_) (EXPERTS(4, 2, 24), q->role = QWEN3_TENSOR_##role_, q->rows = (rows_))
+    TENSOR_FAILS(options.nexperts_used = 2, STATUS(BAD_PARAM), "nexperts_used|2|must be 0: options.nexperts is 0");
+    TENSOR_FAILS(options.norm_topk_prob = 1, STATUS(BAD_PARAM), "norm_topk_prob|must be 0: options.nexperts is 0");
+    TENSOR_FAILS(EXPERTS(4, 0, 24), STATUS(BAD_PARAM), "nexperts_used is 0|1 to options.nexperts, 4");
+    TENSOR_FAILS(EXPERTS(4, 5, 24), STATUS(BAD_PARAM), "nexperts_used is 5|1 to options.nexperts, 4");
+    TENSOR_FAILS(EXPERTS(65537, 5, 24), STATUS(BAD_PARAM), "nexperts is 65537|65536");
+    TENSOR_FAILS(EXPERTS(4, 2, 0), STATUS(BAD_PARAM), "options.dm is 0");
+    TENSOR_FAILS(EXPERTS(65536, 2, 1 << 20), STATUS(BAD_PARAM), "nexperts is 65536|dm 1048576|too large");
+    TENSOR_FAILS(EXPERT(EXPERT_GATE, 64), STATUS(BAD_TENSOR_SHAPE), "expert_gate of layer 1|[64, 48]|[24, 48]");
+    TENSOR_FAILS(EXPERT(EXPERT_GATE_UP, 24), STATUS(BAD_TENSOR_SHAPE), "expert_gate_up|[24, 48]|[48, 48]");
+    TENSOR_FAILS(EXPERT(EXPERT_DOWN, 48), STATUS(BAD_TENSOR_SHAPE), "expert_down|[48, 48]|[48, 24]");
+    TENSOR_FAILS(EXPERT(FFN_ROUTER, 5), STATUS(BAD_TENSOR_SHAPE), "ffn_router|[5, 48]|[4, 48]");
+    TENSOR_FAILS(EXPERT(FFN_ROUTER, 4); q->expert = 1, STATUS(BAD_PARAM), "ffn_router|it is of no expert");
+    TENSOR_FAILS(EXPERT(EXPERT_UP, 24); q->expert = 4, STATUS(BAD_PARAM), "expert_up|are 4 and 0|options.nexperts, 4");
+    TENSOR_FAILS(EXPERT(EXPERT_UP, 24); q->expert = 3;
+                 q->nexperts = 2, STATUS(BAD_PARAM), "expert_up|are 3 and 2|options.nexperts, 4");
+    TENSOR_FAILS(EXPERT(EXPERT_UP, 24); q->nexperts = UINT32_MAX;
+                 q->expert = 2, STATUS(BAD_PARAM), "expert_up|are 2 and 4294967295");
+    TENSOR_FAILS(EXPERT(EXPERT_UP, 24); q->nexperts = 2;
+                 q->dtype = QWEN3_DTYPE_I8, STATUS(NOT_IMPLEMENTED), "expert_up|nexperts is 2|codes");
+    TENSOR_FAILS(EXPERT(EXPERT_UP, 24); q->nexperts = 2;
+                 q->expert_stride = 24 * 48 - 1, STATUS(BAD_TENSOR_STRIDES), "expert_up|expert_stride is 1151|1152");
+    TENSOR_FAILS(EXPERT(EXPERT_UP, 24);
+                 *find(&t, QWEN3_TENSOR_ATTN_K, 1) = *q, STATUS(BAD_PARAM), "expert_up of layer 1|gave it");
+    TENSOR_FAILS(EXPERT(EXPERT_UP, 24); q->nexperts = 4, STATUS(BAD_PARAM), "ffn_gate of layer 1|has experts");
 
     /* formats */
     TENSOR_FAILS(q->dtype = 0, STATUS(BAD_TENSOR_DTYPE), NAMED("dtype is 0|BF16"));

@@ -115,6 +115,10 @@ public:
     void linearSwiglu(Activation act, Activation h, const PackedLinear &gate_up) override {
         cpu_->ops().linearSwiglu(act, h, gate_up);
     }
+    void experts(Activation out, Activation h, const PackedLinear &router, const PackedLinear &gate_up,
+                 const PackedLinear &down) override {
+        cpu_->ops().experts(out, h, router, gate_up, down);
+    }
     void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
                        const PackedNorm &weight, float epsilon) override {
         cpu_->ops().gatherRmsnorm(out, x, delta, rows, nrows, weight, epsilon);

@@ -238,7 +238,7 @@ def _tensor(name: str) -> Change:
 
 
 REFUSED: dict[str, tuple[Change, str]] = {
-    "experts": (set_key("general.architecture", "qwen3moe"), "mixture-of-experts"),
+    "experts": (set_key("general.architecture", "qwen3moe"), "'qwen3moe.expert_count' is missing"),
     "another model": (set_key("general.architecture", "llama"), "'llama' is not supported"),
     "an adapter": (set_key("general.type", "adapter"), "'adapter', not a model"),
     "no head size": (drop_key("qwen3.attention.key_length"), "key_length' is missing"),

@@ -56,7 +56,9 @@ CPU_PARTS: dict[str, set[str]] = {
     "attention": {"kv", "kernels", "formats", "host_buffer"},
     "arithmetic": {"kernels", "formats"},
     "linear": {"arithmetic", "pack", "kernels", "formats", "host_buffer"},
+    "experts": {"linear", "pack", "kernels", "formats", "host_buffer"},
     "cpu_backend": {
+        "experts",
         "attention",
         "linear",
         "kv",

@@ -140,6 +140,10 @@ def add_model(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_value_length(config["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(float(config.get("rope_theta") or rope["rope_theta"]))
+    if config["model_type"] == "qwen3_moe":
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
@@ -180,6 +184,20 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
         writer.add_chat_template(config["chat_template"])
 
 
+def _stacked(values: dict[str, Array]) -> dict[str, Array]:
+    """Returns weights with those of a layer's experts as one, under a name without a number."""
+    result: dict[str, Array] = {}
+    experts: dict[str, list[Array]] = {}
+    for name, value in sorted(values.items(), key=lambda item: (len(item[0]), item[0])):
+        before, middle, after = name.partition(".experts.")
+        if middle:
+            own = f"{before}.experts.{after.partition('.')[2]}"
+            experts.setdefault(own, []).append(value)
+        else:
+            result[name] = value
+    return result | {name: np.stack(parts) for name, parts in experts.items()}
+
+
 def write_gguf(
     source: Path,
     path: Path,
@@ -205,8 +223,11 @@ def write_gguf(
         All weights as the file stands for them, under their Hugging Face names.
     """
     config = load_config(source)
+    sparse = config["model_type"] == "qwen3_moe"
     writer = gguf.GGUFWriter(
-        path if split else path.with_suffix(".gguf"), "qwen3", split_max_tensors=split
+        path if split else path.with_suffix(".gguf"),
+        "qwen3moe" if sparse else "qwen3",
+        split_max_tensors=split,
     )
     add_model(writer, config)
     if tokenizer:
@@ -214,15 +235,20 @@ def write_gguf(
     if change is not None:
         change(writer)
     layers = config["num_hidden_layers"]
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, layers)
+    arch = gguf.MODEL_ARCH.QWEN3MOE if sparse else gguf.MODEL_ARCH.QWEN3
+    names = gguf.get_tensor_name_map(arch, layers)
     values: dict[str, Array] = {}
     encoded: dict[str, tuple[Bytes, Type]] = {}
-    for name, value in hf_values(source).items():
+    for name, value in _stacked(hf_values(source)).items():
         kind = Type.F32
-        if value.ndim == 2:
+        if value.ndim > 1 and not name.endswith("mlp.gate.weight"):
             kind = choose if isinstance(choose, Type) else choose(name, value.shape)
         octets = encode(value, kind)
-        values[name] = np.asarray(dequantize(octets, kind), np.float32)
+        decoded = np.asarray(dequantize(octets, kind), np.float32)
+        if value.ndim == 3:
+            values |= {name.replace("experts.", f"experts.{e}."): x for e, x in enumerate(decoded)}
+        else:
+            values[name] = decoded
         stem, _, ending = name.rpartition(".")
         own = names.get_name(stem)
         assert own is not None, name

@@ -1,5 +1,5 @@
 /*
- * libinfinicore_infer: run Qwen3 dense models (0.6B to 32B) from C.
+ * libinfinicore_infer: run Qwen3 models, dense (0.6B to 32B) and with experts (30B-A3B), from C.
  *
  * A complete program (test/c/example.c is this text, compiled and run by the tests):
  *
@@ -217,7 +217,8 @@ typedef enum {
     QWEN3_TENSOR_FFN_GATE = 32,    /* [di, d] */
     QWEN3_TENSOR_FFN_UP = 33,      /* [di, d] */
     QWEN3_TENSOR_FFN_DOWN = 34,    /* [d, di] */
-    /* of one layer with experts, each of one expert or of several that follow each other; NOT_IMPLEMENTED yet */
+    /* of one layer with experts, in place of FFN_GATE_UP to FFN_DOWN; EXPERT_*: of one expert, or of several that
+     * follow each other. Qwen3ModelOptions.nexperts says how many a layer has. */
     QWEN3_TENSOR_FFN_ROUTER = 40,     /* [e, d] */
     QWEN3_TENSOR_EXPERT_GATE_UP = 41, /* [2 * dm, d]: gate rows, then up */
     QWEN3_TENSOR_EXPERT_GATE = 42,    /* [dm, d] */
@@ -344,22 +345,23 @@ typedef struct {
  * format: their decoded values are float32, exact but for the last step of "scale * code - minimum".
  */
 typedef struct {
-    size_t struct_size;    /* sizeof(Qwen3Tensor) */
-    int32_t role;          /* Qwen3TensorRole */
-    int32_t dtype;         /* Qwen3DType of the elements: F16, BF16, F32, or one for tensors only */
-    uint32_t layer;        /* below nlayer; 0 for the roles outside layers */
-    uint32_t expert;       /* EXPERT_* roles: the expert, or the first of nexperts */
-    uint32_t nexperts;     /* EXPERT_* roles: how many experts lie here, one after the other; 0: 1 */
-    int32_t layout;        /* Qwen3TensorLayout */
-    size_t rows;           /* of one expert where there are several */
-    size_t cols;           /* 1 for vectors */
-    size_t row_stride;     /* elements from a row to the next, up to 2^32; 0: cols */
-    size_t col_stride;     /* elements from a column to the next; 0: 1. A matrix stored as [cols, rows], every column
-                              contiguous, has row_stride 1 and col_stride rows. 1 for INPUT_EMBD and vectors */
-    size_t expert_stride;  /* elements from an expert to the next; 0: rows * cols */
-    const void *data;      /* needs no particular alignment */
-    const void *scales;    /* one for each block_rows x block_cols elements, or NULL: all 1 */
-    const void *zeros;     /* one for each scale, or NULL */
+    size_t struct_size;   /* sizeof(Qwen3Tensor) */
+    int32_t role;         /* Qwen3TensorRole */
+    int32_t dtype;        /* Qwen3DType of the elements: F16, BF16, F32, or one for tensors only */
+    uint32_t layer;       /* below nlayer; 0 for the roles outside layers */
+    uint32_t expert;      /* EXPERT_* roles: the expert, or the first of nexperts */
+    uint32_t nexperts;    /* EXPERT_* roles: how many experts lie here, one after the other; 0: 1. More than one: floats
+                             or GGUF_* only */
+    int32_t layout;       /* Qwen3TensorLayout */
+    size_t rows;          /* of one expert where there are several */
+    size_t cols;          /* 1 for vectors */
+    size_t row_stride;    /* elements from a row to the next, up to 2^32; 0: cols */
+    size_t col_stride;    /* elements from a column to the next; 0: 1. A matrix stored as [cols, rows], every column
+                             contiguous, has row_stride 1 and col_stride rows. 1 for INPUT_EMBD and vectors */
+    size_t expert_stride; /* elements from an expert to the next; 0: rows * cols */
+    const void *data;     /* needs no particular alignment */
+    const void *scales;   /* one for each block_rows x block_cols elements, or NULL: all 1 */
+    const void *zeros;    /* one for each scale, or NULL */
     const int32_t *groups; /* [cols] which group each column is in (GPTQ's g_idx), or NULL: column / block_cols */
     int32_t scale_dtype;   /* Qwen3DType: F16, BF16, F32, F8_E8M0 */
     int32_t zero_dtype;    /* Qwen3DType: U4, U8, I8, F16, BF16, F32 */
@@ -445,11 +447,21 @@ typedef struct {
     size_t ntensors;
     int32_t activations; /* Qwen3Activations; on InfiniCore AUTO only */
     int32_t reserved;    /* 0 */
+    /*
+     * Mixture of experts: num_experts, num_experts_per_tok, moe_intermediate_size and norm_topk_prob of config.json;
+     * all 0 in a dense model. A layer whose tensors have FFN_ROUTER and EXPERT_* roles has nexperts MLPs of dm inner
+     * rows, of which each token goes through the nexperts_used that the router finds likeliest (ties go to the lower
+     * index); other layers have one of meta.di. The router's products and softmax are in float32 on the CPU backend.
+     */
+    uint32_t nexperts;      /* at most 65536 */
+    uint32_t nexperts_used; /* 1 to nexperts */
+    uint32_t dm;            /* MLP size of an expert */
+    int32_t norm_topk_prob; /* non-zero: the weights of a token's experts are divided by their sum */
 } Qwen3ModelOptions;
 /* clang-format off */
 #define QWEN3_MODEL_OPTIONS_INIT                                                                                       \
     {sizeof(Qwen3ModelOptions), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0, 0.0f, 0.0f, 0.0f, 0, 0.0f, 0.0f, NULL, NULL,    \
-     NULL, NULL, NULL, 0, 0, 0}
+     NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0}
 /* clang-format on */
 
 /*

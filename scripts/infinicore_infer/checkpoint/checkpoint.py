@@ -251,7 +251,8 @@ def _split_fused(weights: dict[str, Weight], metadata: Mapping[str, Any]) -> dic
     if not any(".attn_qkv." in name for name in weights):
         return weights
     keys = ("head_count", "head_count_kv", "key_length")
-    heads, kv_heads, size = (metadata.get(f"qwen3.attention.{key}") for key in keys)
+    kind = metadata.get("general.architecture")
+    heads, kv_heads, size = (metadata.get(f"{kind}.attention.{key}") for key in keys)
     if not (isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(size, int)):
         return weights  # what is missing is said when the config is read
     result: dict[str, Weight] = {}

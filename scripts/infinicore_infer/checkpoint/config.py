@@ -2,9 +2,9 @@
 
 Two forms of config.json exist: published checkpoints state ``rope_theta``, ``rope_scaling`` and
 ``torch_dtype``; transformers 5 writes ``rope_parameters`` and ``dtype``. Both are read. A value
-that is missing is the default of transformers' ``Qwen3Config``, with a warning; sizes that no
-default fits must be there. What the library does not compute (windows shorter than the context,
-experts, other rotary scalings) is refused by name.
+that is missing is the default of transformers' ``Qwen3Config`` (``Qwen3MoeConfig``), with a
+warning; sizes that no default fits must be there. What the library does not compute (windows
+shorter than the context, other rotary scalings) is refused by name.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from libinfinicore_infer import DataType, Qwen3Meta, RopeType
 
 from infinicore_infer.checkpoint.checkpoint import Checkpoint
 from infinicore_infer.checkpoint.config_reader import ConfigError, ConfigKeyError, Reader, short
+from infinicore_infer.checkpoint.experts import Experts, moe_config, read_experts
 from infinicore_infer.checkpoint.json_files import read_json_object
 from infinicore_infer.checkpoint.rope import read_rope
 from infinicore_infer.checkpoint.tensor import FLOATS
@@ -44,12 +45,14 @@ _LOG = logging.getLogger("infinicore_infer.checkpoint")
 def _refuse_unsupported(config: Reader) -> None:
     values = config.values
     model_type = config.string("model_type")
-    if model_type == "qwen3_moe" or values.get("num_experts"):
+    if model_type not in ("qwen3", "qwen3_moe"):
         raise config.fail(
-            "model_type", f"is {model_type!r}: mixture-of-experts models are not supported"
+            "model_type", f"is {model_type!r}; only 'qwen3' and 'qwen3_moe' are supported"
         )
-    if model_type != "qwen3":
-        raise config.fail("model_type", f"is {model_type!r}; only 'qwen3' is supported")
+    if model_type == "qwen3" and values.get("num_experts"):
+        raise config.fail(
+            "model_type", "is 'qwen3' although there are experts; of such models it is 'qwen3_moe'"
+        )
     if config.string("hidden_act") not in _SILU:
         act = short(values["hidden_act"])
         raise config.fail("hidden_act", f"is {act}; only 'silu' (or 'swish') is supported")
@@ -147,6 +150,7 @@ class Qwen3MetaFromConfig(Qwen3Meta):
         tie_word_embeddings: Whether lm_head is the embedding matrix.
         attention_bias: Whether the attention projections have biases.
         rope: The rotary scaling.
+        experts: The experts that some layers have in place of one MLP; ``None``: a dense model.
         end_tokens: Ids that end an answer: generation_config.json's, else config.json's. Empty if
             the file says null; then ``end_token``, which the library only carries, is 0.
         generation_config: Contents of generation_config.json, or an empty dict.
@@ -187,14 +191,20 @@ class Qwen3MetaFromConfig(Qwen3Meta):
             if generation_config is None and beside.exists():
                 generation_config = read_json_object(beside)
         self.generation_config: dict[str, Any] = dict(generation_config or {})
-        reader = Reader({**_DEFAULTS, **_QUIET_DEFAULTS, **values}, self.source)
-        assumed = [f"{key!r} ({_DEFAULTS[key]!r})" for key in _DEFAULTS if key not in values]
+        sparse = values.get("model_type") == "qwen3_moe"
+        defaults = _DEFAULTS
+        if sparse:
+            values, more = moe_config(values, self.source)
+            defaults = {**_DEFAULTS, **more}
+        reader = Reader({**defaults, **_QUIET_DEFAULTS, **values}, self.source)
+        assumed = [f"{key!r} ({defaults[key]!r})" for key in defaults if key not in values]
         if assumed:
             _LOG.warning(
                 "%s: missing, taking what transformers does: %s", self.source, ", ".join(assumed)
             )
         _refuse_unsupported(reader)
         theta, self.rope = read_rope(reader)
+        self.experts: Experts | None = read_experts(reader) if sparse else None
         kv_heads = "num_key_value_heads"
         if reader.values[kv_heads] is None:
             kv_heads = "num_attention_heads"
@@ -277,6 +287,10 @@ class Qwen3MetaFromConfig(Qwen3Meta):
         attention = 2 * self.d * q + 2 * self.d * kv + 2 * self.dh
         if self.attention_bias:
             attention += q + 2 * kv + self.d
-        layer = attention + 3 * self.d * self.di + 2 * self.d
         embeddings = self.dvoc * self.d * (1 if self.tie_word_embeddings else 2)
-        return int(embeddings + self.nlayer * layer + self.d)
+        layers = self.nlayer * (attention + 2 * self.d + 3 * self.d * self.di)
+        if self.experts is not None:
+            count, dm = self.experts.count, self.experts.dm
+            layer = 3 * self.d * (count * dm - self.di) + count * self.d
+            layers += len(self.experts.layers) * layer
+        return int(embeddings + layers + self.d)

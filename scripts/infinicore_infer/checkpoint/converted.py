@@ -12,7 +12,7 @@ from libinfinicore_infer import DataType
 from numpy.typing import NDArray
 
 from infinicore_infer.checkpoint.coded import e4m3_values
-from infinicore_infer.checkpoint.tensor import Tensor, Weight
+from infinicore_infer.checkpoint.tensor import Tensor, Weight, sizes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,8 @@ class ConvertedTensor(Weight):
         """Return the fields of a ``Qwen3Tensor``; the values are converted the first time."""
         if not self._values:
             self._values.append(np.ascontiguousarray(self.decoded()))
-        rows, cols = (*self.shape, 1)[:2]
         data = self._values[0].ctypes.data
-        return {"dtype": DataType.F32, "rows": rows, "cols": cols, "data": data}
+        return {"dtype": DataType.F32, "data": data, **sizes_of(self.shape)}
 
     def stored(self) -> list[NDArray[Any]]:
         """Return the view into the file."""

@@ -11,7 +11,7 @@ import numpy as np
 from libinfinicore_infer import DataType
 from numpy.typing import NDArray
 
-from infinicore_infer.checkpoint.tensor import Weight
+from infinicore_infer.checkpoint.tensor import Weight, sizes_of
 
 # All types of ggml: name, weights of a block, bytes of a block.
 TYPES: dict[int, tuple[str, int, int]] = {
@@ -223,9 +223,8 @@ class GgufMatrix(Weight):
         """Return the fields of a ``Qwen3Tensor``."""
         return {
             "dtype": DataType(1000 + self.kind),
-            "rows": self.shape[0],
-            "cols": self.shape[1],
             "data": int(self.octets.ctypes.data),
+            **sizes_of(self.shape),
         }
 
     def rows(self, name: str, first: int, last: int) -> GgufMatrix:

@@ -12,7 +12,8 @@ from infinicore_infer.checkpoint.errors import GgufError
 from infinicore_infer.checkpoint.parts import some
 from infinicore_infer.checkpoint.tensor import Tensor, Weight, same_values
 
-_ARCH = "qwen3"
+# Architectures, and what config.json calls them.
+_MODEL_TYPES = {"qwen3": "qwen3", "qwen3moe": "qwen3_moe"}
 # What changes the computation if it is set to anything but what stands here.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.sliding_window": (0,),
@@ -28,9 +29,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (0,),
     "n_deepstack_layers": (0,),
     "nextn_predict_layers": (0,),
+    "expert_shared_count": (0,),
+    "expert_group_count": (0,),
+    "expert_gating_func": (0, 1),  # softmax
+    "leading_dense_block_count": (0,),
 }
 # Tensors that would change what others mean, by what their names end in.
-_FOREIGN = (".scale", ".lora_a", ".lora_b", "rope_freqs.weight", "_exps.weight", "_inp.weight")
+_FOREIGN = (".scale", ".lora_a", ".lora_b", "rope_freqs.weight")
+_EXPERTS = ("_exps.weight", "_inp.weight")
 _SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -44,13 +50,14 @@ _CONTROL, _NORMAL_END = 3, ("<|im_end|>", "<|endoftext|>")
 class _Metadata:
     """Typed access to metadata; problems are gathered."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], arch: str) -> None:
         self.values = values
+        self.arch = arch
         self.problems: list[str] = []
 
     def get(self, key: str, default: Any = None, *, kind: type = int) -> Any:
         """Return a value of the architecture; without a default it must be there."""
-        name = f"{_ARCH}.{key}"
+        name = f"{self.arch}.{key}"
         value = self.values.get(name)
         if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             value = value[0].item()  # one value per layer, all the same
@@ -82,32 +89,32 @@ def config_of(metadata: Mapping[str, Any], weights: Mapping[str, Weight]) -> dic
     if kind != "model":
         raise GgufError(f"is of general.type {kind!r}, not a model")
     name = metadata.get("general.architecture")
-    if name == "qwen3moe":
-        raise GgufError(f"architecture {name!r}: mixture-of-experts models are not supported")
-    if name != _ARCH:
-        raise GgufError(f"architecture {name!r} is not supported; only {_ARCH!r} is")
-    read = _Metadata(metadata)
+    if not isinstance(name, str) or name not in _MODEL_TYPES:
+        known = " and ".join(repr(one) for one in _MODEL_TYPES)
+        raise GgufError(f"architecture {name!r} is not supported; only {known} are")
+    read = _Metadata(metadata, name)
     for key, neutral in _NEUTRAL.items():
-        value = metadata.get(f"{_ARCH}.{key}", neutral[0])
+        value = metadata.get(f"{name}.{key}", neutral[0])
         if value not in neutral if not isinstance(value, np.ndarray) else value.any():
-            read.problems.append(f"'{_ARCH}.{key}' is set, which is not supported")
-    foreign = [name for name in weights if name.endswith(_FOREIGN)]
+            read.problems.append(f"'{name}.{key}' is set, which is not supported")
+    endings = _FOREIGN if name == "qwen3moe" else _FOREIGN + _EXPERTS
+    foreign = [weight for weight in weights if weight.endswith(endings)]
     if foreign:
         read.problems.append(f"tensors that are not supported: {some(foreign)}")
     dh = read.get("attention.key_length")
     for key in ("attention.value_length", "rope.dimension_count"):
         if read.get(key, dh) != dh:
-            read.problems.append(f"'{_ARCH}.{key}' is not {dh}, the key_length")
+            read.problems.append(f"'{name}.{key}' is not {dh}, the key_length")
     scale = read.get("attention.scale", 0.0, kind=float)
     if scale and not math.isclose(scale, dh**-0.5, rel_tol=1e-4):
-        read.problems.append(f"'{_ARCH}.attention.scale' is {scale}, not 1 / sqrt({dh})")
+        read.problems.append(f"'{name}.attention.scale' is {scale}, not 1 / sqrt({dh})")
     config = {
-        "model_type": _ARCH,
+        "model_type": _MODEL_TYPES[name],
         "hidden_act": "silu",
         "num_hidden_layers": read.get("block_count"),
         "max_position_embeddings": read.get("context_length"),
         "hidden_size": read.get("embedding_length"),
-        "intermediate_size": read.get("feed_forward_length"),
+        "intermediate_size": read.get("feed_forward_length", 1 if name == "qwen3moe" else None),
         "num_attention_heads": read.get("attention.head_count"),
         "num_key_value_heads": read.get("attention.head_count_kv"),
         "head_dim": dh,
@@ -119,6 +126,15 @@ def config_of(metadata: Mapping[str, Any], weights: Mapping[str, Weight]) -> dic
         "torch_dtype": _float_type(weights),
         "eos_token_id": end_tokens(metadata),
     }
+    if name == "qwen3moe":
+        config |= {
+            "num_experts": read.get("expert_count"),
+            "num_experts_per_tok": read.get("expert_used_count"),
+            "moe_intermediate_size": read.get("expert_feed_forward_length"),
+            "norm_topk_prob": True,  # of all models of this architecture
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
     embedding = weights.get("token_embd.weight")
     if embedding is None:
         read.problems.append("tensor 'token_embd.weight' is missing")
@@ -137,7 +153,9 @@ def _rope_scaling(read: _Metadata) -> dict[str, Any] | None:
     if kind == "linear":
         return {"rope_type": kind, "factor": factor}
     if kind != "yarn":
-        read.problems.append(f"'{_ARCH}.rope.scaling.type' is {kind!r} (known: none, linear, yarn)")
+        read.problems.append(
+            f"'{read.arch}.rope.scaling.type' is {kind!r} (known: none, linear, yarn)"
+        )
         return None
     scaling = {
         "rope_type": kind,

@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 _EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertName:
+    """Name of a weight of one expert of a layer, or of all of them together.
+
+    Attributes:
+        field: What it is, such as ``"expert_gate"``.
+        name: Its name.
+        expert: Which expert's.
+        stacked: Whether it is of all experts, [e, rows, columns].
+    """
+
+    field: str
+    name: str
+    expert: int = 0
+    stacked: bool = False
 
 
 class Qwen3WeightsNaming:
@@ -112,6 +130,28 @@ class Qwen3WeightsNaming:
         """Down projection, [d, di]."""
         return self._layer(i, "mlp.down_proj.weight")
 
+    def ffn_router(self, i: int) -> str:
+        """Router over the layer's experts, [e, d]."""
+        return self._layer(i, "mlp.gate.weight")
+
+    def expert_forms(self, i: int, count: int) -> list[list[ExpertName]]:
+        """Return the ways in which a layer's experts may be stored, the most usual one last.
+
+        Args:
+            i: The layer.
+            count: How many experts it has.
+        """
+        stacked = [
+            ExpertName("expert_gate_up", self._layer(i, "mlp.experts.gate_up_proj"), stacked=True),
+            ExpertName("expert_down", self._layer(i, "mlp.experts.down_proj"), stacked=True),
+        ]
+        single = [
+            ExpertName(f"expert_{part}", self._layer(i, f"mlp.experts.{e}.{part}_proj.weight"), e)
+            for e in range(count)
+            for part in ("gate", "up", "down")
+        ]
+        return [stacked, single]
+
     def is_ignored(self, name: str) -> bool:
         """Return whether a tensor is a computed buffer that old checkpoints carried along."""
         return name.endswith("rotary_emb.inv_freq")
@@ -134,6 +174,7 @@ _GGUF_LAYER = {
     "mlp.gate_proj.weight": "ffn_gate.weight",
     "mlp.up_proj.weight": "ffn_up.weight",
     "mlp.down_proj.weight": "ffn_down.weight",
+    "mlp.gate.weight": "ffn_gate_inp.weight",
 }
 
 
@@ -154,3 +195,12 @@ class GgufNaming(Qwen3WeightsNaming):
 
     def _layer(self, i: int, name: str) -> str:
         return f"blk.{i}.{_GGUF_LAYER[name]}"
+
+    def expert_forms(self, i: int, count: int) -> list[list[ExpertName]]:
+        """Return the one way in which a layer's experts are stored."""
+        return [
+            [
+                ExpertName(f"expert_{part}", f"blk.{i}.ffn_{part}_exps.weight", stacked=True)
+                for part in ("gate", "up", "down")
+            ]
+        ]

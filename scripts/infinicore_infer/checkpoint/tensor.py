@@ -18,6 +18,14 @@ from infinicore_infer.checkpoint.guarded import PIECE_BYTES, guarded_copy
 FLOATS = {"F16": DataType.F16, "F32": DataType.F32, "BF16": DataType.BF16}
 
 
+def sizes_of(shape: tuple[int, ...]) -> dict[str, int]:
+    """Return the fields of a ``Qwen3Tensor`` for a shape; one of three sizes is of experts."""
+    if len(shape) == 3:
+        return {"nexperts": shape[0], "rows": shape[1], "cols": shape[2]}
+    rows, cols = (*shape, 1)[:2]
+    return {"rows": rows, "cols": cols}
+
+
 class Weight(ABC):
     """What a weight of a model is stored as.
 
@@ -95,8 +103,7 @@ class Tensor(Weight):
 
     def entry(self) -> dict[str, Any]:
         """Return the fields of a ``Qwen3Tensor``; the dtype must be one of ``FLOATS``."""
-        rows, cols = (*self.shape, 1)[:2]
-        return {"dtype": FLOATS[self.dtype], "rows": rows, "cols": cols, "data": self.address}
+        return {"dtype": FLOATS[self.dtype], "data": self.address, **sizes_of(self.shape)}
 
     def stored(self) -> list[NDArray[Any]]:
         """Return the view into the file."""

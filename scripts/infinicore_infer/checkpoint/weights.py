@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from libinfinicore_infer import (
     DataType,
@@ -34,14 +35,15 @@ class WeightsError(ValueError):
 
 _TABLE_FIELDS = ("input_embd", "output_norm", "output_embd")
 _NORM_FIELDS = ("attn_norm", "attn_q_norm", "attn_k_norm", "ffn_norm")
-_MATRIX_FIELDS = ("attn_q", "attn_k", "attn_v", "attn_o", "ffn_gate", "ffn_up", "ffn_down")
+_MATRIX_FIELDS = ("attn_q", "attn_k", "attn_v", "attn_o")
+_MLP_FIELDS = ("ffn_gate", "ffn_up", "ffn_down")
 _BIAS_FIELDS = ("attn_q_b", "attn_k_b", "attn_v_b", "attn_o_b")
 
 
 def field_shapes(meta: Qwen3Meta) -> dict[str, tuple[int, ...]]:
     """Return the shape of every field of ``Qwen3Weights`` that is filled from a checkpoint."""
     q, kv = meta.nh * meta.dh, meta.nkvh * meta.dh
-    return {
+    shapes: dict[str, tuple[int, ...]] = {
         "input_embd": (meta.dvoc, meta.d),
         "output_norm": (meta.d,),
         "output_embd": (meta.dvoc, meta.d),
@@ -61,6 +63,35 @@ def field_shapes(meta: Qwen3Meta) -> dict[str, tuple[int, ...]]:
         "ffn_up": (meta.di, meta.d),
         "ffn_down": (meta.d, meta.di),
     }
+    experts = getattr(meta, "experts", None)
+    if experts is not None:
+        shapes |= {
+            "ffn_router": (experts.count, meta.d),
+            "expert_gate_up": (2 * experts.dm, meta.d),
+            "expert_gate": (experts.dm, meta.d),
+            "expert_up": (experts.dm, meta.d),
+            "expert_down": (meta.d, experts.dm),
+        }
+    return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A weight and its place in the model.
+
+    Attributes:
+        field: What it is: a field of ``Qwen3Weights``, or the name of a ``TensorRole``.
+        name: Its name.
+        layer: Which layer's; 0 for the fields outside layers.
+        expert: Which expert's.
+        stacked: Whether it is of all experts of the layer, [e, rows, columns].
+    """
+
+    field: str
+    name: str
+    layer: int = 0
+    expert: int = 0
+    stacked: bool = False
 
 
 class CheckedTensors:
@@ -69,8 +100,7 @@ class CheckedTensors:
     Attributes:
         tensors: The checkpoint.
         naming: Names of the tensors.
-        names: The tensor names of every field of ``Qwen3Weights``, one per layer for the fields of
-            layers.
+        places: Every weight of the model.
     """
 
     def __init__(
@@ -106,8 +136,16 @@ class CheckedTensors:
             meta.tie_word_embeddings = True
         else:
             self._settle_head(meta)
-        self.names = self._expected_names(meta)
+        self.places = list(self._expected(meta))
         self._check(meta)
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """The tensor names of every field, in order of layers and experts."""
+        names: dict[str, list[str]] = {}
+        for place in self.places:
+            names.setdefault(place.field, []).append(place.name)
+        return names
 
     def _settle_head(self, meta: Qwen3MetaFromConfig) -> None:
         """Untie a head that the config says is tied if the checkpoint has another one.
@@ -125,17 +163,27 @@ class CheckedTensors:
                     *(meta.source, head.name, embedding.name, head.name),
                 )
 
-    def _expected_names(self, meta: Qwen3MetaFromConfig) -> dict[str, list[str]]:
-        tables = [f for f in _TABLE_FIELDS if f != "output_embd" or not meta.tie_word_embeddings]
-        names = {field: [getattr(self.naming, field)()] for field in tables}
+    def _expected(self, meta: Qwen3MetaFromConfig) -> Iterator[Place]:
+        for field in _TABLE_FIELDS:
+            if field != "output_embd" or not meta.tie_word_embeddings:
+                yield Place(field, getattr(self.naming, field)())
+        sparse = meta.experts.layers if meta.experts is not None else frozenset()
         biases = _BIAS_FIELDS if meta.attention_bias else ()
-        for field in _NORM_FIELDS + _MATRIX_FIELDS + biases:
+        for field in _NORM_FIELDS + _MATRIX_FIELDS + _MLP_FIELDS + biases:
             name_of: Callable[[int], str] = getattr(self.naming, field)
-            names[field] = [name_of(i) for i in range(meta.nlayer)]
-        return names
+            for i in range(meta.nlayer):
+                if field not in _MLP_FIELDS or i not in sparse:
+                    yield Place(field, name_of(i), i)
+        for i in sorted(sparse):
+            assert meta.experts is not None
+            yield Place("ffn_router", self.naming.ffn_router(i), i)
+            *rare, usual = self.naming.expert_forms(i, meta.experts.count)
+            form = next((f for f in rare if any(e.name in self.tensors for e in f)), usual)
+            for one in form:
+                yield Place(one.field, one.name, i, one.expert, one.stacked)
 
     def _check(self, meta: Qwen3MetaFromConfig) -> None:
-        expected = [name for group in self.names.values() for name in group]
+        expected = [place.name for place in self.places]
         head = self.naming.output_embd()
         # Checkpoints with tied embeddings often store the same matrix again as lm_head.
         allowed = {*expected, head, *(SCORE_HEADS if self._headless else ())}
@@ -168,19 +216,21 @@ class CheckedTensors:
         if problems:
             raise WeightsError(f"weights do not fit {meta.source}: " + "; ".join(problems))
 
-    def _shape_problems(self, meta: Qwen3Meta) -> list[str]:
+    def _shape_problems(self, meta: Qwen3MetaFromConfig) -> list[str]:
         shapes = field_shapes(meta)
         wrong_shape, wrong_dtype = [], []
-        for field, group in self.names.items():
-            for name in group:
-                tensor = self.tensors.get(name)
-                if tensor is None:
-                    continue
-                if tensor.shape != shapes[field]:
-                    wrong_shape.append(f"{name} is {list(tensor.shape)}, not {list(shapes[field])}")
-                # Codes have scales, which only matrices do.
-                if not tensor.supported or (len(shapes[field]) == 1 and tensor.dtype not in FLOATS):
-                    wrong_dtype.append(f"{name} is {tensor.dtype}")
+        for place in self.places:
+            name, shape = place.name, shapes[place.field]
+            if place.stacked and meta.experts is not None:
+                shape = (meta.experts.count, *shape)
+            tensor = self.tensors.get(name)
+            if tensor is None:
+                continue
+            if tensor.shape != shape:
+                wrong_shape.append(f"{name} is {list(tensor.shape)}, not {list(shape)}")
+            # Codes have scales, which only matrices do.
+            if not tensor.supported or (len(shape) == 1 and tensor.dtype not in FLOATS):
+                wrong_dtype.append(f"{name} is {tensor.dtype}")
         problems = []
         if wrong_shape:
             problems.append(f"wrong shapes: {some(wrong_shape)}")
@@ -214,6 +264,10 @@ class Qwen3WeightsImpl(Qwen3Weights):
                 all.
         """
         checked = CheckedTensors(meta, tensors, naming)
+        if meta.experts is not None:
+            raise WeightsError(
+                f"{meta.source}: the model has experts: only Qwen3TensorList takes their weights"
+            )
         self._tensors = tensors  # keeps the memory behind the pointers alive
         self.naming = checked.naming
         dt_norm, dt_mat = self._check_dtypes(meta, checked.names)
@@ -291,9 +345,13 @@ class Qwen3TensorList:
         checked = CheckedTensors(meta, tensors, naming, headless=headless)
         self.naming = checked.naming
         entries = [
-            Qwen3Tensor(role=TensorRole[field.upper()], layer=layer, **tensors[name].entry())
-            for field, names in checked.names.items()
-            for layer, name in enumerate(names)
+            Qwen3Tensor(
+                role=TensorRole[place.field.upper()],
+                layer=place.layer,
+                expert=place.expert,
+                **tensors[place.name].entry(),
+            )
+            for place in checked.places
         ]
         self.array = (Qwen3Tensor * len(entries))(*entries)
 

@@ -120,12 +120,13 @@ def quantize(source: Path, target: Path, dtype: str, *, progress: bool = False) 
 
 def _jobs(meta: Qwen3MetaFromConfig, checkpoint: Checkpoint, bits: int) -> Iterator[_Job]:
     naming = Qwen3WeightsNaming()
-    for field, names in CheckedTensors(meta, checkpoint).names.items():
-        for layer, name in enumerate(names):
-            own = getattr(naming, field)
-            whole = field in ("input_embd", "output_norm", "output_embd")
-            used = 0 if field not in _MATRICES else _bits_of(bits, layer, meta.nlayer)
-            yield _Job(own() if whole else own(layer), checkpoint[name], used)
+    if meta.experts is not None:
+        raise ValueError(f"{meta.source}: models with experts cannot be quantised to a new folder")
+    for place in CheckedTensors(meta, checkpoint).places:
+        own = getattr(naming, place.field)
+        whole = place.field in ("input_embd", "output_norm", "output_embd")
+        used = 0 if place.field not in _MATRICES else _bits_of(bits, place.layer, meta.nlayer)
+        yield _Job(own() if whole else own(place.layer), checkpoint[place.name], used)
 
 
 def _bits_of(bits: int, layer: int, nlayer: int) -> int:

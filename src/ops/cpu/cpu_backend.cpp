@@ -66,11 +66,16 @@ CpuBackend::CpuBackend(const ModelConfig &config, const BackendOptions &options)
       dt_kv_(options.dt_kv != DType::kDefault ? options.dt_kv : defaultKv(dt_weight_, arithmetic_)),
       rank_(options.rank), reduce_(options.reduce), pool_(static_cast<uint32_t>(options.nthreads)),
       linears_(kernels_, pool_, roundUp(config.max_step_tokens, kMaxTileRows),
-               std::max({config.d, config.nh * config.dh, config.di}), formatOf(dt_weight_), arithmetic_, coded_),
+               std::max({config.d, config.nh * config.dh, config.di}), formatOf(dt_weight_), arithmetic_, coded_,
+               config.max_step_tokens * config.nused, std::max(config.d, config.dm)),
+      experts_(config.nexperts > 0 ? std::make_unique<Experts>(config, pool_, linears_) : nullptr),
       kv_(config, dt_kv_, kernels_, arithmetic_.attention),
       attention_(config, kernels_, kv_, pool_, arithmetic_.attention) {}
 
 WeightFormat CpuBackend::formatFor(const LinearSource &source) const {
+    if (source.precision == Precision::kExact) {
+        return kF32;  // the one format that no activation is rounded for
+    }
     if (as_given_) {
         return formatAsGiven(source);
     }
@@ -226,6 +231,11 @@ void CpuBackend::linearSwiglu(Activation act, Activation h, const PackedLinear &
     linears_.multiplySwiglu(floats(act), act.width, floats(h), plan_->ntok, asLinear(gate_up));
 }
 
+void CpuBackend::experts(Activation out, Activation h, const PackedLinear &router, const PackedLinear &gate_up,
+                         const PackedLinear &down) {
+    experts_->run(floats(out), floats(h), plan_->ntok, asLinear(router), asLinear(gate_up), asLinear(down));
+}
+
 void CpuBackend::readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) {
     linears_.multiply(logits, ld, floats(in), nrows, asLinear(head));
 }
@@ -244,7 +254,7 @@ void CpuBackend::attention(Activation out, Activation qkv, uint32_t layer) {
 }
 
 size_t CpuBackend::scratchBytes() const {
-    size_t total = linears_.scratchBytes() + attention_.scratchBytes();
+    size_t total = linears_.scratchBytes() + attention_.scratchBytes() + (experts_ ? experts_->scratchBytes() : 0);
     for (const HostBuffer &buffer : activations_) {
         total += buffer.bytes();
     }

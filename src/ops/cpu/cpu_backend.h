@@ -9,6 +9,7 @@
 #include "ops/backend.h"
 #include "ops/cpu/arithmetic.h"
 #include "ops/cpu/attention.h"
+#include "ops/cpu/experts.h"
 #include "ops/cpu/host_buffer.h"
 #include "ops/cpu/kernels/kernels.h"
 #include "ops/cpu/kv.h"
@@ -59,6 +60,8 @@ public:
                          uint32_t layer) override;
     void attention(Activation out, Activation qkv, uint32_t layer) override;
     void linearSwiglu(Activation act, Activation h, const PackedLinear &gate_up) override;
+    void experts(Activation out, Activation h, const PackedLinear &router, const PackedLinear &gate_up,
+                 const PackedLinear &down) override;
     void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
                        const PackedNorm &weight, float epsilon) override;
     void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) override;
@@ -84,6 +87,7 @@ private:
     HostAllReduce *reduce_;  // null: the only rank
     ThreadPool pool_;
     Linears linears_;
+    std::unique_ptr<Experts> experts_;  // null in a dense model
     KvLayout kv_;
     KvMemory kv_memory_;
     Attention attention_;

@@ -64,28 +64,61 @@ void addBias(float *row, const float *bias, uint32_t n) {
     }
 }
 
+// What becomes of sums: rows of out, of as many columns as the layer or an expert has.
+auto storing(float *out, size_t ldo, const CpuLinear &w) {
+    return [out, ldo, &w](uint32_t panel, uint32_t npanels, uint32_t row, uint32_t count, float *product, size_t ld) {
+        const uint32_t first = panel * kPanelRows;
+        const uint32_t columns = std::min(npanels * kPanelRows, w.out - first);
+        for (uint32_t r = 0; r < count; ++r) {
+            addBias(product + r * ld, w.biasOf(panel), columns);
+            std::memcpy(out + (size_t{row} + r) * ldo + first, product + r * ld, columns * sizeof(float));
+        }
+    };
+}
+
+// The same of gate and up panels that take turns.
+auto storingSwiglu(const KernelTable &kernels, float *out, size_t ldo, const CpuLinear &gate_up) {
+    return [&kernels, out, ldo, &gate_up](uint32_t panel, uint32_t npanels, uint32_t row, uint32_t count,
+                                          const float *product, size_t ld) {
+        for (uint32_t r = 0; r < count; ++r) {
+            for (uint32_t q = 0; q < npanels; q += 2) {
+                const uint32_t first = (panel + q) / 2 * kPanelRows;
+                const float *gate = product + r * ld + size_t{q} * kPanelRows;
+                kernels.siluMul(out + (size_t{row} + r) * ldo + first, gate, gate + kPanelRows,
+                                std::min(kPanelRows, gate_up.out - first));
+            }
+        }
+    };
+}
+
 }  // namespace
 
 Linears::Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows, uint32_t widest, WeightFormat format,
-                 const Arithmetic &arithmetic, bool codes)
+                 const Arithmetic &arithmetic, bool codes, uint32_t slots, uint32_t slot_width)
     : kernels_(kernels), pool_(pool), arithmetic_(arithmetic), max_rows_(max_rows) {
+    // Slots end with as many rows to spare as a tile may read beyond them.
+    const size_t slot_rows = slots == 0 ? 0 : size_t{slots} + kMaxTileRows;
     if (takesCodes(format) || codes) {
-        const size_t count = size_t{max_rows} * groupsIn(widest);
+        const size_t count = std::max(size_t{max_rows} * groupsIn(widest), slot_rows * groupsIn(slot_width));
         codes_ = HostBuffer(count * codeGroupBytes(kSplitCodes));
         scales_ = HostBuffer(count * sizeof(float));
         offsets_ = HostBuffer(count * sizeof(int32_t));
     }
     // Some layers may be bf16 whatever the format of most is.
     if (const uint32_t pieces = std::max(piecesOf(format), piecesOf(kBf16)); pieces > 0) {
-        rounded_ = HostBuffer(max_rows * (roundedRowBytes(widest, pieces, kernels.pair_bytes) + kRowPadding));
+        const auto bytes = [&](uint32_t width) {
+            return roundedRowBytes(width, pieces, kernels.pair_bytes) + kRowPadding;
+        };
+        rounded_ = HostBuffer(std::max(max_rows * bytes(widest), slot_rows * bytes(slot_width)));
     }
+    gathered_ = HostBuffer(slot_rows * slot_width * sizeof(float));
     for (uint32_t i = 0; i < pool.size(); ++i) {
         scratch_.emplace_back((scratchFloats(codes ? kF8 : format) + kBlockFloats) * sizeof(float));
     }
 }
 
 size_t Linears::scratchBytes() const {
-    size_t total = codes_.bytes() + scales_.bytes() + offsets_.bytes() + rounded_.bytes();
+    size_t total = codes_.bytes() + scales_.bytes() + offsets_.bytes() + rounded_.bytes() + gathered_.bytes();
     for (const HostBuffer &buffer : scratch_) {
         total += buffer.bytes();
     }
@@ -177,15 +210,17 @@ void Linears::prepareRows(const float *in, uint32_t rows, uint32_t k, WeightForm
     if (takesCodes(format)) {
         quantizeRows(in, rows, k, format);
     } else if (const uint32_t pieces = piecesOf(format); pieces > 0) {
-        roundRows(in, rows, k, pieces);
+        roundRows(in, nullptr, rows, k, pieces);
     }
 }
 
-void Linears::roundRows(const float *in, uint32_t rows, uint32_t k, uint32_t pieces) {
+// row_of: the row of `in` that each row is, or null: the same.
+void Linears::roundRows(const float *in, const uint32_t *row_of, uint32_t rows, uint32_t k, uint32_t pieces) {
     rounded_rows_ = {rounded_.as<char>(), roundedRowBytes(k, pieces, kernels_.pair_bytes) + kRowPadding};
     pool_.parallelFor(rows, kQuantGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t r = begin; r < end; ++r) {
-            kernels_.round[pieces - 1](in + size_t{r} * k, k, rounded_.as<char>() + r * rounded_rows_.row_bytes);
+            const uint32_t row = row_of == nullptr ? r : row_of[r];
+            kernels_.round[pieces - 1](in + size_t{row} * k, k, rounded_.as<char>() + r * rounded_rows_.row_bytes);
         }
     });
 }
@@ -214,18 +249,26 @@ QuantRows Linears::codesOf(uint32_t first, uint32_t count, uint32_t k, WeightFor
 // Writes the rows of `in` in the codes that `format` takes.
 void Linears::quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format) {
     const uint32_t parts = partsOf(rows, format);
-    const QuantizeKernel quantize = codeKernels(format).quantize;
     pool_.parallelFor(parts, std::max(1U, kQuantGrain * parts / rows), [&](uint32_t begin, uint32_t end, uint32_t) {
         uint32_t row = 0;
         for (uint32_t part = 0; part < end; ++part) {
             const uint32_t size = partSize(rows, parts, part);
-            const QuantRows out = codesOf(row, size, k, format);
-            for (uint32_t r = 0; r < size && part >= begin; ++r) {
-                quantize(in + (size_t{row} + r) * k, k, out, r);
+            if (part >= begin) {
+                quantizePart(in, nullptr, row, size, k, format);
             }
             row += size;
         }
     });
+}
+
+// Writes rows [first, first + rows), which are multiplied together; row_of as in roundRows.
+void Linears::quantizePart(const float *in, const uint32_t *row_of, uint32_t first, uint32_t rows, uint32_t k,
+                           WeightFormat format) {
+    const QuantRows out = codesOf(first, rows, k, format);
+    for (uint32_t r = 0; r < rows; ++r) {
+        const uint32_t row = row_of == nullptr ? first + r : row_of[first + r];
+        codeKernels(format).quantize(in + size_t{row} * k, k, out, r);
+    }
 }
 
 // out[row][panel * 16 + j] = products of the rows with the panels. If these do not begin with k = 0, the products are
@@ -276,90 +319,178 @@ void Linears::multiplyExpandedF8(const Panels &panels, const CpuLinear &w, uint3
 template <typename Epilogue>
 void Linears::multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue) {
     prepareRows(in, rows, w.in, w.format);
-    if (rows <= tileRows(w.format)) {
-        streamPanels(in, rows, w, epilogue);
-    } else {
-        reusePanels(in, rows, w, epilogue);
-    }
-}
-
-// One tile of rows meets every weight once. Claims are long, because the kernel's streams through memory are as long as
-// a claim, and memory likes long ones.
-template <typename Epilogue>
-void Linears::streamPanels(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue) {
-    const uint32_t most = std::min(kStreamPanels, panelsIn(kStreamBytes, w));
-    const uint32_t least = std::min(most, panelsIn(kClaimBytes, w));
-    pool_.parallelFor(w.npanels, least, most, [&](uint32_t begin, uint32_t end, uint32_t thread) {
-        auto *products = scratch_[thread].template as<float>();
-        for (uint32_t p = begin; p < end; p += most) {  // a single thread claims all panels at once
-            const uint32_t count = std::min(most, end - p);
-            const size_t width = size_t{count} * kPanelRows;
-            const Panels panels{w.panel(p), w.panel_bytes, count, w.format, 0, w.in};
-            if (w.format == kF8) {
-                multiplyF8(panels, {in, w.in, 0, rows}, products, width, thread);
-            } else {
-                multiplyPanels(panels, {in, w.in, 0, rows}, products, width);
-            }
-            epilogue(p, count, 0, rows, products, width);
+    const Segment all{0, rows, 0, w.npanels, 0};
+    const bool stream = rows <= tileRows(w.format);
+    const uint32_t least = panelsIn(kClaimBytes, w);
+    const uint32_t most = stream ? std::min(kStreamPanels, panelsIn(kStreamBytes, w)) : least;
+    pool_.parallelFor(w.npanels, std::min(most, least), most, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        if (stream) {
+            streamPanels(in, all, w, begin, end, thread, epilogue);
+        } else {
+            reusePanels(in, all, w, begin, end, thread, epilogue);
         }
     });
 }
 
-// All rows go through kTogether panels, or a block of their k, which stay in L2 meanwhile.
+// The same for the slots of a routing and the panels of their experts; panels and rows of a call are of one expert, and
+// panels are counted from its first one.
 template <typename Epilogue>
-void Linears::reusePanels(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue) {
+void Linears::multiplySlots(const float *in, bool slots, const Routing &routing, const CpuLinear &w,
+                            const Epilogue &epilogue) {
+    const float *rows = prepareSlots(in, slots, routing, w);
+    const std::vector<Routing::Share> &shares = routing.shares();
+    const uint32_t panels = w.expertPanels();
+    // Claims are counted in kTogether panels of one expert, so that kernels get as many.
+    const uint32_t units = (panels + kTogether - 1) / kTogether;
+    const uint32_t tile = tileRows(w.format);
+    const bool stream =
+        std::all_of(shares.begin(), shares.end(), [&](const auto &share) { return share.rows <= tile; });
+    const uint32_t least = panelsIn(kClaimBytes, w) / kTogether;
+    const uint32_t most = stream ? std::min(kStreamPanels, panelsIn(kStreamBytes, w)) / kTogether : least;
+    const auto count = static_cast<uint32_t>(shares.size()) * units;
+    pool_.parallelFor(count, std::min(most, least), most, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        while (begin < end) {
+            const Routing::Share &share = shares[begin / units];
+            const uint32_t first = begin % units;
+            const uint32_t last = std::min(units, first + end - begin);
+            // All slots of a single row have its place (prepareSlots).
+            const bool same = !slots && routing.slots() == routing.nused();
+            const Segment segment{same ? 0 : share.first, share.rows, share.expert * panels, panels, share.first};
+            const uint32_t until = std::min(panels, last * kTogether);
+            if (share.rows <= tile) {
+                streamPanels(rows, segment, w, first * kTogether, until, thread, epilogue);
+            } else {
+                reusePanels(rows, segment, w, first * kTogether, until, thread, epilogue);
+            }
+            begin += last - first;
+        }
+    });
+}
+
+// Brings the rows of all slots into the form that the weights are multiplied with, and side by side, those of an expert
+// as the parts of a segment. Of a single row all slots are the same: it is prepared once. Returns the rows for formats
+// that take floats.
+const float *Linears::prepareSlots(const float *in, bool slots, const Routing &routing, const CpuLinear &w) {
+    const uint32_t k = w.in;
+    if (!slots && routing.slots() == routing.nused()) {
+        prepareRows(in, 1, k, w.format);
+        return in;
+    }
+    const uint32_t *row_of = slots ? nullptr : routing.rowOf();
+    if (takesCodes(w.format)) {
+        const auto count = static_cast<uint32_t>(routing.shares().size());
+        pool_.parallelFor(count, std::max(1U, kQuantGrain * count / routing.slots()),
+                          [&](uint32_t begin, uint32_t end, uint32_t) {
+                              for (uint32_t i = begin; i < end; ++i) {
+                                  const Routing::Share &share = routing.shares()[i];
+                                  const uint32_t parts = partsOf(share.rows, w.format);
+                                  uint32_t row = share.first;
+                                  for (uint32_t part = 0; part < parts; ++part) {
+                                      const uint32_t size = partSize(share.rows, parts, part);
+                                      quantizePart(in, row_of, row, size, k, w.format);
+                                      row += size;
+                                  }
+                              }
+                          });
+    } else if (const uint32_t pieces = piecesOf(w.format); pieces > 0) {
+        roundRows(in, row_of, routing.slots(), k, pieces);
+    } else if (!slots) {
+        auto *gathered = gathered_.as<float>();
+        pool_.parallelFor(routing.slots(), kQuantGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
+            for (uint32_t s = begin; s < end; ++s) {
+                std::memcpy(gathered + size_t{s} * k, in + size_t{row_of[s]} * k, k * sizeof(float));
+            }
+        });
+        return gathered;
+    }
+    return in;
+}
+
+// One tile of rows meets every weight of panels [begin, end) of a segment once. Claims are long, because the kernel's
+// streams through memory are as long as a claim, and memory likes long ones.
+template <typename Epilogue>
+void Linears::streamPanels(const float *in, const Segment &segment, const CpuLinear &w, uint32_t begin, uint32_t end,
+                           uint32_t thread, const Epilogue &epilogue) {
+    const uint32_t most = std::min(kStreamPanels, panelsIn(kStreamBytes, w));
+    auto *products = scratch_[thread].as<float>();
+    for (uint32_t p = begin; p < end; p += most) {  // a single thread claims all panels at once
+        const uint32_t count = std::min(most, end - p);
+        const size_t width = size_t{count} * kPanelRows;
+        const Panels panels{w.panel(segment.panel + p), w.panel_bytes, count, w.format, 0, w.in};
+        const Rows rows{in, w.in, segment.first, segment.rows};
+        if (w.format == kF8) {
+            multiplyF8(panels, rows, products, width, thread);
+        } else {
+            multiplyPanels(panels, rows, products, width);
+        }
+        epilogue(p, count, segment.out, segment.rows, products, width);
+    }
+}
+
+// All rows of a segment go through kTogether of its panels [begin, end), or a block of their k, which stay in L2
+// meanwhile.
+template <typename Epilogue>
+void Linears::reusePanels(const float *in, const Segment &segment, const CpuLinear &w, uint32_t begin, uint32_t end,
+                          uint32_t thread, const Epilogue &epilogue) {
+    const uint32_t rows = segment.rows;
     const uint32_t parts = partsOf(rows, w.format);
     // bf12 is expanded to bf16 once for all rows, except for so few that two tiles hold them with registers to spare:
     // there the kernel decodes it twice, which costs less than sending the expanded panels through L2.
     const bool expand = w.format == kF8 || (w.format == kBf12 && rows > 2 * (kernels_.tile_rows - 1));
     const WeightFormat format = expand ? kBf16 : w.format;
     const uint32_t depth = blockDepth(format, w.in, std::max(kGroup, infoOf(w.format).group));
-    pool_.parallelFor(w.npanels, panelsIn(kClaimBytes, w), [&](uint32_t begin, uint32_t end, uint32_t thread) {
-        constexpr size_t width = kTogether * kPanelRows;
-        auto *products = scratch_[thread].template as<float>();
-        char *expanded = scratch_[thread].template as<char>() + max_rows_ * width * sizeof(float);
-        for (uint32_t p = begin; p < end; p += kTogether) {
-            const uint32_t count = std::min(kTogether, end - p);
-            for (uint32_t k0 = 0; k0 < w.in; k0 += depth) {
-                const uint32_t k = std::min(depth, w.in - k0);
-                const bool last = k0 + k == w.in;
-                Panels panels{w.panel(p) + panelOffset(w.format, k0), w.panel_bytes, count, format, k0, k};
-                if (expand) {
-                    const uint32_t groups = (k + kGroup - 1) / kGroup;
-                    const size_t bytes = panelOffset(kBf16, size_t{groups} * kGroup);
-                    for (uint32_t q = 0; q < count && w.format == kF8; ++q) {
-                        for (uint32_t i = 0; i < k; i += kF8Group) {
-                            kernels_.expandF8(
-                                panels.data + q * panels.stride + panelOffset(kF8, i) + kF8HeadBytes,
-                                std::min(kF8Group, k - i),
-                                reinterpret_cast<uint16_t *>(expanded + q * bytes + panelOffset(kBf16, i)));
-                        }
-                    }
-                    for (uint32_t q = 0; q < count && w.format == kBf12; ++q) {
-                        kernels_.expandBf12(panels.data + q * panels.stride, groups,
-                                            reinterpret_cast<uint16_t *>(expanded + q * bytes));
-                    }
-                    panels.data = expanded;
-                    panels.stride = bytes;
+    constexpr size_t width = kTogether * kPanelRows;
+    auto *products = scratch_[thread].as<float>();
+    char *expanded = scratch_[thread].as<char>() + max_rows_ * width * sizeof(float);
+    for (uint32_t p = begin; p < end; p += kTogether) {
+        const uint32_t count = std::min(kTogether, end - p);
+        for (uint32_t k0 = 0; k0 < w.in; k0 += depth) {
+            const uint32_t k = std::min(depth, w.in - k0);
+            const bool last = k0 + k == w.in;
+            Panels panels{w.panel(segment.panel + p) + panelOffset(w.format, k0), w.panel_bytes, count, format, k0, k};
+            if (expand) {
+                panels = expandPanels(panels, w.format, expanded);
+            }
+            uint32_t row = 0;
+            for (uint32_t part = 0; part < parts; ++part) {
+                const uint32_t size = partSize(rows, parts, part);
+                // With a single block of k, the sums of one part are done with at once and stay in L1.
+                float *product = products + (depth < w.in ? row * width : 0);
+                const Rows some{in, w.in, segment.first + row, size};
+                if (w.format == kF8) {
+                    multiplyExpandedF8(panels, w, segment.panel + p, some, product, thread);
+                } else {
+                    multiplyPanels(panels, some, product, width);
                 }
-                uint32_t row = 0;
-                for (uint32_t part = 0; part < parts; ++part) {
-                    const uint32_t size = partSize(rows, parts, part);
-                    // With a single block of k, the sums of one part are done with at once and stay in L1.
-                    float *product = products + (depth < w.in ? row * width : 0);
-                    if (w.format == kF8) {
-                        multiplyExpandedF8(panels, w, p, {in, w.in, row, size}, product, thread);
-                    } else {
-                        multiplyPanels(panels, {in, w.in, row, size}, product, width);
-                    }
-                    if (last) {
-                        epilogue(p, count, row, size, product, width);
-                    }
-                    row += size;
+                if (last) {
+                    epilogue(p, count, segment.out + row, size, product, width);
                 }
+                row += size;
             }
         }
-    });
+    }
+}
+
+// A block of k of bf12 or f8 panels as bf16 panels in `expanded`.
+Linears::Panels Linears::expandPanels(const Panels &panels, WeightFormat from, char *expanded) const {
+    const uint32_t groups = (panels.k + kGroup - 1) / kGroup;
+    const size_t bytes = panelOffset(kBf16, size_t{groups} * kGroup);
+    for (uint32_t q = 0; q < panels.count; ++q) {
+        const char *panel = panels.data + q * panels.stride;
+        char *out = expanded + q * bytes;
+        if (from == kBf12) {
+            kernels_.expandBf12(panel, groups, reinterpret_cast<uint16_t *>(out));
+            continue;
+        }
+        for (uint32_t i = 0; i < panels.k; i += kF8Group) {
+            kernels_.expandF8(panel + panelOffset(kF8, i) + kF8HeadBytes, std::min(kF8Group, panels.k - i),
+                              reinterpret_cast<uint16_t *>(out + panelOffset(kBf16, i)));
+        }
+    }
+    Panels result = panels;
+    result.data = expanded;
+    result.stride = bytes;
+    return result;
 }
 
 void Linears::multiply(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w) {
@@ -370,29 +501,21 @@ void Linears::multiply(float *out, size_t ldo, const float *in, uint32_t rows, c
 }
 
 void Linears::multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w) {
-    multiplyRows(in, rows, w,
-                 [&](uint32_t panel, uint32_t npanels, uint32_t row, uint32_t count, float *product, size_t ld) {
-                     const uint32_t first = panel * kPanelRows;
-                     const uint32_t columns = std::min(npanels * kPanelRows, w.out - first);
-                     for (uint32_t r = 0; r < count; ++r) {
-                         addBias(product + r * ld, w.biasOf(panel), columns);
-                         std::memcpy(out + (row + r) * ldo + first, product + r * ld, columns * sizeof(float));
-                     }
-                 });
+    multiplyRows(in, rows, w, storing(out, ldo, w));
 }
 
 void Linears::multiplySwiglu(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &gate_up) {
-    multiplyRows(in, rows, gate_up,
-                 [&](uint32_t panel, uint32_t npanels, uint32_t row, uint32_t count, const float *product, size_t ld) {
-                     for (uint32_t r = 0; r < count; ++r) {
-                         for (uint32_t q = 0; q < npanels; q += 2) {
-                             const uint32_t first = (panel + q) / 2 * kPanelRows;
-                             const float *gate = product + r * ld + size_t{q} * kPanelRows;
-                             kernels_.siluMul(out + (row + r) * ldo + first, gate, gate + kPanelRows,
-                                              std::min(kPanelRows, gate_up.out - first));
-                         }
-                     }
-                 });
+    multiplyRows(in, rows, gate_up, storingSwiglu(kernels_, out, ldo, gate_up));
+}
+
+void Linears::multiplyExperts(float *out, size_t ldo, const float *in, bool slots, const Routing &routing,
+                              const CpuLinear &w) {
+    multiplySlots(in, slots, routing, w, storing(out, ldo, w));
+}
+
+void Linears::multiplyExpertsSwiglu(float *out, size_t ldo, const float *in, bool slots, const Routing &routing,
+                                    const CpuLinear &gate_up) {
+    multiplySlots(in, slots, routing, gate_up, storingSwiglu(kernels_, out, ldo, gate_up));
 }
 
 }  // namespace q3::cpu

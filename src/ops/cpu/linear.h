@@ -7,6 +7,7 @@
 #include "ops/cpu/host_buffer.h"
 #include "ops/cpu/kernels/kernels.h"
 #include "ops/cpu/pack/pack.h"
+#include "ops/routing.h"
 #include "runtime/thread_pool.h"
 
 namespace q3::cpu {
@@ -17,19 +18,32 @@ class Linears {
 public:
     // max_rows: most rows of a call, in whole tiles of kMaxTileRows; widest: input features of the widest layer;
     // format: the weights' format, which decides what scratch is needed. If it takes codes, layers of other formats
-    // that do are welcome too. codes: some layers take codes whatever that format is. The table and the pool must
-    // outlive the object.
+    // that do are welcome too. codes: some layers take codes whatever that format is. slots: most slots of a Routing,
+    // for layers of experts, which are slot_width wide at most. The table and the pool must outlive the object.
     Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows, uint32_t widest, WeightFormat format,
-            const Arithmetic &arithmetic, bool codes = false);
+            const Arithmetic &arithmetic, bool codes = false, uint32_t slots = 0, uint32_t slot_width = 0);
 
     // out[r * ldo + j] = sum over k of in[r][k] * w[j][k] + bias[j], in [rows][w.in], j < w.out
     void multiply(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
     // out[r * ldo + j] = silu(gate) * up, the products of in's row with row j of an interleaved layer's two matrices
     void multiplySwiglu(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &gate_up);
 
+    // The same for a layer of experts: row s of out is of slot s, the products of its row of `in`, rowOf()[s], with the
+    // panels of its expert; or, with `slots`, of row s of `in`. The experts' panels are one loop over all threads.
+    void multiplyExperts(float *out, size_t ldo, const float *in, bool slots, const Routing &routing,
+                         const CpuLinear &w);
+    void multiplyExpertsSwiglu(float *out, size_t ldo, const float *in, bool slots, const Routing &routing,
+                               const CpuLinear &gate_up);
+
     size_t scratchBytes() const;
 
 private:
+    // Rows that meet the same panels: all of a call and of a layer, or those of an expert.
+    struct Segment {
+        uint32_t first, rows;     // of the rows as they are prepared
+        uint32_t panel, npanels;  // of the layer
+        uint32_t out;             // row of the output that the first row's is
+    };
     // Neighbouring panels of one layer, cut to k [k0, k0 + k).
     struct Panels {
         const char *data;  // of k0
@@ -46,6 +60,7 @@ private:
     };
 
     float *blockScratch(uint32_t thread) const;
+    Panels expandPanels(const Panels &panels, WeightFormat from, char *expanded) const;
     void addF8Block(const Panels &bf16, const Rows &rows, const char *const *groups, float *const *out, size_t ldo,
                     uint32_t thread) const;
     void multiplyF8(const Panels &panels, const Rows &rows, float *out, size_t ldo, uint32_t thread) const;
@@ -61,14 +76,22 @@ private:
     uint32_t tileRows(WeightFormat format) const;
     void prepareRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
     void quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
-    void roundRows(const float *in, uint32_t rows, uint32_t k, uint32_t pieces);
+    void quantizePart(const float *in, const uint32_t *row_of, uint32_t first, uint32_t rows, uint32_t k,
+                      WeightFormat format);
+    void roundRows(const float *in, const uint32_t *row_of, uint32_t rows, uint32_t k, uint32_t pieces);
+    const float *prepareSlots(const float *in, bool slots, const Routing &routing, const CpuLinear &w);
     void multiplyPanels(const Panels &panels, const Rows &rows, float *out, size_t ldo) const;
     template <typename Epilogue>
     void multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue);
     template <typename Epilogue>
-    void streamPanels(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue);
+    void multiplySlots(const float *in, bool slots, const Routing &routing, const CpuLinear &w,
+                       const Epilogue &epilogue);
     template <typename Epilogue>
-    void reusePanels(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue);
+    void streamPanels(const float *in, const Segment &segment, const CpuLinear &w, uint32_t begin, uint32_t end,
+                      uint32_t thread, const Epilogue &epilogue);
+    template <typename Epilogue>
+    void reusePanels(const float *in, const Segment &segment, const CpuLinear &w, uint32_t begin, uint32_t end,
+                     uint32_t thread, const Epilogue &epilogue);
 
     const KernelTable &kernels_;
     ThreadPool &pool_;
@@ -76,6 +99,7 @@ private:
     uint32_t max_rows_;
     HostBuffer codes_, scales_, offsets_;
     HostBuffer rounded_;
+    HostBuffer gathered_;              // rows of slots, side by side
     RoundedRows rounded_rows_{};       // over rounded_
     std::vector<HostBuffer> scratch_;  // per thread, scratchFloats() each
 };

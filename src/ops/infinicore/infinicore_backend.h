@@ -67,6 +67,8 @@ public:
                          uint32_t layer) override;
     void attention(Activation out, Activation qkv, uint32_t layer) override;
     void linearSwiglu(Activation act, Activation h, const PackedLinear &gate_up) override;
+    void experts(Activation out, Activation h, const PackedLinear &router, const PackedLinear &gate_up,
+                 const PackedLinear &down) override;
     void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
                        const PackedNorm &weight, float epsilon) override;
     void readLogits(float *logits, size_t ld, Activation in, uint32_t nrows, const PackedLinear &head) override;

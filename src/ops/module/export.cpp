@@ -153,6 +153,11 @@ int32_t linearSwiglu(Instance *instance, Activation act, Activation h, const Lin
     return guarded([&] { instance->backend->ops().linearSwiglu(act, h, *gate_up->packed); });
 }
 
+int32_t experts(Instance *instance, Activation out, Activation h, const Linear *router, const Linear *gate_up,
+                const Linear *down) {
+    return guarded([&] { instance->backend->ops().experts(out, h, *router->packed, *gate_up->packed, *down->packed); });
+}
+
 int32_t gatherRmsnorm(Instance *instance, Activation out, Activation x, Activation delta, const uint32_t *rows,
                       uint32_t nrows, const Norm *weight, float epsilon) {
     return guarded(
@@ -204,6 +209,7 @@ Table tableOf(const Exports &exports) {
     table.qkNormRopeStore = qkNormRopeStore;
     table.attention = attention;
     table.linearSwiglu = linearSwiglu;
+    table.experts = experts;
     table.gatherRmsnorm = gatherRmsnorm;
     table.readLogits = readLogits;
     table.readRows = readRows;

@@ -126,6 +126,10 @@ public:
     void linearSwiglu(Activation act, Activation h, const PackedLinear &gate_up) override {
         handle_.call(&Table::linearSwiglu, act, h, of(gate_up));
     }
+    void experts(Activation out, Activation h, const PackedLinear &router, const PackedLinear &gate_up,
+                 const PackedLinear &down) override {
+        handle_.call(&Table::experts, out, h, of(router), of(gate_up), of(down));
+    }
     void gatherRmsnorm(Activation out, Activation x, Activation delta, const uint32_t *rows, uint32_t nrows,
                        const PackedNorm &weight, float epsilon) override {
         handle_.call(&Table::gatherRmsnorm, out, x, delta, rows, nrows, of(weight), epsilon);

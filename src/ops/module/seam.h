@@ -89,6 +89,8 @@ struct Table {
                                float epsilon, uint32_t layer);
     int32_t (*attention)(Instance *instance, Activation out, Activation qkv, uint32_t layer);
     int32_t (*linearSwiglu)(Instance *instance, Activation act, Activation h, const Linear *gate_up);
+    int32_t (*experts)(Instance *instance, Activation out, Activation h, const Linear *router, const Linear *gate_up,
+                       const Linear *down);
     int32_t (*gatherRmsnorm)(Instance *instance, Activation out, Activation x, Activation delta, const uint32_t *rows,
                              uint32_t nrows, const Norm *weight, float epsilon);
     int32_t (*readLogits)(Instance *instance, float *logits, size_t ld, Activation in, uint32_t nrows,
@@ -117,6 +119,8 @@ inline constexpr uint64_t kLayout = layoutOf({
     sizeof(ModelConfig),
     offsetof(ModelConfig, epsilon),
     offsetof(ModelConfig, max_step_tokens),
+    offsetof(ModelConfig, nexperts),
+    offsetof(ModelConfig, norm_topk),
     sizeof(BackendOptions),
     offsetof(BackendOptions, device),
     offsetof(BackendOptions, device_id),
@@ -138,6 +142,7 @@ inline constexpr uint64_t kLayout = layoutOf({
     offsetof(LinearSource, parts),
     offsetof(LinearSource, rope_rows),
     offsetof(LinearSource, precision),
+    offsetof(LinearSource, experts),
     sizeof(NormSource),
     offsetof(NormSource, dtype),
     offsetof(NormSource, data),

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
+#include <deque>
+#include <string>
 #include <vector>
 
 #include "ops/cpu/pack/affine.h"
@@ -24,8 +27,69 @@ uint32_t packGrain(const CpuLinear &linear) {
     return static_cast<uint32_t>(std::max<size_t>(1, kHugePage / linear.panel_bytes));
 }
 
-// Calls body(panel's index, its rows, its memory) for every panel, in parallel.
-template <typename Body> void forEachPanel(PanelReader &reader, CpuLinear &linear, ThreadPool &pool, Body body) {
+// A layer's source, or those of its experts, and who reads them.
+struct Sources {
+    std::deque<std::string> names;
+    std::deque<LinearSource> experts;
+    std::deque<PanelReader> readers;  // of a plain layer one
+};
+
+// The part of a source that is one expert's.
+LinearSource expertOf(const LinearSource &source, uint32_t expert, const char *name) {
+    const auto count = static_cast<std::ptrdiff_t>(source.parts.size() / source.experts);
+    const auto first = source.parts.begin() + count * expert;
+    LinearSource one = {name, source.layer, {first, first + count}, 0, source.precision, source.gate_up};
+    return one;
+}
+
+void open(const LinearSource &source, DType dtype, const CpuLinear &linear, Sources &out) {
+    const PanelShape shape{linear.out, linear.interleaved};
+    for (uint32_t e = 0; e < source.experts; ++e) {
+        out.names.push_back(source.name + ("[" + std::to_string(e) + "]"));
+        out.experts.push_back(expertOf(source, e, out.names.back().c_str()));
+        out.readers.emplace_back(out.experts.back(), dtype, shape);
+    }
+    if (source.experts == 0) {
+        out.readers.emplace_back(source, dtype, shape);
+    }
+    for (const PanelReader &reader : out.readers) {
+        reader.checkReadable();
+    }
+}
+
+// The same as below for a layer of experts, each of which one thread packs.
+template <typename Body> void forEachExpertPanel(Sources &sources, CpuLinear &linear, ThreadPool &pool, Body body) {
+    std::atomic<bool> no_memory{false};
+    const uint32_t panels = linear.expertPanels();
+    pool.parallelFor(linear.experts, 1, [&](uint32_t begin, uint32_t end, uint32_t) {
+        for (uint32_t e = begin; e < end; ++e) {
+            try {
+                PanelReader &reader = sources.readers[e];
+                PanelReader::Strip strip(reader);
+                for (uint32_t p = 0; p < panels; ++p) {
+                    if (p % reader.stripPanels() == 0) {
+                        reader.copy(p, std::min(panels, p + reader.stripPanels()), strip);
+                    }
+                    const uint32_t index = e * panels + p;
+                    body(reader, index, reader.rows(p, strip), linear.panels.as<char>() + index * linear.panel_bytes);
+                }
+            } catch (...) {  // nothing else is thrown
+                no_memory.store(true);
+            }
+        }
+    });
+    if (no_memory.load()) {
+        fail(QWEN3_STATUS_OUT_OF_MEMORY, "out of memory: could not copy the rows of experts");
+    }
+}
+
+// Calls body(reader, panel's index, its rows, its memory) for every panel, in parallel.
+template <typename Body> void forEachPanel(Sources &sources, CpuLinear &linear, ThreadPool &pool, Body body) {
+    if (linear.experts > 0) {
+        forEachExpertPanel(sources, linear, pool, body);
+        return;
+    }
+    PanelReader &reader = sources.readers.front();
     std::vector<PanelReader::Strip> strips(pool.size(), PanelReader::Strip(reader));
     const uint32_t step = reader.stripPanels();
     pool.parallelFor(linear.npanels, std::max(step, packGrain(linear)),
@@ -35,7 +99,7 @@ template <typename Body> void forEachPanel(PanelReader &reader, CpuLinear &linea
                              if ((p - begin) % step == 0) {
                                  reader.copy(p, std::min(end, p + step), strip);
                              }
-                             body(p, reader.rows(p, strip), linear.panels.as<char>() + p * linear.panel_bytes);
+                             body(reader, p, reader.rows(p, strip), linear.panels.as<char>() + p * linear.panel_bytes);
                          }
                      });
 }
@@ -89,9 +153,9 @@ template <typename Body> void forPairGroups(PanelReader &reader, const PanelRead
 }
 
 // Packs in two passes, because the number of raw pairs must be known before their memory is allocated.
-void packBf12(PanelReader &reader, CpuLinear &linear, ThreadPool &pool) {
+void packBf12(Sources &sources, CpuLinear &linear, ThreadPool &pool) {
     std::vector<size_t> raw_pairs(size_t{linear.npanels} + 1, 0);
-    forEachPanel(reader, linear, pool, [&](uint32_t p, const PanelReader::Rows &rows, char *) {
+    forEachPanel(sources, linear, pool, [&](PanelReader &reader, uint32_t p, const PanelReader::Rows &rows, char *) {
         size_t total = 0;
         forPairGroups(reader, rows, linear.in,
                       [&](const uint32_t *tile, uint32_t count, uint32_t) { total += countRawBf12(tile, count); });
@@ -102,12 +166,13 @@ void packBf12(PanelReader &reader, CpuLinear &linear, ThreadPool &pool) {
     }
     constexpr size_t kRawPair = size_t{2} * kPanelRows;
     linear.raw = HostBuffer(raw_pairs.back() * kRawPair * sizeof(uint16_t));
-    forEachPanel(reader, linear, pool, [&](uint32_t p, const PanelReader::Rows &rows, char *panel) {
-        uint16_t *raw = linear.raw.as<uint16_t>() + raw_pairs[p] * kRawPair;
-        forPairGroups(reader, rows, linear.in, [&](const uint32_t *tile, uint32_t count, uint32_t g) {
-            raw += packGroupBf12(tile, count, panel + g * kBf12GroupBytes, raw) * kRawPair;
-        });
-    });
+    forEachPanel(sources, linear, pool,
+                 [&](PanelReader &reader, uint32_t p, const PanelReader::Rows &rows, char *panel) {
+                     uint16_t *raw = linear.raw.as<uint16_t>() + raw_pairs[p] * kRawPair;
+                     forPairGroups(reader, rows, linear.in, [&](const uint32_t *tile, uint32_t count, uint32_t g) {
+                         raw += packGroupBf12(tile, count, panel + g * kBf12GroupBytes, raw) * kRawPair;
+                     });
+                 });
 }
 
 // The dtype that the reader turns elements into before they are packed, or kDefault for codes as they are.
@@ -157,7 +222,8 @@ std::vector<LinearSource> splitByFormat(const LinearSource &source) {
     const auto rows = [](const HostMatrix &part) { return part.rows % kPanelRows; };
     const bool codes = std::any_of(source.parts.begin(), source.parts.end(),
                                    [](const HostMatrix &part) { return keepsCodes(formatAsGiven(part)); });
-    if (!codes || source.gate_up || std::any_of(source.parts.begin(), source.parts.end() - 1, rows)) {
+    if (!codes || source.gate_up || source.experts > 0 ||
+        std::any_of(source.parts.begin(), source.parts.end() - 1, rows)) {
         return {source};
     }
     std::vector<LinearSource> split;
@@ -180,8 +246,10 @@ std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, WeightFormat 
     linear->format = format;
     linear->in = source.parts[0].cols;
     linear->interleaved = source.gate_up;
-    linear->out = source.gate_up ? rows / 2 : rows;
-    linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (source.gate_up ? 2 : 1);
+    linear->experts = source.experts;
+    const uint32_t experts = std::max(1U, source.experts);
+    linear->out = rows / experts / (source.gate_up ? 2 : 1);
+    linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (source.gate_up ? 2 : 1) * experts;
     linear->panel_bytes = panelBytes(linear->format, linear->in);
     const size_t bytes = linear->panel_bytes * linear->npanels;
     linear->panels = arena != nullptr ? arena->allocate(bytes) : HostBuffer(bytes);
@@ -193,12 +261,13 @@ std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, WeightFormat 
 
 std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, WeightFormat format, ThreadPool &pool, Arena *arena) {
     std::unique_ptr<CpuLinear> linear = emptyPanels(source, format, arena);
-    PanelReader reader(source, readsAs(linear->format), {linear->out, linear->interleaved});
-    reader.checkReadable();
+    Sources sources;
+    open(source, readsAs(linear->format), *linear, sources);
     const auto packEach = [&](auto pack) {
-        forEachPanel(reader, *linear, pool, [&](uint32_t, const PanelReader::Rows &rows, char *panel) {
-            pack(reader, rows, linear->format, linear->in, panel);
-        });
+        forEachPanel(sources, *linear, pool,
+                     [&](PanelReader &reader, uint32_t, const PanelReader::Rows &rows, char *panel) {
+                         pack(reader, rows, linear->format, linear->in, panel);
+                     });
     };
     switch (linear->format) {
     case kF32:
@@ -207,7 +276,7 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, WeightFormat f
         packEach(packFloatPanel);
         break;
     case kBf12:
-        packBf12(reader, *linear, pool);
+        packBf12(sources, *linear, pool);
         break;
     case kQ8:
     case kQ4:
@@ -220,7 +289,9 @@ std::unique_ptr<CpuLinear> packPanels(const LinearSource &source, WeightFormat f
         packEach(packAffinePanel);
         break;
     }
-    reader.check();
+    for (const PanelReader &reader : sources.readers) {
+        reader.check();
+    }
     packBias(source, *linear);
     return linear;
 }

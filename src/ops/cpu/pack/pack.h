@@ -1,6 +1,7 @@
 // Packs linear layers from the caller's layout into panels (formats.h), in parallel, checking for NaN and infinity.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 
 #include "ops/cpu/formats.h"
@@ -27,12 +28,14 @@ public:
     uint32_t npanels = 0;
     size_t panel_bytes = 0;
     bool interleaved = false;  // gate panels at even, up panels at odd indices; `out` counts gate rows only
+    uint32_t experts = 0;      // as many panels of each, one expert after the other; `out` is of one. 0: a plain layer
     HostBuffer panels;
     HostBuffer raw;                   // bf12: the pairs of k kept as bf16
     HostBuffer bias;                  // float [16 * npanels] in panel order, or empty
     std::unique_ptr<CpuLinear> next;  // the output features after these, in another format; or null
     size_t bytes() const override { return panels.bytes() + raw.bytes() + bias.bytes() + (next ? next->bytes() : 0); }
 
+    uint32_t expertPanels() const { return npanels / std::max(1U, experts); }
     uint32_t groups() const { return (in + kGroup - 1) / kGroup; }
     const char *panel(uint32_t index) const { return panels.as<char>() + index * panel_bytes; }
     const float *biasOf(uint32_t panel_index) const {
