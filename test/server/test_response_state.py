@@ -330,6 +330,20 @@ def test_a_server_that_stores_nothing(make_server: Make) -> None:
         assert answer.status_code == 400 and "--response-memory" in answer.text
 
 
+def test_what_the_end_of_the_server_cuts_off(
+    make_server: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there at the next start, and says that it failed."""
+    server = make_server(response_dir=tmp_path / "kept")
+    slow_steps(monkeypatch, server.model, 0.02)
+    body = {"input": STORY[0]["content"], "background": True, "temperature": 0}
+    identity = server.post("/v1/responses", body).json()["id"]
+    server.close()
+    with LiveServer(response_dir=tmp_path / "kept") as again:
+        response = again.http.get(f"/v1/responses/{identity}").json()
+        assert response["status"] == "failed" and response["error"]["code"] == "server_error"
+
+
 def test_the_next_start(make_server: Make, tmp_path: Any) -> None:
     """Conversations go on after a restart where there is a folder."""
     first = make_server(response_dir=tmp_path / "kept")

@@ -16,6 +16,8 @@ from infinicore_infer.server.openai.response_store import text_bytes
 from infinicore_infer.server.service import Service
 
 _LOG = logging.getLogger("infinicore_infer.server")
+# What the engine has told of an answer takes a moment to be written.
+_SETTLE_SECONDS = 2.0
 
 
 def event_of(text: str) -> JsonObject:
@@ -81,6 +83,11 @@ class BackgroundRun:
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.shield(self._task)
+
+    async def settle(self) -> None:
+        """Let it end where its answer has ended already; otherwise cancel it."""
+        await asyncio.wait({self._task}, timeout=_SETTLE_SECONDS)
+        await self.cancel()
 
     async def follow(self, after: int) -> AsyncGenerator[JsonObject | None, None]:
         """Yield the events behind one; ``None`` as :meth:`Service.follow` does.

@@ -167,8 +167,7 @@ class ResponseState:
 
     async def close(self) -> None:
         """End what is being made, and wait until everything is written."""
-        for run in list(self.live.values()):
-            await run.cancel()
+        await asyncio.gather(*(run.settle() for run in self.live.values()))
         await asyncio.to_thread(self.store.close)
 
 
