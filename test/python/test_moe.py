@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import NativeModel, StepRequest
 from libinfinicore_infer import DataType, DeviceType, Qwen3ModelOptions, WeightCache
 from numpy.typing import NDArray
+from python.helpers import DEMO, edit_json
 from qwen3 import Qwen3ForCausalLM
 from reference.gguf_files import drop_key, q4_k_m, set_key, write_gguf
 from reference.quantised import Quantise, awq, compressed, fp8, gptq, quantised_copy
@@ -209,6 +211,55 @@ def test_gguf(kind: Any, tmp_path: Path) -> None:
     with Qwen3ForCausalLM(path, threads=2) as model:
         error = forward(model) - expected
     assert np.sqrt((error**2).mean() / (expected**2).mean()) < 0.05
+
+
+# ---------------------------------------------------------------- text
+
+
+def _upcycled(folder: Path) -> Path:
+    """Writes the demo model with its MLPs as experts: alike, so any of them give its answers."""
+    shutil.copytree(DEMO, folder)
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(DEMO / "model.safetensors").items():
+        before, mlp, after = name.partition(".mlp.")
+        if not mlp:
+            tensors[name] = tensor
+            continue
+        width = load_config(DEMO)["hidden_size"]
+        router = torch.randn(8, width, generator=generator).to(tensor.dtype)
+        tensors[f"{before}.mlp.gate.weight"] = router
+        tensors |= {f"{before}.mlp.experts.{e}.{after}": tensor.clone() for e in range(8)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    edit_json(
+        folder / "config.json",
+        architectures=["Qwen3MoeForCausalLM"],
+        model_type="qwen3_moe",
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=load_config(DEMO)["intermediate_size"],
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+    )
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [None, "int8", "int4"])
+def test_demo_answers(dtype: str | None, tmp_path: Path) -> None:
+    """Chat through routers and experts: the demo model's answers, alone and in a batch."""
+    questions = {
+        "What is the capital of France?": "The capital of France is Paris.",
+        "What is the opposite of hot?": "The opposite of hot is cold.",
+    }
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    with Qwen3ForCausalLM(_upcycled(tmp_path / "m"), threads=2, dtype=dtype, cache=False) as model:
+        settings = {"enable_thinking": False, "temperature": 0}
+        alone = [str(model.chat(chat, **settings)) for chat in chats]
+        prompts = [model.chat_prompt(chat, enable_thinking=False) for chat in chats]
+        together = model.generate_batch(prompts, temperature=0)
+    assert alone == list(questions.values())
+    assert [str(text) for text in together] == alone
 
 
 # ---------------------------------------------------------------- packed weights on disk

@@ -11,6 +11,7 @@
 #include "ops/infinicore/routes.h"
 #include "ops/infinicore/step_graphs.h"
 #include "ops/infinicore/weights.h"
+#include "ops/routing.h"
 
 namespace q3::infinicore {
 
@@ -129,6 +130,9 @@ private:
     void addBuffers(void *const *buffers, size_t begin, size_t end) const;
     void gemmRows(void *out, void *in, uint32_t rows, const DeviceLinear &weight, WeightRows of = {}, bool add = false);
     Tensor norm(const DeviceNorm &weight) const;
+    void makeExperts();
+    void route(Activation h, const DeviceLinear &router);
+    void runExpert(const Routing::Share &share, Activation h, const DeviceLinear &gate_up, const DeviceLinear &down);
 
     char *at(Activation a, size_t row = 0, size_t col = 0) const {
         return static_cast<char *>(a.data) + (row * a.width + col) * size_;
@@ -175,7 +179,15 @@ private:
     DeviceBuffer indices_;       // where newer operators read token ids and the places of blocks
     DeviceBuffer indices_host_;
     const StepPlan *plan_ = nullptr;
-    std::vector<const Sequence *> singles_;  // the step's sequences of one row, by position
+    // Of layers with experts; see experts.cpp.
+    std::unique_ptr<Routing> routing_;          // null in a dense model
+    DeviceBuffer router_logits_, router_host_;  // [max_step_tokens, nexperts]
+    DeviceBuffer expert_rows_;                  // [max_step_tokens, d]: the rows of one expert
+    DeviceBuffer expert_act_;                   // [3, max_step_tokens, dm]: their gate, up and act
+    DeviceBuffer expert_out_;                   // [max_step_tokens, d]
+    DeviceBuffer terms_;                        // [max_step_tokens, nused, d]: what a row's experts came to, in order
+    DeviceBuffer shares_, shares_host_;         // [max_step_tokens, nused]: their weights
+    std::vector<const Sequence *> singles_;     // the step's sequences of one row, by position
 
     // The product that linear() was asked for last, as long as nobody needs its result: the next node may be the one
     // that adds it to the residual stream, and then gemm does that itself.

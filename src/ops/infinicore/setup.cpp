@@ -83,7 +83,9 @@ InfinicoreBackend::InfinicoreBackend(const ModelConfig &config, const BackendOpt
         makeMask();
     }
     makeIndices(options.kv_limit_bytes);
-    routes_.graphs = routes_.graphs && routes_.paged_attention && routes_.embedding;
+    makeExperts();
+    // Where rows go is the host's to know, so steps with experts differ.
+    routes_.graphs = routes_.graphs && routes_.paged_attention && routes_.embedding && config.nexperts == 0;
     if (routes_.graphs) {
         graphs_ = std::make_unique<StepGraphs>(device_, *operators_);
     }
@@ -163,8 +165,11 @@ size_t InfinicoreBackend::scratchBytes() const {
     for (const DeviceBuffer &buffer : activations_) {
         bytes += buffer.bytes();
     }
-    for (const DeviceBuffer *buffer : {&wide_, &q_, &o_, &scores_, &values_, &mask_, &identity_, &positions_, &rope_,
-                                       &rope_host_, &embed_host_, &logits_, &logits_host_, &indices_, &indices_host_}) {
+    for (const DeviceBuffer *buffer : {&wide_,          &q_,           &o_,           &scores_,     &values_,
+                                       &mask_,          &identity_,    &positions_,   &rope_,       &rope_host_,
+                                       &embed_host_,    &logits_,      &logits_host_, &indices_,    &indices_host_,
+                                       &router_logits_, &router_host_, &expert_rows_, &expert_act_, &expert_out_,
+                                       &terms_,         &shares_,      &shares_host_}) {
         bytes += buffer->bytes();
     }
     return bytes;
