@@ -14,10 +14,13 @@ import libraries
 import peers
 import pytest
 from infinicore_infer.arguments import Precision
+from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.tools import bench
+from infinicore_infer.tools.bench_models import official_config
 from infinicore_infer.tools.machine_limits import Limits
 from libinfinicore_infer import load_library
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
+from reference.random_moe import MoeSpec, moe_model, save_moe
 
 FACTS = {
     "cpu": "a CPU",
@@ -66,6 +69,31 @@ def test_checkpoints_are_measured(tied: bool, tmp_path: Path) -> None:
     read += 2 * stats["kv_block_bytes"] // stats["kv_block_tokens"]
     assert row.gb_s / row.tok_s == pytest.approx(read / 1e9) and row.dtype == "default"
     measured.model.close()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4", "bf16"])
+def test_experts(dtype: str, tmp_path: Path) -> None:
+    """Bytes of experts are what more of them add; a step reads those of the chosen ones."""
+    weights, experts = [], []
+    for count in (4, 8):
+        spec = MoeSpec(d=64, dm=64, nlayer=5, nexperts=count, used=2)
+        folder = save_moe(moe_model(spec), tmp_path / str(count), "bf16")
+        args = argparse.Namespace(threads=1, kv_limit=64, device="cpu")
+        measured = bench.Bench(str(folder), Precision(dtype), args, None)
+        weights.append(measured.model.stats()["weight_bytes"])
+        experts.append(measured.expert_bytes)
+        row, stats = measured.run(1, 0, 0, 1, 1), measured.model.stats()
+        read = weights[-1] - measured.unread_bytes - experts[-1] * (1 - 2 / count)
+        read += 2 * stats["kv_block_bytes"] // stats["kv_block_tokens"]
+        assert row.gb_s / row.tok_s == pytest.approx(read / 1e9)
+        measured.model.close()
+    assert weights[1] - weights[0] == experts[1] - experts[0]
+
+
+def test_shape_with_experts() -> None:
+    """The published number of parameters."""
+    meta = Qwen3MetaFromConfig(official_config("30b-a3b"))
+    assert meta.parameter_count == 30_532_122_624
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ import infinicore_infer
 from infinicore_infer.arguments import Precision, count, need_matplotlib, positive_count
 from infinicore_infer.native.model import KVCache, StepRequest, sampling_struct
 from infinicore_infer.paths import CHECKOUT
-from infinicore_infer.tools.bench_models import SHAPES, BenchModel, model_name
+from infinicore_infer.tools.bench_models import NAMES, BenchModel, model_name
 from infinicore_infer.tools.machine_limits import CODE_PEAKS, FLOAT_PEAKS, Limits, Machine, cpu_name
 
 
@@ -95,6 +95,7 @@ class Bench:
         loaded = BenchModel(name, precision, args)
         self.load_seconds = time.perf_counter() - start
         self.meta, self.model, self.unread_bytes = loaded.meta, loaded.native, loaded.unread_bytes
+        self.expert_bytes = loaded.expert_bytes
         info = self.model.build_info()
         self.threads = int(info["threads"])
         self.codes = info.get("activations") in ("int8", "int16")
@@ -116,9 +117,19 @@ class Bench:
         m = self.meta
         heads = 2 * (m.nh + m.nkvh) * m.dh  # q, k, v and o
         linear = int(m.nlayer * m.d * (heads + 3 * m.di))
+        if m.experts is not None:
+            experts = m.experts.count + 3 * (m.experts.used * m.experts.dm - m.di)
+            linear += len(m.experts.layers) * m.d * experts
         keys = sum(range(first + 1, first + tokens + 1))
         attention = int(4 * keys * m.nh * m.dh * m.nlayer)
         return float(2 * (linear * tokens + logit_rows * int(m.d * m.dvoc)) + attention)
+
+    def _unchosen(self, batch: int) -> float:
+        """Bytes of the experts that a step of so many tokens passes by, on average."""
+        experts = self.meta.experts
+        if experts is None:
+            return 0.0
+        return float(self.expert_bytes * (1 - experts.used / experts.count) ** batch)
 
     def run(self, batch: int, depth: int, prompt: int, generate: int, repetitions: int) -> Row:
         """Measure one prefill, or `generate` decode steps, after `depth` tokens of context."""
@@ -170,7 +181,7 @@ class Bench:
             stats = self.model.stats()
             kv_token = stats["kv_block_bytes"] / stats["kv_block_tokens"]
             kv = batch * kv_token * sum(range(first + 1, first + generate + 1))
-            weights = stats["weight_bytes"] - self.unread_bytes
+            weights = stats["weight_bytes"] - self.unread_bytes - self._unchosen(batch)
             read = (generate * weights + kv) / 1e9
         peaks = [at.code_peak if self.codes else at.float_peak for at in limits]
         return Row(
@@ -251,7 +262,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=["0.6b"],
         metavar="NAME",
         help="official models whose shapes are measured, or paths of checkpoints; names: "
-        f"{', '.join(SHAPES)} (default: 0.6b)",
+        f"{', '.join(NAMES)} (default: 0.6b)",
     )
     add(
         "--dtype",
@@ -316,6 +327,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=4096,
         metavar="MIB",
         help="memory in MiB that keys and values may take (default: %(default)s)",
+    )
+    add(
+        "--layers",
+        type=positive_count,
+        metavar="N",
+        help="number of layers of models with random weights, where all do not fit into memory "
+        "(default: as the official model has)",
     )
     add(
         "--device",
@@ -383,7 +401,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for name in args.model:
-        for precision in args.dtype or [Precision("bf16" if name in SHAPES else "default")]:
+        for precision in args.dtype or [Precision("bf16" if name in NAMES else "default")]:
             for threads in args.threads:
                 one = argparse.Namespace(**{**vars(args), "threads": threads})
                 bench = Bench(name, precision, one, machines[threads])
