@@ -280,6 +280,13 @@ def test_bad_templates_are_errors(source: str, tmp_path: Path) -> None:
         Qwen3Tokenizer(path).apply_chat_template([{"role": "user", "content": "x"}])
 
 
+def test_an_error_without_words_is_named(tmp_path: Path) -> None:
+    path = copy_folder(DEMO, tmp_path / "model")
+    (path / "chat_template.jinja").write_text("text\n{{ raise_exception('') }}")
+    with pytest.raises(TokenizerError, match=r"chat template failed: line 2: TemplateError$"):
+        Qwen3Tokenizer(path).apply_chat_template([{"role": "user", "content": "x"}])
+
+
 def test_what_cannot_fit_is_seen_without_encoding() -> None:
     ours = Qwen3Tokenizer(DEMO)
     for given in ("", "hello " * 50, "e\u0301" * 90, "北京" * 30, "<|im_end|>" * 9, "\ud800"):
