@@ -307,6 +307,21 @@ def test_what_is_wrong_is_refused(server: LiveServer) -> None:
     assert server.post(TEXT, {**BODIES[TEXT], "grammar_lazy": False}).status_code == 200
 
 
+def test_long_chains(make_server: Callable[..., LiveServer]) -> None:
+    """They would overflow an ordinary thread's stack, and with it the process."""
+    rules = "\n".join(f"r{i}: r{i + 1}" for i in range(8000))
+    defs = {f"a{i}": {"anyOf": [{"$ref": f"#/$defs/a{i + 1}"}]} for i in range(4000)}
+    schema = {"$ref": "#/$defs/a0", "$defs": {**defs, "a4000": {"const": 7}}}
+    server = make_server()
+    for form, text in (
+        ({"grammar": f'start: r0\n{rules}\nr8000: "a"'}, "a"),
+        ({"json_schema": schema}, "7"),
+    ):
+        response = server.post(TEXT, {**BODIES[TEXT], **form})
+        assert response.status_code == 200, response.text[:300]
+        assert response.json()["choices"][0]["text"] == text
+
+
 def test_forms_are_the_same_by_content() -> None:
     """Not by who asks; a form that is asked for twice is asked for once."""
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Protocol
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.errors import FieldError
 from infinicore_infer.generate.constraint import Constraint
+from infinicore_infer.generate.deep_thread import DeepThread
 from infinicore_infer.generate.grammar_constraint import GrammarConstraint, GrammarSource, Marks
 from infinicore_infer.generate.grammar_trial import (
     ALL_SECONDS,
@@ -127,8 +126,11 @@ class Grammars:
         self._source = lru_cache(maxsize=64)(self._make_source)
         self._problem = lru_cache(maxsize=1024)(self._find_problem)
         self._trial = lru_cache(maxsize=1024)(self._try)
-        # One of its own, so that large schemas hold up nobody but those who have some as well.
-        self._executor = ThreadPoolExecutor(1, "grammars")
+        # Of its own, so that large schemas hold up nobody but those who have some as well. Chains
+        # of rules, or of schemas that refer to each other, would overflow an ordinary stack.
+        self._thread = DeepThread("grammars")
+        # Answers in progress need not wait for what others ask for.
+        self._renewals = DeepThread("grammars-again")
 
     def attach(self, model: GrammarModel) -> None:
         """Use a model. Takes a second or two with a large vocabulary, and nobody else gets a turn.
@@ -155,7 +157,8 @@ class Grammars:
         return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
 
     def _make_source(self, grammar: str) -> GrammarSource:
-        return GrammarSource(partial(self._compile, grammar))
+        work = partial(self._compile, grammar)
+        return GrammarSource(work(), partial(self._renewals.run, work))
 
     def factory(
         self, grammar: Grammar, *, may_think: bool, thinking: bool, written: str = ""
@@ -172,6 +175,12 @@ class Grammars:
             FieldError: The grammar, that is the schema, is not understood, or ``written`` does not
                 follow it.
         """
+        work = partial(self._factory, grammar, may_think, thinking, written)
+        return self._thread.run(work)
+
+    def _factory(
+        self, grammar: Grammar, may_think: bool, thinking: bool, written: str
+    ) -> Callable[[], Constraint]:
         assert self._model is not None
         if self._tokenizer is None:
             raise FieldError(grammar.field, "needs a tokenizer.json, which this model lacks")
@@ -216,11 +225,9 @@ class Grammars:
     async def prepare(
         self, grammar: Grammar, *, may_think: bool, thinking: bool, written: str = ""
     ) -> Callable[[], Constraint]:
-        """Do what :meth:`factory` does in a thread of its own; see there."""
-        work = partial(
-            self.factory, grammar, may_think=may_think, thinking=thinking, written=written
-        )
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        """Do what :meth:`factory` does while the event loop goes on; see there."""
+        work = partial(self._factory, grammar, may_think, thinking, written)
+        return await self._thread.wait_for(work)
 
     def _find_problem(self, text: str, what: str, tried: bool) -> str | None:
         """Return what is wrong with a grammar; ``None``: nothing that a trial shows."""

@@ -45,14 +45,17 @@ class GrammarSource:
         matcher: What is copied.
     """
 
-    def __init__(self, compiled: Callable[[], llguidance.LLMatcher]) -> None:
-        """Compile the grammar.
+    def __init__(
+        self, matcher: llguidance.LLMatcher, compiled: Callable[[], llguidance.LLMatcher]
+    ) -> None:
+        """Begin with a matcher that has taken nothing.
 
         Args:
-            compiled: Compiles it.
+            matcher: The matcher.
+            compiled: Makes another one.
         """
         self._compiled = compiled
-        self.matcher = compiled()
+        self.matcher = matcher
 
     def renewed(self, full: llguidance.LLMatcher) -> llguidance.LLMatcher:
         """Return what to copy instead of a matcher that has no room any more."""
