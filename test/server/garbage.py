@@ -11,6 +11,15 @@ from typing import Any
 from serving import CAPITAL, SHORT_CITY_TOOL
 
 _SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+_TAG = {
+    "format": {
+        "type": "sequence",
+        "elements": [
+            {"type": "const_string", "value": "a"},
+            {"type": "tag", "begin": "b", "content": {"type": "regex", "pattern": "c"}, "end": "d"},
+        ],
+    }
+}
 # Bodies that each endpoint answers, using as many fields as go together.
 GOOD: dict[str, list[dict[str, Any]]] = {
     "/v1/chat/completions": [
@@ -84,6 +93,26 @@ GOOD: dict[str, list[dict[str, Any]]] = {
         {"prompt": ["One", "Two"], "max_tokens": 2, "echo": True, "logprobs": 1, "n": 1, "seed": 3},
         {"prompt": [[1, 2], [3]], "max_tokens": 2, "stream": True, "stop": "z", "ignore_eos": True},
         {"prompt": [1, 2, 3], "max_tokens": 2, "logit_bias": {"7": -100}, "best_of": 1},
+        {
+            "prompt": "One",
+            "max_tokens": 2,
+            "structured_outputs": {"structural_tag": _TAG, "disable_any_whitespace": False},
+            "min_tokens": 1,
+            "bad_words": ["a b"],
+            "allowed_token_ids": [5, 6],
+            "truncate_prompt_tokens": 1,
+            "truncation_side": "left",
+            "prompt_logprobs": 1,
+            "return_token_ids": True,
+            "priority": -1,
+        },
+        {
+            "prompt": "One",
+            "max_tokens": 2,
+            "guided_choice": ["a"],
+            "include_stop_str_in_output": True,
+        },
+        {"prompt": "One", "max_tokens": 2, "grammar": 'root ::= "a"', "ebnf": 'root ::= "a"'},
     ],
     "/v1/responses": [
         {

@@ -435,6 +435,7 @@ def test_priority(make_server: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         (CHAT, {"min_tokens": 25}, "min_tokens", "is 25, but an answer has at most 24 tokens"),
         (TEXT, {"min_tokens": -1}, "min_tokens", "greater than or equal to 0, got -1"),
         (TEXT, {"bad_words": ["a", "  "]}, "bad_words[1]", "must be a word, got '  '"),
+        (TEXT, {"bad_words": ["a", "\ud800"]}, "bad_words[1]", "not valid Unicode"),
         (TEXT, {"bad_words": ["a"] * 257}, "bad_words", "at most 256 items"),
         (TEXT, {"bad_words": ["a" * 201]}, "bad_words", "201 characters; at most 200"),
         (CHAT, {"allowed_token_ids": []}, "allowed_token_ids", "at least 1 item"),
@@ -454,7 +455,7 @@ def test_priority(make_server: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_values(
     server: LiveServer, path: str, change: dict[str, Any], param: str, words: str
 ) -> None:
-    response = server.post(path, {**BODIES[path], **change})
+    response = server.http.post(path, content=json.dumps({**BODIES[path], **change}))
     error = response.json()["error"]
     assert response.status_code == 400 and error["param"] == param
     assert words in error["message"], error["message"]

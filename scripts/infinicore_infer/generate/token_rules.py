@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from infinicore_infer.errors import FieldError
+from infinicore_infer.errors import FieldError, about
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
 
@@ -15,14 +15,15 @@ def bad_word_tokens(tokenizer: Qwen3Tokenizer, words: Sequence[str]) -> list[tup
     """Return the token sequences that must not come: each word as it is, and after a space.
 
     Raises:
-        FieldError: A word is empty.
+        FieldError: A word is empty, or no text.
     """
     result: dict[tuple[int, ...], None] = {}
     for i, word in enumerate(words):
         if not isinstance(word, str) or not word.strip():
             raise FieldError(f"bad_words[{i}]", f"must be a word, got {word!r:.60}")
-        for prefix in ("", " "):
-            result[tuple(tokenizer.encode(prefix + word.lstrip()))] = None
+        with about(f"bad_words[{i}]"):
+            for prefix in ("", " "):
+                result[tuple(tokenizer.encode(prefix + word.lstrip()))] = None
     return list(result)
 
 

@@ -25,6 +25,8 @@ _MAX_PROPERTIES = 1000
 # Of a name, a value or a pattern: all of it is looked through again for each token's mask.
 _MAX_TEXT = 8192
 _MAX_CHOICES = 10_000
+# Of a grammar; some take a time to compile that is quadratic in it.
+_MAX_RULES = 64 << 10
 # Without a limit, a small model can write spaces until its tokens are used up. The separators are
 # those that models see most.
 _SPACED: Mapping[str, object] = {
@@ -157,6 +159,22 @@ def _check_size(schema: object, field: str) -> None:
             _check_size(item, field)
 
 
+def _check_text(text: str, field: str, what: str, most: int) -> None:
+    """Refuse what is too long, or no text.
+
+    Raises:
+        FieldError: It is.
+    """
+    if len(text) > most:
+        problem = f"{what} has {len(text)} characters; at most {most} are supported"
+        raise FieldError(field, problem)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = f"character {error.start} is half of a surrogate pair"
+        raise FieldError(field, problem) from None
+
+
 def regex_rule(pattern: object, field: str) -> str:
     r"""Return the right side of a rule for texts that a regular expression matches as a whole.
 
@@ -167,9 +185,9 @@ def regex_rule(pattern: object, field: str) -> str:
     """
     if not isinstance(pattern, str) or not pattern:
         raise FieldError(field, "must be a regular expression: a string that is not empty")
-    if len(pattern) > _MAX_TEXT:
-        problem = f"the pattern has {len(pattern)} characters; at most {_MAX_TEXT} are supported"
-        raise FieldError(field, problem)
+    _check_text(pattern, field, "the pattern", _MAX_TEXT)
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise FieldError(field, "the pattern is not supported: it ends with a backslash")
     # It is the whole text anyway; what Python and others write at its ends is not Rust's.
     pattern = re.sub(r"^\\A", "", pattern)
     pattern = re.sub(r"(?<!\\)((?:\\\\)*)\\[Zz]$", r"\1", pattern)
@@ -196,15 +214,13 @@ def choice_form(choices: object, field: str) -> Form:
     for i, choice in enumerate(choices):
         if not isinstance(choice, str):
             raise FieldError(f"{field}[{i}]", "must be a string")
-        if len(choice) > _MAX_TEXT:
-            problem = f"has {len(choice)} characters; at most {_MAX_TEXT} are supported"
-            raise FieldError(f"{field}[{i}]", problem, joint=" ")
+        _check_text(choice, f"{field}[{i}]", "the text", _MAX_TEXT)
     return _form(field, "the choice", " | ".join(literal(text) for text in dict.fromkeys(choices)))
 
 
 def literal(text: str) -> str:
     """Return a text as rules have it."""
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def grammar_form(text: object, field: str) -> Form:
@@ -219,6 +235,7 @@ def grammar_form(text: object, field: str) -> Form:
     """
     if not isinstance(text, str) or not text.strip():
         raise FieldError(field, "must be a grammar: a string that is not empty")
+    _check_text(text, field, "the grammar", _MAX_RULES)
     if is_gbnf(text):
         lark = gbnf_to_lark(text, field)
     else:

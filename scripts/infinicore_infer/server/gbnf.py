@@ -16,8 +16,6 @@ _PARTS = re.compile(
     r"|(?P<any>\.)|(?P<most>\{\s*,)",
     re.DOTALL,
 )
-# The converter is written in Python, and others wait for it in the meantime.
-_MAX_GBNF = 64 << 10
 
 
 def is_gbnf(text: str) -> bool:
@@ -58,9 +56,6 @@ def gbnf_to_lark(text: str, field: str) -> str:
     Raises:
         FieldError: It is not understood.
     """
-    if len(text) > _MAX_GBNF:
-        problem = f"the grammar has {len(text)} characters; at most {_MAX_GBNF} are supported"
-        raise FieldError(field, problem)
     try:
         return converter.gbnf_to_lark(_PARTS.sub(_plain_part, text)).partition("\n")[2]
     except RecursionError:
