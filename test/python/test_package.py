@@ -137,7 +137,9 @@ def test_wheel(wheel: Path) -> None:
     files = [*package.rglob("*.py"), *package.rglob("*.h")]
     expected = {str(path.relative_to(SCRIPTS)) for path in files}
     expected |= {"qwen3.py", "libinfinicore_infer.py", "infinicore_infer/py.typed"}
-    expected |= {"infinicore_infer/server/static/chat.html"}
+    static = [path for path in (package / "server" / "static").rglob("*") if path.is_file()]
+    assert len(static) > 30
+    expected |= {str(path.relative_to(SCRIPTS)) for path in static}
     expected |= {"infinicore_infer/lib/libinfinicore_infer.so"}
     expected |= {"infinicore_infer/lib/libinfinicore_infer_infini.so"}
     if machine == "x86_64":

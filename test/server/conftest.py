@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
 import pytest
+from browsing import open_page
 from python.helpers import DEMO
 from qwen3 import Qwen3ForCausalLM
 from serving import LiveServer
@@ -52,3 +54,23 @@ def reference() -> Iterator[Qwen3ForCausalLM]:
     """The same model by itself, which no engine uses."""
     with Qwen3ForCausalLM(DEMO, threads=1) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no chromium is installed (Debian: apt-get install chromium)")
+    with api.sync_playwright() as play:
+        started = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: LiveServer) -> Iterator[Any]:
+    """The chat page in a browser of its own, with nothing stored."""
+    with open_page(browser, server.url) as page:
+        yield page

@@ -71,6 +71,7 @@ class LiveServer:
         load: bool = True,
         kv_limit_bytes: int = 0,
         folder: Path = DEMO,
+        port: int = 0,
         **options: Any,
     ) -> None:
         names = {field.name for field in fields(EngineConfig)}
@@ -88,7 +89,11 @@ class LiveServer:
         )
         self._server = uvicorn.Server(
             uvicorn.Config(
-                app, port=0, log_config=None, timeout_graceful_shutdown=1, timeout_keep_alive=60
+                app,
+                port=port,
+                log_config=None,
+                timeout_graceful_shutdown=1,
+                timeout_keep_alive=60,
             )
         )
         self._thread = threading.Thread(target=self._server.run, daemon=True)

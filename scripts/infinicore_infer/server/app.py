@@ -34,6 +34,7 @@ from infinicore_infer.server.openai.errors import CHAT_ERRORS, RESPONSE_ERRORS
 from infinicore_infer.server.openai.fields import ChatBody, CompletionBody
 from infinicore_infer.server.openai.response_state import ResponseState
 from infinicore_infer.server.openai.responses import ResponsesBody, responses
+from infinicore_infer.server.page import FILES
 from infinicore_infer.server.rerank import RerankBody, ScoreBody, rerank, score
 from infinicore_infer.server.service import Service, service_of
 from infinicore_infer.server.tasks import only_for
@@ -166,6 +167,7 @@ def make_app(
     # Cohere's newer protocol.
     routes.append(Route("/v2/rerank", only_for("rerank", rerank), methods=["POST"]))
     routes.append(Route("/", info.page, methods=["GET"]))
+    routes.append(Route(FILES + "{digest}/{name:path}", info.file_of_page, methods=["GET"]))
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(cors_origins),

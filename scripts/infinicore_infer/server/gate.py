@@ -22,11 +22,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infinicore_infer.server.errors import ApiError, ErrorForm, from_exception
 from infinicore_infer.server.http import json_response
+from infinicore_infer.server.page import FILES
 from infinicore_infer.server.service import Service
 
 _LOG = logging.getLogger("infinicore_infer.server")
 
-# Probes have no keys; the page asks for it.
+# Probes have no keys; the page, whose files are open too, asks for it.
 PROBES = ("/health", "/v1/health")
 _OPEN_PATHS = (*PROBES, "/")
 
@@ -209,7 +210,7 @@ class Gate:
 
     def _allowed(self, path: str, headers: Mapping[bytes, bytes]) -> bool:
         key = self._service.config.api_key
-        if key is None or path in _OPEN_PATHS:
+        if key is None or path in _OPEN_PATHS or path.startswith(FILES):
             return True
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         # Always compared, so that the time tells nothing.

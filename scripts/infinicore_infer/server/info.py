@@ -7,10 +7,10 @@ from datetime import datetime, timezone
 from starlette.requests import Request
 from starlette.responses import Response
 
-from infinicore_infer.server.errors import no_such_model, unavailable
+from infinicore_infer.server.errors import ApiError, no_such_model, unavailable
 from infinicore_infer.server.http import json_response
 from infinicore_infer.server.json_values import JsonObject
-from infinicore_infer.server.page import chat_page
+from infinicore_infer.server.page import chat_page, page_file
 from infinicore_infer.server.service import Service, service_of
 from infinicore_infer.text.tokenizer import Qwen3Tokenizer
 
@@ -23,7 +23,16 @@ async def health(request: Request) -> Response:
 
 async def page(request: Request) -> Response:
     """Return the chat page."""
-    return chat_page()
+    return chat_page(request.headers.get("if-none-match", ""))
+
+
+async def file_of_page(request: Request) -> Response:
+    """Return a script or style of the chat page."""
+    found = page_file(request.path_params["digest"], request.path_params["name"])
+    if found is None:
+        message = f"{request.url.path[:200]} is no file of this version's page: reload it"
+        raise ApiError(404, message, code="not_found")
+    return found
 
 
 async def version(request: Request) -> Response:
