@@ -215,7 +215,13 @@ class Qwen3ForCausalLM:
             self._has_head = tied or self.task == "chat"
             if cache and is_worth_keeping(self._checkpoint, weight_dtype):
                 directory = None if cache_dir is None else Path(cache_dir).absolute()
-                self._weight_cache = open_cache(self._checkpoint, weight_dtype, directory, ndev)
+                self._weight_cache = open_cache(
+                    self._checkpoint,
+                    weight_dtype,
+                    directory,
+                    ndev,
+                    headless=not self._has_head,
+                )
             if self._weight_cache is not None:
                 self._weight_cache.prepare(options)
             kept = self._weight_cache is not None and self._weight_cache.path.exists()

@@ -14,7 +14,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from infinicore_infer.generate.embedder import Truncation
 from infinicore_infer.generate.pooling import PooledText, pool, pool_step
-from libinfinicore_infer import Qwen3OutOfKVError
+from libinfinicore_infer import Qwen3OutOfKVError, WeightCache
 from python.helpers import DEMO, copy_folder, edit_json, make_text_model
 from python.pooling_models import TEXTS, end_texts, make_embedder, unit
 from qwen3 import Qwen3ForCausalLM
@@ -175,6 +175,16 @@ def test_any_model_embeds(tmp_path: Path) -> None:
         assert np.array_equal(model.embed("the cat"), vector)
     with Qwen3ForCausalLM(folder, **EXACTLY, task="chat") as model:
         assert np.array_equal(model.forward([1, 2, 3]), logits)
+
+
+def test_packed_weights_with_and_without_head(tmp_path: Path) -> None:
+    """Each has a file of its own: changing back and forth packs nothing."""
+    folder = make_text_model(tmp_path, tied=False, seed=74)
+    states = []
+    for task in ("chat", "embed", "chat", "embed"):
+        with Qwen3ForCausalLM(folder, dtype="int8", cache_dir=tmp_path / "c", task=task) as model:
+            states.append(model.stats()["weight_cache"])
+    assert states[2:] == [WeightCache.LOADED] * 2 and WeightCache.LOADED not in states[:2]
 
 
 def test_what_a_checkpoint_is_for(folder: Path, tmp_path: Path) -> None:

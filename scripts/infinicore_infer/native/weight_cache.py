@@ -79,11 +79,16 @@ def is_worth_keeping(checkpoint: Checkpoint, dtype: DataType) -> bool:
 
 
 def open_cache(
-    checkpoint: Checkpoint, dtype: DataType, directory: Path | None = None, ndev: int = 1
+    checkpoint: Checkpoint,
+    dtype: DataType,
+    directory: Path | None = None,
+    ndev: int = 1,
+    *,
+    headless: bool = False,
 ) -> CheckpointCache | None:
     """Return the cache of a checkpoint, or ``None`` with a warning if there is no folder for it."""
     try:
-        return CheckpointCache(checkpoint, dtype, directory, ndev)
+        return CheckpointCache(checkpoint, dtype, directory, ndev, headless=headless)
     except OSError as error:
         _LOG.warning("packed weights are not kept on disk: %s", error)
         return None
@@ -103,6 +108,8 @@ class CheckpointCache:
         dtype: DataType,
         directory: Path | None = None,
         ndev: int = 1,
+        *,
+        headless: bool = False,
     ) -> None:
         """Name the file; nothing is read or written yet.
 
@@ -115,8 +122,10 @@ class CheckpointCache:
         # The folder's own name only helps a person who looks at the directory.
         name = re.sub(r"[^\w.-]", "_", folder.name, flags=re.ASCII)[:64]
         digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-        # Parts for other numbers of devices are other bytes: changing back and forth packs nothing.
+        # Parts for other numbers of devices, or without the head, are other bytes: changing back
+        # and forth packs nothing.
         form = dtype.name.lower() + (f"-ndev{ndev}" if ndev > 1 else "")
+        form += "-headless" if headless else ""
         self.path = self._directory / f"{name}-{form}-{digest}{SUFFIX}"
         self._closing = threading.Event()
         self._writer: threading.Thread | None = None
