@@ -78,7 +78,7 @@ def test_claude_code(any_name: LiveServer) -> None:
                     },
                 ],
             },
-            {"role": "system", "content": "Be brief."},
+            {"role": "system", "content": "Be brief.", "output_config": {"effort": "medium"}},
         ],
         "system": [
             {"type": "text", "text": "x-header: 1"},

@@ -18,6 +18,8 @@ _COPIED = frozenset((
 _MESSAGE = _COPIED | {
     *("role", "content", "refusal", "reasoning", "reasoning_content", "tool_calls"),
     *("tool_call_id", "tool_name", "thinking", "thinking_blocks"),
+    # Claude Code's effort from there on, of which the model knows nothing.
+    "output_config",
     # Items of /v1/responses.
     *("call_id", "arguments", "output", "input", "summary", "action", "operation"),
 }  # fmt: skip

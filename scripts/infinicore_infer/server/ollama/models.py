@@ -69,13 +69,18 @@ def _size(parameters: int) -> str:
     return f"{parameters / 1e6:.2f}M"
 
 
+def _family(service: Service) -> str:
+    """Return the name of the architecture, as GGUF files have it."""
+    return "qwen3" if service.model.meta.experts is None else "qwen3moe"
+
+
 def _details(service: Service) -> JsonObject:
     model = service.model
     return {
         "parent_model": "",
         "format": "gguf" if model.path.is_file() else "safetensors",
-        "family": "qwen3",
-        "families": ["qwen3"],
+        "family": _family(service),
+        "families": [_family(service)],
         "parameter_size": _size(model.meta.parameter_count),
         "quantization_level": model.build_info()["weights"].upper(),
     }
@@ -130,6 +135,33 @@ async def running(request: Request) -> Response:
     return json_response({"models": [entry]})
 
 
+def _model_info(service: Service) -> JsonObject:
+    """Return sizes of the model under the names that GGUF files have for them."""
+    meta, family = service.model.meta, _family(service)
+    sizes: JsonObject = {
+        "attention.head_count": meta.nh,
+        "attention.head_count_kv": meta.nkvh,
+        "attention.key_length": meta.dh,
+        "attention.value_length": meta.dh,
+        "attention.layer_norm_rms_epsilon": meta.epsilon,
+        "block_count": meta.nlayer,
+        # What this server takes, which may be less than what the model was trained for.
+        "context_length": service.engine.engine.context_length,
+        "embedding_length": meta.d,
+        "feed_forward_length": meta.di,
+        "rope.freq_base": meta.theta,
+        "vocab_size": meta.dvoc,
+    }
+    if meta.experts is not None:
+        sizes |= {"expert_count": meta.experts.count, "expert_used_count": meta.experts.used}
+    return {
+        "general.architecture": family,
+        "general.basename": service.config.model_name,
+        "general.parameter_count": meta.parameter_count,
+        **{f"{family}.{name}": value for name, value in sizes.items()},
+    }
+
+
 async def show(request: Request) -> Response:
     """Return the model's card."""
     service = service_of(request)
@@ -153,23 +185,7 @@ async def show(request: Request) -> Response:
         "details": _details(service),
         "capabilities": capabilities(service),
         "modified_at": _entry(service, service.config.model_name)["modified_at"],
-        "model_info": {
-            "general.architecture": "qwen3",
-            "general.basename": service.config.model_name,
-            "general.parameter_count": meta.parameter_count,
-            "qwen3.attention.head_count": meta.nh,
-            "qwen3.attention.head_count_kv": meta.nkvh,
-            "qwen3.attention.key_length": meta.dh,
-            "qwen3.attention.value_length": meta.dh,
-            "qwen3.attention.layer_norm_rms_epsilon": meta.epsilon,
-            "qwen3.block_count": meta.nlayer,
-            # What this server takes, which may be less than what the model was trained for.
-            "qwen3.context_length": service.engine.engine.context_length,
-            "qwen3.embedding_length": meta.d,
-            "qwen3.feed_forward_length": meta.di,
-            "qwen3.rope.freq_base": meta.theta,
-            "qwen3.vocab_size": meta.dvoc,
-        },
+        "model_info": _model_info(service),
     }
     return json_response(card)
 
