@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from python.pooling_models import TEXTS, make_embedder
 from qwen3 import Qwen3ForCausalLM
+from reference.random_moe import MoeSpec, moe_model, save_moe
 from serving import CAPITAL, SHORT_CITY_TOOL, WEATHER, WEATHER_TOOL, LiveServer, slow_steps
 
 Make = Callable[..., LiveServer]
@@ -360,6 +361,26 @@ def test_embeddings(tmp_path: Path) -> None:
         for path, body in BODIES.items():
             response = server.post(path, body)
             assert response.status_code == 400 and "embeddings" in response.json()["error"]
+
+
+def test_a_model_with_experts_and_without_a_tokenizer(tmp_path: Path) -> None:
+    """Its card says so, and what needs text is refused."""
+    spec = MoeSpec()
+    with LiveServer(folder=save_moe(moe_model(spec), tmp_path / "m")) as server:
+        card = server.post("/api/show", {}).json()
+        assert card["capabilities"] == ["completion"] and card["template"] == ""
+        info = card["model_info"]
+        assert info["general.architecture"] == card["details"]["family"] == "qwen3moe"
+        assert info["qwen3moe.expert_count"] == spec.nexperts
+        assert info["qwen3moe.expert_used_count"] == spec.used
+        assert server.http.get("/api/tags").status_code == 200
+        props = server.http.get("/props").json()
+        assert props["chat_template"] == props["eos_token"] == ""
+        for path, body in BODIES.items():
+            response = server.post(path, body)
+            assert response.status_code == 400 and "tokenizer" in response.json()["error"]
+        response = server.post(GENERATE, {**BODIES[GENERATE], "raw": True})
+        assert response.status_code == 400 and "tokenizer" in response.json()["error"]
 
 
 def test_a_failure_in_a_stream_is_a_line(
