@@ -86,3 +86,13 @@ def test_modules_that_are_imported_exist() -> None:
     for path in STATIC.rglob("*.js"):
         for name in re.findall(r'from "([^"]+)"', path.read_text("utf-8")):
             assert name.startswith(".") and (path.parent / name).resolve().is_file(), (path, name)
+
+
+def test_modules_import_what_they_may() -> None:
+    """As docs/architecture.md says."""
+    allowed = {"view": {"view", "chat", "markdown"}, "chat": {"chat"}, "markdown": {"markdown"}}
+    for folder, others in allowed.items():
+        for path in (STATIC / folder).glob("*.js"):
+            for name in re.findall(r'from "([^"]+)"', path.read_text("utf-8")):
+                target = (path.parent / name).resolve().relative_to(STATIC)
+                assert target.parts[0] in others | {"dom.js", "icons.js"}, (path, name)

@@ -46,7 +46,8 @@ export class Sidebar {
     this.open = open;
     if (!narrow.matches) this.settings.set({ sidebar: open });
     this.place();
-    if (narrow.matches && open) this.field.focus();
+    // The search field would bring up a phone's keyboard.
+    if (narrow.matches && open) this.list.focus();
     if (!open) byId("menu").focus();
   }
 

@@ -42,6 +42,8 @@ export class Thread {
     this.list.replaceChildren();
     this.show();
     this.toEnd();
+    // Messages get their real heights when they come into view.
+    requestAnimationFrame(() => requestAnimationFrame(() => this.#keepUp()));
   }
 
   /** Show the messages as they are; those that are known keep their elements. */
