@@ -102,6 +102,23 @@ def test_kv_memory_for_one_text(folder: Path) -> None:
         assert np.array_equal(model.embed(lists), expected)
 
 
+def test_turns_without_memory_for_two(folder: Path) -> None:
+    """Whoever comes first in a step changes; a text that has begun ends all the same."""
+    lists = [[i % 300 for i in range(n)] for n in (100, 90, 120)]
+    with Qwen3ForCausalLM(folder, **EXACTLY) as model:
+        expected = model.embed(lists, normalize=False)
+        block = model.stats()["kv_block_bytes"]
+    with Qwen3ForCausalLM(folder, **EXACTLY, kv_limit_bytes=8 * block) as model:
+        texts = [PooledText(tokens) for tokens in lists]
+        left = list(texts)
+        for _ in range(60):
+            pool_step(model.native, left, 32)
+            left = [text for text in left[1:] + left[:1] if not text.finished]
+        assert not left
+        assert np.array_equal([text.state for text in texts], expected)
+        assert model.stats()["ncaches"] == 0
+
+
 def test_what_is_refused(model: Qwen3ForCausalLM, folder: Path) -> None:
     for texts, settings, words in (
         (["a", ""], {}, None),  # the end of text alone

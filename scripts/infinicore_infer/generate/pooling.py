@@ -118,7 +118,8 @@ def pool_step(
     Raises:
         Qwen3Error: The library failed; the texts are as they were.
     """
-    waiting = [text for text in _first(texts, budget) if not text.finished]
+    everybody = [text for text in texts if not text.finished]
+    waiting = _first(everybody, budget)
     parts: dict[PooledText, int] = {}
     most = budget if len(waiting) == 1 else max(1, budget // 2)
     for text in waiting:
@@ -132,20 +133,22 @@ def pool_step(
             _compute(model, shares)
             break
         except Qwen3OutOfKVError as error:
-            # Nothing has been computed. Fewer at a time need less, and others may hold some.
+            # Nothing has been computed. Fewer at a time need less; then the text that is nearest to
+            # its end goes on alone, whoever is the first in the next step, and others step back.
             if len(shares) > 1:
                 shares = shares[: len(shares) // 2]
                 continue
-            first = shares[0][0]
-            holders = dict.fromkeys(each for text in waiting for each in (text.prefix, text))
+            first = max(everybody, key=lambda text: text.computed).next_part()
+            shares = [(first, min(first.remaining, budget))]
+            holders = dict.fromkeys(each for text in everybody for each in (text.prefix, text))
             others = [text for text in holders if text not in (None, first, first.prefix)]
             if not any([text.step_back() for text in others if text is not None]):
                 first.error = error
                 break
-    for text in waiting:
+    for text in everybody:
         if text.prefix is not None and text.prefix.error is not None:
             text.error = text.prefix.error
-    done = [text for text in waiting if text.finished]
+    done = [text for text in everybody if text.finished]
     for text in done:
         text.release()
     return done
