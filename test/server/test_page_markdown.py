@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import random
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
@@ -24,12 +26,12 @@ VOID = {"br", "hr", "img", "input", "path"}
 class Shape(HTMLParser):
     """What markup says, without what only this page or only markdown-it has."""
 
-    def __init__(self, html: str, ours: bool) -> None:
+    def __init__(self, markup: str, ours: bool) -> None:
         super().__init__()
         self.ours = ours
         self.items: list[Any] = []
         self.hidden = self.pre = 0
-        self.feed(html)
+        self.feed(markup)
         self.close()
 
     def _name(self, tag: str) -> str:
@@ -112,8 +114,8 @@ def rendered(lab: Any, texts: list[str]) -> list[str]:
 
 
 def compare(lab: Any, texts: list[str]) -> None:
-    for text, html in zip(texts, rendered(lab, texts), strict=True):
-        assert Shape(html, True).shape() == reference(text), text
+    for text, markup in zip(texts, rendered(lab, texts), strict=True):
+        assert Shape(markup, True).shape() == reference(text), text
 
 
 CASES = [
@@ -184,17 +186,61 @@ def test_what_is_ours(lab: Any) -> None:
         ("- [x] done\n- [ ] open", "<input"),
         ("| a |\n|---|\n| b<br>c |", "<br>"),
         ("![a *b*](https://x.example/i.png)", "a <em>b</em></a>"),
-        ("price $5 and $10, $x^2_i$ and \\(a*b*c\\)", "x^2_i"),
+        ("price $5 and $10, $x^2_i$ and \\(a*b*c\\)", "<msubsup>"),
         ("$$\na_1 * b_1 * c\n$$", "a_1 * b_1 * c"),
-        ("\\[\n\\frac{a}{b}\n\\]", "<div"),
+        ("\\[\n\\frac{a}{b}\n\\]", "<mfrac>"),
     ]
-    html = rendered(lab, [text for text, _ in pairs])
-    for (text, part), found in zip(pairs, html, strict=True):
-        assert part in found, text
-    assert 'href="https://g.example"' in html[0] and html[0].count("<a ") == 2
-    assert html[1].count("checked") == 0 and html[1].count("disabled") == 2
-    assert "<img" not in html[3] and 'class="picture"' in html[3]
-    assert html[4].count('class="math"') == 2 and "<em>" not in html[4]
+    found = rendered(lab, [text for text, _ in pairs])
+    for (text, part), markup in zip(pairs, found, strict=True):
+        assert part in markup, text
+    assert 'href="https://g.example"' in found[0] and found[0].count("<a ") == 2
+    assert found[1].count("checked") == 0 and found[1].count("disabled") == 2
+    assert "<img" not in found[3] and 'class="picture"' in found[3]
+    assert found[4].count('class="math"') == 2 and "<em>" not in found[4]
+
+
+FORMULAS = {
+    r"a^2 + b_{ij} - 3.14": "<msup>a 2</msup> + <msub>b i j</msub> − 3.14",
+    r"\frac{-b \pm \sqrt{x}}{2a}": "<mfrac>− b ± <msqrt>x</msqrt> 2 a</mfrac>",
+    r"\frac12 x^10": "<mfrac>1 2</mfrac> <msup>x 1</msup> 0",
+    r"\sum_{n=1}^\infty n": "<munderover>∑ n = 1 ∞</munderover> n",
+    r"\int_0^1 \alpha\,dx": "<msubsup>∫ 0 1</msubsup> α d x",
+    r"\lim_{x \to 0} \sin x": "<munder>lim x → 0</munder> sin x",
+    r"\sqrt[3]{8} \le \mathbb{R}": "<mroot>8 3</mroot> ≤ ℝ",
+    r"\left( \frac{a}{b} \right]": "( <mfrac>a b</mfrac> ]",
+    r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}": (
+        "( <mtable><mtr><mtd>1</mtd><mtd>2</mtd></mtr>"
+        "<mtr><mtd>3</mtd><mtd>4</mtd></mtr></mtable> )"
+    ),
+    r"f'(x) = \text{if } \hat{y}": "<msup>f ′</msup> ( x ) = if\u00a0 <mover>y ^</mover>",
+    r"a < b \land \mathbf{x} \mid 50\%": "a < b ∧ 𝐱 ∣ 50 %",
+}
+# Half understood is worse than not at all.
+SOURCES = [
+    *(r"\foo{x}", r"\frac{a}", "a^b^c", "x_", "{a", "a}", r"\left( a", r"\begin{foo}a\end{foo}"),
+    *(r"\begin{pmatrix} 1", r"\text{a", "\\", "&", "^2", r"\mathbf{\alpha}", r"\right)", "#"),
+    *("{" * 1000 + "a" + "}" * 1000, "x" * 5000, r"\sqrt" * 500 + "x"),
+]
+
+
+def test_formulas(lab: Any) -> None:
+    found = lab.evaluate(
+        """(sources) => sources.map((source) => {
+            const math = lab.whole(`$$\\n${source}\\n$$`).querySelector("div.math");
+            const markup = math.querySelector("math")?.innerHTML;
+            return { markup, text: math.textContent };
+        })""",
+        [*FORMULAS, *SOURCES],
+    )
+    leaf = re.compile(r"<(mi|mo|mn|mtext)(?: [^>]*)?>(.*?)</\1>")
+    for item, (source, expected) in zip(found, FORMULAS.items(), strict=False):
+        bare = leaf.sub(lambda match: f" {match[2]} ", item["markup"] or "")
+        bare = re.sub(r"</?mrow[^>]*>|<mspace[^>]*></mspace>", "", bare)
+        bare = re.sub(r"<(\w+)[^>]*>", r"<\1>", bare)
+        shape = re.sub(r" *(</?\w+>) *", r"\1", html.unescape(re.sub(" +", " ", bare))).strip()
+        assert shape == re.sub(r" *(</?\w+>) *", r"\1", expected), source
+    for item, source in zip(found[len(FORMULAS) :], SOURCES, strict=True):
+        assert item == {"text": source} or item == {"text": source, "markup": None}, source
 
 
 EVIL = [
@@ -238,7 +284,8 @@ def test_nothing_a_model_writes_is_markup(lab: Any) -> None:
         EVIL,
     )
     ours = {"div", "span", "figure", "figcaption", "button", "svg", "path", "input"}
-    assert set(found["tags"]) <= KEPT | ours
+    formulas = {"math", "mrow", "mi", "mo", "mn"}
+    assert set(found["tags"]) <= KEPT | ours | formulas
     assert not [name for name in found["attributes"] if name.startswith("on") or name == "style"]
     assert "src" not in found["attributes"] and "srcdoc" not in found["attributes"]
     assert found["hrefs"] and all(href.startswith("https://x.example") for href in found["hrefs"])
