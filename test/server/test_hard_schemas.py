@@ -130,3 +130,20 @@ def test_room_for_states_comes_again(
     grammars.attach(reference)
     schema = {"type": "string", "pattern": ".*a.{30}"}
     assert len(_written(reference, grammars, schema, 3)) > STEPS
+
+
+def test_room_for_states_comes_again_amid_a_token(
+    reference: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers share states, and there may be no room for another when a token is taken."""
+    few = llguidance.LLParserLimits(step_lexer_fuel=4_000_000, max_lexer_states=600)
+    monkeypatch.setattr("infinicore_infer.generate.grammar.LIMITS", few)
+    grammars = Grammars()
+    grammars.attach(reference)
+    grammar = json_form({"type": "string", "pattern": ".*a.{30}"}, "x").grammar()
+    for seed in range(12):
+        rng = random.Random(seed)
+        constraint = grammars.factory(grammar, may_think=False, thinking=False)()
+        for token in reference.encode('"' + "".join(rng.choices("ab ", k=200))):
+            constraint.accept(token)
+        assert constraint.mask() is not None
