@@ -193,6 +193,17 @@ def test_a_stream_with_several_answers(client: openai.OpenAI) -> None:
     assert len({choice.message.content for choice in whole.choices}) > 1
 
 
+def test_classes_of_characters_are_ascii(server: LiveServer) -> None:
+    model = server.model
+    for pattern in (r"\d", r"\w", r"\s"):
+        form = CompletionBody.model_validate({"prompt": "x", "regex": pattern}).asked_form()
+        assert form is not None
+        make = server.service.grammars.factory(form.grammar(), may_think=False, thinking=False)
+        for token in allowed(make().mask(), model.meta.dvoc):
+            begun = model.tokenizer.token_bytes(token)
+            assert re.fullmatch(pattern.encode(), begun), (pattern, begun)
+
+
 def test_only_the_limit_cuts_it_off(server: LiveServer) -> None:
     body = {**BODIES[TEXT], "guided_regex": "[a-z]{80}", "max_tokens": 3}
     for seed in range(3):

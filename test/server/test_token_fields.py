@@ -13,6 +13,7 @@ import openai
 import pytest
 import torch
 from infinicore_infer.engine.jobs import Submission, Update
+from infinicore_infer.generate import drafts
 from infinicore_infer.native.model import StepRequest
 from qwen3 import Qwen3ForCausalLM
 from serving import CAPITAL, GREEDY, NO_THINK, STORY, LiveServer, slow_steps
@@ -140,13 +141,30 @@ def test_limits_in_a_batch(server: LiveServer) -> None:
     assert [choice["token_ids"] for choice in several] == [alone[3]] * 3
 
 
-def test_limits_with_guesses(make_server: Make, server: LiveServer) -> None:
+def test_limits_with_guesses(
+    make_server: Make, server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One mask holds for a step, so nothing is guessed while it may change in its midst."""
+    monkeypatch.setattr(drafts, "draft_lengths", lambda costs, items: [most for _, most in items])
     guessing = make_server(lookup=8)
-    prompt = [5, 6, 7, 8] * 12
-    for change in ({}, {"min_tokens": 20}, {"bad_words": ["the", "a"]}, LIMITS[4][0]):
-        body = {"prompt": prompt, "max_tokens": 40, **change}
+    # The answer repeats "1 = -1." and the like.
+    prompt = "One two three. One two three. One two"
+    settings: dict[str, Any] = {"prompt": prompt, "max_tokens": 60, "ignore_eos": True}
+    plain = ids_of(server, TEXT, **settings)
+    pairs = {"bad_words": ["1 =", "0."]}
+    for change in ({}, {"min_tokens": 20}, pairs, LIMITS[4][0]):
+        body = {**settings, **change}
         assert ids_of(guessing, TEXT, **body) == ids_of(server, TEXT, **body)
+    assert ids_of(server, TEXT, **settings, **pairs) != plain
+    assert guessing.engine.stats.accepted_tokens > 0
+
+
+def test_the_first_end_after_min_tokens(server: LiveServer, reference: Qwen3ForCausalLM) -> None:
+    plain = ids_of(server)
+    least = len(plain)
+    assert ids_of(server, min_tokens=least - 1) == plain
+    longer = expected(reference, chat_prompt(reference), min_tokens=least)
+    assert ids_of(server, min_tokens=least) == longer and longer[:-1] != plain[: len(longer) - 1]
 
 
 def test_a_form_wins_over_limits(server: LiveServer) -> None:

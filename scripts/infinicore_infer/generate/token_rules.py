@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,21 +55,21 @@ class TokenRules:
         Raises:
             FieldError: An allowed token is not in the vocabulary.
         """
-        for token in allowed or ():
-            if not 0 <= token < dvoc:
-                problem = f"token {token}: ids of this model are from 0 to {dvoc - 1}"
-                raise FieldError("allowed_tokens", problem)
+        ids = np.asarray(allowed or (), np.int64)
+        wrong = ids[(ids < 0) | (ids >= dvoc)]
+        if wrong.size:
+            problem = f"token {wrong[0]}: ids of this model are from 0 to {dvoc - 1}"
+            raise FieldError("allowed_tokens", problem)
         self._words = (dvoc + 31) // 32
-        self.allowed = None if allowed is None else self._mask_of(allowed)
+        self.allowed = None if allowed is None else self._mask_of(ids)
         self._bad_words = [tuple(word) for word in bad_words]
         self._min_tokens = min_tokens
         self._ends = [token for token in end_tokens if token < dvoc]
 
-    def _mask_of(self, tokens: Iterable[int]) -> NDArray[np.uint32]:
-        mask = np.zeros(self._words, np.uint32)
-        for token in tokens:
-            mask[token // 32] |= np.uint32(1 << (token % 32))
-        return mask
+    def _mask_of(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint32]:
+        bits = np.zeros(32 * self._words, np.uint8)
+        bits[tokens] = 1
+        return np.packbits(bits, bitorder="little").view(np.uint32)
 
     def changing(self, generated: int) -> bool:
         """Return whether the mask may be another one after the next token.

@@ -6,6 +6,7 @@ Each protocol makes a :class:`ChatRequest` of its own fields. Errors name the fi
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -134,7 +135,8 @@ class Sampling:
             ignore_eos=self.ignore_eos,
             min_tokens=self.min_tokens,
             bad_words=self.bad_words or None,
-            allowed_tokens=self.allowed_tokens,
+            # A compact form of what may be nearly the whole vocabulary, for each answer.
+            allowed_tokens=None if self.allowed_tokens is None else array("I", self.allowed_tokens),
             include_stop=self.include_stop,
             skip_special=self.skip_special,
         )
