@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from browsing import answer_with, answered, ask, events, open_page, visit, wait_count, watch
-from serving import LiveServer
+from serving import LiveServer, slow_steps
 
 FORBIDDEN = """
     for (const name of ["localStorage", "sessionStorage", "indexedDB"])
@@ -157,6 +157,42 @@ def test_without_storage_it_works_and_says_so(
         page.wait_for_selector(".bubble:has-text('One')")
         page.fill("#search", "one")
         wait_count(page, "#list .entry", 1)
+
+
+def test_what_did_not_fit_is_kept_once_there_is_room(browser: Any, server: LiveServer) -> None:
+    script = """
+        const put = IDBObjectStore.prototype.put;
+        IDBObjectStore.prototype.put = function (...values) {
+            if (!window.room) throw new DOMException("full", "QuotaExceededError");
+            return put.apply(this, values);
+        };
+    """
+    with open_page(browser, server.url, script=script) as page:
+        answer_with(page, [events({"content": "Yes."})])
+        ask(page, "One")
+        assert page.locator("#notice").is_visible()
+        page.evaluate("window.room = true")
+        ask(page, "Two")
+        page.wait_for_selector("#notice", state="hidden")
+        page.reload()
+        page.wait_for_selector("html[data-ready]")
+        assert page.locator(".bubble").all_text_contents() == ["One", "Two"]
+
+
+def test_deleting_a_conversation_that_is_being_answered(
+    page: Any, server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_steps(monkeypatch, server.model, 0.05)
+    page.fill("#text", "Tell me a story.")
+    page.press("#text", "Enter")
+    page.wait_for_selector(".message.assistant .thinking:not([hidden])")
+    page.get_by_label("Actions for this conversation").click()
+    page.get_by_role("menuitem", name="Delete").click()
+    page.wait_for_selector("#list .none")
+    server.check_idle()
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    assert titles(page) == []
 
 
 def test_two_tabs(page: Any, server: LiveServer) -> None:

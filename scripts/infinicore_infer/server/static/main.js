@@ -58,7 +58,8 @@ addEventListener("popstate", () => chat.open(location.hash.slice(1) || null));
 monitor.check();
 await store.open();
 await chat.refresh();
-await chat.open(location.hash.slice(1) || null);
+// Somebody may have asked already, where the browser took its time.
+if (!chat.record) await chat.open(location.hash.slice(1) || null);
 // A phone's keyboard would cover half of the page.
 if (matchMedia("(pointer: fine)").matches) byId("text").focus();
 document.documentElement.dataset.ready = "";

@@ -145,13 +145,14 @@ export class Chat extends EventTarget {
     const answer = new Answer(message);
     const messages = requestMessages(record.system, tree.path(goesOn ? message.id : message.parent), goesOn);
     const body = { ...this.settings.request(), messages };
-    this.#answers.set(record.id, { answer, record, tree });
+    const running = { answer, record, tree, removed: false };
+    this.#answers.set(record.id, running);
     record.changed = Date.now();
     this.#emit("path");
     await this.#save(record, changed);
     let saved = performance.now();
     await answer.run(this.server, body, () => {
-      if (performance.now() - saved > SAVE_MS && message.state === "writing") {
+      if (performance.now() - saved > SAVE_MS && message.state === "writing" && !running.removed) {
         saved = performance.now();
         this.#save(null, [message]);
       }
@@ -162,7 +163,7 @@ export class Chat extends EventTarget {
     record.changed = Date.now();
     if (this.record === record) this.#emit("path");
     this.#emit("answered", { record, message });
-    await this.#save(record, [message]);
+    if (!running.removed) await this.#save(record, [message]);
   }
 
   #save(record, messages) {
@@ -193,7 +194,12 @@ export class Chat extends EventTarget {
   /** Remove a conversation; return what puts it back. */
   async remove(id) {
     const record = this.list.find((item) => item.id === id);
-    this.#answers.get(id)?.answer.stop();
+    const running = this.#answers.get(id);
+    if (running) {
+      // Its end must not bring the conversation back.
+      running.removed = true;
+      running.answer.stop();
+    }
     const messages = await this.store.messages(id);
     await this.store.remove(id);
     const shown = this.record?.id === id;

@@ -34,11 +34,18 @@ export class Store extends EventTarget {
   #db = null;
   #memory = { conversations: new Map(), messages: new Map() };
   #channel = null;
+  #opened = Promise.resolve();
 
   /** Why not everything is kept, or null. */
   problem = null;
 
-  async open() {
+  /** Open the database, for which everything else waits. */
+  open() {
+    this.#opened = this.#open();
+    return this.#opened;
+  }
+
+  async #open() {
     try {
       this.#db = await openDatabase();
       this.#db.onversionchange = () => this.#db.close();
@@ -47,7 +54,6 @@ export class Store extends EventTarget {
     } catch (error) {
       this.#fail(error);
     }
-    return this;
   }
 
   #fail(error) {
@@ -56,6 +62,7 @@ export class Store extends EventTarget {
   }
 
   async #write(names, work) {
+    await this.#opened;
     if (!this.#db) return false;
     try {
       const transaction = this.#db.transaction(names, "readwrite");
@@ -73,6 +80,7 @@ export class Store extends EventTarget {
   }
 
   async #read(name, query) {
+    await this.#opened;
     if (!this.#db) return [];
     try {
       return await settled(query(this.#db.transaction(name).objectStore(name)));
@@ -101,14 +109,29 @@ export class Store extends EventTarget {
   /** Keep a conversation's record and some messages of it; all or none of them. */
   async put(record, messages = []) {
     const items = [...(record ? [["conversations", record]] : []), ...messages.map((item) => ["messages", item])];
-    const kept = await this.#write(["conversations", "messages"], (transaction) => {
-      for (const [table, item] of items) transaction.objectStore(table).put(item);
-    });
+    const kept = await this.#keep(items);
     for (const [table, item] of items)
       if (kept) this.#memory[table].delete(item.id);
       else this.#memory[table].set(item.id, structuredClone(item));
+    if (kept && this.problem) await this.#catchUp();
     this.#tell(record?.id ?? messages[0]?.conversation, Boolean(record));
     return kept;
+  }
+
+  #keep(items) {
+    return this.#write(["conversations", "messages"], (transaction) => {
+      for (const [table, item] of items) transaction.objectStore(table).put(item);
+    });
+  }
+
+  /** There is room again: keep what could not be kept before. */
+  async #catchUp() {
+    const tables = Object.entries(this.#memory);
+    const items = tables.flatMap(([table, held]) => [...held.values()].map((item) => [table, item]));
+    if (!(await this.#keep(items))) return;
+    for (const [table, item] of items) this.#memory[table].delete(item.id);
+    this.problem = null;
+    this.dispatchEvent(new Event("problem"));
   }
 
   /** Remove a conversation. */
