@@ -46,6 +46,10 @@ def add_sizes(writer: Any, config: dict[str, Any]) -> None:
     writer.add_value_length(config["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
+    if "num_experts" in config:
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
 
 
 # GGUF's names of what a layer has, and the checkpoint's.
@@ -128,7 +132,8 @@ def write_gguf(
     inner, vocabulary = config["intermediate_size"], config["vocab_size"]
     layers = config["num_hidden_layers"]
     partial = path.with_suffix(".partial")
-    writer = gguf.GGUFWriter(partial, "qwen3")
+    experts = config.get("num_experts", 0)
+    writer = gguf.GGUFWriter(partial, "qwen3moe" if experts else "qwen3")
     add_sizes(writer, config)
     writer.add_vocab_size(vocabulary)
     writer.add_file_type(int(gguf.LlamaFileType[f"MOSTLY_{kind}"]))
@@ -147,12 +152,13 @@ def write_gguf(
     block, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
     shift = 0
 
-    def matrix(tensor: str, rows: int, columns: int) -> None:
+    def matrix(tensor: str, rows: int, columns: int, count: int = 0) -> None:
         nonlocal shift
         # Every matrix begins elsewhere: compilers of graphs would merge equal ones.
         shift += 1009 * block_bytes
         row_bytes = columns // block * block_bytes
-        data = np.resize(np.roll(packed, -shift), rows * row_bytes).reshape(rows, row_bytes)
+        shape = (count, rows, row_bytes) if count else (rows, row_bytes)
+        data = np.resize(np.roll(packed, -shift), shape)
         if kind == "F16":
             data = data.view(np.float16)
         writer.add_tensor(tensor, data, raw_dtype=None if kind == "F16" else quantization)
@@ -174,6 +180,14 @@ def write_gguf(
         matrix(p + "attn_k.weight", kv_heads * dim, hidden)
         matrix(p + "attn_v.weight", kv_heads * dim, hidden)
         matrix(p + "attn_output.weight", hidden, heads * dim)
+        if experts:
+            size = config["moe_intermediate_size"]
+            router = np.resize(np.roll(pattern, -i), (experts, hidden))
+            writer.add_tensor(p + "ffn_gate_inp.weight", router)
+            matrix(p + "ffn_gate_exps.weight", size, hidden, experts)
+            matrix(p + "ffn_up_exps.weight", size, hidden, experts)
+            matrix(p + "ffn_down_exps.weight", hidden, size, experts)
+            continue
         matrix(p + "ffn_gate.weight", inner, hidden)
         matrix(p + "ffn_up.weight", inner, hidden)
         matrix(p + "ffn_down.weight", hidden, inner)

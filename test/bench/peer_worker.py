@@ -26,9 +26,8 @@ def gguf_file(order: dict[str, Any]) -> Path:
     """Return the GGUF file that an order to load is about."""
     dtype = order["dtype"]
     # Only the files that all runtimes read have a tokenizer.
-    name = (
-        f"{order['name']}-text-{dtype}" if dtype in MIXTURES else f"{order['name']}-{_KINDS[dtype]}"
-    )
+    model = order["name"] + (f"-{order['layers']}" if order.get("layers") else "")
+    name = f"{model}-text-{dtype}" if dtype in MIXTURES else f"{model}-{_KINDS[dtype]}"
     return Path(order["folder"]) / f"{name}.gguf"
 
 
@@ -59,7 +58,9 @@ class Ours:
         from infinicore_infer.native.model import StepRequest, sampling_struct
         from infinicore_infer.tools.bench import Bench
 
-        options = argparse.Namespace(threads=order["threads"], kv_limit=2048, device="cpu")
+        options = argparse.Namespace(
+            threads=order["threads"], kv_limit=2048, device="cpu", layers=order.get("layers")
+        )
         name = order["name"]
         if dtype in MIXTURES:
             name, path = str(gguf_file(order)), gguf_file(order)

@@ -41,7 +41,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 from infinicore_infer.tools.bench import commit_name  # noqa: E402
-from infinicore_infer.tools.bench_models import SHAPES, official_config  # noqa: E402
+from infinicore_infer.tools.bench_models import NAMES, official_config  # noqa: E402
 from infinicore_infer.tools.machine_limits import cpu_name, measure_machine  # noqa: E402
 from peer_models import MIXTURES  # noqa: E402
 
@@ -107,6 +107,9 @@ def compare(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Measure one model in one format; return a row per runtime, and notes about failures."""
     notes: list[str] = []
+    config = official_config(name)
+    if args.layers:
+        config["num_hidden_layers"] = args.layers
     with ExitStack() as stack:
         workers: list[tuple[Worker, dict[str, Any]]] = []
         runtimes = [(OURS, sys.executable), *args.peer]
@@ -119,7 +122,8 @@ def compare(
                 do="load",
                 runtime=runtime,
                 name=name,
-                config=official_config(name),
+                config=config,
+                layers=args.layers,
                 dtype=dtype,
                 threads=args.threads,
                 context=args.prompt + args.generate + 8,
@@ -194,7 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--peer", type=_peer, action="append", default=[], metavar="NAME=PYTHON", help="repeatable")
-    add("--model", nargs="+", choices=SHAPES, default=["0.6b"])
+    add("--model", nargs="+", choices=NAMES, default=["0.6b"])
+    add("--layers", type=int, help="layers of the models, where all do not fit into memory")
     add("--dtype", nargs="+", choices=(*FORMATS, *MIXTURES), default=list(FORMATS))
     add("-p", "--prompt", type=int, default=512, help="prefill, tokens")
     add("-n", "--generate", type=int, default=32, help="decode steps")
