@@ -133,6 +133,13 @@ def test_long_documents(server: LiveServer, model: Qwen3ForCausalLM) -> None:
         ("/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_1", "has 2 texts, and text_2 1"),
         ("/score", {"text_1": "a", "text_2": []}, "text_2", "from 1 to 2048, got 0"),
         ("/score", {"text_1": "a", "text_2": "b", "queries": "c"}, "text_1", "not both"),
+        (
+            "/score",
+            {"text_1": ["a", "b"], "text_2": ["c", "the cat " * 400]},
+            "text_2[1]",
+            "text_2[1] has",
+        ),
+        ("/score", {"text_1": "", "text_2": "c"}, "text_1", "has an empty query"),
         ("/v1/embeddings", {"input": "a"}, None, "needs a model for embeddings"),
         ("/v1/completions", {"prompt": "a"}, None, "it serves /v1/rerank and /v1/score"),
     ],

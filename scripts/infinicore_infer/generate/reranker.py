@@ -127,7 +127,7 @@ class Reranker:
         self._after = tokenizer.encode(JUDGE_SUFFIX)
 
     def texts(
-        self, question: Question, documents: Sequence[str], name: str = "documents"
+        self, question: Question, documents: Sequence[str], names: Sequence[str] | None = None
     ) -> list[PooledText]:
         """Return what is computed for documents; what they begin with is computed once.
 
@@ -137,7 +137,7 @@ class Reranker:
         Args:
             question: What they are judged for.
             documents: The documents.
-            name: What the caller calls them, for errors.
+            names: What the caller calls each of them, for errors; ``None``: ``documents[i]``.
 
         Raises:
             FieldError: Something is empty, or a document is too long.
@@ -146,7 +146,7 @@ class Reranker:
         if not question.query:
             raise FieldError("query", "is empty")
         if len(documents) == 0:
-            raise FieldError(name, "is empty: there is nothing to judge")
+            raise FieldError("documents", "is empty: there is nothing to judge")
         query = self._shortened(question.query, question.query_tokens)
         room = self.limit - len(self._before) - len(self._after)
         lists = []
@@ -157,7 +157,7 @@ class Reranker:
             pair = self._tokenizer.encode(text, allow_special=False)
             if len(pair) > room and not question.truncate:
                 raise FieldError(
-                    f"{name}[{i}]",
+                    f"documents[{i}]" if names is None else names[i],
                     f"has {len(pair)} tokens with the query, and at most {room} fit the context",
                     joint=" ",
                     code="context_length_exceeded",

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, StrictStr
@@ -101,8 +102,8 @@ class ScoreBody(Body):
     data_2: StrictStr | Strings | None = None
     instruction: StrictStr | None = None
 
-    def pairs(self) -> list[tuple[str, str]]:
-        """Return queries and documents; one query stands for as many as there are documents.
+    def pairs(self) -> list[tuple[str, str, str]]:
+        """Return queries, documents and their names; one query may stand for all documents.
 
         Raises:
             FieldError: Sides are missing, empty, or of different lengths.
@@ -127,11 +128,14 @@ class ScoreBody(Body):
         documents = [_text(each, f"{second}[{i}]") for i, each in enumerate(given)]
         if not 0 < len(documents) <= _MAX_DOCUMENTS:
             raise FieldError(second, f"must be from 1 to {_MAX_DOCUMENTS}, got {len(documents)}")
+        if "" in queries:
+            raise FieldError(first, "has an empty query", joint=" ")
         if len(queries) == 1:
             queries = queries * len(documents)
         if len(queries) != len(documents):
             raise FieldError(first, f"has {len(queries)} texts, and {second} {len(documents)}")
-        return list(zip(queries, documents, strict=True))
+        names = [f"{second}[{i}]" if isinstance(right, list) else second for i in range(len(given))]
+        return list(zip(queries, documents, names, strict=True))
 
 
 def _text(document: str | JsonObject, name: str) -> str:
@@ -143,32 +147,34 @@ def _text(document: str | JsonObject, name: str) -> str:
     return text
 
 
-def _texts(
-    service: Service, asked: Sequence[tuple[Question, Sequence[str]]], name: str
-) -> list[PooledText]:
-    with tokenizing(name):
-        judge = service.model.reranker
-        return [text for each in asked for text in judge.texts(*each, name)]
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question, its documents, and what the client calls each of them."""
+
+    question: Question
+    documents: Sequence[str]
+    names: Sequence[str]
 
 
-async def _judge(
-    request: Request, asked: Sequence[tuple[Question, Sequence[str]]], name: str
-) -> tuple[list[list[RerankResult]], int]:
-    """Return what the model thinks of each question's documents, and how many tokens these are.
+def _texts(service: Service, asked: Sequence[_Asked]) -> list[PooledText]:
+    judge = service.model.reranker
+    result = []
+    for each in asked:
+        with tokenizing(each.names[0]):
+            result += judge.texts(each.question, each.documents, each.names)
+    return result
 
-    Args:
-        request: The request.
-        asked: Questions and their documents.
-        name: The documents' field, for errors.
-    """
+
+async def _judge(request: Request, asked: Sequence[_Asked]) -> tuple[list[list[RerankResult]], int]:
+    """Return what the model thinks of each question's documents, and how many tokens these are."""
     service = service_of(request)
-    texts = await asyncio.to_thread(_texts, service, asked, name)
+    texts = await asyncio.to_thread(_texts, service, asked)
     count = sum(len(text.tokens) for text in texts)
     states = iter(await pooled(request, texts))
     judge = service.model.reranker
     results = [
-        [judge.result(i, next(states), document) for i, document in enumerate(documents)]
-        for _, documents in asked
+        [judge.result(i, next(states), document) for i, document in enumerate(each.documents)]
+        for each in asked
     ]
     return results, count
 
@@ -180,7 +186,8 @@ async def rerank(request: Request) -> Response:
     service.ready(body.model)
     documents = body.items()
     name = "texts" if body.bare else "documents"
-    (judged,), count = await _judge(request, [(body.question(), documents)], name)
+    names = [f"{name}[{i}]" for i in range(len(documents))]
+    (judged,), count = await _judge(request, [_Asked(body.question(), documents, names)])
     results = ranked(judged, body.top_n)
     if body.bare:
         return json_response([_bare(each, body) for each in results])
@@ -224,13 +231,17 @@ async def score(request: Request) -> Response:
     service.ready(body.model)
     pairs = body.pairs()
     by_query: dict[str, list[int]] = {}
-    for i, (query, _) in enumerate(pairs):
+    for i, (query, _, _) in enumerate(pairs):
         by_query.setdefault(query, []).append(i)
     asked = [
-        (question_of(query, body.instruction), [pairs[i][1] for i in at])
+        _Asked(
+            question_of(query, body.instruction),
+            [pairs[i][1] for i in at],
+            [pairs[i][2] for i in at],
+        )
         for query, at in by_query.items()
     ]
-    judged, count = await _judge(request, asked, "documents")
+    judged, count = await _judge(request, asked)
     scores: dict[int, float] = {}
     for at, results in zip(by_query.values(), judged, strict=True):
         scores.update(zip(at, (each.score for each in results), strict=True))
