@@ -11,9 +11,10 @@ from typing import Any
 import openai
 import pytest
 from infinicore_infer.server.answer import begin_chat
-from infinicore_infer.server.chat_request import ChatRequest, Sampling
+from infinicore_infer.server.chat_request import ChatRequest
 from infinicore_infer.server.openai.background import BackgroundRun
 from infinicore_infer.server.openai.response_items import ResponseWriter
+from infinicore_infer.server.sampling import Sampling
 from serving import CAPITAL, STORY, WEATHER, LiveServer, slow_steps
 
 Make = Callable[..., LiveServer]

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from infinicore_infer.generate.repetition import RepetitionDetector
-from infinicore_infer.server.chat_request import Sampling
 from infinicore_infer.server.json_values import JsonObject
+from infinicore_infer.server.sampling import Sampling
 
 
 class Once(FailFast):

@@ -9,8 +9,8 @@ from infinicore_infer.engine.async_engine import AsyncStream
 from infinicore_infer.engine.jobs import Submission
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.answer import check_length
-from infinicore_infer.server.chat_request import Sampling
 from infinicore_infer.server.forms import Form
+from infinicore_infer.server.sampling import Sampling
 from infinicore_infer.server.service import Service
 from infinicore_infer.server.tokenizing import Truncation, refuse_long, tokenizing
 

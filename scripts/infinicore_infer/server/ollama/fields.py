@@ -8,17 +8,12 @@ from pydantic import Field, model_validator
 
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.chat_fields import ChatFields
-from infinicore_infer.server.chat_request import (
-    ChatRequest,
-    Sampling,
-    Thinking,
-    function_tool,
-    tool_choice,
-)
+from infinicore_infer.server.chat_request import ChatRequest, Thinking, function_tool, tool_choice
 from infinicore_infer.server.fields import Body, Number, Objects, SamplingFields
 from infinicore_infer.server.forms import Form, json_form
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import OLLAMA_CHAT, OLLAMA_GENERATE
+from infinicore_infer.server.sampling import Sampling
 
 # Those of Options that are whole numbers, which some clients write as 4.0.
 _WHOLE = ("num_predict", "num_ctx", "repeat_last_n", "top_k", "seed")

@@ -8,11 +8,12 @@ from pydantic import Field, StrictStr
 
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.chat_fields import ChatFields
-from infinicore_infer.server.chat_request import ChatRequest, Sampling, function_tool, tool_choice
+from infinicore_infer.server.chat_request import ChatRequest, function_tool, tool_choice
 from infinicore_infer.server.fields import Body, Ids, Objects, Once, Strings
 from infinicore_infer.server.form_fields import FormFields, response_form
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.known_fields import CHAT, COMPLETIONS
+from infinicore_infer.server.sampling import Sampling
 from infinicore_infer.server.tokenizing import Truncation
 
 _MAX_CHOICES = 64
