@@ -41,8 +41,12 @@ def environment(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str
 
 
 def _ask(terminal: Terminal, keys: str, words: str) -> None:
-    """Types a line, waits for what it brings, and then for the next prompt."""
-    terminal.send(keys)
+    """Types lines, waits for what they bring, and then for the next prompt."""
+    *lines, last = keys.split("...")
+    for line in lines:  # each of them goes on with the next one
+        terminal.send(line)
+        terminal.expect("...")
+    terminal.send(last)
     terminal.expect(words)
     terminal.expect(READY)
 
@@ -55,8 +59,8 @@ def test_lines_typed_in_every_way(environment: dict[str, str], tmp_path: Path) -
         terminal.expect(GREETING)
         terminal.expect(READY)
         _ask(terminal, f"{QUESTION}\r", "end: stop")
-        _ask(terminal, "one \\\rtwo\r", "end: ")
-        _ask(terminal, '"""\rthree\r\rfour"""\r', "end: ")
+        _ask(terminal, "one \\\r...two\r", "end: ")
+        _ask(terminal, '"""\r...three\r...\r...four"""\r', "end: ")
         _ask(terminal, "five\x1b\rsix\r", "end: ")
         _ask(terminal, "\x1b[200~seven \\\reight\x1b[201~\r", "end: ")
         _ask(terminal, " /clear\r", "end: ")
