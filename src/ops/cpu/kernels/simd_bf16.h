@@ -106,6 +106,9 @@ inline Q3_INLINE void addPair(const Load &pair, const char *x, size_t row_bytes,
     }
 }
 
+// Rows up to which the hardware follows (fetchAhead).
+template <typename S, WeightFormat T> constexpr int kFollowedRounded = S::kDotsBf16 ? 6 : kFollowedFloats<S, T>;
+
 // How many panels R rows are multiplied with at once, `most` or fewer, so that sums, pairs and a value of x stay in
 // registers. Multiply-adds need a panel's pairs only while they are added.
 template <typename S, int R> constexpr int pairPanelsAtOnce(int most) {
@@ -123,7 +126,7 @@ template <typename S, WeightFormat T, int Pieces> struct RoundedCall {
     const char *panels;
     size_t panel_bytes;
     uint32_t npanels, k;
-    const RoundedRows x;
+    const RoundedRows &x;  // a copy would be loaded whole where halves were stored just before, which waits
     float *y;
     size_t ldy;
     bool accumulate;
@@ -141,7 +144,7 @@ template <typename S, WeightFormat T, int Pieces> struct RoundedCall {
             for (uint32_t i = 0; i < k; i += 2) {
                 Q3_UNROLL
                 for (int p = 0; p < P; ++p) {
-                    fetchAhead<T, R>(from + p * stride + panelOffset(T, i), panelOffset(T, 2));
+                    fetchAhead<T, R, kFollowedRounded<S, T>>(from + p * stride + panelOffset(T, i), panelOffset(T, 2));
                 }
                 addPair<S, Pieces>(
                     [&](int p) Q3_INLINE { return loadPair<S>(from + p * stride + size_t{i} * kPanelRows * 2); },
@@ -171,7 +174,7 @@ template <typename S, WeightFormat T, int Pieces> struct RoundedCall {
         for (uint32_t quad = 0; quad < kGroup / 4; ++quad) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                fetchAhead<kBf12, R>(first + p * stride + quad * kBf12QuadBytes, kBf12QuadBytes);
+                fetchAhead<kBf12, R, 0>(first + p * stride + quad * kBf12QuadBytes, kBf12QuadBytes);
             }
             Q3_UNROLL
             for (int second = 0; second < 2; ++second, at += kEntry) {

@@ -161,12 +161,12 @@ private:
     }
 };
 
-// Prefetches the weights that R rows are multiplied with a little later. From two rows on, arithmetic keeps the core
-// from running ahead of its loads, and the hardware's prefetchers stop at the end of every 4 KiB. One row does little
-// but load, four streams at a time, which the hardware follows: far prefetches hinder it, and near ones help a little
-// where weights must be decoded.
-template <WeightFormat T, int R> inline void fetchAhead(const char *weights, size_t bytes) {
-    constexpr size_t kDistance = R > 1 ? 4096 : (infoOf(T).plain ? 0 : 256);
+// Prefetches the weights that R rows are multiplied with a little later. Up to Followed rows do little but load, four
+// streams at a time, which the hardware follows by itself: requests hinder it. With more, arithmetic keeps the core
+// from running ahead of its loads, and the hardware's prefetchers stop at the end of every 4 KiB. One row of weights
+// that take long to decode is helped by near requests, and hindered by far ones.
+template <WeightFormat T, int R, int Followed> inline void fetchAhead(const char *weights, size_t bytes) {
+    constexpr size_t kDistance = R <= Followed ? 0 : (R > 1 ? 4096 : 256);
     if constexpr (kDistance > 0) {
         Q3_UNROLL
         for (size_t line = 0; line < bytes; line += 64) {
@@ -174,6 +174,9 @@ template <WeightFormat T, int R> inline void fetchAhead(const char *weights, siz
         }
     }
 }
+
+// Rows of floats up to which the hardware follows (fetchAhead): more where a panel's row is one vector.
+template <typename S, WeightFormat T> constexpr int kFollowedFloats = infoOf(T).plain ? (S::kParts == 1 ? 2 : 1) : 0;
 
 template <typename S, WeightFormat T, int R, int P>
 inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, const float *x, size_t ldx,
@@ -195,7 +198,8 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
         for (size_t i = 0; i + 1 < k; i += 2) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                fetchAhead<kBf16, R>(panels + p * panel_bytes + panelOffset(kBf16, i), panelOffset(kBf16, 2));
+                fetchAhead<kBf16, R, kFollowedFloats<S, kBf16>>(panels + p * panel_bytes + panelOffset(kBf16, i),
+                                                                panelOffset(kBf16, 2));
             }
             add(i, false);
             add(i, true);
@@ -207,7 +211,8 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
         for (size_t i = 0; i < k; ++i) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                fetchAhead<T, R>(panels + p * panel_bytes + panelOffset(T, i), panelOffset(T, 1));
+                fetchAhead<T, R, kFollowedFloats<S, T>>(panels + p * panel_bytes + panelOffset(T, i),
+                                                        panelOffset(T, 1));
             }
             products.add([&](int p) { return loadColumn<S, T>(panels + p * panel_bytes, i * kPanelRows); }, x + i, ldx);
         }
@@ -322,7 +327,7 @@ inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t 
     for (uint32_t quad = 0; quad < kGroup / 4; ++quad) {
         Q3_UNROLL
         for (int p = 0; p < P; ++p) {
-            fetchAhead<kBf12, R>(groups[p] + quad * kBf12QuadBytes, kBf12QuadBytes);
+            fetchAhead<kBf12, R, 0>(groups[p] + quad * kBf12QuadBytes, kBf12QuadBytes);
         }
         add(quad, false);
         add(quad, true);

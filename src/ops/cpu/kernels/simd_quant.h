@@ -186,6 +186,11 @@ private:
     }
 };
 
+// Rows up to which the hardware follows (fetchAhead), where codes of a panel are a whole vector.
+template <typename S, WeightFormat T>
+constexpr int kFollowedCodes =
+    S::kParts > 1 ? 0 : (infoOf(T).code_bits == 8 ? (S::kByteDots ? 4 : 1) : (S::kByteDots ? 2 : 0));
+
 // Adds group g of P panels, from panel `first` of the sums on, to the sums of R rows. x: their activations in the
 // group.
 template <typename S, WeightFormat T, CodeWidth X, int P, int R, int All>
@@ -195,7 +200,7 @@ inline void multiplyGroup(const char *const *panels, size_t g, const QuantRows &
     Q3_UNROLL
     for (int p = 0; p < P; ++p) {
         codes[p] = panels[first + p] + codesOffset(T, g);
-        fetchAhead<T, R>(codes[p], codesOffset(T, 1) - codesOffset(T, 0));
+        fetchAhead<T, R, kFollowedCodes<S, T>>(codes[p], codesOffset(T, 1) - codesOffset(T, 0));
     }
     GroupDots<S, T, X, R, P> dots;
     dots.compute(x, codes);
