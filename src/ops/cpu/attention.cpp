@@ -174,7 +174,6 @@ void Attention::attend(Activation out, Activation qkv, uint32_t layer) {
             const AttentionPlan::Merge &merge = merges[i];
             const AttentionItem &item = items[merge.item];
             const uint32_t rows = rowsOf(item);
-            clearTotal(s, merge.row);
             for (size_t first_key = 0, at = merge.part; first_key < item.keys(); first_key += kSplit, at += rows) {
                 mergeSplit(item, static_cast<uint32_t>(first_key), merge.row, partAt(at, rows), s);
             }
@@ -190,10 +189,8 @@ void Attention::attendItem(const AttentionItem &item, Activation out, Activation
     }
     loadQueries(item, qkv, s);
     const uint32_t rows = rowsOf(item);
-    for (uint32_t r = 0; r < rows; ++r) {
-        clearTotal(s, r);
-    }
-    for (uint32_t first_key = 0; first_key < item.keys(); first_key += kSplit) {
+    attendSplit(item, layer, 0, item.keys(), s, s.total);
+    for (uint32_t first_key = kSplit; first_key < item.keys(); first_key += kSplit) {
         attendSplit(item, layer, first_key, item.keys(), s, s.part);
         for (uint32_t r = 0; r < rows; ++r) {
             mergeSplit(item, first_key, r, s.part, s);
@@ -308,18 +305,27 @@ KvTiles Attention::inPairs(const Tiles &tiles, const KvTiles &kept, uint32_t key
 }
 
 // scoreKeysWide and weighValuesWide serve many rows, for all of which a tile is converted to floats once.
-// weighValuesWide adds up kWideKeys keys at a time.
+// scoreKeysWide takes kKeyTiles tiles at a time, weighValuesWide adds up kWideKeys keys.
 void Attention::scoreKeysWide(const Tiles &tiles, uint32_t nkeys, uint32_t rows, const AttentionScratch &s) const {
-    for (uint32_t key = 0; key < nkeys; key += kBlockTokens) {
-        if (key + kKeysAhead < nkeys) {
-            prefetch(tiles.at(key + kKeysAhead).keys, size_t{config_.dh} * kBlockTokens * kv_.elementSize());
+    constexpr uint32_t kTiles = AttentionScratch::kKeyTiles;
+    const size_t tile_floats = size_t{config_.dh} * kBlockTokens;
+    for (uint32_t first = 0; first < nkeys; first += kTiles * kBlockTokens) {
+        const float *b[kTiles];
+        uint32_t count = 0;
+        for (uint32_t key = first; key < nkeys && count < kTiles; key += kBlockTokens, ++count) {
+            if (key + kKeysAhead < nkeys) {
+                prefetch(tiles.at(key + kKeysAhead).keys, tile_floats * kv_.elementSize());
+            }
+            kv_.loadKeys(tiles.at(key), s.tile + count * tile_floats);
+            b[count] = s.tile + count * tile_floats;
         }
-        kv_.loadKeys(tiles.at(key), s.tile);
-        const float *b = s.tile;
         for (uint32_t row = 0; row < rows; row += kernels_.tile_rows) {
-            float *c = s.scores + size_t{row} * kSplit + key;
-            kernels_.tile(s.query + size_t{row} * config_.dh, config_.dh, 1, &b, kBlockTokens, config_.dh, &c, kSplit,
-                          std::min(kernels_.tile_rows, rows - row), 1, false);
+            float *c[kTiles];
+            for (uint32_t t = 0; t < count; ++t) {
+                c[t] = s.scores + size_t{row} * kSplit + first + size_t{t} * kBlockTokens;
+            }
+            kernels_.tile(s.query + size_t{row} * config_.dh, config_.dh, 1, b, kBlockTokens, config_.dh, c, kSplit,
+                          std::min(kernels_.tile_rows, rows - row), count, false);
         }
     }
 }
@@ -392,13 +398,7 @@ uint32_t Attention::keysFrom(const AttentionItem &item, uint32_t r, uint32_t fir
     return seen <= first_key ? 0 : seen - first_key;
 }
 
-void Attention::clearTotal(const AttentionScratch &s, uint32_t r) const {
-    s.total.maximum[r] = -std::numeric_limits<float>::infinity();
-    s.total.sum[r] = 0.0F;
-    std::fill_n(s.total.values + size_t{r} * kv_.valueWidth(), kv_.valueWidth(), 0.0F);
-}
-
-// Adds what the split that begins at first_key gave to row r's total.
+// Adds what the split that begins at first_key gave to row r's total, which the first split begins.
 void Attention::mergeSplit(const AttentionItem &item, uint32_t first_key, uint32_t r, const AttentionPart &part,
                            const AttentionScratch &s) const {
     if (keysFrom(item, r, first_key) == 0) {
@@ -406,13 +406,19 @@ void Attention::mergeSplit(const AttentionItem &item, uint32_t first_key, uint32
     }
     const AttentionPart &total = s.total;
     const uint32_t width = kv_.valueWidth();
+    float *to = total.values + size_t{r} * width;
+    const float *from = part.values + size_t{r} * width;
+    if (first_key == 0) {
+        total.maximum[r] = part.maximum[r];
+        total.sum[r] = part.sum[r];
+        std::copy_n(from, width, to);
+        return;
+    }
     const float maximum = std::max(total.maximum[r], part.maximum[r]);
-    const float keep = std::exp(total.maximum[r] - maximum);  // 0 for the first split
+    const float keep = std::exp(total.maximum[r] - maximum);
     const float take = std::exp(part.maximum[r] - maximum);
     total.maximum[r] = maximum;
     total.sum[r] = total.sum[r] * keep + part.sum[r] * take;
-    float *to = total.values + size_t{r} * width;
-    const float *from = part.values + size_t{r} * width;
     for (uint32_t i = 0; i < width; ++i) {
         to[i] = to[i] * keep + from[i] * take;
     }

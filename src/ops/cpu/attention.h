@@ -69,7 +69,6 @@ private:
     KvTiles inPairs(const Tiles &tiles, const KvTiles &kept, uint32_t key,
                     void (KvLayout::*pair)(const KvLayout::Tile &, uint32_t *, float *) const, const char **made,
                     const AttentionScratch &s) const;
-    void clearTotal(const AttentionScratch &s, uint32_t r) const;
     void mergeSplit(const AttentionItem &item, uint32_t first_key, uint32_t r, const AttentionPart &part,
                     const AttentionScratch &s) const;
     void finishRow(const AttentionItem &item, uint32_t r, Activation out, const AttentionScratch &s) const;

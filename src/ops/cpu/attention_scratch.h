@@ -28,7 +28,7 @@ struct AttentionScratch {
     float *scores;        // [rows][kSplit]
     AttentionPart part;   // a split of an item that is not cut
     AttentionPart total;  // the merged splits so far
-    float *tile;          // a K tile [dh][16], or a panel of several V tiles [kWideKeys][kValueWidth], as floats
+    float *tile;  // K tiles [kKeyTiles][dh][16], or a panel of several V tiles [kWideKeys][kValueWidth], as floats
 
     // Where attention is in bf16, rows of kRowPadding bytes more than they need, so that they do not fall into
     // the same few sets of L1:
@@ -37,6 +37,7 @@ struct AttentionScratch {
     char *weights;                     // [rows]
     uint32_t *pairs;                   // kTilesTogether tiles in pairs, where the cache does not keep them so
 
+    static constexpr uint32_t kKeyTiles = 2;
     static constexpr uint32_t kWideKeys = 128;
     static constexpr size_t kRowPadding = 64;
 
@@ -61,7 +62,7 @@ struct AttentionScratch {
 
 private:
     static size_t tileFloats(uint32_t dh, uint32_t value_width) {
-        return std::max(size_t{std::max(dh, value_width)} * kPanelRows, size_t{kWideKeys} * kValueWidth);
+        return std::max(size_t{std::max(dh, value_width)} * kKeyTiles * kPanelRows, size_t{kWideKeys} * kValueWidth);
     }
     static size_t rowBytes(uint32_t k, size_t pair_bytes) {
         return pair_bytes == 0 ? 0 : roundedRowBytes(k, 1, pair_bytes) + kRowPadding;

@@ -12,6 +12,10 @@ namespace {
 constexpr uint32_t kKeyGroup = 32;
 static_assert(kKeyGroup % kPanelRows == 0, "a panel of keys lies in one group");
 
+// Elements of a head that are converted at a time.
+constexpr uint32_t kTogether = 128;
+static_assert(kTogether % kValueWidth == 0, "whole panels of values");
+
 // Stores the codes of n values at stride `stride` and returns their scale. NaN and infinity become a NaN scale.
 uint16_t storeCodes(const float *in, uint32_t n, int8_t *codes, size_t stride) {
     float largest = 0.0F;
@@ -70,50 +74,69 @@ KvLayout::Tile KvLayout::tile(void *block, uint32_t layer, uint32_t head) const 
     return {keys, values, scales, scales + size_t{kBlockTokens} * ((dh_ + kKeyGroup - 1) / kKeyGroup)};
 }
 
-// Stores elements [e, e + n) of a token's key and value in pairs.
+// Stores elements [e, e + n) of a token's key and value in pairs, n <= kTogether.
 void KvLayout::storePairs(const Tile &tile, uint32_t slot, uint32_t e, uint32_t n, const float *k,
                           const float *v) const {
-    uint16_t keys[kPanelRows];
-    uint16_t values[kPanelRows];
+    uint16_t keys[kTogether];
+    uint16_t values[kTogether];
     kernels_.store[kBf16](keys, k, n);
     kernels_.store[kBf16](values, v, n);
-    auto *key_at = reinterpret_cast<uint16_t *>(tile.keys) + (size_t{e / 2} * kBlockTokens + slot) * 2;
+    char *key_at = tile.keys + (size_t{e / 2} * kBlockTokens + slot) * 2 * sizeof(uint16_t);
+    for (uint32_t j = 0; j < n; j += 2) {
+        std::memcpy(key_at + size_t{j} * kBlockTokens * sizeof(uint16_t), keys + j, 2 * sizeof(uint16_t));
+    }
     auto *value_at = reinterpret_cast<uint16_t *>(tile.values) + (size_t{slot / 2} * value_width_ + e) * 2 + slot % 2;
     for (uint32_t j = 0; j < n; ++j) {
-        key_at[size_t{j / 2} * kBlockTokens * 2 + j % 2] = keys[j];
         value_at[size_t{j} * 2] = values[j];
     }
 }
 
-void KvLayout::storeToken(const Tile &tile, uint32_t slot, const float *k, const float *v) const {
+// Stores elements [e, e + n) of a token's key and value one by one, n <= kTogether.
+void KvLayout::storeElements(const Tile &tile, uint32_t slot, uint32_t e, uint32_t n, const float *k,
+                             const float *v) const {
     const size_t size = elementSize();
-    if (codes_) {
-        for (uint32_t e = 0; e < dh_; e += kKeyGroup) {
-            auto *codes = reinterpret_cast<int8_t *>(tile.keys) + size_t{e} * kBlockTokens + slot;
-            tile.key_scales[e / kKeyGroup * kBlockTokens + slot] =
-                storeCodes(k + e, std::min(kKeyGroup, dh_ - e), codes, kBlockTokens);
+    for (uint32_t i = 0; i < n; i += kValueWidth) {  // two panels, which lie side by side
+        kernels_.store[format_](tile.values + valueElement((e + i) / kPanelRows, slot) * size, v + i,
+                                std::min(kValueWidth, n - i));
+    }
+    // A token's K is a column of its tile, so it is converted as a row and then placed element by element.
+    float converted[kTogether];
+    kernels_.store[format_](converted, k, n);
+    const auto place = [&](auto element) {
+        using Element = decltype(element);
+        const auto *from = reinterpret_cast<const char *>(converted);
+        char *to = tile.keys + (size_t{e} * kBlockTokens + slot) * sizeof(Element);
+        for (uint32_t j = 0; j < n; ++j) {
+            std::memcpy(to + j * kBlockTokens * sizeof(Element), from + j * sizeof(Element), sizeof(Element));
         }
+    };
+    if (size == sizeof(float)) {
+        place(float{});
+    } else {
+        place(uint16_t{});
+    }
+}
+
+void KvLayout::storeCoded(const Tile &tile, uint32_t slot, const float *k, const float *v) const {
+    for (uint32_t e = 0; e < dh_; e += kKeyGroup) {
+        auto *codes = reinterpret_cast<int8_t *>(tile.keys) + size_t{e} * kBlockTokens + slot;
+        tile.key_scales[e / kKeyGroup * kBlockTokens + slot] =
+            storeCodes(k + e, std::min(kKeyGroup, dh_ - e), codes, kBlockTokens);
     }
     for (uint32_t e = 0; e < dh_; e += kPanelRows) {
-        const uint32_t n = std::min(kPanelRows, dh_ - e);
-        if (codes_) {
-            char *values = tile.values + size_t{e} * kBlockTokens + size_t{slot} * kPanelRows;
-            tile.value_scales[e / kPanelRows * kBlockTokens + slot] =
-                storeCodes(v + e, n, reinterpret_cast<int8_t *>(values), 1);
-            continue;
-        }
-        if (pairs_) {
-            storePairs(tile, slot, e, n, k + e, v + e);
-            continue;
-        }
-        kernels_.store[format_](tile.values + valueElement(e / kPanelRows, slot) * size, v + e, n);
-        // A token's K is a column of its tile, so it is converted as a row and then placed element by element.
-        alignas(32) float converted[kPanelRows];
-        kernels_.store[format_](converted, k + e, n);
-        for (uint32_t j = 0; j < n; ++j) {
-            std::memcpy(tile.keys + (size_t{e + j} * kBlockTokens + slot) * size,
-                        reinterpret_cast<const char *>(converted) + j * size, size);
-        }
+        char *values = tile.values + size_t{e} * kBlockTokens + size_t{slot} * kPanelRows;
+        tile.value_scales[e / kPanelRows * kBlockTokens + slot] =
+            storeCodes(v + e, std::min(kPanelRows, dh_ - e), reinterpret_cast<int8_t *>(values), 1);
+    }
+}
+
+void KvLayout::storeToken(const Tile &tile, uint32_t slot, const float *k, const float *v) const {
+    if (codes_) {
+        return storeCoded(tile, slot, k, v);
+    }
+    const auto store = pairs_ ? &KvLayout::storePairs : &KvLayout::storeElements;
+    for (uint32_t e = 0; e < dh_; e += kTogether) {
+        (this->*store)(tile, slot, e, std::min(kTogether, dh_ - e), k + e, v + e);
     }
 }
 

@@ -60,6 +60,8 @@ public:
 private:
     size_t headBytes() const;
     void storePairs(const Tile &tile, uint32_t slot, uint32_t e, uint32_t n, const float *k, const float *v) const;
+    void storeElements(const Tile &tile, uint32_t slot, uint32_t e, uint32_t n, const float *k, const float *v) const;
+    void storeCoded(const Tile &tile, uint32_t slot, const float *k, const float *v) const;
 
     const KernelTable &kernels_;
     DType dtype_;

@@ -21,6 +21,10 @@ constexpr uint32_t kStreamPanels = 64;
 // Weights that many rows go through at once: they take half of a small L2 and leave the other half to the rows.
 constexpr size_t kBlockBytes = size_t{256} << 10;
 
+// Where rows make no more tiles than this, memory limits the first one, and it is read in long streams as for a single
+// tile.
+constexpr uint32_t kFewParts = 4;
+
 // Panels that a one-row kernel streams together.
 constexpr uint32_t kTogether = 4;
 
@@ -56,6 +60,16 @@ uint32_t groupsIn(uint32_t k) {
     return (k + kGroup - 1) / kGroup;
 }
 
+// Asks for the lines that rows [row, row + count) of an output will be written to, so that stores do not wait for them.
+void fetchOutput(const float *out, size_t ldo, uint32_t row, uint32_t count, uint32_t columns) {
+    constexpr uint32_t kLine = 64 / sizeof(float);
+    for (uint32_t r = row; r < row + count; ++r) {
+        for (uint32_t j = 0; j < columns; j += kLine) {
+            __builtin_prefetch(out + r * ldo + j, 1);
+        }
+    }
+}
+
 void addBias(float *row, const float *bias, uint32_t n) {
     if (bias != nullptr) {
         for (uint32_t j = 0; j < n; ++j) {
@@ -76,10 +90,10 @@ auto storing(float *out, size_t ldo, const CpuLinear &w) {
     };
 }
 
-// The same of gate and up panels that take turns.
-auto storingSwiglu(const KernelTable &kernels, float *out, size_t ldo, const CpuLinear &gate_up) {
-    return [&kernels, out, ldo, &gate_up](uint32_t panel, uint32_t npanels, uint32_t row, uint32_t count,
-                                          const float *product, size_t ld) {
+// The same of gate and up panels that take turns. Of `rows` of the output those of the next call are fetched.
+auto storingSwiglu(const KernelTable &kernels, float *out, size_t ldo, const CpuLinear &gate_up, uint32_t rows) {
+    return [&kernels, out, ldo, &gate_up, rows](uint32_t panel, uint32_t npanels, uint32_t row, uint32_t count,
+                                                const float *product, size_t ld) {
         for (uint32_t r = 0; r < count; ++r) {
             for (uint32_t q = 0; q < npanels; q += 2) {
                 const uint32_t first = (panel + q) / 2 * kPanelRows;
@@ -88,6 +102,9 @@ auto storingSwiglu(const KernelTable &kernels, float *out, size_t ldo, const Cpu
                                 std::min(kPanelRows, gate_up.out - first));
             }
         }
+        const uint32_t next = row + count;
+        fetchOutput(out + size_t{panel} / 2 * kPanelRows, ldo, next, next < rows ? std::min(count, rows - next) : 0,
+                    npanels / 2 * kPanelRows);
     };
 }
 
@@ -316,13 +333,16 @@ void Linears::multiplyExpandedF8(const Panels &panels, const CpuLinear &w, uint3
 
 // Calls epilogue(panel, npanels, row, count, product, ld) for all panels, an even number of neighbours (but for the
 // last ones) a call, and parts of rows: the sums of rows [row, row + count) with these panels are at product + r * ld.
+// Panels whose sums are in `direct` already are left out.
 template <typename Epilogue>
-void Linears::multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue) {
+void Linears::multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, const Output &direct,
+                           const Epilogue &epilogue) {
     prepareRows(in, rows, w.in, w.format);
-    const Segment all{0, rows, 0, w.npanels, 0};
+    const Segment all{0, rows, 0, w.npanels, 0, direct};
     const bool stream = rows <= tileRows(w.format);
     const uint32_t least = panelsIn(kClaimBytes, w);
-    const uint32_t most = stream ? std::min(kStreamPanels, panelsIn(kStreamBytes, w)) : least;
+    const uint32_t most =
+        stream ? std::min(kStreamPanels, panelsIn(kStreamBytes, w)) : std::max(least, panelsTogether(w, rows));
     pool_.parallelFor(w.npanels, std::min(most, least), most, [&](uint32_t begin, uint32_t end, uint32_t thread) {
         if (stream) {
             streamPanels(in, all, w, begin, end, thread, epilogue);
@@ -427,23 +447,36 @@ void Linears::streamPanels(const float *in, const Segment &segment, const CpuLin
     }
 }
 
-// All rows of a segment go through kTogether of its panels [begin, end), or a block of their k, which stay in L2
-// meanwhile.
+// bf12 is expanded to bf16 once for all rows, except for so few that two tiles hold them with registers to spare: there
+// the kernel decodes it twice, which costs less than sending the expanded panels through L2.
+bool Linears::expands(WeightFormat format, uint32_t rows) const {
+    return format == kF8 || (format == kBf12 && rows > 2 * (kernels_.tile_rows - 1));
+}
+
+// Panels that rows go through at once: kTogether, or for few rows as many as fit kBlockBytes.
+uint32_t Linears::panelsTogether(const CpuLinear &w, uint32_t rows) const {
+    const bool few = partsOf(rows, w.format) <= kFewParts && !expands(w.format, rows);
+    return few ? std::min(kStreamPanels, panelsIn(kBlockBytes, w)) : kTogether;
+}
+
+// All rows of a segment go through some of its panels [begin, end), or a block of their k, which stay in L2 meanwhile.
 template <typename Epilogue>
 void Linears::reusePanels(const float *in, const Segment &segment, const CpuLinear &w, uint32_t begin, uint32_t end,
                           uint32_t thread, const Epilogue &epilogue) {
     const uint32_t rows = segment.rows;
     const uint32_t parts = partsOf(rows, w.format);
-    // bf12 is expanded to bf16 once for all rows, except for so few that two tiles hold them with registers to spare:
-    // there the kernel decodes it twice, which costs less than sending the expanded panels through L2.
-    const bool expand = w.format == kF8 || (w.format == kBf12 && rows > 2 * (kernels_.tile_rows - 1));
+    const bool expand = expands(w.format, rows);
     const WeightFormat format = expand ? kBf16 : w.format;
     const uint32_t depth = blockDepth(format, w.in, std::max(kGroup, infoOf(w.format).group));
-    constexpr size_t width = kTogether * kPanelRows;
+    const uint32_t together = panelsTogether(w, rows);
+    const size_t width = size_t{together} * kPanelRows;
     auto *products = scratch_[thread].as<float>();
     char *expanded = scratch_[thread].as<char>() + max_rows_ * width * sizeof(float);
-    for (uint32_t p = begin; p < end; p += kTogether) {
-        const uint32_t count = std::min(kTogether, end - p);
+    for (uint32_t p = begin; p < end; p += together) {
+        const uint32_t count = std::min(together, end - p);
+        // Sums that are read again, block of k after block, stay in scratch: rows of an output lie in few sets of L2.
+        const bool at_once = segment.direct.data != nullptr && depth >= w.in && w.format != kF8 &&
+                             size_t{p + count} * kPanelRows <= w.out;
         for (uint32_t k0 = 0; k0 < w.in; k0 += depth) {
             const uint32_t k = std::min(depth, w.in - k0);
             const bool last = k0 + k == w.in;
@@ -459,10 +492,14 @@ void Linears::reusePanels(const float *in, const Segment &segment, const CpuLine
                 const Rows some{in, w.in, segment.first + row, size};
                 if (w.format == kF8) {
                     multiplyExpandedF8(panels, w, segment.panel + p, some, product, thread);
+                } else if (at_once) {
+                    float *out = segment.direct.data + size_t{p} * kPanelRows;
+                    fetchOutput(out, segment.direct.ld, row, size, count * kPanelRows);
+                    multiplyPanels(panels, some, out + row * segment.direct.ld, segment.direct.ld);
                 } else {
                     multiplyPanels(panels, some, product, width);
                 }
-                if (last) {
+                if (last && !at_once) {
                     epilogue(p, count, segment.out + row, size, product, width);
                 }
                 row += size;
@@ -501,11 +538,12 @@ void Linears::multiply(float *out, size_t ldo, const float *in, uint32_t rows, c
 }
 
 void Linears::multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w) {
-    multiplyRows(in, rows, w, storing(out, ldo, w));
+    const Output direct = w.biasOf(0) == nullptr ? Output{out, ldo} : Output{};
+    multiplyRows(in, rows, w, direct, storing(out, ldo, w));
 }
 
 void Linears::multiplySwiglu(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &gate_up) {
-    multiplyRows(in, rows, gate_up, storingSwiglu(kernels_, out, ldo, gate_up));
+    multiplyRows(in, rows, gate_up, {}, storingSwiglu(kernels_, out, ldo, gate_up, rows));
 }
 
 void Linears::multiplyExperts(float *out, size_t ldo, const float *in, bool slots, const Routing &routing,
@@ -515,7 +553,7 @@ void Linears::multiplyExperts(float *out, size_t ldo, const float *in, bool slot
 
 void Linears::multiplyExpertsSwiglu(float *out, size_t ldo, const float *in, bool slots, const Routing &routing,
                                     const CpuLinear &gate_up) {
-    multiplySlots(in, slots, routing, gate_up, storingSwiglu(kernels_, out, ldo, gate_up));
+    multiplySlots(in, slots, routing, gate_up, storingSwiglu(kernels_, out, ldo, gate_up, 0));
 }
 
 }  // namespace q3::cpu

@@ -38,11 +38,17 @@ public:
     size_t scratchBytes() const;
 
 private:
+    // Where sums may be written by the kernel itself, a row's ld floats after the one before.
+    struct Output {
+        float *data = nullptr;  // of the first row and panel; null: nowhere
+        size_t ld = 0;
+    };
     // Rows that meet the same panels: all of a call and of a layer, or those of an expert.
     struct Segment {
         uint32_t first, rows;     // of the rows as they are prepared
         uint32_t panel, npanels;  // of the layer
         uint32_t out;             // row of the output that the first row's is
+        Output direct = {};
     };
     // Neighbouring panels of one layer, cut to k [k0, k0 + k).
     struct Panels {
@@ -74,6 +80,8 @@ private:
     QuantRows codesOf(uint32_t first, uint32_t count, uint32_t k, WeightFormat format) const;
     uint32_t piecesOf(WeightFormat format) const;
     uint32_t tileRows(WeightFormat format) const;
+    bool expands(WeightFormat format, uint32_t rows) const;
+    uint32_t panelsTogether(const CpuLinear &w, uint32_t rows) const;
     void prepareRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
     void quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
     void quantizePart(const float *in, const uint32_t *row_of, uint32_t first, uint32_t rows, uint32_t k,
@@ -82,7 +90,8 @@ private:
     const float *prepareSlots(const float *in, bool slots, const Routing &routing, const CpuLinear &w);
     void multiplyPanels(const Panels &panels, const Rows &rows, float *out, size_t ldo) const;
     template <typename Epilogue>
-    void multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, const Epilogue &epilogue);
+    void multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, const Output &direct,
+                      const Epilogue &epilogue);
     template <typename Epilogue>
     void multiplySlots(const float *in, bool slots, const Routing &routing, const CpuLinear &w,
                        const Epilogue &epilogue);
