@@ -71,9 +71,9 @@ CASES = [
         {"dt_weight": INT8, "activations": Activations.INT16},
     ),
     (
-        "even_bf16_to_int4",
+        "even_bf16_to_int4_times_int8",
         CheckpointSpec("inv_even_bf16", seed=34, dtype="bf16", **EVEN),
-        {"dt_weight": INT4},
+        {"dt_weight": INT4, "activations": Activations.INT8},
     ),
     (
         "odd_bf16_to_bf12",

@@ -26,6 +26,17 @@ def test_what_is_asked_for_is_used() -> None:
         assert used("int8", codes) == codes == used("int4", codes)
 
 
+def test_the_cache_is_kept_as_attention_multiplies_it() -> None:
+    """In bf16 with int4 weights wherever it is with bf16 ones, but never with int8 weights."""
+
+    def kept(dtype: str) -> str:
+        with Qwen3ForCausalLM(DEMO, dtype=dtype, cache=False) as model:
+            return str(model.native.build_info()["kv"])
+
+    assert kept("int4") == kept("int4-mixed") == kept("bf16")
+    assert kept("int8") == "f16"
+
+
 def test_the_default_is_as_good_as_others() -> None:
     """Wherever it rounds, it moves the output less than transformers does in bfloat16."""
     tokens = list(range(5, 205))

@@ -407,7 +407,7 @@ typedef struct {
                            as given, F32 if parts that are packed as one (q, k, v; gate, up) differ */
     /* KV cache dtype: F16, BF16, F32, or on the CPU backend INT8 (codes with a bf16 scale per token and 32 elements of
      * K or 16 of V: 0.55 of F16's bytes). DEFAULT: on CPU F32 if most weights of the layers are packed as F32, BF16
-     * with activations in BF16, else F16; dt_logits on InfiniCore */
+     * where attention is in BF16 (docs/numerics.md), else F16; dt_logits on InfiniCore */
     int32_t dt_kv;
     uint64_t kv_limit_bytes;  /* most bytes of all caches together; 0: half of the memory free at create */
     uint32_t max_step_tokens; /* tokens computed at a time, 1 to 65536: longer calls run in chunks; 0: 512 on the CPU,
