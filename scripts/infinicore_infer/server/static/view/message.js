@@ -127,7 +127,7 @@ export class MessageView {
     if (versions.length > 1) foot.append(this.#pager(versions, free));
     const copy = iconButton("copy", this.role === "user" ? "Copy the question" : "Copy the answer", () => this.copy());
     copy.classList.add("copy");
-    foot.append(copy);
+    if (this.message.content) foot.append(copy);
     if (this.role === "user") foot.append(iconButton("edit", "Edit and send again", () => this.edit(), { disabled: !free }));
     else {
       foot.append(iconButton("redo", "Another answer", () => chat.regenerate(this.id), { disabled: !free, class: "quiet again" }));
