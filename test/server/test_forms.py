@@ -13,6 +13,7 @@ import numpy as np
 import openai
 import pytest
 from infinicore_infer.errors import FieldError
+from infinicore_infer.generate import grammar_constraint, grammar_trial
 from infinicore_infer.server.openai.fields import CompletionBody
 from serving import CAPITAL, NO_THINK, WEATHER_TOOL, LiveServer
 
@@ -329,6 +330,23 @@ def test_what_is_wrong_is_refused(server: LiveServer) -> None:
         assert response.status_code == 400, (form, response.text)
         assert error["param"] == param and words in error["message"], (form, error)
     assert server.post(TEXT, {**BODIES[TEXT], "grammar_lazy": False}).status_code == 200
+
+
+def test_what_takes_ever_more_work_is_ended(
+    make_server: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an error, before it holds up the others for long."""
+    monkeypatch.setattr(grammar_constraint, "_QUICK_SECONDS", 0)
+    monkeypatch.setattr(grammar_constraint, "_SLOW_SECONDS", 0)
+    server = make_server()
+    ambiguous = {"grammar": "start: e\ne: e e | /[a-z]/", "ignore_eos": True}
+    response = server.post(TEXT, {**BODIES[TEXT], **ambiguous})
+    assert response.status_code == 500 and "too much work" in response.json()["error"]["message"]
+    assert server.post(TEXT, BODIES[TEXT]).status_code == 200
+    # Or when it comes.
+    monkeypatch.setattr(grammar_trial, "_SECONDS", 0)
+    response = server.post(TEXT, {**BODIES[TEXT], "grammar": "start: e\ne: e e e | /[a-z]/"})
+    assert response.status_code == 400 and "too much work" in response.json()["error"]["message"]
 
 
 def test_long_chains(make_server: Callable[..., LiveServer]) -> None:

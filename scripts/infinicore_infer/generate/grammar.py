@@ -253,12 +253,12 @@ class Grammars:
         """Return what goes wrong with texts that a grammar allows; ``None``: nothing."""
         over = time.thread_time() + ALL_SECONDS
         for part in [text] if always else trials(text):
-            problem = self._trial(part)
+            problem = self._trial(part, always)
             if problem is not None or time.thread_time() > over:
                 return problem
         return None
 
-    def _try(self, text: str) -> str | None:
+    def _try(self, text: str, always: bool) -> str | None:
         assert self._model is not None
         matcher = self._compile(text, TRIAL_LIMITS)
-        return trial(matcher, self._words, text, self._model.tokenizer)
+        return trial(matcher, self._words, text, self._model.tokenizer, always=always)

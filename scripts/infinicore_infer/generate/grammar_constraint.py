@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 # Tokens that are read at a time where an answer is read again.
 _CHUNK = 64
+# All answers wait for a mask. What takes longer than this of the processor's time, for all of an
+# answer's masks together, is borne for so long: ambiguous grammars take more and more.
+_QUICK_SECONDS, _SLOW_SECONDS = 0.05, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class GrammarConstraint:
         self._dvoc = dvoc
         self._marks = marks
         self._thinking = thinking
+        self._slow = 0.0
         self._calls_only = calls_only
         # What may come besides.
         self._extra = marks.think
@@ -116,12 +121,16 @@ class GrammarConstraint:
         if self._thinking:
             # An answer that ends amid its thinking would not have the form.
             return self._thoughts
+        begin = time.thread_time()
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits, 0)
         if self._matcher.is_error():
             self._matcher = self._again()
             llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits, 0)
         if self._matcher.is_error():
             raise RuntimeError(f"grammar: {self._matcher.get_error()}")
+        self._slow += max(time.thread_time() - begin - _QUICK_SECONDS, 0)
+        if self._slow > _SLOW_SECONDS:
+            raise RuntimeError("grammar: it takes too much work to follow the further it goes")
         mask: NDArray[np.uint32] = self._bits[0].view(np.uint32)[: (self._dvoc + 31) // 32]
         if self._extra is not None:
             mask[self._extra // 32] |= np.uint32(1 << (self._extra % 32))

@@ -68,7 +68,12 @@ def _patterns(schema: object) -> Iterator[str]:
 
 
 def trial(
-    matcher: llguidance.LLMatcher, words: int, text: str, tokenizer: Qwen3Tokenizer
+    matcher: llguidance.LLMatcher,
+    words: int,
+    text: str,
+    tokenizer: Qwen3Tokenizer,
+    *,
+    always: bool = False,
 ) -> str | None:
     """Draw texts that a grammar allows; return what goes wrong, or ``None``.
 
@@ -77,6 +82,8 @@ def trial(
         words: Length of its bit masks.
         text: The grammar.
         tokenizer: The model's.
+        always: Whether a text that takes long is something wrong. Of schemas it is not: what takes
+            too long there meets a limit.
     """
     # Between what is repeated there often is a separator, which few tokens of a text have.
     marks = [tokenizer.token_id(char) for char in set(text) if not char.isalnum() and char != '"']
@@ -96,7 +103,11 @@ def trial(
             if step % 4 == 3:
                 drawn = np.intersect1d(options, known).tolist() or drawn
             copy.consume_token(int(rng.choice(drawn)))
-            if copy.is_error() or time.thread_time() > over:
+            if copy.is_error():
+                break
+            if time.thread_time() > over:
+                if always:
+                    return too_much(f"{step + 1} tokens took {_SECONDS:g} s")
                 break
         if copy.is_error():
             return too_much(copy.get_error())
