@@ -35,7 +35,7 @@ def sentence_transformers(args: argparse.Namespace) -> Callable[[list[str]], Any
     from sentence_transformers.models import Normalize, Pooling, Transformer
 
     torch.set_num_threads(args.threads)
-    body = Transformer(args.model_path, model_args={"dtype": getattr(torch, args.dtype)})
+    body = Transformer(args.model_path, model_kwargs={"dtype": getattr(torch, args.dtype)})
     size = body.get_embedding_dimension()
     model = SentenceTransformer(
         modules=[body, Pooling(size, pooling_mode="lasttoken"), Normalize()], device="cpu"
@@ -58,7 +58,12 @@ def llama_cpp(args: argparse.Namespace) -> Callable[[list[str]], Any]:
         n_threads_batch=args.threads,
         verbose=False,
     )
-    return lambda texts: model.embed(texts, normalize=True)
+
+    def cut(text: str) -> str:
+        # A file made by random_model.py has other tokens, more of them for the same words.
+        return str(model.detokenize(model.tokenize(text.encode())[: args.words]).decode())
+
+    return lambda texts: model.embed([cut(text) for text in texts], normalize=True)
 
 
 RUNTIMES = {"": ours, "sentence-transformers": sentence_transformers, "llama.cpp": llama_cpp}
