@@ -344,6 +344,38 @@ def test_what_is_complete_is_not_touched_again(lab: Any) -> None:
     assert touched == []
 
 
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("- item *one*\n" * 9, "li"),
+        ("1. a\n   - b\n" * 9, "li"),
+        ("| a | b |\n|---|---|\n" + "| *1* | 2 |\n" * 9, "tbody tr"),
+    ],
+)
+def test_lists_and_tables_grow_at_their_end(lab: Any, text: str, part: str) -> None:
+    touched = lab.evaluate(
+        """([text, part]) => {
+            const box = document.createElement("div");
+            const view = new lab.MarkdownView(box);
+            const watch = new MutationObserver(() => {});
+            const all = { childList: true, characterData: true, attributes: true };
+            let first = null;
+            for (let at = 0; at <= text.length; at += 2) {
+                view.update(text.slice(0, at), true);
+                const parts = box.querySelectorAll(part);
+                if (first || parts.length < 3) continue;
+                first = parts[0];
+                watch.observe(first, { ...all, subtree: true });
+            }
+            view.update(text, false);
+            const same = first === box.querySelector(part);
+            return [same, watch.takeRecords().length, box.innerHTML === lab.whole(text).innerHTML];
+        }""",
+        [text, part],
+    )
+    assert touched == [True, 0, True]
+
+
 def test_marks_that_are_half_written_do_not_flicker(lab: Any) -> None:
     """What is shown while bold print, code or a table is written is never taken back."""
     text = "Some **bold words** and `code` here.\n\n"

@@ -224,7 +224,7 @@ function takeList(lines, at, depth) {
     const blocks = parseBlocks(taken, depth + 1);
     loose ||= blocks.some((block, k) => k > 0 && block.gap);
     loose ||= follows && behind > end;
-    items.push({ blocks, done: task ? task[1] !== " " : null });
+    items.push({ blocks, done: task ? task[1] !== " " : null, source: taken.join("\n") });
     i = follows ? behind : next;
     if (!follows) break;
   }

@@ -2,6 +2,7 @@
 // and attributes that are written here are made: nothing that a model writes can be markup.
 
 import { el, icon } from "../dom.js";
+import { patch } from "./patch.js";
 import { CodeText } from "./code.js";
 import { formula } from "./formula.js";
 import { parseInline } from "./inline.js";
@@ -67,41 +68,47 @@ const renderBlocks = (blocks, open) => blocks.map((block, i) => renderBlock(bloc
 function renderList(block, open) {
   const list = el(block.ordered ? "ol" : "ul", { dir: "auto" });
   if (block.ordered && block.number !== 1) list.start = block.number;
-  block.items.forEach((item, i) => {
-    const last = open && i === block.items.length - 1;
-    const entry = el("li", { dir: "auto" });
-    if (item.done !== null) {
-      entry.classList.add("task");
-      entry.append(el("input", { type: "checkbox", disabled: true, checked: item.done }), " ");
-    }
-    item.blocks.forEach((inner, k) => {
-      const inTail = last && k === item.blocks.length - 1;
-      if (inner.type === "paragraph" && !block.loose) appendInline(entry, inner.text, inTail);
-      else entry.append(renderBlock(inner, inTail));
-    });
-    list.append(entry);
-  });
+  block.items.forEach((item, i) => list.append(renderItem(item, block.loose, open && i === block.items.length - 1)));
+  shown.set(list, block);
   return list;
 }
 
-function renderTable(block) {
-  const row = (cells, tag) =>
-    el(
-      "tr",
-      {},
-      ...cells.map((cell, i) => {
-        const made = el(tag, { dir: "auto" });
-        if (block.align[i]) made.classList.add(block.align[i]);
-        return appendInline(made, cell, false);
-      }),
-    );
-  const table = el("table", {}, el("thead", {}, row(block.head, "th")));
-  if (block.rows.length) table.append(el("tbody", {}, ...block.rows.map((cells) => row(cells, "td"))));
-  // Wide tables scroll by themselves, also by keyboard.
-  return el("div", { class: "table", tabindex: "0", role: "region", "aria-label": "Table" }, table);
+function renderItem(item, loose, open) {
+  const entry = el("li", { dir: "auto" });
+  if (item.done !== null) {
+    entry.classList.add("task");
+    entry.append(el("input", { type: "checkbox", disabled: true, checked: item.done }), " ");
+  }
+  item.blocks.forEach((inner, k) => {
+    const inTail = open && k === item.blocks.length - 1;
+    if (inner.type === "paragraph" && !loose) appendInline(entry, inner.text, inTail);
+    else entry.append(renderBlock(inner, inTail));
+  });
+  return entry;
 }
 
+function renderRow(cells, align, tag) {
+  const row = el("tr");
+  cells.forEach((cell, i) => {
+    const made = el(tag, { dir: "auto" });
+    if (align[i]) made.classList.add(align[i]);
+    row.append(appendInline(made, cell, false));
+  });
+  return row;
+}
+
+function renderTable(block) {
+  const table = el("table", {}, el("thead", {}, renderRow(block.head, block.align, "th")));
+  if (block.rows.length) table.append(el("tbody", {}, ...block.rows.map((cells) => renderRow(cells, block.align, "td"))));
+  // Wide tables scroll by themselves, also by keyboard.
+  const box = el("div", { class: "table", tabindex: "0", role: "region", "aria-label": "Table" }, table);
+  shown.set(box, block);
+  return box;
+}
+
+// The code, and the blocks, that elements of growing blocks show.
 const views = new WeakMap();
+const shown = new WeakMap();
 
 function codeFigure(lang, text) {
   const view = new CodeText(lang);
@@ -114,8 +121,38 @@ function codeFigure(lang, text) {
   return figure;
 }
 
-/** Let a code block that is being written have more text; return whether this is one of that language. */
-export function growCode(figure, block) {
+/** Let the element of a block that is being written show what it has become; return whether that was possible. */
+export function growBlock(element, block, open) {
+  if (block.type === "code") return growCode(element, block);
+  const before = shown.get(element);
+  if (before?.type !== block.type) return false;
+  if (block.type === "list") {
+    if (["ordered", "number", "loose"].some((name) => before[name] !== block[name])) return false;
+    const render = (i) => renderItem(block.items[i], block.loose, open && i === block.items.length - 1);
+    const sources = ({ items }) => items.map(({ source }) => source);
+    growChildren(element, sources(before), sources(block), render);
+  } else {
+    const rows = element.querySelector("tbody");
+    if (!rows || String(before.head) !== String(block.head)) return false;
+    const sources = (table) => table.rows.map((cells) => cells.join("|"));
+    growChildren(rows, sources(before), sources(block), (i) => renderRow(block.rows[i], block.align, "td"));
+  }
+  shown.set(element, block);
+  return true;
+}
+
+/** Make the children again whose sources are others, and the last one, which was being written. */
+function growChildren(parent, before, after, render) {
+  let same = 0;
+  while (same < before.length - 1 && before[same] === after[same]) same++;
+  for (let i = same; i < after.length; i++)
+    if (i < before.length) patch(parent.children[i], render(i));
+    else parent.append(render(i));
+  while (parent.children.length > after.length) parent.lastElementChild.remove();
+}
+
+/** Let a code block have more text; return whether this is one of that language. */
+function growCode(figure, block) {
   const view = views.get(figure);
   if (!view || view.lang !== block.lang) return false;
   view.update(block.text);

@@ -4,10 +4,12 @@
 import { isBlank } from "./lines.js";
 import { parseBlocks } from "./blocks.js";
 import { patch } from "./patch.js";
-import { growCode, renderBlock } from "./render.js";
+import { growBlock, renderBlock } from "./render.js";
 
 /** A line that says nothing yet of what it will be: half a rule, a table's or a list's mark. */
 const UNDECIDED = /^[\s>]*([-*_=+#|`~:$\\[\]()\s]{1,80}|\d{1,9}[.)]?)$/;
+
+const GROWING = new Set(["code", "list", "table"]);
 
 export class MarkdownView {
   #text = "";
@@ -15,7 +17,6 @@ export class MarkdownView {
   #offset = 0;
   // The block that may still change.
   #last = null;
-  #lastType = "";
 
   constructor(element) {
     this.element = element;
@@ -50,14 +51,12 @@ export class MarkdownView {
   /** Show the block that was the last one, or the next behind it. */
   #show(block, open) {
     const known = this.#last !== null;
-    if (known && block.type === "code" && this.#lastType === "code" && growCode(this.#last, block)) {
-      // Grown.
-    } else {
-      const made = renderBlock(block, open);
-      if (known) this.#last = patch(this.#last, made);
-      else this.element.append((this.#last = made));
-    }
-    this.#lastType = block.type;
+    if (known && growBlock(this.#last, block, open)) return;
+    const made = renderBlock(block, open);
+    if (!known) this.element.append(made);
+    // growBlock() knows by the element what it shows.
+    else if (GROWING.has(block.type)) this.#last.replaceWith(made);
+    this.#last = known && !GROWING.has(block.type) ? patch(this.#last, made) : made;
   }
 }
 
