@@ -142,6 +142,12 @@ def test_cut_off_answers_go_on_as_the_whole_one(page: Any) -> None:
     assert "25 tokens" in whole.locator(".stats").inner_text()
 
 
+def shows(page: Any, text: str) -> None:
+    """Waits until the last answer is this one."""
+    last = f".message:last-child .markdown:has-text('{text}')"
+    page.wait_for_selector(last, state="attached")
+
+
 def test_edit_regenerate_and_versions(page: Any) -> None:
     bodies = answer_with(page, [events({"content": f"Answer {i}"}) for i in range(1, 6)])
     ask(page, "First")
@@ -151,7 +157,7 @@ def test_edit_regenerate_and_versions(page: Any) -> None:
     assert [item["content"] for item in bodies[2]["messages"]] == ["First", "Answer 1", "Second"]
     assert answered(page).locator(".pager").inner_text() == "2 / 2"
     answered(page).get_by_label("Earlier version").click()
-    assert page.locator(".message.assistant .markdown").last.text_content() == "Answer 2"
+    shows(page, "Answer 2")
     page.locator(".message.user").first.get_by_label("Edit and send again").click()
     page.locator(".editor textarea").fill("First, otherwise")
     page.keyboard.press("Enter")
@@ -160,7 +166,7 @@ def test_edit_regenerate_and_versions(page: Any) -> None:
     assert page.locator(".message").count() == 2
     page.locator(".message.user").get_by_label("Earlier version").click()
     # With what followed it; the newest of its versions.
-    assert page.locator(".message.assistant .markdown").last.text_content() == "Answer 3"
+    shows(page, "Answer 3")
     page.reload()
     page.wait_for_selector("html[data-ready]")
     assert page.locator(".message").count() == 4
