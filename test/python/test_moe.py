@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
+from infinicore_infer.checkpoint.checkpoint import Checkpoint
+from infinicore_infer.checkpoint.coded import CodedMatrix
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.checkpoint.config_reader import ConfigError
 from infinicore_infer.checkpoint.errors import GgufError
@@ -20,6 +22,7 @@ from infinicore_infer.checkpoint.opening import open_model
 from infinicore_infer.checkpoint.weights import Qwen3TensorList, Qwen3WeightsImpl, WeightsError
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import NativeModel, StepRequest
+from infinicore_infer.tools import quantize
 from libinfinicore_infer import DataType, DeviceType, Qwen3ModelOptions, WeightCache
 from numpy.typing import NDArray
 from python.helpers import DEMO, edit_json
@@ -260,6 +263,33 @@ def test_demo_answers(dtype: str | None, tmp_path: Path) -> None:
         together = model.generate_batch(prompts, temperature=0)
     assert alone == list(questions.values())
     assert [str(text) for text in together] == alone
+
+
+@pytest.mark.parametrize("form", ["published", "stacked", "gguf"])
+def test_quantize(form: str, tmp_path: Path) -> None:
+    """``qwen3-quantize`` writes every expert by itself, and leaves the router as it was."""
+    source = save_moe(moe_model(ALL), tmp_path / "m", "bf16", stacked=form == "stacked")
+    if form == "gguf":
+        write_gguf(source, tmp_path / "m.gguf", Type.BF16, tokenizer=False)
+        source = tmp_path / "m.gguf"
+    assert quantize.main([str(source), str(tmp_path / "q"), "--dtype", "int8"]) == 0
+    written = Checkpoint(tmp_path / "q")
+    original = published({k: v.float() for k, v in moe_model(ALL).state_dict().items()})
+    for name, value in original.items():
+        rounded = written[name].decoded()
+        coded = name.endswith("_proj.weight")
+        limit = np.abs(value.numpy()).max() / (127 if coded else 256)
+        assert np.abs(rounded - value.numpy()).max() < limit, name
+        assert isinstance(written[name], CodedMatrix) == coded
+    assert set(original) == set(written)
+    written.close()
+    options: dict[str, Any] = {"threads": 2, "dtype": "f32", "cache": False}
+    with Qwen3ForCausalLM(source, **options) as model:
+        expected = forward(model)
+    with Qwen3ForCausalLM(tmp_path / "q", **options) as model:
+        error = forward(model) - expected
+    # GGUF says that weights of experts are normed; with all of them there is no difference.
+    assert np.sqrt((error**2).mean() / (expected**2).mean()) < 0.05
 
 
 # ---------------------------------------------------------------- packed weights on disk

@@ -32,7 +32,7 @@ from infinicore_infer.checkpoint.opening import open_model
 from infinicore_infer.checkpoint.parts import some
 from infinicore_infer.checkpoint.safetensors_writer import Entry, SafetensorsWriter
 from infinicore_infer.checkpoint.tensor import Tensor, Weight
-from infinicore_infer.checkpoint.weights import CheckedTensors
+from infinicore_infer.checkpoint.weights import CheckedTensors, Place
 from infinicore_infer.progress import ProgressBar
 from infinicore_infer.text.gguf_tokenizer import gguf_tokenizer
 
@@ -75,6 +75,30 @@ class _Job:
             Entry(f"{module}.weight_scale", "BF16", (rows, cols // GROUP)),
             Entry(f"{module}.weight_shape", "I64", (2,)),
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class _ExpertPart(Weight):
+    """Rows of one expert of a weight [experts, rows, columns], to be decoded."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    whole: Weight
+    expert: int
+    first: int
+
+    def decoded(self, first: int = 0, last: int | None = None) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = self.whole.decoded(self.expert, self.expert + 1)[0]
+        values = values[self.first : self.first + self.shape[0]]
+        return values[first:last]
+
+    def entry(self) -> dict[str, Any]:
+        raise NotImplementedError  # the whole weight has one
+
+    def stored(self) -> list[NDArray[Any]]:
+        return self.whole.stored()
 
 
 def quantize(source: Path, target: Path, dtype: str, *, progress: bool = False) -> None:
@@ -120,13 +144,38 @@ def quantize(source: Path, target: Path, dtype: str, *, progress: bool = False) 
 
 def _jobs(meta: Qwen3MetaFromConfig, checkpoint: Checkpoint, bits: int) -> Iterator[_Job]:
     naming = Qwen3WeightsNaming()
-    if meta.experts is not None:
-        raise ValueError(f"{meta.source}: models with experts cannot be quantised to a new folder")
     for place in CheckedTensors(meta, checkpoint).places:
+        if place.field.startswith("expert_"):
+            used = _bits_of(bits, place.layer, meta.nlayer)
+            for name, weight in _expert_parts(meta, place, checkpoint[place.name]):
+                yield _Job(name, weight, used)
+            continue
         own = getattr(naming, place.field)
         whole = place.field in ("input_embd", "output_norm", "output_embd")
         used = 0 if place.field not in _MATRICES else _bits_of(bits, place.layer, meta.nlayer)
         yield _Job(own() if whole else own(place.layer), checkpoint[place.name], used)
+
+
+def _expert_parts(
+    meta: Qwen3MetaFromConfig, place: Place, weight: Weight
+) -> Iterator[tuple[str, Weight]]:
+    """Return the matrices of experts that a weight has, by the names of published checkpoints."""
+    assert meta.experts is not None
+    count, dm = meta.experts.count, meta.experts.dm
+    *_, single = Qwen3WeightsNaming().expert_forms(place.layer, count)
+    names = {(one.field, one.expert): one.name for one in single}
+    if not place.stacked:
+        yield names[place.field, place.expert], weight
+        return
+    parts = ("expert_gate", "expert_up") if place.field == "expert_gate_up" else (place.field,)
+    rows, cols = weight.shape[1] // len(parts), weight.shape[2]
+    for expert in range(count):
+        for i, field in enumerate(parts):
+            name = names[field, expert]
+            yield (
+                name,
+                _ExpertPart(name, weight.dtype, (rows, cols), weight.file, weight, expert, i * dm),
+            )
 
 
 def _bits_of(bits: int, layer: int, nlayer: int) -> int:
@@ -174,7 +223,7 @@ def _write(job: _Job, writer: SafetensorsWriter) -> None:
     writer.write(entries[2].name, np.array([rows, cols], np.int64))
 
 
-def quantization_config(bits: int, nlayer: int) -> dict[str, Any]:
+def quantization_config(bits: int, nlayer: int, experts: bool = False) -> dict[str, Any]:
     """Return the ``quantization_config`` of what :func:`quantize` writes."""
 
     def group(targets: list[str], bits: int) -> dict[str, Any]:
@@ -197,7 +246,7 @@ def quantization_config(bits: int, nlayer: int) -> dict[str, Any]:
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "global_compression_ratio": None,
-        "ignore": ["lm_head"],
+        "ignore": ["lm_head", *([r"re:.*mlp\.gate$"] if experts else [])],
         "kv_cache_scheme": None,
         "config_groups": groups,
     }
@@ -208,7 +257,8 @@ def _write_beside(
 ) -> None:
     """Write config and tokenizer."""
     if checkpoint.metadata is not None:
-        config = {"architectures": ["Qwen3ForCausalLM"], **checkpoint.gguf_config()[0]}
+        kind = "Qwen3ForCausalLM" if meta.experts is None else "Qwen3MoeForCausalLM"
+        config = {"architectures": [kind], **checkpoint.gguf_config()[0]}
         generation = {"eos_token_id": meta.end_tokens, **meta.generation_config}
         _write_json(target / "generation_config.json", generation)
         tokenizer = gguf_tokenizer(checkpoint.metadata, checkpoint.folder)
@@ -224,7 +274,7 @@ def _write_beside(
             elif (source / name).is_file():
                 shutil.copyfile(source / name, target / name)
     config["tie_word_embeddings"] = meta.tie_word_embeddings
-    config["quantization_config"] = quantization_config(bits, meta.nlayer)
+    config["quantization_config"] = quantization_config(bits, meta.nlayer, bool(meta.experts))
     _write_json(target / "config.json", config)
 
 
