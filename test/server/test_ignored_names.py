@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def test_parts_are_bounded_too() -> None:
 @pytest.mark.parametrize("given", ["warn", "refuse"])
 def test_the_option_reaches_the_service(given: str) -> None:
     args = build_parser().parse_args(["--unknown-fields", given])
-    assert launch._service(args, "x").config.unknown_fields == given
+    assert launch._service(args, Path("x")).config.unknown_fields == given
 
 
 @pytest.mark.parametrize("stream", [False, True])
