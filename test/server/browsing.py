@@ -75,6 +75,8 @@ def answered(page: Any) -> Any:
     """Returns the last message once no answer is being written any more."""
     page.wait_for_selector(".message.assistant")
     page.wait_for_selector("#send:visible")
+    # What has not been painted yet has no text that is seen.
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     return page.locator(".message.assistant").last
 
 
