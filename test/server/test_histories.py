@@ -81,6 +81,33 @@ def test_answers_that_do_not_go_on() -> None:
     assert ends(ChatBody.model_validate({"messages": called})) == (False, True)
 
 
+def test_thinking_goes_on(server: LiveServer) -> None:
+    """A last message that has only thought goes on thinking, as if it had not been cut."""
+    body = {"messages": CAPITAL, "max_tokens": 200, **GREEDY, "enable_thinking": True}
+
+    def ask(text: str | None) -> dict[str, Any]:
+        last = {"role": "assistant", "content": None, "reasoning_content": text}
+        messages = CAPITAL if text is None else [*CAPITAL, last]
+        answer = server.post(CHAT, {**body, "messages": messages}).json()
+        message: dict[str, Any] = answer["choices"][0]["message"]
+        return message
+
+    whole = ask(None)
+    thoughts = whole["reasoning_content"]
+    words = thoughts.split(" ")
+    assert len(words) > 4
+    for count in (1, 3, len(words) - 1):
+        begun = " ".join(words[:count])
+        rest = ask(begun)
+        assert begun + rest["reasoning_content"] == thoughts
+        assert rest["content"] == whole["content"]
+    rest = {"role": "assistant", "reasoning_content": words[0]}
+    asked = {"messages": [*CAPITAL, rest], "add_generation_prompt": False}
+    tokens = server.post("/tokenize", {**asked, "continue_final_message": True}).json()["tokens"]
+    text = server.post("/detokenize", {"tokens": tokens}).json()["prompt"]
+    assert text.endswith(f"<|im_start|>assistant\n<think>\n{words[0]}")
+
+
 def test_tokenize_goes_on_too(server: LiveServer) -> None:
     rest = {"continue_final_message": True, "add_generation_prompt": False}
     tokens = server.post("/tokenize", {"messages": BEGUN, **rest}).json()["tokens"]

@@ -20,6 +20,7 @@ from infinicore_infer.server.counts import stop_reason
 from infinicore_infer.server.grammar import choose_grammar
 from infinicore_infer.server.json_values import JsonObject
 from infinicore_infer.server.service import Service
+from infinicore_infer.text.chat_template import check_messages
 from infinicore_infer.text.output import Content, OutputParser, Part, Reasoning
 
 
@@ -130,6 +131,7 @@ class _Plan:
         tokens: The prompt.
         params: The settings of every answer.
         opened: Whether the prompt has begun to think.
+        amid: Whether it has thoughts already.
         may_think: Whether the answer may begin with thinking.
         written: The beginning of the answer, where the last message goes on.
         tools: Whether there are any to be called.
@@ -139,6 +141,7 @@ class _Plan:
     tokens: list[int]
     params: list[SamplingParams]
     opened: bool
+    amid: bool
     may_think: bool
     written: str
     tools: bool
@@ -152,11 +155,14 @@ def _plan(service: Service, asked: Callable[[], ChatRequest]) -> tuple[ChatReque
     grammar = choose_grammar(request)
     tokens = request.prompt(model, service.engine.engine.context_length)
     check_length(service, tokens, "messages")
-    written = ""
-    if request.continued:
+    written, amid = "", False
+    if request.continued and _only_thinks(request.messages[-1]):
+        opened = may_think = amid = True
+    elif request.continued:
         # The text of an answer, unless its writer has begun to think in it.
         before, tag, rest = _last_text(request.messages).rpartition("</think>")
         opened = may_think = "<think>" in rest
+        amid = bool(rest.rpartition("<think>")[2].strip()) and opened
         written = "" if opened else rest.lstrip() if tag else before + rest
     else:
         tail = model.tokenizer.decode(tokens[-4:], skip_special=False).rstrip()
@@ -164,7 +170,12 @@ def _plan(service: Service, asked: Callable[[], ChatRequest]) -> tuple[ChatReque
         may_think = opened or not tail.endswith("</think>")
     offered = bool(request.offered_tools())
     params = request.sampling.params(model)
-    return request, _Plan(tokens, params, opened, may_think, written, offered, grammar)
+    return request, _Plan(tokens, params, opened, amid, may_think, written, offered, grammar)
+
+
+def _only_thinks(message: JsonObject) -> bool:
+    """Return whether a message, if it goes on, goes on thinking; as chat templates are given it."""
+    return "content" not in check_messages([message], goes_on=True)[0]
 
 
 def _last_text(messages: Sequence[JsonObject]) -> str:
@@ -252,7 +263,9 @@ async def begin_chat(service: Service, asked: Callable[[], ChatRequest], name: s
     answers = [
         Answer(
             job,
-            OutputParser(thinking=plan.opened, tools=plan.tools, max_calls=max_calls),
+            OutputParser(
+                thinking=plan.opened, amid=plan.amid, tools=plan.tools, max_calls=max_calls
+            ),
             frozenset(model.meta.end_tokens),
             hide_thinking=request.thinking.hidden,
         )

@@ -38,12 +38,17 @@ class MessageError(FieldError, TokenizerError):
     """A message of a conversation is malformed; ``field`` has its index."""
 
 
-def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def check_messages(messages: Sequence[Message], goes_on: bool = False) -> list[dict[str, Any]]:
     """Check a conversation and return it ready for a template.
 
     Keys whose value is ``None`` are dropped, the role ``developer`` becomes ``system``,
     ``reasoning`` becomes ``reasoning_content``, content given as a list of text parts becomes
     one string, and arguments of calls given as JSON become an object.
+
+    Args:
+        messages: The conversation.
+        goes_on: Whether the last message goes on. If it is an assistant's that has thought and said
+            nothing, its thinking goes on, and it is returned without content.
 
     Raises:
         MessageError: Something is missing or of a wrong type; the error names the index.
@@ -59,13 +64,16 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         role = clean.get("role")
         if role not in _ROLES:
             raise MessageError(where, f"role is {role!r}; known roles: {', '.join(_ROLES)}")
+        thought = role == "assistant" and (clean.get("reasoning_content") or clean.get("reasoning"))
         if "content" in clean:
             clean["content"] = _content_text(where, clean["content"])
         elif role == "assistant" and clean.get("tool_calls"):
             # What the API clients of tool calls send; templates expect a string.
             clean["content"] = ""
-        else:
+        elif not thought:
             raise MessageError(where, "has no content")
+        elif not goes_on or index < len(messages) - 1:
+            clean["content"] = ""
         if role == "developer":
             # Its newer name; Qwen3's template would drop the message without a word.
             clean["role"] = "system"
@@ -285,6 +293,8 @@ def _told(error: Exception) -> str:
 def render_open(source: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
     """Render a conversation whose last message goes on: the prompt ends where its content does.
 
+    Where it has no content, its thinking goes on, which is more than transformers offers.
+
     Args:
         source: As :func:`render`.
         messages: As :func:`render`.
@@ -294,12 +304,13 @@ def render_open(source: str, messages: Sequence[Message], variables: Mapping[str
         TokenizerError: As :func:`render`, or the template does not show the last message.
     """
     *before, last = messages
-    content = last["content"]
-    if "content" not in source:
+    field = "content" if "content" in last else "reasoning_content"
+    content = last[field]
+    if field not in source:
         # transformers' rule; the template could only come by it without naming it.
-        raise TokenizerError("the chat template has no 'content', so no message can go on")
+        raise TokenizerError(f"the chat template has no {field!r}, so no message can go on")
     # The template sees the mark, so it must be no part of what a client wrote.
-    text = render(source, [*before, {**last, "content": content + _CONTINUE}], variables)
+    text = render(source, [*before, {"content": "", **last, field: content + _CONTINUE}], variables)
     at = text.rfind(_CONTINUE.strip())
     if at < 0 or content.strip() not in text:
         raise TokenizerError("the chat template does not show the last message, so it cannot go on")

@@ -33,12 +33,18 @@ class OutputParser:
     """
 
     def __init__(
-        self, *, thinking: bool = False, tools: bool = False, max_calls: int | None = None
+        self,
+        *,
+        thinking: bool = False,
+        amid: bool = False,
+        tools: bool = False,
+        max_calls: int | None = None,
     ) -> None:
         """Read an answer from its first character.
 
         Args:
             thinking: Whether the prompt has opened ``<think>`` already.
+            amid: Whether the prompt has thinking behind that, so that whitespace in front counts.
             tools: Whether tool calls are recognised.
             max_calls: Calls beyond this many are dropped.
         """
@@ -48,7 +54,7 @@ class OutputParser:
         self._max_calls = max_calls
         self._text = ""
         # Whitespace at the beginning of the next part is not part of it.
-        self._trim = thinking
+        self._trim = thinking and not amid
         self._dropping = False
         self._reader = CallReader()
 

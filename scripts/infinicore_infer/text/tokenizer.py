@@ -329,7 +329,7 @@ class Qwen3Tokenizer:
             tools: JSON schemas of functions the model may call.
             add_generation_prompt: Whether the text ends where an answer begins.
             continue_final_message: Whether the text ends within the last message instead, which the
-                model then goes on with.
+                model then goes on with; without content it ends within its ``reasoning_content``.
             variables: Further template variables, such as ``{"enable_thinking": False}``.
 
         Returns:
@@ -340,7 +340,8 @@ class Qwen3Tokenizer:
                 refuses the messages.
         """
         ending = (add_generation_prompt, continue_final_message)
-        return self._render(check_messages(messages), tools, variables or {}, ending)
+        checked = check_messages(messages, continue_final_message)
+        return self._render(checked, tools, variables or {}, ending)
 
     @cached_property
     def ends_with_message(self) -> bool:
@@ -379,7 +380,7 @@ class Qwen3Tokenizer:
             TokenizerError: As :meth:`apply_chat_template`.
         """
         checked, ending = (
-            check_messages(messages),
+            check_messages(messages, continue_final_message),
             (add_generation_prompt, continue_final_message),
         )
         given = variables or {}

@@ -6,7 +6,7 @@ import { ServerError, inWords } from "./errors.js";
 function openEnded(message) {
   if (message.content) return { role: "assistant", content: message.content, reasoning_content: message.thinking };
   // Amid its thinking: the model goes on in it.
-  return { role: "assistant", content: `<think>\n${message.thinking}` };
+  return { role: "assistant", content: null, reasoning_content: message.thinking };
 }
 
 /** Return the messages of a request: what the page shows, without earlier thinking, which the template drops. */
