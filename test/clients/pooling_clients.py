@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.metadata
 import json
 import math
 import os
-import traceback
 import urllib.request
 from collections.abc import Callable
 from typing import Any
+
+from running import run_clients
 
 TEXTS = ["The cat sat on the mat.", "Paris is in France.", "Hello, world"]
 QUERY = "Where is the cat?"
@@ -166,18 +166,7 @@ def main() -> int:
     parser.add_argument("--rerank", required=True, metavar="URL")
     parser.add_argument("clients", nargs="*", help=", ".join(CLIENTS))
     args = parser.parse_args()
-    status = 0
-    for name in args.clients or CLIENTS:
-        package, check = CLIENTS[name]
-        label = f"{name} {importlib.metadata.version(package)}"
-        try:
-            check(args.embed, args.rerank)
-            print(f"{label}: ok", flush=True)
-        except Exception:
-            traceback.print_exc()
-            print(f"{label}: FAILED", flush=True)
-            status = 1
-    return status
+    return run_clients(CLIENTS, args.clients, args.embed, args.rerank)
 
 
 if __name__ == "__main__":

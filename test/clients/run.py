@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
-import importlib.metadata
 import json
 import math
 import operator
@@ -21,7 +20,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,7 @@ from ollama_clients import (
     check_ollama_js,
     check_responses,
 )
+from running import run_clients
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "qwen3-tiny"
@@ -242,35 +241,13 @@ CLIENTS: dict[str, tuple[str, Callable[[str], None]]] = {
 }
 
 
-def _version(package: str) -> str:
-    """Return a package's version, of Python or, behind "npm:", of package.json."""
-    name = package.removeprefix("npm:")
-    if name == package:
-        return importlib.metadata.version(package)
-    npm: dict[str, str] = json.loads((Path(__file__).parent / "package.json").read_text("utf-8"))[
-        "dependencies"
-    ]
-    return npm[name]
-
-
 def main() -> int:
     """Runs the clients named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("clients", nargs="*", help=", ".join(CLIENTS))
     args = parser.parse_args()
-    status = 0
-    for name in args.clients or CLIENTS:
-        package, check = CLIENTS[name]
-        label = f"{name} {_version(package)}"
-        try:
-            check(args.url)
-            print(f"{label}: ok", flush=True)
-        except Exception:
-            traceback.print_exc()
-            print(f"{label}: FAILED", flush=True)
-            status = 1
-    return status
+    return run_clients(CLIENTS, args.clients, args.url)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,20 @@ class CheckpointSpec:
         )
 
 
+def draw_weights(model: torch.nn.Module, seed: int) -> None:
+    """Gives a model random weights that keep its numbers of a usual size."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.25 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.25 * noise)
+            else:
+                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+
+
 def make_checkpoint(spec: CheckpointSpec, parent: Path) -> Path:
     """Writes the checkpoint of ``spec`` to ``parent / spec.name``.
 
@@ -82,16 +96,7 @@ def make_checkpoint(spec: CheckpointSpec, parent: Path) -> Path:
         The folder: config.json, generation_config.json and one or more safetensors files.
     """
     model = Qwen3ForCausalLM(spec.config())
-    generator = torch.Generator().manual_seed(spec.seed)
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("norm.weight"):
-                parameter.copy_(1 + 0.25 * noise)
-            elif name.endswith("bias"):
-                parameter.copy_(0.25 * noise)
-            else:
-                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+    draw_weights(model, spec.seed)
     folder = parent / spec.name
     shards = {"max_shard_size": spec.max_shard_size} if spec.max_shard_size else {}
     model.to(TORCH_DTYPES[spec.dtype]).save_pretrained(folder, **shards)

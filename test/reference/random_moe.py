@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reference.random_checkpoint import TORCH_DTYPES, draw_weights
 from safetensors.torch import save_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,7 @@ def moe_model(spec: MoeSpec) -> Qwen3MoeForCausalLM:
     torch.manual_seed(spec.seed)
     model = Qwen3MoeForCausalLM(spec.config()).eval()
     model.set_experts_implementation("eager")  # others want widths of 16 bytes
-    generator = torch.Generator().manual_seed(spec.seed)
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("norm.weight"):
-                parameter.copy_(1 + 0.25 * noise)
-            elif name.endswith("bias"):
-                parameter.copy_(0.25 * noise)
-            else:
-                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+    draw_weights(model, spec.seed)
     return model
 
 

@@ -81,10 +81,7 @@ void InfinicoreBackend::experts(Activation out, Activation h, const PackedLinear
         return;
     }
     DeviceScope scope(*device_);
-    runBranch();
-    if (out.data == added_) {
-        added_ = nullptr;
-    }
+    startWriting(out);
     route(h, static_cast<const DeviceLinear &>(router));
     for (const Routing::Share &share : routing_->shares()) {
         runExpert(share, h, static_cast<const DeviceLinear &>(gate_up), static_cast<const DeviceLinear &>(down));

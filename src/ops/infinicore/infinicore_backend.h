@@ -114,6 +114,7 @@ private:
     bool replay(const StepPlan &plan);
     void endBody(Activation x, Activation delta);
     void runBranch();
+    void startWriting(Activation out);
     void addBranch(Activation x);
     bool isAdded(Activation delta) const { return delta.data == nullptr || delta.data == added_; }
     size_t layerBlockBytes() const { return size_t{2} * config_.nkvh * block_tokens_ * config_.dh * size_; }

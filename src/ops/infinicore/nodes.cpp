@@ -136,10 +136,7 @@ void InfinicoreBackend::linear(Activation out, Activation in, const PackedLinear
         return;
     }
     DeviceScope scope(*device_);
-    runBranch();
-    if (out.data == added_) {
-        added_ = nullptr;
-    }
+    startWriting(out);
     branch_ = {out, in, &static_cast<const DeviceLinear &>(weight)};
     // With other ranks the results are added up first.
     if (!routes_.gemm_add || !alone() || branch_.weight->bias) {
@@ -152,6 +149,14 @@ void InfinicoreBackend::runBranch() {
     if (branch_.weight != nullptr) {
         const Branch branch = std::exchange(branch_, {});
         gemmRows(branch.out.data, branch.in.data, plan().ntok, *branch.weight);
+    }
+}
+
+// Before a product or experts write `out`: does what was put off, and `out` is no longer what addBranch added.
+void InfinicoreBackend::startWriting(Activation out) {
+    runBranch();
+    if (out.data == added_) {
+        added_ = nullptr;
     }
 }
 
