@@ -129,6 +129,10 @@ def draw_peers(runs: list[dict[str, Any]], output: Path) -> None:
     _save(figure, output)
 
 
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _draw_runtimes(axis: Any, rows: list[dict[str, Any]], runtimes: list[str], kind: str) -> None:
     groups = list(dict.fromkeys((row["model"], row["format"]) for row in rows))
     here = [runtime for runtime in runtimes if any(row["runtime"] == runtime for row in rows)]
@@ -139,7 +143,7 @@ def _draw_runtimes(axis: Any, rows: list[dict[str, Any]], runtimes: list[str], k
         heights = [mine.get(group, 0) for group in groups]
         colour = f"C{runtimes.index(runtime)}"
         drawn = axis.bar(places, heights, width, label=runtime, color=colour)
-        texts = [f"{height:.3g}" if height else "" for height in heights]
+        texts = [_three_digits(height) if height else "" for height in heights]
         axis.bar_label(drawn, texts, fontsize=7)
     axis.set_xticks(range(len(groups)), [" ".join(group) for group in groups])
     axis.set_ylabel("tok/s")
