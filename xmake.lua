@@ -99,9 +99,9 @@ target("q3_core")
         avx512 = table.join(avx512, {"-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"})
         add_files("src/ops/cpu/kernels/isa_avx512.cpp", "src/ops/cpu/kernels/isa_avx512_affine.cpp", {cxflags = avx512})
         add_files("src/ops/cpu/kernels/isa_avx512vnni.cpp", "src/ops/cpu/kernels/isa_avx512vnni_affine.cpp", {cxflags = table.join(avx512, {"-mavx512vnni"})})
-        add_files("src/ops/cpu/kernels/isa_avx512bf16.cpp", {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512bf16"})})
+        add_files("src/ops/cpu/kernels/isa_avx512bf16.cpp", {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512bf16", "-mavx512vbmi"})})
         add_files("src/ops/cpu/kernels/isa_avx512amx.cpp",
-                  {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"})})
+                  {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-int8", "-mamx-bf16"})})
     elseif is_arch("arm64", "arm64-v8a", "aarch64") then
         add_files("src/ops/cpu/kernels/isa_neon.cpp", "src/ops/cpu/kernels/isa_neon_affine.cpp")
         add_files("src/ops/cpu/kernels/isa_neon_dotprod.cpp", "src/ops/cpu/kernels/isa_neon_dotprod_affine.cpp", {cxflags = "-march=armv8.2-a+dotprod"})

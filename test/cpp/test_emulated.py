@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,17 +47,29 @@ def run(command: list[str | Path], env: dict[str, str] | None = None) -> str:
     return result.stdout
 
 
+def compile_all(compiler: str, folder: Path, objects: dict[str, list[str]]) -> list[Path]:
+    """Compiles the kernels of tables side by side, each with flags of its own."""
+    paths = [folder / f"{name}.o" for name in objects]
+
+    def build(path: Path) -> str:
+        source = ROOT / "src/ops/cpu" / f"kernels/isa_{path.stem}.cpp"
+        return run([compiler, *FLAGS, *objects[path.stem], "-c", source, "-o", path])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(build, paths))
+    return paths
+
+
 def test_avx512_emulated(tmp_path: Path) -> None:
     """Every table of x86-64, those with AVX-512 and AMX computed lane by lane."""
     if os.uname().machine != "x86_64":
         pytest.skip("the AVX-512 tables are built on x86-64 only")
     if not Path("/usr/include/simde/x86/avx512.h").exists():
         pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
-    objects = []
     # Compiling SIMDe's loops with optimisation takes far longer than running them without.
     emulated = ["-mfma", f"-I{ROOT / 'test/cpp/emulated'}", "-O0"]
     avx2 = ["-mavx2", "-mfma", "-mf16c"]
-    for name, flags in {
+    flags = {
         "avx512": emulated,
         "avx512_affine": emulated,
         "avx512vnni": emulated,
@@ -66,10 +79,8 @@ def test_avx512_emulated(tmp_path: Path) -> None:
         "avxvnni": [*avx2, "-include", f"{ROOT / 'test/cpp/emulated/avxvnni.h'}"],
         "avx2": avx2,
         "avx2_affine": avx2,
-    }.items():
-        objects.append(tmp_path / f"{name}.o")
-        source = ROOT / "src/ops/cpu" / f"kernels/isa_{name}.cpp"
-        run(["g++", *FLAGS, *flags, "-c", source, "-o", objects[-1]])
+    }
+    objects = compile_all("g++", tmp_path, flags)
     program = tmp_path / "test_kernels"
     run(["g++", *FLAGS, *PORTABLE, *objects, "-o", program])
     output = run([program], {"QWEN3_TEST_ALL_TABLES": "1"})
@@ -92,12 +103,10 @@ def neon_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed (Debian: g++-aarch64-linux-gnu, qemu-user)")
     folder = tmp_path_factory.mktemp("neon")
-    objects = []
     affine = {f"{name}_affine": NEON[name] for name in ("neon", "neon_dotprod")}
-    for name, architecture in {**NEON, **affine}.items():
-        objects.append(folder / f"{name}.o")
-        source = ROOT / "src/ops/cpu" / f"kernels/isa_{name}.cpp"
-        run([compiler, *FLAGS, "-O2", f"-march={architecture}", "-c", source, "-o", objects[-1]])
+    architectures = {**NEON, **affine}
+    flags = {name: ["-O2", f"-march={each}"] for name, each in architectures.items()}
+    objects = compile_all(compiler, folder, flags)
     program = folder / "test_kernels"
     run([compiler, *FLAGS, "-O2", "-static", *PORTABLE, *objects, "-o", program])
     return program

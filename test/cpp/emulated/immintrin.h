@@ -15,6 +15,7 @@
 #define _MM_FROUND_NO_EXC 0x08
 using __mmask16 = simde__mmask16;
 using __mmask32 = simde__mmask32;
+using __mmask64 = simde__mmask64;
 
 template <typename To, typename From> inline To bitsAs(const From &from) {
     static_assert(sizeof(To) == sizeof(From), "same size");

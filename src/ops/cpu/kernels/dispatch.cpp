@@ -63,7 +63,7 @@ const std::vector<KernelEntry> &kernelEntries() {
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
         const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-        const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+        const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
         // Asking for AMX has side effects (signal stacks must be larger), so nobody asks when another table is forced.
         const bool wanted = *forcedName() == '\0' || std::strcmp(forcedName(), kAmxKernels.name) == 0;
         found.push_back({&kAmxKernels, bf16 && wanted && requestAmx()});
