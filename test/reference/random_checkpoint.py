@@ -22,6 +22,24 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
+def shape_settings(spec: Any) -> dict[str, Any]:
+    """Returns what a transformers configuration has of the sizes of a spec, with experts or not."""
+    return {
+        "vocab_size": spec.dvoc,
+        "hidden_size": spec.d,
+        "intermediate_size": spec.di,
+        "num_hidden_layers": spec.nlayer,
+        "num_attention_heads": spec.nh,
+        "num_key_value_heads": spec.nkvh,
+        "head_dim": spec.dh,
+        "max_position_embeddings": spec.dctx,
+        "tie_word_embeddings": spec.tied,
+        "attention_bias": spec.bias,
+        "bos_token_id": spec.dvoc - 2,
+        "eos_token_id": spec.dvoc - 1,
+    }
+
+
 @dataclass(frozen=True)
 class CheckpointSpec:
     """One random checkpoint; letters as in the C header.
@@ -53,20 +71,9 @@ class CheckpointSpec:
     def config(self) -> Qwen3Config:
         """Returns the transformers configuration of this checkpoint."""
         return Qwen3Config(
-            vocab_size=self.dvoc,
-            hidden_size=self.d,
-            intermediate_size=self.di,
-            num_hidden_layers=self.nlayer,
-            num_attention_heads=self.nh,
-            num_key_value_heads=self.nkvh,
-            head_dim=self.dh,
-            max_position_embeddings=self.dctx,
+            **shape_settings(self),
             rms_norm_eps=self.epsilon,
-            tie_word_embeddings=self.tied,
-            attention_bias=self.bias,
             rope_parameters={**self.rope, "rope_theta": self.theta},
-            bos_token_id=self.dvoc - 2,
-            eos_token_id=self.dvoc - 1,
             max_window_layers=self.nlayer,
         )
 

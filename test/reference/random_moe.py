@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reference.random_checkpoint import TORCH_DTYPES, draw_weights
+from reference.random_checkpoint import TORCH_DTYPES, draw_weights, shape_settings
 from safetensors.torch import save_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -50,16 +50,7 @@ class MoeSpec:
     def config(self) -> Qwen3MoeConfig:
         """Returns the transformers configuration of this model."""
         return Qwen3MoeConfig(
-            vocab_size=self.dvoc,
-            hidden_size=self.d,
-            intermediate_size=self.di,
-            num_hidden_layers=self.nlayer,
-            num_attention_heads=self.nh,
-            num_key_value_heads=self.nkvh,
-            head_dim=self.dh,
-            max_position_embeddings=self.dctx,
-            tie_word_embeddings=self.tied,
-            attention_bias=self.bias,
+            **shape_settings(self),
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             num_experts=self.nexperts,
             num_experts_per_tok=self.used,
@@ -67,8 +58,6 @@ class MoeSpec:
             norm_topk_prob=self.norm,
             decoder_sparse_step=self.step,
             mlp_only_layers=list(self.plain),
-            bos_token_id=self.dvoc - 2,
-            eos_token_id=self.dvoc - 1,
         )
 
 
