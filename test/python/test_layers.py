@@ -19,6 +19,7 @@ PYTHON_LAYERS = (
     {"text", "checkpoint", "arguments"},
     {"native"},
     {"generate"},
+    {"loaded_model"},
     {"causal_lm"},
     {"chat"},
     {"pooling_cli"},
