@@ -241,7 +241,9 @@ def test_cancelled_before_it_begins(make_server: Make) -> None:
     ended: list[BackgroundRun] = []
 
     async def run() -> Any:
-        request = ChatRequest(messages=CAPITAL, sampling=Sampling(max_steps=500, ignore_eos=True))
+        request = ChatRequest(
+            messages=CAPITAL, sampling=Sampling(max_steps=500, settings={"ignore_eos": True})
+        )
         chat = await begin_chat(server.service, lambda: request, "x")
         writer = ResponseWriter({"background": True}, chat, background=True)
         options: Any = {"inputs": "[]", "streamed": True, "grown": lambda count: None}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from infinicore_infer.engine.async_engine import AsyncStream
-from infinicore_infer.engine.jobs import Job, Submission, Update
+from infinicore_infer.engine.jobs import Job, Update
 from infinicore_infer.errors import FieldError, about
 from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.generate.grammar import Grammar
@@ -245,20 +245,7 @@ async def begin_chat(service: Service, asked: Callable[[], ChatRequest], name: s
     request, plan = await asyncio.to_thread(_plan, service, asked)
     model, sampling = service.model, request.sampling
     constraint = await _constraint(service, request, plan)
-    stream = service.submit(
-        [
-            Submission(
-                plan.tokens,
-                plan.params,
-                name,
-                stop_tokens=sampling.stop_token_ids,
-                constraint=constraint,
-                repetition=sampling.repetition,
-                priority=sampling.priority,
-                prompt_logprobs=sampling.prompt_logprobs,
-            )
-        ]
-    )
+    stream = service.submit([sampling.submission(plan.tokens, plan.params, name, constraint)])
     max_calls = None if request.parallel_calls else 1
     answers = [
         Answer(

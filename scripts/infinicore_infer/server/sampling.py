@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infinicore_infer.causal_lm import Qwen3ForCausalLM
+from infinicore_infer.engine.jobs import Submission
 from infinicore_infer.errors import FieldError
+from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.generate.sampling import SamplingParams
 
@@ -19,38 +21,23 @@ class Sampling:
     Attributes:
         n: How many answers to each prompt.
         max_steps: Most tokens of an answer; ``None``: until the context is full.
-        logprobs: How many likeliest tokens to report; ``None``: no log-probabilities.
-        seed: Of the first answer; the next ones have the numbers that follow.
+        settings: Other arguments of :meth:`Qwen3ForCausalLM.sampling_params`; ``None`` means not
+            given. The seed is that of the first answer; the next ones have those that follow.
+        logit_bias: What is added to tokens' logits.
+        allowed_tokens: The only tokens that may be written; ``None``: all.
         stop_token_ids: Further tokens that end an answer, also where the model's own are ignored.
-        bad_words: What must not be written.
         priority: What is lower leaves the queue first.
         prompt_logprobs: How many likeliest tokens to report with each of the prompt's; ``None``:
             no log-probabilities of prompts.
         repetition: Makes what ends one answer that repeats itself; ``None``: nothing does.
-
-    The others are those of :class:`SamplingParams`; ``None`` means not given.
     """
 
     n: int = 1
     max_steps: int | None = None
-    logprobs: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    stop: Sequence[str] = ()
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool | None = None
-    min_tokens: int | None = None
-    bad_words: Sequence[str] = ()
     allowed_tokens: Sequence[int] | None = None
-    include_stop: bool | None = None
-    skip_special: bool | None = None
+    stop_token_ids: Sequence[int] = ()
     priority: int = 0
     prompt_logprobs: int | None = None
     repetition: Callable[[], RepetitionDetector] | None = None
@@ -73,24 +60,35 @@ class Sampling:
                 raise FieldError(f"allowed_token_ids[{i}]", f"there is no token {token}")
         first = model.sampling_params(
             max_steps=self.max_steps,
-            logprobs=self.logprobs,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            repetition_penalty=self.repetition_penalty,
-            # A client's may be negative.
-            seed=None if self.seed is None else self.seed % 2**64,
             logit_bias=self.logit_bias or None,
-            stop=tuple(self.stop),
-            ignore_eos=self.ignore_eos,
-            min_tokens=self.min_tokens,
-            bad_words=self.bad_words or None,
             # A compact form of what may be nearly the whole vocabulary, for each answer.
             allowed_tokens=None if self.allowed_tokens is None else array("I", self.allowed_tokens),
-            include_stop=self.include_stop,
-            skip_special=self.skip_special,
+            **self.settings,
         )
         return [first.numbered(i) for i in range(self.n)]
+
+    def submission(
+        self,
+        tokens: Sequence[int],
+        params: Sequence[SamplingParams],
+        name: str,
+        constraint: Callable[[], Constraint] | None,
+    ) -> Submission:
+        """Return what the engine is asked for.
+
+        Args:
+            tokens: The prompt.
+            params: What :meth:`params` returned.
+            name: Of the request, in logs.
+            constraint: Makes what one answer must have the form of; ``None``: any form.
+        """
+        return Submission(
+            tokens,
+            params,
+            name,
+            stop_tokens=self.stop_token_ids,
+            constraint=constraint,
+            repetition=self.repetition,
+            priority=self.priority,
+            prompt_logprobs=self.prompt_logprobs,
+        )

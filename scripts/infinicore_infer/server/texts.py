@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from infinicore_infer.engine.async_engine import AsyncStream
-from infinicore_infer.engine.jobs import Submission
 from infinicore_infer.errors import FieldError
 from infinicore_infer.server.answer import check_length
 from infinicore_infer.server.forms import Form
@@ -70,17 +69,5 @@ async def begin_texts(
         constraint = await service.grammars.prepare(grammar, may_think=False, thinking=False)
     params = await asyncio.to_thread(sampling.params, service.model)
     return service.submit(
-        [
-            Submission(
-                tokens,
-                params,
-                name,
-                prompt_logprobs=sampling.prompt_logprobs,
-                constraint=constraint,
-                stop_tokens=sampling.stop_token_ids,
-                repetition=sampling.repetition,
-                priority=sampling.priority,
-            )
-            for tokens in encoded
-        ]
+        [sampling.submission(tokens, params, name, constraint) for tokens in encoded]
     )
