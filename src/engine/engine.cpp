@@ -94,7 +94,7 @@ Engine::Engine(const ModelConfig &config, float theta, const ModelTensors &tenso
 }
 
 std::string Engine::description() const {
-    const std::string first = backends_[0]->description();
+    const std::string first = backends_[0]->description() + " step_tokens=" + std::to_string(config_.max_step_tokens);
     return group_.size() == 1 ? first : first + " ndev=" + std::to_string(group_.size());
 }
 

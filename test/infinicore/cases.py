@@ -183,6 +183,7 @@ def text(
     fake: Fake, folder: str, device: str, prompt: str, dtype: str | None, **options: Any
 ) -> str:
     with open_model(folder, device, dtype=dtype, **options) as model:
+        assert model.native.step_tokens == (512 if device == "cpu" else 1024)
         return str(model.generate(prompt, max_steps=40, temperature=0.0))
 
 

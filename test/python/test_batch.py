@@ -63,6 +63,7 @@ class FakeModel:
     """Computes what :func:`next_token` says, in caches with room for so many tokens together."""
 
     closed = False
+    step_tokens = 512
 
     def __init__(self, room: int = 10**9) -> None:
         self.room = room

@@ -230,7 +230,8 @@ def test_siblings_reuse_the_prompt(llm: LLM) -> None:
 
 def test_speed_limits_prompt_parts(llm: LLM) -> None:
     """A step is cut to the time it may take: more without answers."""
-    pace = Pace(EngineConfig(step_seconds=0.08))
+    assert llm.engine.config.step_tokens == 512  # the model's own, where the program names none
+    pace = Pace(EngineConfig(step_tokens=512, step_seconds=0.08))
     assert pace.budget([]) == 128
     pace.record(1, 999, 1.0)
 
@@ -255,7 +256,7 @@ def test_speed_limits_prompt_parts(llm: LLM) -> None:
 @pytest.mark.parametrize("answers", [1, 4, 16, 40])
 def test_steps_take_the_time_between_tokens(llm: LLM, fixed: float, answers: int) -> None:
     """Whatever a made-up machine's steps cost besides their tokens, their length is learnt."""
-    pace = Pace(EngineConfig(step_seconds=0.12))
+    pace = Pace(EngineConfig(step_tokens=512, step_seconds=0.12))
     settings = llm.model.sampling_params()
     active = [
         llm.engine.make_job(Submission([1] * count, [settings]), print).sequence

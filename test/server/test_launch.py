@@ -147,6 +147,7 @@ def test_options() -> None:
     assert memory_size("4G") == 4 << 30 and memory_size("1.5MiB") == 3 << 19
     assert memory_size("77") == 77
     parser = build_parser()
+    assert parser.parse_args(["--model-path", "M"]).step_tokens == 0  # the backend's choice
     for bad in (
         ["--max-batch", "0"],
         ["--kv-memory", "lots"],

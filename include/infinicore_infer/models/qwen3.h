@@ -734,8 +734,8 @@ QWEN3_API size_t qwen3StructSize(int32_t kind);
 /* One line of key=value pairs separated by spaces: version, isa, infinicore ("none" when its module is not beside the
  * library, "not-loaded" before a model has asked for it, else the version it was compiled for, "0.1.0"), and with a
  * model also backend, device and threads (those of the first rank), on InfiniCore avoids (operators replaced) and
- * self_test (passed or skipped), and ndev if above 1. With model NULL the text is static; else it lives as long as the
- * model. */
+ * self_test (passed or skipped), step_tokens (most tokens computed at a time), and ndev if above 1. With model NULL the
+ * text is static; else it lives as long as the model. */
 QWEN3_API const char *qwen3BuildInfo(const struct Qwen3Model *model);
 
 /* Fills *stats as far as its struct_size, which the caller sets. Errors: NULL_POINTER, ABI_MISMATCH. */

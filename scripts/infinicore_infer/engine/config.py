@@ -33,7 +33,7 @@ class EngineConfig:
     Attributes:
         max_batch: Most requests computed together.
         max_queue: Most requests waiting besides.
-        step_tokens: Most tokens of a step.
+        step_tokens: Most tokens of a step; 0: as many as the model computes at a time.
         step_seconds: How long a step may take while answers are in progress, which is the time
             between their tokens; parts of prompts are cut to fit. Without answers, 0.5 or more.
         prefix_cache_bytes: KV memory for remembered prefixes; 0: none; ``None``: half of it.
@@ -45,7 +45,7 @@ class EngineConfig:
 
     max_batch: int = 16
     max_queue: int = 256
-    step_tokens: int = 512
+    step_tokens: int = 0
     step_seconds: float = 0.12
     prefix_cache_bytes: int | None = None
     prefix_dir: Path | None = None
@@ -58,7 +58,7 @@ class EngineConfig:
         Raises:
             ValueError: One is out of range.
         """
-        for name, low in (("max_batch", 1), ("max_queue", 0), ("step_tokens", 1)):
+        for name, low in (("max_batch", 1), ("max_queue", 0), ("step_tokens", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
         if not self.step_seconds > 0:

@@ -75,6 +75,8 @@ class Engine:
         """
         self.model = model
         self.config = config or EngineConfig()
+        if not self.config.step_tokens:
+            self.config = replace(self.config, step_tokens=model.native.step_tokens)
         model.check_lookup(self.config.lookup)
         stats = model.stats()
         blocks = stats["kv_limit_bytes"] // stats["kv_block_bytes"]

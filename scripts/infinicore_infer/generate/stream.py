@@ -18,17 +18,12 @@ from infinicore_infer.generate.results import GenerationPiece, GenerationResult
 from infinicore_infer.generate.sequence import GenerationSequence
 from infinicore_infer.native.model import NativeModel
 
-# Tokens per step: large enough for matrix products to run at full speed, small enough for a
-# cancelled or shared step to end soon. The library computes at most as many at a time by default.
-STEP_TOKENS = 512
-
 
 def run_sequences(
     model: NativeModel,
     sequences: Sequence[GenerationSequence],
     *,
     max_batch: int = 16,
-    step_tokens: int = STEP_TOKENS,
     cancel: threading.Event | None = None,
 ) -> Generator[tuple[int, GenerationPiece], None, None]:
     """Generate all answers together and yield their tokens as they come.
@@ -40,7 +35,6 @@ def run_sequences(
         model: The model.
         sequences: The prompts.
         max_batch: Most sequences in progress at a time.
-        step_tokens: Tokens per step.
         cancel: When set, all answers end with finish_reason "cancelled".
 
     Yields:
@@ -52,7 +46,7 @@ def run_sequences(
     batch = Batch(model, max_batch, Drafter(LookupSource()))
     waiting = deque(sequences)
     index = {sequence: i for i, sequence in enumerate(sequences)}
-    budget = max(step_tokens, max_batch)
+    budget = max(model.step_tokens, max_batch)
     try:
         while batch.sequences or waiting:
             if cancel is not None and cancel.is_set():

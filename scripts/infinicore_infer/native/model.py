@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, byref, c_float, c_int32, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -536,6 +537,11 @@ class NativeModel:
             check(self._lib, self._lib.qwen3GetStats(self._use(), byref(stats)))
         names = [name for name, _ in Qwen3Stats._fields_ if name != "struct_size"]
         return {name: int(getattr(stats, name)) for name in names}
+
+    @cached_property
+    def step_tokens(self) -> int:
+        """Most tokens that are computed at a time; longer calls are cut."""
+        return int(self.build_info()["step_tokens"])
 
     def build_info(self) -> dict[str, str]:
         """Return version, instruction set, backend, device and threads by name."""

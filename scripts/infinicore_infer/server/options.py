@@ -73,9 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--step-tokens",
         type=positive_count,
-        default=512,
+        default=0,
         metavar="N",
-        help="most tokens that one step computes (default: %(default)s)",
+        help="most tokens that one step computes (default: 512 on the CPU, 1024 on other devices)",
     )
     add(
         "--step-seconds",
