@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from infinicore_infer.tools import install_infinicore_source as sources
 from infinicore_infer.tools.install_infinicore_args import parse_args
 from infinicore_infer.tools.install_infinicore_build import STAMP
 
+ROOT = Path(__file__).resolve().parents[2]
 ROPE = "rope/nvidia/rope_nvidia.cu"
 POOL = "    std::optional<T> pop() const {\n        return {std::move(top->data)};\n    }\n"
 CUDA_FILE = """target("infiniop-nvidia")
@@ -86,6 +88,13 @@ def test_adapting(tmp_path: Path) -> None:
     assert sorted(units) == ["operator.cc", "rope_nvidia.cu"]
     # The checkout is as it was.
     assert (tmp_path / "checkout/src/infiniop/devices/pool.h").read_text() == POOL
+
+
+def test_operators_that_the_backend_looks_up_are_kept() -> None:
+    functions = ROOT / "src" / "ops" / "infinicore" / "device" / "functions.h"
+    names = re.findall(r"infiniopCreate(\w+)Descriptor\b", functions.read_text())
+    used = {name.lower() for name in names if name != "Tensor"}
+    assert used == {name.replace("_", "") for name in sources.OPERATORS}
 
 
 def test_what_an_installation_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ OPERATORS = (
     "rearrange",
     "add_rms_norm",
     "embedding",
+    "silu_and_mul",
     "paged_caching",
     "paged_attention",
     "paged_attention_prefill",
