@@ -13,11 +13,19 @@ from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.native.load import LoadProgress
 from infinicore_infer.native.model import NativeModel
 from infinicore_infer.tools.bench import Bench
-from infinicore_infer.tools.bench_models import SHAPES, RandomWeights, official_config
+from infinicore_infer.tools.bench_models import (
+    EXPERT_SHAPES,
+    SHAPES,
+    RandomTensors,
+    RandomWeights,
+    official_config,
+)
 from libinfinicore_infer import Backend, DataType, DeviceType, Qwen3ModelOptions
 
 D2D = 3
 SHAPES["tiny"] = (256, 2, 4, 2, 512, True)
+# Through all experts: rounding changes none that a token goes through.
+EXPERT_SHAPES["tiny-experts"] = ((256, 2, 4, 2, 512, True), (5, 5, 128))
 
 
 class Runtime:
@@ -113,11 +121,15 @@ class DeviceBench(Bench):
         self.precision = Precision(dtype.name.lower())
         self.meta = Qwen3MetaFromConfig(official_config(name))
         self.meta.dt_logits = dtype
-        if name == "tiny":
+        if name.startswith("tiny"):
             self.meta.dvoc, self.meta.end_token = 1024, 1
         self.machine = None
         options = Qwen3ModelOptions(backend=backend)
-        weights: Any = RandomWeights(self.meta, dtype)
+        if self.meta.experts is None:
+            weights: Any = RandomWeights(self.meta, dtype)
+        else:
+            self.meta.experts.apply(options)
+            weights = RandomTensors(self.meta, dtype)
         start = time.perf_counter()
         self.model = NativeModel(self.meta, weights, options, device, dev_ids, LoadProgress())
         self.load_seconds = time.perf_counter() - start

@@ -64,28 +64,32 @@ def text(args: argparse.Namespace) -> Iterator[Line]:
 def parity(args: argparse.Namespace) -> Iterator[Line]:
     """Logits of a long prompt, whole and decoded, against our CPU kernels in float32.
 
-    Beyond 1024 keys, where 0.1.0's causal softmax on CUDA goes wrong. run.sh turns TF32 off.
+    Beyond 1024 keys, where 0.1.0's causal softmax on CUDA goes wrong. run.sh turns TF32 off. Also
+    the states that embeddings are made of, and the logits of a model with experts.
     """
-    name = "tiny"
     tokens = [int(t) for t in np.random.default_rng(3).integers(0, 1000, args.prompt)]
 
-    def logits(bench: DeviceBench) -> np.ndarray:
-        with closing(bench.model), closing(bench.model.create_kv_cache()) as cache:
-            first = bench.model.forward([StepRequest(cache, tokens, 0)])
-            last = [bench.model.forward([StepRequest(cache, [t], len(cache))]) for t in (5, 6, 7)]
-            return np.concatenate([first[-64:], *last])
+    def results(bench: DeviceBench) -> dict[str, np.ndarray]:
+        model = bench.model
+        with closing(model), closing(model.create_kv_cache()) as cache:
+            first = model.forward([StepRequest(cache, tokens, 0)])
+            last = [model.forward([StepRequest(cache, [t], len(cache))]) for t in (5, 6, 7)]
+            logits = np.concatenate([first[-64:], *last])
+            if bench.meta.experts is not None:
+                return {"experts": logits}
+            with closing(model.create_kv_cache()) as other:
+                states = model.embed([StepRequest(other, tokens, 0)])
+            return {"parity": logits, "states": states}
 
-    expected = logits(DeviceBench(name, DataType.F32, CPU, [0], Backend.CPU))
-    for dtype, tolerance in TOLERANCE.items():
-        actual = logits(DeviceBench(name, DataType.parse(dtype), kind(args), [0]))
-        far = float(np.abs(actual - expected).max() / expected.std())
-        good = far < tolerance
-        limit = f"limit {tolerance}"
-        yield (
-            f"parity {dtype}, {args.prompt} tokens",
-            f"{far:.2g} sd, {limit}",
-            "ok" if good else "WRONG",
-        )
+    for name in ("tiny", "tiny-experts"):
+        expected = results(DeviceBench(name, DataType.F32, CPU, [0], Backend.CPU))
+        for dtype, tolerance in TOLERANCE.items():
+            actual = results(DeviceBench(name, DataType.parse(dtype), kind(args), [0]))
+            for what, wanted in expected.items():
+                far = float(np.abs(actual[what] - wanted).max() / wanted.std())
+                verdict = "ok" if far < tolerance else "WRONG"
+                limit = f"limit {tolerance}"
+                yield f"{what} {dtype}, {args.prompt} tokens", f"{far:.2g} sd, {limit}", verdict
 
 
 def limits(args: argparse.Namespace) -> Iterator[Line]:

@@ -110,6 +110,12 @@ class RandomTensors(Qwen3TensorList):
         ones = np.ones(max(meta.d, meta.dh), np.float32)
         block = random_block(meta, dtype)
         self._keep = [block, ones]
+
+        def matrix(shape: tuple[int, ...], expert: int) -> int:
+            # Experts begin elsewhere in the block, so that which one is taken makes a difference.
+            start = 1009 * expert % (block.size - shape[0] * shape[1] + 1)
+            return block[start:].ctypes.data
+
         entries = []
         for field, shape in field_shapes(meta).items():
             if field.endswith("_b") or field in _LEFT_OUT:
@@ -125,7 +131,7 @@ class RandomTensors(Qwen3TensorList):
                     expert=expert,
                     rows=shape[0],
                     cols=1 if vector else shape[1],
-                    data=(ones if vector else block).ctypes.data,
+                    data=ones.ctypes.data if vector else matrix(shape, expert),
                 )
                 for layer in range(1 if whole else meta.nlayer)
                 for expert in range(experts)
