@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 
@@ -15,6 +16,13 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name
 os.environ["XDG_STATE_HOME"] = _CACHE.name
 
 
+def _counts(text: str) -> list[int]:
+    counts = [int(part) for part in text.split(",") if part.isdecimal()]
+    if not counts or text != ",".join(map(str, counts)) or not all(1 <= n <= 8 for n in counts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 1,2,4: numbers of devices to 8")
+    return counts
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of test/parity; the other folders know what they run on."""
     group = parser.getgroup("devices")
@@ -26,4 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=1,
         help="over how many devices models are cut there, as far as their heads allow; default 1",
+    )
+    group.addoption(
+        "--devices",
+        type=_counts,
+        default=[],
+        metavar="N,...",
+        help="run all of test/parity on so many fake devices too, one number after the other, in "
+        "test/infinicore/test_model_tests.py",
     )

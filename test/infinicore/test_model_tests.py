@@ -2,9 +2,7 @@
 
 What is chosen takes a minute and a half. Everything takes minutes for each number of devices::
 
-    xmake build -g fake
-    FAKE_INFINI_COUNT=8 INFINI_ROOT=build/linux/x86_64/release/fake \\
-        python -m pytest test/parity --device nvidia --ndev 2
+    python -m pytest test/infinicore/test_model_tests.py -k everything --devices 1,2,4
 """
 
 from __future__ import annotations
@@ -14,12 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from infinicore.conftest import ROOT, with_root
 
 PARITY = ROOT / "test" / "parity"
 
 
-def run(fake_folder: Path, ndev: int, *arguments: str, atleast: int) -> None:
+def run(
+    fake_folder: Path, ndev: int, *arguments: str, atleast: int, seconds: float | None = 600
+) -> None:
     """Runs tests of test/parity in a process of its own, of which so many must have passed."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["--device", "nvidia", "--ndev", str(ndev), *arguments]
@@ -29,7 +30,7 @@ def run(fake_folder: Path, ndev: int, *arguments: str, atleast: int) -> None:
         env=with_root(fake_folder, FAKE_INFINI_COUNT="8"),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=seconds,
         check=False,
     )
     text = result.stdout + result.stderr
@@ -53,7 +54,17 @@ def test_two_devices(fake_folder: Path) -> None:
 
 
 def test_four_devices(fake_folder: Path) -> None:
-    """KV heads that are on two devices each: drafts, batches, and 16-bit types."""
+    """KV heads that are on two devices each: drafts, batches, embeddings, and 16-bit types."""
     invariants = "even_bf16 and not even_bf16_ and (mixed or greedy or duplicate)"
-    files = ["test_drafts.py", "test_forward.py", "test_invariants.py"]
-    run(fake_folder, 4, *files, "-k", f"drafts or is_cpu or ({invariants})", atleast=80)
+    files = ["test_drafts.py", "test_embed.py", "test_forward.py", "test_invariants.py"]
+    chosen = f"drafts or is_cpu or states_are_the_oracles or ({invariants})"
+    run(fake_folder, 4, *files, "-k", chosen, atleast=83)
+
+
+def test_everything(fake_folder: Path, pytestconfig: pytest.Config) -> None:
+    """All model tests that concern devices."""
+    counts = pytestconfig.getoption("devices")
+    if not counts:
+        pytest.skip("takes minutes for each number of devices: --devices 1,2,4")
+    for ndev in counts:
+        run(fake_folder, ndev, ".", atleast=1200, seconds=None)
