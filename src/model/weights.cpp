@@ -23,7 +23,7 @@ Precision precisionOf(Matrix matrix, uint32_t layer, uint32_t nlayer) {
         return Precision::kExact;  // another expert is a jump
     }
     if (layer == 0 && nlayer >= 4) {
-        return Precision::kHigh;
+        return matrix == Matrix::kQkv ? Precision::kInput : Precision::kHigh;
     }
     return matrix == Matrix::kQkv ? Precision::kRaised : Precision::kPlain;
 }

@@ -43,6 +43,7 @@ enum class Precision : uint8_t {
     kPlain,
     kRaised,  // more bits where the format can afford it
     kHigh,    // more bits in any case
+    kInput,   // the same, and its activations decide about all that follows
     kExact,   // as given, multiplied with activations that are not rounded
 };
 

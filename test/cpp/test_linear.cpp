@@ -45,9 +45,10 @@ std::vector<float> multiply(Linears &linears, const CpuLinear &layer, const std:
 }
 
 // All rows together give the same bits as each row alone and as pairs of rows. They are near the exact products: within
-// `tolerance` of the size that a sum of random products is expected to have.
+// `tolerance` of the size that a sum of random products is expected to have. fine: the layer meets codes of 16 bits in
+// a model that is multiplied with codes of 8.
 void testFormat(Shape shape, q3::DType dt_weight, uint32_t nthreads, double tolerance,
-                q3::Activations activations = q3::Activations::kAuto) {
+                q3::Activations activations = q3::Activations::kAuto, bool fine = false) {
     q3::ThreadPool pool(nthreads);
     Linears linears(selectKernels(), pool, roundUp(kRows, kMaxTileRows), shape.in, formatOf(dt_weight),
                     resolveActivations(activations, dt_weight, selectKernels()));
@@ -58,6 +59,7 @@ void testFormat(Shape shape, q3::DType dt_weight, uint32_t nthreads, double tole
     weights[5] = q3::floatToBf16(1e-30F);  // a pair that bf12 keeps raw
     const q3::LinearSource source{"w", 1, {{weights.data(), q3::DType::kBf16, shape.out, shape.in, shape.in, 1}}};
     const auto layer = packPanels(source, formatOf(dt_weight), pool);
+    layer->fine_codes = fine;
     const std::vector<float> x = normals(size_t{kRows} * shape.in, 1.0F);
 
     const std::vector<float> together = multiply(linears, *layer, x, 0, kRows);
@@ -95,6 +97,7 @@ int main() {
             // Several times the noise of the weights' rounding.
             testFormat(shape, q3::DType::kInt8, nthreads, 0.05, q3::Activations::kInt16);
             testFormat(shape, q3::DType::kInt8, nthreads, 0.08, q3::Activations::kInt8);
+            testFormat(shape, q3::DType::kInt8, nthreads, 0.05, q3::Activations::kInt8, true);
             testFormat(shape, q3::DType::kInt4, nthreads, 0.6, q3::Activations::kInt16);
             testFormat(shape, q3::DType::kInt4, nthreads, 0.6, q3::Activations::kInt8);
         }

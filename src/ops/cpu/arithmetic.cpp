@@ -64,10 +64,12 @@ Arithmetic resolveActivations(Activations asked, DType weights, const KernelTabl
         out.of[decltype(format)::value] = contains(choices, asked) ? asked : choices.front();
     });
     const Activations main = out.of[formatOf(weights)];
-    // In front of 4-bit weights attention in bf16 adds a twentieth to what the weights cost; in front of int8
-    // it would be what brings a model behind other engines (docs/quantisation.md).
-    const bool small = formatOf(weights) == kQ4 && main == Activations::kInt8 && dotsPairs(kernels);
-    out.attention = main == Activations::kBf16 || small ? Activations::kBf16 : Activations::kF32;
+    // Attention in bf16 adds a thirtieth to what 8-bit codes and int8 weights cost, a twentieth with int4 ones. The
+    // first layer's finer codes take off more than that (docs/quantisation.md).
+    const bool packed = formatOf(weights) == kQ8 || formatOf(weights) == kQ4;
+    const bool coded = packed && main == Activations::kInt8 && dotsPairs(kernels);
+    out.attention = main == Activations::kBf16 || coded ? Activations::kBf16 : Activations::kF32;
+    out.fine_input = formatOf(weights) == kQ8 && main == Activations::kInt8;
     return out;
 }
 
@@ -77,6 +79,9 @@ std::string arithmeticName(const Arithmetic &arithmetic, const PerFormat<bool> &
         if (formats[info.format]) {
             text += std::string(info.name) + "=" + activationsName(arithmetic.of[info.format]) + " ";
         }
+    }
+    if (arithmetic.fine_input) {
+        text += std::string("input=") + activationsName(Activations::kInt16) + " ";
     }
     return text + "attention=" + activationsName(arithmetic.attention);
 }

@@ -83,7 +83,8 @@ WeightFormat CpuBackend::formatFor(const LinearSource &source) const {
     if (!mixed && dt_weight_ != DType::kInt4) {
         return formatOf(dt_weight_);
     }
-    const bool more = source.precision == Precision::kHigh || (mixed && source.precision == Precision::kRaised);
+    const bool high = source.precision == Precision::kHigh || source.precision == Precision::kInput;
+    const bool more = high || (mixed && source.precision == Precision::kRaised);
     return more ? kQ8 : kQ4;
 }
 
@@ -99,6 +100,7 @@ std::unique_ptr<PackedLinear> CpuBackend::makeLinear(const LinearSource &source,
         formats_[format] = true;
         *end = saved != nullptr ? loadPanels(part, format, *saved, pool_, &arena_)
                                 : packPanels(part, format, pool_, &arena_);
+        (*end)->fine_codes = arithmetic_.fine_input && part.precision == Precision::kInput;
         end = &(*end)->next;
     }
     return first;

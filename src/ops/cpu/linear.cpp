@@ -192,8 +192,8 @@ void Linears::multiplyF8(const Panels &p, const Rows &rows, float *out, size_t l
                 sums[q] = out + size_t{panel} * kPanelRows;
                 kernels_.expandF8(groups[q] + kF8HeadBytes, k, expanded + q * weights);
             }
-            addF8Block({reinterpret_cast<const char *>(expanded), bytes, together, kBf16, k0, k, true}, rows, groups,
-                       sums, ldo, thread);
+            addF8Block({reinterpret_cast<const char *>(expanded), bytes, together, kBf16, k0, k, k8Bits, true}, rows,
+                       groups, sums, ldo, thread);
         }
     };
     const uint32_t apart = p.count / kTogether;
@@ -222,12 +222,12 @@ uint32_t Linears::tileRows(WeightFormat format) const {
     return piecesOf(format) > 0 ? kernels_.rounded_tile_rows : kernels_.tileRows(format);
 }
 
-// Brings rows of `in` into the form that `format` is multiplied with.
-void Linears::prepareRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format) {
-    if (takesCodes(format)) {
-        quantizeRows(in, rows, k, format);
-    } else if (const uint32_t pieces = piecesOf(format); pieces > 0) {
-        roundRows(in, nullptr, rows, k, pieces);
+// Brings rows of `in` into the form that the layer is multiplied with.
+void Linears::prepareRows(const float *in, uint32_t rows, const CpuLinear &w) {
+    if (takesCodes(w.format)) {
+        quantizeRows(in, rows, w);
+    } else if (const uint32_t pieces = piecesOf(w.format); pieces > 0) {
+        roundRows(in, nullptr, rows, w.in, pieces);
     }
 }
 
@@ -248,30 +248,26 @@ uint32_t Linears::partsOf(uint32_t rows, WeightFormat format) const {
     return (rows + tile - 1) / tile;
 }
 
-CodeWidth Linears::widthOf(WeightFormat format) const {
-    return arithmetic_.of[format] == Activations::kInt8 ? k8Bits : k16Bits;
-}
-
-const CodeKernels &Linears::codeKernels(WeightFormat format) const {
-    return kernels_.codes[widthOf(format)][format];
+CodeWidth Linears::widthOf(const CpuLinear &w) const {
+    return arithmetic_.of[w.format] == Activations::kInt8 && !w.fine_codes ? k8Bits : k16Bits;
 }
 
 // The codes of a part of the rows. Parts lie one after the other, each a stream for the kernel that reads it.
-QuantRows Linears::codesOf(uint32_t first, uint32_t count, uint32_t k, WeightFormat format) const {
-    const size_t bytes = codeGroupBytes(codeKernels(format).order);
+QuantRows Linears::codesOf(uint32_t first, uint32_t count, uint32_t k, const CodeKernels &kernels) const {
+    const size_t bytes = codeGroupBytes(kernels.order);
     const size_t at = size_t{first} * groupsIn(k);
     return {codes_.as<char>() + at * bytes, scales_.as<float>() + at, offsets_.as<int32_t>() + at, count, bytes};
 }
 
-// Writes the rows of `in` in the codes that `format` takes.
-void Linears::quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format) {
-    const uint32_t parts = partsOf(rows, format);
+// Writes the rows of `in` in the codes that the layer takes.
+void Linears::quantizeRows(const float *in, uint32_t rows, const CpuLinear &w) {
+    const uint32_t parts = partsOf(rows, w.format);
     pool_.parallelFor(parts, std::max(1U, kQuantGrain * parts / rows), [&](uint32_t begin, uint32_t end, uint32_t) {
         uint32_t row = 0;
         for (uint32_t part = 0; part < end; ++part) {
             const uint32_t size = partSize(rows, parts, part);
             if (part >= begin) {
-                quantizePart(in, nullptr, row, size, k, format);
+                quantizePart(in, nullptr, row, size, w);
             }
             row += size;
         }
@@ -279,12 +275,12 @@ void Linears::quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFor
 }
 
 // Writes rows [first, first + rows), which are multiplied together; row_of as in roundRows.
-void Linears::quantizePart(const float *in, const uint32_t *row_of, uint32_t first, uint32_t rows, uint32_t k,
-                           WeightFormat format) {
-    const QuantRows out = codesOf(first, rows, k, format);
+void Linears::quantizePart(const float *in, const uint32_t *row_of, uint32_t first, uint32_t rows, const CpuLinear &w) {
+    const CodeKernels &kernels = kernels_.codes[widthOf(w)][w.format];
+    const QuantRows out = codesOf(first, rows, w.in, kernels);
     for (uint32_t r = 0; r < rows; ++r) {
         const uint32_t row = row_of == nullptr ? first + r : row_of[first + r];
-        codeKernels(format).quantize(in + size_t{row} * k, k, out, r);
+        kernels.quantize(in + size_t{row} * w.in, w.in, out, r);
     }
 }
 
@@ -293,9 +289,10 @@ void Linears::quantizePart(const float *in, const uint32_t *row_of, uint32_t fir
 void Linears::multiplyPanels(const Panels &p, const Rows &rows, float *out, size_t ldo) const {
     const bool begun = p.k0 > 0 && !p.alone;
     if (takesCodes(p.format)) {
-        const QuantRows codes = codesOf(rows.first, rows.count, static_cast<uint32_t>(rows.ld), p.format);
-        kernels_.quantPanels(p.format, widthOf(p.format))(p.data, p.stride, p.count, groupsIn(p.k),
-                                                          codes.from(0, p.k0 / kGroup), rows.count, out, ldo, begun);
+        const QuantRows codes =
+            codesOf(rows.first, rows.count, static_cast<uint32_t>(rows.ld), kernels_.codes[p.width][p.format]);
+        kernels_.quantPanels(p.format, p.width)(p.data, p.stride, p.count, groupsIn(p.k), codes.from(0, p.k0 / kGroup),
+                                                rows.count, out, ldo, begun);
     } else if (const uint32_t pieces = piecesOf(p.format); pieces > 0) {
         const RoundedRows from{rounded_rows_.data + rows.first * rounded_rows_.row_bytes +
                                    roundedRowBytes(p.k0, pieces, kernels_.pair_bytes),
@@ -337,7 +334,7 @@ void Linears::multiplyExpandedF8(const Panels &panels, const CpuLinear &w, uint3
 template <typename Epilogue>
 void Linears::multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, const Output &direct,
                            const Epilogue &epilogue) {
-    prepareRows(in, rows, w.in, w.format);
+    prepareRows(in, rows, w);
     const Segment all{0, rows, 0, w.npanels, 0, direct};
     const bool stream = rows <= tileRows(w.format);
     const uint32_t least = panelsIn(kClaimBytes, w);
@@ -393,7 +390,7 @@ void Linears::multiplySlots(const float *in, bool slots, const Routing &routing,
 const float *Linears::prepareSlots(const float *in, bool slots, const Routing &routing, const CpuLinear &w) {
     const uint32_t k = w.in;
     if (!slots && routing.slots() == routing.nused()) {
-        prepareRows(in, 1, k, w.format);
+        prepareRows(in, 1, w);
         return in;
     }
     const uint32_t *row_of = slots ? nullptr : routing.rowOf();
@@ -407,7 +404,7 @@ const float *Linears::prepareSlots(const float *in, bool slots, const Routing &r
                                   uint32_t row = share.first;
                                   for (uint32_t part = 0; part < parts; ++part) {
                                       const uint32_t size = partSize(share.rows, parts, part);
-                                      quantizePart(in, row_of, row, size, k, w.format);
+                                      quantizePart(in, row_of, row, size, w);
                                       row += size;
                                   }
                               }
@@ -436,7 +433,7 @@ void Linears::streamPanels(const float *in, const Segment &segment, const CpuLin
     for (uint32_t p = begin; p < end; p += most) {  // a single thread claims all panels at once
         const uint32_t count = std::min(most, end - p);
         const size_t width = size_t{count} * kPanelRows;
-        const Panels panels{w.panel(segment.panel + p), w.panel_bytes, count, w.format, 0, w.in};
+        const Panels panels{w.panel(segment.panel + p), w.panel_bytes, count, w.format, 0, w.in, widthOf(w)};
         const Rows rows{in, w.in, segment.first, segment.rows};
         if (w.format == kF8) {
             multiplyF8(panels, rows, products, width, thread);
@@ -480,7 +477,13 @@ void Linears::reusePanels(const float *in, const Segment &segment, const CpuLine
         for (uint32_t k0 = 0; k0 < w.in; k0 += depth) {
             const uint32_t k = std::min(depth, w.in - k0);
             const bool last = k0 + k == w.in;
-            Panels panels{w.panel(segment.panel + p) + panelOffset(w.format, k0), w.panel_bytes, count, format, k0, k};
+            Panels panels{w.panel(segment.panel + p) + panelOffset(w.format, k0),
+                          w.panel_bytes,
+                          count,
+                          format,
+                          k0,
+                          k,
+                          widthOf(w)};
             if (expand) {
                 panels = expandPanels(panels, w.format, expanded);
             }

@@ -57,6 +57,7 @@ private:
         uint32_t count;
         WeightFormat format;
         uint32_t k0, k;
+        CodeWidth width;     // of the codes that the rows are, where the format takes codes
         bool alone = false;  // sums begin with this k; else with k = 0
     };
     struct Rows {
@@ -75,17 +76,15 @@ private:
     void multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
     size_t scratchFloats(WeightFormat format) const;
     uint32_t partsOf(uint32_t rows, WeightFormat format) const;
-    CodeWidth widthOf(WeightFormat format) const;
-    const CodeKernels &codeKernels(WeightFormat format) const;
-    QuantRows codesOf(uint32_t first, uint32_t count, uint32_t k, WeightFormat format) const;
+    CodeWidth widthOf(const CpuLinear &w) const;
+    QuantRows codesOf(uint32_t first, uint32_t count, uint32_t k, const CodeKernels &kernels) const;
     uint32_t piecesOf(WeightFormat format) const;
     uint32_t tileRows(WeightFormat format) const;
     bool expands(WeightFormat format, uint32_t rows) const;
     uint32_t panelsTogether(const CpuLinear &w, uint32_t rows) const;
-    void prepareRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
-    void quantizeRows(const float *in, uint32_t rows, uint32_t k, WeightFormat format);
-    void quantizePart(const float *in, const uint32_t *row_of, uint32_t first, uint32_t rows, uint32_t k,
-                      WeightFormat format);
+    void prepareRows(const float *in, uint32_t rows, const CpuLinear &w);
+    void quantizeRows(const float *in, uint32_t rows, const CpuLinear &w);
+    void quantizePart(const float *in, const uint32_t *row_of, uint32_t first, uint32_t rows, const CpuLinear &w);
     void roundRows(const float *in, const uint32_t *row_of, uint32_t rows, uint32_t k, uint32_t pieces);
     const float *prepareSlots(const float *in, bool slots, const Routing &routing, const CpuLinear &w);
     void multiplyPanels(const Panels &panels, const Rows &rows, float *out, size_t ldo) const;

@@ -28,6 +28,7 @@ public:
     uint32_t npanels = 0;
     size_t panel_bytes = 0;
     bool interleaved = false;  // gate panels at even, up panels at odd indices; `out` counts gate rows only
+    bool fine_codes = false;   // meets codes of 16 bits whatever the width that others of its format meet
     uint32_t experts = 0;      // as many panels of each, one expert after the other; `out` is of one. 0: a plain layer
     HostBuffer panels;
     HostBuffer raw;                   // bf12: the pairs of k kept as bf16
