@@ -243,12 +243,15 @@ def random_torch_model(settings: Any) -> Any:
         model = transformers.Qwen3ForCausalLM(settings)
     model = model.to(torch.bfloat16).to_empty(device="cpu").eval()
     block = torch.randn(1 << 20, dtype=torch.float32).mul(0.02).to(torch.bfloat16)
-    for name, weight in model.named_parameters():
+    for i, (name, weight) in enumerate(model.named_parameters()):
         flat = weight.data.view(-1)
         if "norm" in name:
             flat.fill_(1.0)
         else:
-            flat.copy_(block.repeat(-(-flat.numel() // block.numel()))[: flat.numel()])
+            # Every weight begins elsewhere: OpenVINO's export keeps equal ones once, and a layer
+            # that stands for all of them would be read from cache.
+            own = block.roll(4099 * i)
+            flat.copy_(own.repeat(-(-flat.numel() // own.numel()))[: flat.numel()])
     model.tie_weights()
     rotary = model.model.rotary_emb
     model.model.rotary_emb = type(rotary)(config=settings)  # its buffers were empty too

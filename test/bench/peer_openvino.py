@@ -20,6 +20,8 @@ _FORMATS = {
     "int4": ["--weight-format", "int4", "--sym", "--group-size", "32", "--ratio", "1.0"],
 }
 
+_BITS = {"bf16": 16, "int8": 8, "int4": 4}  # of a weight, at least
+
 
 def export(folder: Path, config: dict[str, Any], dtype: str) -> None:
     """Write a random model in OpenVINO's format; a folder that exists is left as it is."""
@@ -34,6 +36,19 @@ def export(folder: Path, config: dict[str, Any], dtype: str) -> None:
         command += ["-m", str(plain), "--task", "text-generation-with-past"]
         subprocess.run([*command, *_FORMATS[dtype], str(partial)], check=True)
         shutil.move(partial, folder)
+
+
+def check_whole(folder: Path, config: dict[str, Any], dtype: str) -> None:
+    """Refuse an export that keeps equal weights only once: it would be read from cache."""
+    d, heads, kv_heads = (
+        config[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    )
+    attention = 2 * (heads + kv_heads) * config["head_dim"] * d
+    layer = attention + 3 * config["intermediate_size"] * d
+    weights = config["vocab_size"] * d + config["num_hidden_layers"] * layer
+    size = (folder / "openvino_model.bin").stat().st_size
+    if size < weights * _BITS[dtype] / 8:
+        raise RuntimeError(f"{folder} has {size} bytes for {weights} weights: delete it")
 
 
 class OpenVino:
@@ -55,6 +70,7 @@ class OpenVino:
         self.version, self.format = openvino_genai.__version__, _FORMATS[dtype][1]
         path = Path(order["folder"]) / f"{order['name']}-openvino-{self.format}"
         export(path, config, dtype)
+        check_whole(path, config, dtype)
         self._pipeline = openvino_genai.LLMPipeline(
             str(path), "CPU", INFERENCE_NUM_THREADS=order["threads"]
         )

@@ -13,12 +13,15 @@ from typing import Any
 import libraries
 import peers
 import pytest
+import transformers
 from infinicore_infer.arguments import Precision
 from infinicore_infer.checkpoint.config import Qwen3MetaFromConfig
 from infinicore_infer.tools import bench
 from infinicore_infer.tools.bench_models import official_config
 from infinicore_infer.tools.machine_limits import Limits
 from libinfinicore_infer import load_library
+from peer_models import random_torch_model
+from peer_openvino import check_whole
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 from reference.random_moe import MoeSpec, moe_model, save_moe
 
@@ -168,6 +171,24 @@ def test_peers_that_fail_are_reported(capsys: pytest.CaptureFixture[str]) -> Non
         with pytest.raises(SystemExit):
             peers.main(["--peer", bad])
         assert "NAME=PYTHON" in capsys.readouterr().err
+
+
+def test_layers_of_a_peer_have_weights_of_their_own() -> None:
+    """Equal ones are kept once by some exports, and then read from cache."""
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, vocab_size=48)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+    model = random_torch_model(transformers.Qwen3Config(**sizes, **heads))
+    weights = [w.detach().float().numpy() for n, w in model.named_parameters() if "norm" not in n]
+    assert len(weights) == len({w.tobytes() for w in weights}) == 3 * 7 + 2
+
+
+def test_exports_that_share_layers_are_refused(tmp_path: Path) -> None:
+    config = official_config("0.6b")
+    with open(tmp_path / "openvino_model.bin", "wb") as file:
+        file.truncate(595_984_384)  # Qwen3-0.6B has 596 million weights, those of norms left out
+    check_whole(tmp_path, config, "int8")
+    with pytest.raises(RuntimeError, match="595984384 bytes"):
+        check_whole(tmp_path, config, "bf16")
 
 
 def test_names_of_tests() -> None:
