@@ -75,7 +75,7 @@ def test_the_bar_says_what_is_done(
             works.append(work)
             super().__init__(checkpoint, stream, work)
 
-    monkeypatch.setattr("infinicore_infer.causal_lm.LoadProgress", Noted)
+    monkeypatch.setattr("infinicore_infer.loaded_model.LoadProgress", Noted)
     for dtype in ("int8", "int8", None):
         with Qwen3ForCausalLM(text_folder, dtype=dtype, cache_dir=tmp_path, threads=1):
             pass
