@@ -138,7 +138,7 @@ def test_time_grows_with_the_number_of_strings(tmp_path: Path) -> None:
         path = tmp_path / f"{count}.gguf"
         strings = b"".join(struct.pack("<Q", 5) + b"%05d" % (i % 99999) for i in range(count))
         path.write_bytes(_header(("a", 9, struct.pack("<IQ", 8, count) + strings)))
-        start = time.perf_counter()
+        start = time.process_time()
         assert len(GgufFile(path).metadata["a"]) == count
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert seconds[1] < 40 * seconds[0]

@@ -138,10 +138,10 @@ def test_a_duplicate_among_many_names(tmp_path: Path) -> None:
     for count in (2_000, 20_000):
         names = b",".join(b'"t%d":1' % i for i in range(count))
         write(path, b"{%s,%s}" % (names, b'"t%d":1' % (count - 1)), b"")
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(SafetensorsError, match=f"'t{count - 1}' appears twice"):
             SafetensorsFile(path)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert seconds[1] < 40 * seconds[0]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,32 @@ def slow_steps(monkeypatch: pytest.MonkeyPatch, model: Qwen3ForCausalLM, seconds
     monkeypatch.setattr(model.native, "step", slow)
 
 
+@contextmanager
+def held_steps(model: Qwen3ForCausalLM) -> Iterator[threading.Event]:
+    """Holds a model's steps up until the block ends; the event says that one has begun."""
+    step, begun, go_on = model.native.step, threading.Event(), threading.Event()
+
+    def held(requests: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return step(requests)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.native, "step", held)
+        try:
+            yield begun
+        finally:
+            go_on.set()
+
+
+def eventually(true: Callable[[], object], seconds: float = 30) -> bool:
+    """Waits until something is true, which other threads bring about; says whether it is."""
+    end = time.monotonic() + seconds
+    while not (found := bool(true())) and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
+
+
 class LiveServer:
     """A running server. Options are those of the engine and of the service, mixed."""
 
@@ -102,7 +130,7 @@ class LiveServer:
             time.sleep(0.01)
         port = self._server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=20)
+        self.http = httpx.Client(base_url=self.url, timeout=60)
 
     def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         """Posts JSON."""
@@ -118,14 +146,12 @@ class LiveServer:
     def check_idle(self, timeout: float = 60) -> None:
         """Asserts that nothing runs, and that only remembered prefixes hold memory."""
         assert self.engine.wait_idle(timeout)
-        for _ in range(100):
-            memory, stats = self.model.stats(), self.engine.stats
-            if memory["kv_used_bytes"] == stats.prefix_bytes:
-                break
-            time.sleep(0.01)
+        stats = self.engine.stats
         assert stats.running == stats.waiting == 0
-        assert memory["kv_used_bytes"] == stats.prefix_bytes
-        assert memory["ncaches"] == stats.prefix_nodes
+        assert eventually(
+            lambda: self.model.stats()["kv_used_bytes"] == self.engine.stats.prefix_bytes
+        )
+        assert self.model.stats()["ncaches"] == self.engine.stats.prefix_nodes
 
     def close(self) -> None:
         """Ends everything."""

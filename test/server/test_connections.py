@@ -254,7 +254,7 @@ def test_time_of_answers_is_not_limited(
 ) -> None:
     """Nor is the time that a request waits behind the one before it on its connection."""
     monkeypatch.setattr(connections, "_GRACE_SECONDS", 0.0)
-    server = echo(head_timeout=0.2, body_timeout=0.2)
+    server = echo(head_timeout=0.5, body_timeout=0.5)
     with server.connect() as client:
         second = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"
         client.sendall(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n" + second[:-3])
@@ -344,7 +344,7 @@ def test_memory_of_bodies(echo: Callable[..., Echo]) -> None:
 
 def test_idle_connections_go_first(echo: Callable[..., Echo]) -> None:
     server = echo(max_connections=10, head_timeout=30.0)
-    with ExitStack() as stack, httpx.Client(base_url=server.url) as busy:
+    with ExitStack() as stack, httpx.Client(base_url=server.url, timeout=60) as busy:
         holding = threading.Thread(target=lambda: statuses.append(busy.get("/hold").status_code))
         statuses: list[int] = []
         holding.start()
@@ -364,7 +364,7 @@ def test_idle_connections_go_first(echo: Callable[..., Echo]) -> None:
                 closed += 1
         assert 41 <= closed <= 50
         server.released.set()
-        holding.join(10)
+        holding.join(60)
         assert statuses == [200]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from infinicore_infer.engine.jobs import Job, Submission, Update
 from infinicore_infer.engine.llm import LLM
 from infinicore_infer.native.model import KVCache, NativeModel
 from python.helpers import DEMO
+from serving import eventually
 from test_prefix_store import PROMPTS, SETTINGS, cold, files, filled, folder, run
 
 __all__ = ["cold", "filled", "folder"]  # fixtures
@@ -95,10 +95,7 @@ def test_cancelled_meanwhile(folder: Path, cold: list[list[int]], reading: Readi
         assert asked.wait() == [] and asked.error is None
         assert llm.engine.wait_idle(20)
         reading.go.set()
-        for _ in range(200):
-            if llm.engine.stats.prefix_nodes:
-                break
-            time.sleep(0.02)
+        assert eventually(lambda: llm.engine.stats.prefix_nodes)
         assert llm.engine.stats.caches == llm.engine.stats.prefix_nodes == 1
         (result,) = llm.generate(PROMPTS[0], **SETTINGS)
         assert result.tokens == cold[0] and result.reused_tokens >= 256

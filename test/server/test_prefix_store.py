@@ -125,7 +125,7 @@ def test_restarted_server(tmp_path: Path) -> None:
             cached = [ask(url, text) for text in ("Hello", "What?", "Tell me")[: len(expected)]]
             assert [count >= 256 for count in cached] == expected
             process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
 
 
 def test_metrics(make_server: Make, folder: Path) -> None:

@@ -15,7 +15,7 @@ from infinicore_infer.server.chat_request import ChatRequest
 from infinicore_infer.server.openai.background import BackgroundRun
 from infinicore_infer.server.openai.response_items import ResponseWriter
 from infinicore_infer.server.sampling import Sampling
-from serving import CAPITAL, STORY, WEATHER, LiveServer, slow_steps
+from serving import CAPITAL, STORY, WEATHER, LiveServer, eventually, slow_steps
 
 Make = Callable[..., LiveServer]
 MODEL = "qwen3-tiny"
@@ -287,12 +287,8 @@ def test_memory_of_the_background_is_bounded(
         response = server.post("/v1/responses", body)
         assert response.status_code == 503 and "--response-memory" in response.text
     assert server.engine.wait_idle(60)
-    for _ in range(200):
-        response = server.post("/v1/responses", {**body, "max_output_tokens": 1})
-        if response.status_code == 200:
-            break
-        time.sleep(0.01)
-    assert response.status_code == 200
+    body["max_output_tokens"] = 1
+    assert eventually(lambda: server.post("/v1/responses", body).status_code == 200)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +15,7 @@ from infinicore_infer.engine.jobs import Submission, Update
 from infinicore_infer.generate import drafts
 from infinicore_infer.native.model import StepRequest
 from qwen3 import Qwen3ForCausalLM
-from serving import CAPITAL, GREEDY, NO_THINK, STORY, LiveServer, slow_steps
+from serving import CAPITAL, GREEDY, NO_THINK, STORY, LiveServer, held_steps, slow_steps
 from transformers import (
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
@@ -434,13 +433,12 @@ def test_priority(make_server: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return server.engine.make_job(submission, sink)
 
-    running = job("running", 9, 20)
-    server.engine.submit([running])
-    while running.started is None:
-        time.sleep(0.001)
     names = {"a": 0, "b": 7, "c": -3, "d": 0, "e": -(2**63)}
-    for name, priority in names.items():
-        server.engine.submit([job(name, priority)])
+    with held_steps(server.model) as begun:
+        server.engine.submit([job("running", 9, 20)])
+        assert begun.wait(30)
+        for name, priority in names.items():
+            server.engine.submit([job(name, priority)])
     assert server.engine.wait_idle(30)
     assert ended == ["running", "e", "c", "a", "d", "b"]
     answer = server.post(CHAT, {"messages": STORY, "max_tokens": 1, "priority": -5})
