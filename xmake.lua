@@ -33,16 +33,17 @@ local function infini_root()
     return root
 end
 
+local sanitizer = get_config("sanitizer") or "none"
 local root = infini_root()
 local wish = tostring(get_config("infinicore"))  -- y and n arrive as booleans
 local found = os.isfile(path.join(root, "include", "infiniop.h"))
 local with_infinicore = wish ~= "false" and wish ~= "n" and (wish ~= "auto" or found)
 
-if get_config("sanitizer") == "address" then
+if sanitizer == "address" then
     add_cxflags("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", {force = true})
     add_ldflags("-fsanitize=address,undefined", {force = true})
     add_shflags("-fsanitize=address,undefined", {force = true})
-elseif get_config("sanitizer") == "thread" then
+elseif sanitizer == "thread" then
     add_cxflags("-fsanitize=thread", "-fno-omit-frame-pointer", "-O1", {force = true})
     add_ldflags("-fsanitize=thread", {force = true})
     add_shflags("-fsanitize=thread", {force = true})
@@ -68,7 +69,7 @@ rule_end()
 -- for the same reason. Nothing of C++ crosses the boundaries, so programs may use another C++ library.
 rule("own_cxx_library")
     on_config(function(target)
-        if get_config("sanitizer") ~= "none" then
+        if sanitizer ~= "none" then
             return
         end
         target:add("shflags", "-Wl,-z,now", {force = true})
@@ -95,13 +96,19 @@ target("q3_core")
         local avx512 = table.join(avx2, {"-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"})
         add_files("src/ops/cpu/kernels/isa_avx2.cpp", "src/ops/cpu/kernels/isa_avx2_affine.cpp", {cxflags = avx2})
         add_files("src/ops/cpu/kernels/isa_avxvnni.cpp", {cxflags = table.join(avx2, {"-mavxvnni"})})
-        -- GCC 12 warns of its own headers: their "undefined" vectors are meant to be so.
-        avx512 = table.join(avx512, {"-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"})
-        add_files("src/ops/cpu/kernels/isa_avx512.cpp", "src/ops/cpu/kernels/isa_avx512_affine.cpp", {cxflags = avx512})
-        add_files("src/ops/cpu/kernels/isa_avx512vnni.cpp", "src/ops/cpu/kernels/isa_avx512vnni_affine.cpp", {cxflags = table.join(avx512, {"-mavx512vnni"})})
-        add_files("src/ops/cpu/kernels/isa_avx512bf16.cpp", {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512bf16", "-mavx512vbmi"})})
-        add_files("src/ops/cpu/kernels/isa_avx512amx.cpp",
-                  {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-int8", "-mamx-bf16"})})
+        -- ThreadSanitizer does without AVX-512, which takes the longest to compile: work is divided over threads by the
+        -- same code for every table.
+        if sanitizer == "thread" then
+            add_defines("Q3_WITHOUT_AVX512")
+        else
+            -- GCC 12 warns of its own headers: their "undefined" vectors are meant to be so.
+            avx512 = table.join(avx512, {"-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"})
+            add_files("src/ops/cpu/kernels/isa_avx512.cpp", "src/ops/cpu/kernels/isa_avx512_affine.cpp", {cxflags = avx512})
+            add_files("src/ops/cpu/kernels/isa_avx512vnni.cpp", "src/ops/cpu/kernels/isa_avx512vnni_affine.cpp", {cxflags = table.join(avx512, {"-mavx512vnni"})})
+            add_files("src/ops/cpu/kernels/isa_avx512bf16.cpp", {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512bf16", "-mavx512vbmi"})})
+            add_files("src/ops/cpu/kernels/isa_avx512amx.cpp",
+                      {cxflags = table.join(avx512, {"-mavx512vnni", "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-int8", "-mamx-bf16"})})
+        end
     elseif is_arch("arm64", "arm64-v8a", "aarch64") then
         add_files("src/ops/cpu/kernels/isa_neon.cpp", "src/ops/cpu/kernels/isa_neon_affine.cpp")
         add_files("src/ops/cpu/kernels/isa_neon_dotprod.cpp", "src/ops/cpu/kernels/isa_neon_dotprod_affine.cpp", {cxflags = "-march=armv8.2-a+dotprod"})
@@ -120,7 +127,7 @@ local function module_target()
     add_cxflags("-fvisibility=hidden", "-fvisibility-inlines-hidden", {force = true})
     add_shflags("-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic",
                 "-Wl,--version-script=" .. path.join(os.projectdir(), "src", "ops", "module", "exports.map"), {force = true})
-    if get_config("sanitizer") == "none" then
+    if sanitizer == "none" then
         add_shflags("-Wl,-z,defs", {force = true})
     end
 end
@@ -146,6 +153,14 @@ if with_infinicore then
         add_rules("infinicore_user")
     target_end()
 end
+
+-- The C API for programs that have all code linked in.
+target("q3_api")
+    set_kind("static")
+    set_default(false)
+    add_deps("q3_core")
+    add_files("src/api/*.cpp")
+target_end()
 
 target("infinicore_infer")
     set_kind("shared")
@@ -237,7 +252,7 @@ for _, pattern in ipairs({"test_*.cpp", "test_*.c"}) do
                 set_default(false)
                 add_files(file)
                 if pattern == "test_*.c" then
-                    add_files("src/api/*.cpp")
+                    add_deps("q3_api")
                 end
                 if name == "test_infinicore_ops" then
                     add_deps("q3_infinicore")
@@ -252,23 +267,26 @@ for _, pattern in ipairs({"test_*.cpp", "test_*.c"}) do
 end
 
 -- test/faults: a library for LD_PRELOAD that makes system calls fail, and what is done to the library meanwhile.
-target("q3_inject")
-    set_kind("shared")
-    set_group("tests")
-    set_default(false)
-    add_files("test/faults/inject.c")
-    add_syslinks("dl")
-target_end()
+-- Sanitizers have an allocator of their own.
+if sanitizer == "none" then
+    target("q3_inject")
+        set_kind("shared")
+        set_group("tests")
+        set_default(false)
+        add_files("test/faults/inject.c")
+        add_syslinks("dl")
+    target_end()
 
-target("q3_fault_driver")
-    set_kind("shared")
-    set_group("tests")
-    set_default(false)
-    add_deps("infinicore_infer")
-    add_files("test/faults/*.c|inject.c")
-    add_rpathdirs("$ORIGIN")
-    add_syslinks("dl", "m", "pthread")
-target_end()
+    target("q3_fault_driver")
+        set_kind("shared")
+        set_group("tests")
+        set_default(false)
+        add_deps("infinicore_infer")
+        add_files("test/faults/*.c|inject.c")
+        add_rpathdirs("$ORIGIN")
+        add_syslinks("dl", "m", "pthread")
+    target_end()
+end
 
 -- A fake accelerator with InfiniCore's C API: tests put its folder into INFINI_ROOT. "fake" has that of 0.1.0;
 -- "fake_newer" that of InfiniCore's main as test/fake_device/include declares it, and a module compiled against that.
@@ -333,8 +351,8 @@ target("bench_scaling")
     set_kind("binary")
     set_group("bench")
     set_default(false)
-    add_files("test/bench/scaling.cpp", "src/api/*.cpp")
-    add_deps("q3_core")
+    add_files("test/bench/scaling.cpp")
+    add_deps("q3_api")
 target_end()
 
 -- Measures the machine for qwen3-bench.

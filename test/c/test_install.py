@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from building import ROOT, exclusive, xmake
 from libinfinicore_infer import load_library
 
-ROOT = Path(__file__).resolve().parents[2]
 HEADER = ROOT / "include" / "infinicore_infer" / "models" / "qwen3.h"
 (VERSION,) = re.findall(r'QWEN3_VERSION_STRING "(\d+\.\d+\.\d+)"', HEADER.read_text("utf-8"))
 MAJOR, MINOR, _ = VERSION.split(".")
@@ -36,7 +36,7 @@ def run(command: list[str], cwd: Path, **env: str) -> str:
     result = subprocess.run(
         command,
         cwd=cwd,
-        env={**os.environ, "XMAKE_ROOT": "y", **env},
+        env={**os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -53,7 +53,8 @@ def library_info() -> bytes:
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("install")
-    run([str(ROOT / ".venv/bin/xmake"), "install", "-o", str(path), "infinicore_infer"], ROOT)
+    with exclusive():
+        xmake("install", "-o", path, "infinicore_infer")
     return path
 
 

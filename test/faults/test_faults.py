@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 
 import pytest
+from building import build
 from libinfinicore_infer import load_library
 
-ROOT = Path(__file__).resolve().parents[2]
 LONG = os.environ.get("Q3_LONG_FAULTS", "0") not in ("", "0")
 STRIDE = "1" if LONG else "9"
 
@@ -32,16 +32,7 @@ STRIDE = "1" if LONG else "9"
 def programs() -> Path:
     """Builds the driver and what it preloads; returns their folder."""
     for target in ("q3_inject", "q3_fault_driver"):
-        done = subprocess.run(
-            [ROOT / ".venv" / "bin" / "xmake", "build", "-y", target],
-            cwd=ROOT,
-            env={**os.environ, "XMAKE_ROOT": "y"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    folder = next((ROOT / "build" / "linux").glob("*/release"))
+        folder = build(target)
     assert Path(load_library()._name).resolve().is_relative_to(folder.resolve()), "another build"
     return folder
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from building import ROOT, build
 from libinfinicore_infer import load_library
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "test" / "data" / "qwen3-tiny"
 RunCase = Callable[..., Any]
 Refusal = Callable[[int, dict[str, object]], dict[str, str]]
@@ -50,17 +50,7 @@ def fake_folder() -> Path:
     """The root of the fake InfiniCore, built in the configured release tree."""
     if b"infinicore=none" in load_library().qwen3BuildInfo(None):
         pytest.skip("the InfiniCore module was not built")
-    result = subprocess.run(
-        [str(ROOT / ".venv/bin/xmake"), "build", "-y", "-g", "fake"],
-        cwd=ROOT,
-        env={**os.environ, "XMAKE_ROOT": "y"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout
-    return next((ROOT / "build" / "linux").glob("*/release/fake"))
+    return build("-g", "fake") / "fake"
 
 
 @pytest.fixture(scope="session")

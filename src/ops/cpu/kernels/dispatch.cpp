@@ -24,7 +24,7 @@ const char *forcedName() {
     return name == nullptr ? "" : name;
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(Q3_WITHOUT_AVX512)
 // Whether the CPU has AMX for int8 and bf16, and the operating system saves the tiles and lets this process use them.
 // Linux must be asked, because the tiles add 8 KB to a thread's saved state; kernels before 5.16 and some sandboxes
 // refuse.
@@ -60,6 +60,7 @@ const std::vector<KernelEntry> &kernelEntries() {
 #if defined(__x86_64__)
         const bool avx2 =
             __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#if !defined(Q3_WITHOUT_AVX512)  // xmake.lua
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
         const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
@@ -70,6 +71,7 @@ const std::vector<KernelEntry> &kernelEntries() {
         found.push_back({&kAvx512Bf16Kernels, bf16});
         found.push_back({&kAvx512VnniKernels, vnni});
         found.push_back({&kAvx512Kernels, avx512});
+#endif
         found.push_back({&kAvxVnniKernels, avx2 && __builtin_cpu_supports("avxvnni") != 0});
         found.push_back({&kAvx2Kernels, avx2});
 #elif defined(__aarch64__)
