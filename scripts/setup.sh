@@ -24,7 +24,7 @@ EOF
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 log=build/setup.log
-sets=(runtime build)
+sets=()
 infinicore=y
 for arg in "$@"; do
     case $arg in
@@ -140,10 +140,10 @@ ensure_pip() {
     .venv/bin/python -m pip --version >>"$log" 2>&1 || step "pip" .venv/bin/python -m ensurepip
 }
 
-requirements() {
+requirements() { # requirements SET...
     local name stamp todo=() arguments=()
     [[ -x .venv/bin/python ]] || step "virtual environment" "${PYTHON:-python3}" -m venv .venv
-    for name in "${sets[@]}"; do
+    for name; do
         stamp=.venv/.$name.stamp
         [[ -f $stamp && $(<"$stamp") == "$(requirements_key "$name")" ]] || todo+=("$name")
     done
@@ -235,8 +235,16 @@ export HOME=${HOME:-$root/build}
 
 [[ -f build/.setup.stamp && -x .venv/bin/python ]] || check_system
 if [[ $infinicore == y ]]; then toolkits; fi
-requirements
+requirements runtime build
 package
 if [[ $infinicore == y ]]; then infinicore_root; fi
-library
+# Further packages come while the library is compiled.
+(
+    log=build/setup-library.log
+    : >"$log"
+    library
+) &
+compiling=$!
+requirements ${sets[@]+"${sets[@]}"}
+wait "$compiling"
 echo "setup: ready ($(seconds "$begin"))"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs all checks: builds the tests, lints the sources, then runs pytest, which also drives the
-# C and C++ tests.
+# C and C++ tests. Several processes of pytest share the files; -n 0 has one run them all in order.
 # Usage: scripts/test.sh [--no-lint] [--with-cuda] [PYTEST ARGUMENTS]
 set -euo pipefail
 
@@ -80,6 +80,7 @@ export OMP_WAIT_POLICY=passive
 
 check "configuration" .venv/bin/xmake f -c -y -m release --require=no --infinicore=y
 check "C and C++ tests built" .venv/bin/xmake build -y -g tests
+check "fake devices built" .venv/bin/xmake build -y -g fake
 ((${#failures[@]} == 0)) || exit 1
 if [[ $lint == y ]]; then
     check "ruff check" .venv/bin/ruff check
@@ -94,4 +95,10 @@ if [[ $lint == y ]]; then
 fi
 # In a process of its own: its InfiniCore is another one.
 if [[ $cuda == y ]]; then bash test/gpu/with_cuda.sh; fi
-exec .venv/bin/python -m pytest test ${arguments[@]+"${arguments[@]}"}
+# One process more than there are CPUs, as tests also wait: for servers, compilers, ends of time. A file's tests
+# stay together, since they share what is slow to make, and files begin in their order: what compiles comes first.
+processes=$(($(nproc) + 1))
+distribution=(-n $((processes < 9 ? processes : 9)) --dist loadfile --no-loadscope-reorder)
+# A crash ends the run after a few more tries, and a test that takes ten minutes shows where it is.
+distribution+=(--max-worker-restart 3 -o faulthandler_timeout=600)
+exec .venv/bin/python -m pytest test "${distribution[@]}" ${arguments[@]+"${arguments[@]}"}
