@@ -67,4 +67,4 @@ def test_everything(fake_folder: Path, pytestconfig: pytest.Config) -> None:
     if not counts:
         pytest.skip("takes minutes for each number of devices: --devices 1,2,4")
     for ndev in counts:
-        run(fake_folder, ndev, ".", atleast=1200, seconds=None)
+        run(fake_folder, ndev, ".", atleast=780, seconds=None)
