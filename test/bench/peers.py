@@ -44,7 +44,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 from infinicore_infer.tools.bench import commit_name  # noqa: E402
-from infinicore_infer.tools.bench_models import NAMES, official_config  # noqa: E402
+from infinicore_infer.tools.bench_models import NAMES, SHAPES, official_config  # noqa: E402
 from infinicore_infer.tools.machine_limits import cpu_name, measure_machine  # noqa: E402
 from peer_engines import checkpoint_folder  # noqa: E402
 from peer_models import MIXTURES  # noqa: E402
@@ -108,6 +108,15 @@ def started(name: str, python: str) -> Iterator[Worker]:
         worker.close()
 
 
+def write_checkpoint(name: str, folder: str, layers: int | None) -> None:
+    """Write a peer's checkpoint, whole or not at all; one that exists is left as it is."""
+    target = checkpoint_folder({"folder": folder, "name": name, "layers": layers})
+    if not target.exists():
+        partial = target.with_name(f"{target.name}.partial")
+        write_folder(partial, name, layers=layers)
+        partial.rename(target)
+
+
 def compare(
     name: str, dtype: str, folder: str, args: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -124,9 +133,10 @@ def compare(
             runtimes = sorted(readers, key=lambda runtime: runtime[0] != "llama.cpp")
         for runtime, python in runtimes:
             if runtime in _CHECKPOINT_PEERS:
-                target = checkpoint_folder({"folder": folder, "name": name, "layers": args.layers})
-                if not target.exists():
-                    write_folder(target, name, layers=args.layers)
+                if name not in SHAPES:
+                    notes.append(f"{name} {dtype}: {runtime} left out: experts are written as GGUF")
+                    continue
+                write_checkpoint(name, folder, args.layers)
             worker = stack.enter_context(started(runtime, python))
             loaded = worker.ask(
                 do="load",
