@@ -46,7 +46,7 @@ std::vector<float> multiply(Linears &linears, const CpuLinear &layer, const std:
 
 // All rows together give the same bits as each row alone and as pairs of rows. They are near the exact products: within
 // `tolerance` of the size that a sum of random products is expected to have. fine: the layer meets codes of 16 bits in
-// a model that is multiplied with codes of 8.
+// a model that is multiplied with codes of 8, and gives the bits that it gives in a model of 16.
 void testFormat(Shape shape, q3::DType dt_weight, uint32_t nthreads, double tolerance,
                 q3::Activations activations = q3::Activations::kAuto, bool fine = false) {
     q3::ThreadPool pool(nthreads);
@@ -68,6 +68,11 @@ void testFormat(Shape shape, q3::DType dt_weight, uint32_t nthreads, double tole
             const std::vector<float> few = multiply(linears, *layer, x, r, count);
             CHECK(std::memcmp(few.data(), &together[size_t{r} * shape.out], few.size() * sizeof(float)) == 0);
         }
+    }
+    if (fine) {
+        Linears finer(selectKernels(), pool, roundUp(kRows, kMaxTileRows), shape.in, formatOf(dt_weight),
+                      resolveActivations(q3::Activations::kInt16, dt_weight, selectKernels()));
+        CHECK(multiply(finer, *layer, x, 0, kRows) == together);
     }
     const double spread = 0.02 * std::sqrt(static_cast<double>(shape.in));
     for (uint32_t r = 0; r < kRows; ++r) {

@@ -441,8 +441,18 @@ def test_priority(make_server: Make, monkeypatch: pytest.MonkeyPatch) -> None:
             server.engine.submit([job(name, priority)])
     assert server.engine.wait_idle(30)
     assert ended == ["running", "e", "c", "a", "d", "b"]
-    answer = server.post(CHAT, {"messages": STORY, "max_tokens": 1, "priority": -5})
-    assert answer.status_code == 200
+    asked: list[Submission] = []
+    submit = server.service.submit
+
+    def noted(submissions: Sequence[Submission]) -> Any:
+        asked.extend(submissions)
+        return submit(submissions)
+
+    monkeypatch.setattr(server.service, "submit", noted)
+    for path, prompt in ((CHAT, {"messages": STORY}), (TEXT, {"prompt": "Hello"})):
+        answer = server.post(path, {**prompt, "max_tokens": 1, "priority": -5})
+        assert answer.status_code == 200
+    assert [submission.priority for submission in asked] == [-5, -5]
 
 
 @pytest.mark.parametrize(
