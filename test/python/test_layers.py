@@ -186,9 +186,9 @@ def cpp_layer(path: str) -> str:
 
 def cpu_part(path: str) -> str:
     """Returns the part of the CPU backend that a file belongs to."""
-    part = path.split("/")[2]
-    stem = part.split(".")[0]
-    return "attention" if stem.startswith("attention") else stem
+    stem = path.split("/")[2].split(".")[0]
+    first = stem.split("_")[0]
+    return first if first in ("attention", "linear") else stem
 
 
 def includes(source: str) -> list[str]:

@@ -25,9 +25,6 @@ constexpr size_t kBlockBytes = size_t{256} << 10;
 // tile.
 constexpr uint32_t kFewParts = 4;
 
-// Panels that a one-row kernel streams together.
-constexpr uint32_t kTogether = 4;
-
 // Floats of Linears::blockScratch.
 constexpr size_t kBlockFloats =
     kTogether * (panelOffset(kBf16, kF8Group) / sizeof(float) + size_t{kMaxTileRows} * kPanelRows);
@@ -158,53 +155,6 @@ float *Linears::blockScratch(uint32_t thread) const {
     return scratch_[thread].as<float>() + floats - kBlockFloats;
 }
 
-// Adds the products of rows with a block of k: `bf16`, expanded, of which out[q] and groups[q] are panel q's sums and
-// f8 group.
-void Linears::addF8Block(const Panels &bf16, const Rows &rows, const char *const *groups, float *const *out, size_t ldo,
-                         uint32_t thread) const {
-    constexpr size_t width = kTogether * kPanelRows;
-    constexpr size_t expanded = kTogether * panelOffset(kBf16, kF8Group) / sizeof(float);
-    float *part = blockScratch(thread) + expanded;
-    multiplyPanels(bf16, rows, part, width);
-    for (uint32_t q = 0; q < bf16.count; ++q) {
-        kernels_.addScaled(out[q], ldo, part + size_t{q} * kPanelRows, width,
-                           reinterpret_cast<const float *>(groups[q]), rows.count);
-    }
-}
-
-// out[row][panel * 16 + j] = products of a tile of rows with whole f8 panels, which are streamed as other formats'
-// kernels do: kTogether panels that lie far apart.
-void Linears::multiplyF8(const Panels &p, const Rows &rows, float *out, size_t ldo, uint32_t thread) const {
-    auto *expanded = reinterpret_cast<uint16_t *>(blockScratch(thread));
-    constexpr size_t bytes = panelOffset(kBf16, kF8Group);
-    constexpr size_t weights = bytes / sizeof(uint16_t);
-    for (uint32_t r = 0; r < rows.count; ++r) {
-        std::fill(out + r * ldo, out + r * ldo + size_t{p.count} * kPanelRows, 0.0F);
-    }
-    const auto stream = [&](uint32_t first, uint32_t together, uint32_t apart) {
-        for (uint32_t k0 = 0; k0 < p.k; k0 += kF8Group) {
-            const uint32_t k = std::min(kF8Group, p.k - k0);
-            const char *groups[kTogether];
-            float *sums[kTogether];
-            for (uint32_t q = 0; q < together; ++q) {
-                const uint32_t panel = first + q * apart;
-                groups[q] = p.data + panel * p.stride + panelOffset(kF8, k0);
-                sums[q] = out + size_t{panel} * kPanelRows;
-                kernels_.expandF8(groups[q] + kF8HeadBytes, k, expanded + q * weights);
-            }
-            addF8Block({reinterpret_cast<const char *>(expanded), bytes, together, kBf16, k0, k, k8Bits, true}, rows,
-                       groups, sums, ldo, thread);
-        }
-    };
-    const uint32_t apart = p.count / kTogether;
-    for (uint32_t first = 0; first < apart; ++first) {
-        stream(first, kTogether, apart);
-    }
-    for (uint32_t first = apart * kTogether; first < p.count; ++first) {
-        stream(first, 1, 1);
-    }
-}
-
 // Numbers of bf16 that an activation in front of such a layer becomes; 0: it does not.
 uint32_t Linears::piecesOf(WeightFormat format) const {
     switch (arithmetic_.of[format]) {
@@ -302,29 +252,6 @@ void Linears::multiplyPanels(const Panels &p, const Rows &rows, float *out, size
     } else {
         kernels_.multiplyPanels[p.format](p.data, p.stride, p.count, p.k, rows.in + rows.first * rows.ld + p.k0,
                                           rows.ld, rows.count, out, ldo, begun);
-    }
-}
-
-// A block of k of panels [first, first + panels.count) of an f8 layer, which are expanded already, added to product.
-void Linears::multiplyExpandedF8(const Panels &panels, const CpuLinear &w, uint32_t first, const Rows &rows,
-                                 float *product, uint32_t thread) const {
-    constexpr size_t width = kTogether * kPanelRows;
-    if (panels.k0 == 0) {
-        std::fill(product, product + rows.count * width, 0.0F);
-    }
-    for (uint32_t i = 0; i < panels.k; i += kF8Group) {
-        const char *groups[kTogether];
-        float *sums[kTogether];
-        for (uint32_t q = 0; q < panels.count; ++q) {
-            groups[q] = w.panel(first + q) + panelOffset(kF8, size_t{panels.k0} + i);
-            sums[q] = product + size_t{q} * kPanelRows;
-        }
-        Panels block = panels;
-        block.data += panelOffset(kBf16, i);
-        block.k0 += i;
-        block.k = std::min(kF8Group, panels.k - i);
-        block.alone = true;
-        addF8Block(block, rows, groups, sums, width, thread);
     }
 }
 
@@ -471,19 +398,14 @@ void Linears::reusePanels(const float *in, const Segment &segment, const CpuLine
     char *expanded = scratch_[thread].as<char>() + max_rows_ * width * sizeof(float);
     for (uint32_t p = begin; p < end; p += together) {
         const uint32_t count = std::min(together, end - p);
+        const char *data = w.panel(segment.panel + p);
         // Sums that are read again, block of k after block, stay in scratch: rows of an output lie in few sets of L2.
         const bool at_once = segment.direct.data != nullptr && depth >= w.in && w.format != kF8 &&
                              size_t{p + count} * kPanelRows <= w.out;
         for (uint32_t k0 = 0; k0 < w.in; k0 += depth) {
             const uint32_t k = std::min(depth, w.in - k0);
             const bool last = k0 + k == w.in;
-            Panels panels{w.panel(segment.panel + p) + panelOffset(w.format, k0),
-                          w.panel_bytes,
-                          count,
-                          format,
-                          k0,
-                          k,
-                          widthOf(w)};
+            Panels panels{data + panelOffset(w.format, k0), w.panel_bytes, count, format, k0, k, widthOf(w)};
             if (expand) {
                 panels = expandPanels(panels, w.format, expanded);
             }
@@ -494,7 +416,7 @@ void Linears::reusePanels(const float *in, const Segment &segment, const CpuLine
                 float *product = products + (depth < w.in ? row * width : 0);
                 const Rows some{in, w.in, segment.first + row, size};
                 if (w.format == kF8) {
-                    multiplyExpandedF8(panels, w, segment.panel + p, some, product, thread);
+                    multiplyExpandedF8(panels, data, w.panel_bytes, some, product, thread);
                 } else if (at_once) {
                     float *out = segment.direct.data + size_t{p} * kPanelRows;
                     fetchOutput(out, segment.direct.ld, row, size, count * kPanelRows);

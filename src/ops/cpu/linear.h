@@ -12,6 +12,9 @@
 
 namespace q3::cpu {
 
+// Panels that a one-row kernel streams together.
+inline constexpr uint32_t kTogether = 4;
+
 // One caller at a time. Nothing allocates after construction. A row's result does not depend on the rows that are
 // multiplied with it, nor on the number of threads.
 class Linears {
@@ -71,7 +74,7 @@ private:
     void addF8Block(const Panels &bf16, const Rows &rows, const char *const *groups, float *const *out, size_t ldo,
                     uint32_t thread) const;
     void multiplyF8(const Panels &panels, const Rows &rows, float *out, size_t ldo, uint32_t thread) const;
-    void multiplyExpandedF8(const Panels &panels, const CpuLinear &w, uint32_t first, const Rows &rows, float *product,
+    void multiplyExpandedF8(const Panels &panels, const char *f8, size_t stride, const Rows &rows, float *product,
                             uint32_t thread) const;
     void multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
     size_t scratchFloats(WeightFormat format) const;
