@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from libinfinicore_infer import Activations, Backend, DataType, DeviceType, Qwen3ModelOptions
+from libinfinicore_infer import (
+    Activations,
+    Backend,
+    DataType,
+    DeviceType,
+    Qwen3ModelOptions,
+    Qwen3ValueError,
+    Status,
+)
 
 from infinicore_infer.checkpoint.naming import Qwen3WeightsNaming
 from infinicore_infer.checkpoint.opening import open_model
@@ -174,6 +182,13 @@ class LoadedModel:
             self.native = NativeModel(
                 self.meta, weights, options, self.device, ids, reporter, self._load_tokenizer
             )
+        except Qwen3ValueError as error:
+            self._checkpoint.close()
+            if error.status != Status.BAD_WEIGHTS:
+                raise
+            # The library knows memory, and no files.
+            message = f"{self._checkpoint.folder}: {error.message}"
+            raise Qwen3ValueError(error.status, error.status_name, message) from error
         except BaseException:
             self._checkpoint.close()
             raise

@@ -114,6 +114,9 @@ void Sampler::sample(float *logits, const Qwen3SamplingParams &params, uint32_t 
     adjust(logits, params);
     const uint32_t best = findMaxima(logits);
     if (logits[best] == kBanned) {
+        if (params.allowed_mask == nullptr && params.nbias == 0) {
+            fail(QWEN3_STATUS_INTERNAL_ERROR, "the model produced -inf as logit of each of %u tokens", dvoc_);
+        }
         fail(QWEN3_STATUS_BAD_PARAM, "allowed_mask and bias leave no token of the vocabulary of %u to choose", dvoc_);
     }
     const bool greedy = params.temperature == 0.0F || params.top_k == 1;

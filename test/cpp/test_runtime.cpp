@@ -164,6 +164,17 @@ void testThreadPool(uint32_t nthreads) {
     pool.parallelFor(0, 1, [](uint32_t, uint32_t, uint32_t) { CHECK(false); });
 }
 
+bool failsSampling(q3::Sampler &sampler, std::vector<float> logits, const Qwen3SamplingParams &params, int32_t status,
+                   const std::string &text) {
+    Qwen3SampleResult result{};
+    try {
+        sampler.sample(logits.data(), params, 0, result);
+    } catch (const q3::Error &error) {
+        return error.status() == status && std::string(error.what()).find(text) != std::string::npos;
+    }
+    return false;
+}
+
 // Log-probabilities and the choice on a vocabulary of Qwen3's size and one that fills no vector, against double.
 void testSamplerSizes() {
     for (const uint32_t dvoc : {3U, 8U, 511U, 512U, 151936U}) {
@@ -196,15 +207,14 @@ void testSamplerSizes() {
         for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
             copy = logits;
             copy[dvoc - 2] = bad;
-            bool named = false;
-            try {
-                sampler.sample(copy.data(), params, 0, result);
-            } catch (const q3::Error &error) {
-                named = error.status() == QWEN3_STATUS_INTERNAL_ERROR &&
-                        std::string(error.what()).find("token " + std::to_string(dvoc - 2)) != std::string::npos;
-            }
-            CHECK(named);
+            CHECK(
+                failsSampling(sampler, copy, params, QWEN3_STATUS_INTERNAL_ERROR, "token " + std::to_string(dvoc - 2)));
         }
+        copy.assign(dvoc, -std::numeric_limits<float>::infinity());
+        CHECK(failsSampling(sampler, copy, params, QWEN3_STATUS_INTERNAL_ERROR, "the model produced -inf"));
+        const std::vector<uint32_t> none((dvoc + 31) / 32);
+        params.allowed_mask = none.data();
+        CHECK(failsSampling(sampler, logits, params, QWEN3_STATUS_BAD_PARAM, "allowed_mask and bias leave no token"));
     }
     // Flat logits: every term of the sum counts, none is the largest alone.
     std::vector<float> flat(151936);

@@ -98,9 +98,19 @@ DAMAGED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "negative shape": (lambda p: write(p, {"a": entry("F32", [-2], 0, 8)}, bytes(8)), "bad shape"),
     "float shape": (lambda p: write(p, {"a": {**GOOD, "shape": [2.0]}}, bytes(8)), "bad shape"),
     "huge shape": (
-        lambda p: write(p, {"a": entry("F32", [2**40, 2**40], 0, 8)}, bytes(8)),
+        lambda p: write(p, {"a": entry("F32", [2**30, 2**20], 0, 8)}, bytes(8)),
         "needs",
     ),
+    "shape beyond memory": (
+        lambda p: write(p, {"a": entry("F32", [2**40, 2**40], 0, 8)}, bytes(8)),
+        "bad shape",
+    ),
+    "empty shape beyond memory": (
+        lambda p: write(p, {"a": entry("F32", [0, 2**62], 0, 0)}, b""),
+        "bad shape",
+    ),
+    "many dimensions": (lambda p: write(p, {"a": entry("F32", [1] * 65, 0, 4)}, bytes(4)), "bad"),
+    "endless number": (lambda p: write(p, b'{"a":%s}' % (b"1" * 5000), b""), "not valid JSON"),
     "one offset": (lambda p: write(p, {"a": {**GOOD, "data_offsets": [0]}}, bytes(8)), "offsets"),
     "backward": (lambda p: write(p, {"a": entry("F32", [2], 8, 0)}, bytes(8)), "needs 8 bytes"),
     "wrong size": (lambda p: write(p, {"a": entry("F32", [3], 0, 8)}, bytes(8)), "needs 12 bytes"),

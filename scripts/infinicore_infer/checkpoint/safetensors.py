@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from infinicore_infer.checkpoint.config_reader import short
 from infinicore_infer.checkpoint.errors import SafetensorsError
 from infinicore_infer.checkpoint.identity import file_identity
 from infinicore_infer.checkpoint.json_files import require_regular
@@ -23,6 +24,9 @@ from infinicore_infer.checkpoint.tensor import Tensor, Tensors
 
 # The same bound the safetensors package uses; a larger header is a corrupt length field.
 MAX_HEADER_BYTES = 100_000_000
+# More than any file holds, and in any type still fewer bytes than numpy can count.
+_MAX_SIZE = 2**59
+_MAX_DIMENSIONS = 32
 
 # safetensors dtype: numpy type of the view. BF16 and F8 have no numpy type: raw bits.
 _NUMPY_TYPES: dict[str, Any] = {
@@ -82,7 +86,8 @@ def _parse_header(path: Path, view: memoryview) -> tuple[dict[str, Any], int]:
         )
     except SafetensorsError as error:
         raise SafetensorsError(f"{path}: corrupt header: {error}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # Also numbers of thousands of digits, which are JSON and no int.
         raise SafetensorsError(f"{path}: corrupt header: not valid JSON: {error}") from error
     if not isinstance(header, dict):
         raise SafetensorsError(f"{path}: corrupt header: not a JSON object")
@@ -91,7 +96,7 @@ def _parse_header(path: Path, view: memoryview) -> tuple[dict[str, Any], int]:
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_SIZE
 
 
 def _parse_entry(where: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
@@ -103,11 +108,17 @@ def _parse_entry(where: str, entry: object) -> tuple[str, tuple[int, ...], int, 
             raise SafetensorsError(f"{where}: header entry has no {key!r}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str):
-        raise SafetensorsError(f"{where}: unsupported dtype {dtype!r}")
-    if not isinstance(shape, list) or not all(_is_size(n) for n in shape):
-        raise SafetensorsError(f"{where}: bad shape {shape!r}")
+        raise SafetensorsError(f"{where}: unsupported dtype {short(dtype)}")
+    # Sizes beside a 0 count too: numpy makes no array whose other sizes are beyond memory.
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _MAX_DIMENSIONS
+        or not all(_is_size(n) for n in shape)
+        or math.prod(n for n in shape if n > 0) > _MAX_SIZE
+    ):
+        raise SafetensorsError(f"{where}: bad shape {short(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(n) for n in offsets):
-        raise SafetensorsError(f"{where}: bad data_offsets {offsets!r}")
+        raise SafetensorsError(f"{where}: bad data_offsets {short(offsets)}")
     begin, end = offsets
     if dtype not in _NUMPY_TYPES:
         # A newer or complex type: whether anybody needs the tensor is not known here.

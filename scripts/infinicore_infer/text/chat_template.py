@@ -167,7 +167,8 @@ class ChatTemplates:
             pairs = [] if entry is None else [("default", entry)]
         for name, source in pairs:
             if not isinstance(name, str) or not isinstance(source, str):
-                raise TokenizerError("tokenizer_config.json: 'chat_template' must be a string")
+                file = (folder or Path()) / "tokenizer_config.json"
+                raise TokenizerError(f"{file}: 'chat_template' must be a string")
             self.sources[name] = source
             where = "chat_template" if folder is None else "tokenizer_config.json, chat_template"
             self.origins[name] = where + ("" if name == "default" else f" {name!r}")

@@ -30,6 +30,8 @@ def read_object(path: Path) -> dict[str, Any]:
     require_regular(path)
     try:
         value = json.loads(path.read_text("utf-8"))
+        # Half of a surrogate pair ("\ud800") is JSON, and no character of a text.
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
