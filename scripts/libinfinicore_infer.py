@@ -190,6 +190,25 @@ class Activations(enum.IntEnum):
         raise ValueError(f"unknown activations {activations!r}; known are {names}")
 
 
+class Experts(enum.IntEnum):
+    """Where the weights of experts are (``Qwen3Experts``)."""
+
+    MEMORY = 0
+    DISK = 1
+
+    @classmethod
+    def parse(cls, experts: str | int | Experts) -> Experts:
+        """Return the place that a name or number means.
+
+        Raises:
+            ValueError: No place is called that.
+        """
+        found = _member(cls, experts)
+        if found is not None:
+            return found
+        raise ValueError(f"unknown place of experts {experts!r}; known are memory, disk")
+
+
 class RopeType(enum.IntEnum):
     """Ways of scaling rotary frequencies (``Qwen3RopeType``)."""
 
@@ -411,7 +430,7 @@ class Qwen3ModelOptions(ctypes.Structure):
         ("tensors", POINTER(Qwen3Tensor)),
         ("ntensors", c_size_t),
         ("activations", c_int32),
-        ("reserved", c_int32),
+        ("experts", c_int32),
         ("nexperts", c_uint32),
         ("nexperts_used", c_uint32),
         ("dm", c_uint32),
@@ -492,6 +511,7 @@ class Qwen3Stats(ctypes.Structure):
         ("ncaches", c_uint32),
         ("nthreads", c_uint32),
         ("weight_cache", c_int32),
+        ("expert_file_bytes", c_uint64),
     ]
 
 

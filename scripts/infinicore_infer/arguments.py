@@ -241,6 +241,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="do not keep the packed weights on disk for the next start",
     )
     add(
+        "--experts",
+        default="memory",
+        choices=["memory", "disk"],
+        help="where a mixture's experts are: in memory, or on disk in the cache folder's file, "
+        "which each step reads from; memory that is free then caches it (default: %(default)s)",
+    )
+    add(
         "--cache-dir",
         metavar="DIR",
         help="folder that packed weights are kept in (default: the user's cache folder)",
@@ -270,6 +277,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "activations": args.activations,
         "cache": not args.no_cache,
         "cache_dir": args.cache_dir,
+        "experts": args.experts,
     }
 
 

@@ -13,6 +13,7 @@ from libinfinicore_infer import (
     Backend,
     DataType,
     DeviceType,
+    Experts,
     Qwen3ModelOptions,
     Qwen3ValueError,
     Status,
@@ -67,6 +68,7 @@ class LoadedModel:
         seed: int | None = None,
         cache: bool = True,
         cache_dir: str | os.PathLike[str] | None = None,
+        experts: str | Experts = "memory",
         task: str = "auto",
     ) -> None:
         """Load a checkpoint.
@@ -99,6 +101,9 @@ class LoadedModel:
                 load. The file is written in the background; a damaged one is replaced with a
                 warning in the log, and failing to write one is no error.
             cache_dir: Where to keep them; ``None``: the user's cache folder.
+            experts: Where a mixture's experts are: in ``"memory"``, or on ``"disk"``, in the cache
+                folder's file, from which each step reads those that it needs. Then the model takes
+                the memory of all else only, and what is free caches the file.
             task: What the model is for: ``"chat"``, ``"embed"``, ``"rerank"``, or ``"auto"``, which
                 judges by tensors, files and names. The latter two load no head of their own, so
                 such a model cannot generate if it is not tied to the embedding.
@@ -146,6 +151,7 @@ class LoadedModel:
             dt_weight=weight_dtype,
             dt_kv=DataType.parse(kv_dtype),
             activations=Activations.parse(activations),
+            experts=Experts.parse(experts),
             kv_limit_bytes=kv_limit_bytes,
             max_step_tokens=max_step_tokens,
             has_seed=int(seed is not None),
@@ -165,14 +171,17 @@ class LoadedModel:
             tied = self.meta.tie_word_embeddings
             weights = Qwen3TensorList(self.meta, self._checkpoint, headless=self.task != "chat")
             self._has_head = tied or self.task == "chat"
-            if cache and is_worth_keeping(self._checkpoint, weight_dtype):
-                directory = None if cache_dir is None else Path(cache_dir).absolute()
+            on_disk = options.experts == Experts.DISK
+            if on_disk and not cache:
+                raise ValueError("experts on disk are read from the cache, which is turned off")
+            if cache and (on_disk or is_worth_keeping(self._checkpoint, weight_dtype)):
                 self._weight_cache = open_cache(
                     self._checkpoint,
                     weight_dtype,
-                    directory,
+                    None if cache_dir is None else Path(cache_dir).absolute(),
                     ndev,
                     headless=not self._has_head,
+                    required=on_disk,
                 )
             if self._weight_cache is not None:
                 self._weight_cache.prepare(options)

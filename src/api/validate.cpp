@@ -90,7 +90,14 @@ void readExperts(const Qwen3ModelOptions &o, ModelConfig &c) {
                  "options.nexperts_used, dm and norm_topk_prob are %u, %u and %d, must be 0: options.nexperts is 0",
                  o.nexperts_used, o.dm, o.norm_topk_prob);
         }
+        if (o.experts == QWEN3_EXPERTS_DISK) {
+            fail(QWEN3_STATUS_BAD_PARAM, "options.experts is disk, but this model has no experts");
+        }
         return;
+    }
+    if (o.experts == QWEN3_EXPERTS_DISK && o.cache_path == nullptr) {
+        fail(QWEN3_STATUS_BAD_PARAM,
+             "options.experts is disk, which needs options.cache_path: the file that they are read from");
     }
     if (o.nexperts_used == 0 || o.nexperts_used > o.nexperts) {
         fail(QWEN3_STATUS_BAD_PARAM, "options.nexperts_used is %u, must be 1 to options.nexperts, %u", o.nexperts_used,
@@ -133,6 +140,7 @@ Qwen3ModelOptions readOptions(const Qwen3ModelOptions *options, int32_t device) 
     requireDType(out.dt_weight, "options.dt_weight", true, Allowed::kFloatsAndPacked);
     requireDType(out.dt_kv, "options.dt_kv", true, Allowed::kFloatsAndInt8);
     requireRange(out.activations, QWEN3_ACTIVATIONS_AUTO, QWEN3_ACTIVATIONS_INT8, "options.activations");
+    requireRange(out.experts, QWEN3_EXPERTS_MEMORY, QWEN3_EXPERTS_DISK, "options.experts");
     requireRange(out.max_step_tokens, 0, kMaxStepTokens, "options.max_step_tokens");
     if (out.max_step_tokens == 0) {
         out.max_step_tokens = device == QWEN3_DEVICE_CPU ? kCpuStepTokens : kDeviceStepTokens;
@@ -208,6 +216,7 @@ BackendOptions backendOptions(const Qwen3ModelOptions &options, int32_t device, 
     out.dt_kv = static_cast<DType>(options.dt_kv);
     out.dt_mat = dt_mat;
     out.activations = static_cast<Activations>(options.activations);
+    out.experts_in_file = options.experts == QWEN3_EXPERTS_DISK;
     out.kv_limit_bytes = options.kv_limit_bytes;
     return out;
 }

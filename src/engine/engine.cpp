@@ -331,6 +331,7 @@ Qwen3Stats Engine::stats() {
     for (uint32_t rank = 0; rank < group_.size(); ++rank) {
         const ModelWeights &weights = forward_[rank]->weights();
         stats.weight_bytes += weights.bytes();
+        stats.expert_file_bytes += weights.fileBytes();
         stats.weight_bytes += weights.embedding.get() == counted ? 0 : weights.embedding->bytes();
         counted = weights.embedding.get();
         stats.scratch_bytes += backends_[rank]->scratchBytes();

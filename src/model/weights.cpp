@@ -81,14 +81,19 @@ LayerSources sourcesOf(const ModelConfig &c, const RankSlice &s, const LayerTens
     return l;
 }
 
+void writeLayer(const LayerWeights &layer, PackedWriter &out, const Backend &backend) {
+    eachWeight([&](const auto &weight) { backend.save(*weight, out); }, layer);
+}
+
 class Packer {
 public:
-    // in: where each rank loads its packed weights from instead of packing; or none.
+    // in: where each rank loads its packed weights from instead of packing; or none. out: where a single rank's weights
+    // go as soon as they are packed, so that no more than one layer is in memory; or null.
     Packer(const ModelConfig &config, const std::vector<RankSlice> &slices, const ModelTensors &tensors,
            const Qwen3ModelOptions &options, const std::vector<std::unique_ptr<Backend>> &backends, RankGroup &group,
-           const std::vector<std::unique_ptr<PackedReader>> &in)
+           const std::vector<std::unique_ptr<PackedReader>> &in, PackedWriter *out = nullptr)
         : c_(config), slices_(slices), tensors_(tensors), options_(options), backends_(backends), group_(group),
-          in_(in), total_(bytesOf(tensors.head()) + (tensors.tied() ? 0 : bytesOf(tensors.input_embd))) {
+          in_(in), out_(out), total_(bytesOf(tensors.head()) + (tensors.tied() ? 0 : bytesOf(tensors.input_embd))) {
         for (const LayerTensors &layer : tensors.layers) {
             total_ += bytesOf(layer);
         }
@@ -108,13 +113,20 @@ public:
         });
         report(bytesOf(tensors_.head()));
         packEmbeddings(result);
+        if (out_ != nullptr) {
+            writeWeights(result[0], *out_, *backends_[0]);
+        }
         report(tensors_.tied() ? 0 : bytesOf(tensors_.input_embd));
         for (uint32_t i = 0; i < c_.nlayer; ++i) {
             group_.run([&](uint32_t rank) {
                 LayerSources sources = sourcesOf(c_, slices_[rank], tensors_.layers[i], i);
                 LayerWeights packed;
                 eachWeight([&](const auto &source, auto &weight) { make(rank, source, weight); }, sources, packed);
-                result[rank].layers.push_back(std::move(packed));
+                if (out_ != nullptr) {
+                    writeLayer(packed, *out_, *backends_[rank]);
+                } else {
+                    result[rank].layers.push_back(std::move(packed));
+                }
             });
             report(bytesOf(tensors_.layers[i]));
         }
@@ -196,6 +208,7 @@ private:
     const std::vector<std::unique_ptr<Backend>> &backends_;
     RankGroup &group_;
     const std::vector<std::unique_ptr<PackedReader>> &in_;
+    PackedWriter *out_;
     uint64_t total_;
     uint64_t done_ = 0;
 };
@@ -294,6 +307,14 @@ int32_t cacheState(PackedFileError::Reason reason) {
 
 }  // namespace
 
+uint64_t ModelWeights::fileBytes() const {
+    uint64_t total = 0;
+    for (const LayerWeights &layer : layers) {
+        total += layer.ffn_gate_up->fileBytes() + layer.ffn_down->fileBytes();
+    }
+    return total;
+}
+
 uint64_t ModelWeights::bytes() const {
     uint64_t total = head->bytes() + output_norm->bytes();
     for (const LayerWeights &layer : layers) {
@@ -306,25 +327,43 @@ std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vect
                                       const ModelTensors &tensors, const Qwen3ModelOptions &options,
                                       const std::vector<std::unique_ptr<Backend>> &backends, RankGroup &group) {
     const std::string identity = identityOf(config, slices, tensors, options, *backends[0]);
+    const auto load = [&] {
+        std::vector<std::unique_ptr<PackedReader>> readers;
+        readers.reserve(slices.size());
+        for (uint32_t rank = 0; rank < slices.size(); ++rank) {
+            readers.push_back(
+                std::make_unique<PackedReader>(options.cache_path, withKey(identity, options.cache_key), rank));
+        }
+        std::vector<ModelWeights> loaded = Packer(config, slices, tensors, options, backends, group, readers).pack();
+        for (const auto &reader : readers) {
+            reader->finish();
+        }
+        loaded[0].identity = identity;
+        loaded[0].cache = QWEN3_CACHE_LOADED;
+        return loaded;
+    };
+    const bool on_disk = options.experts == QWEN3_EXPERTS_DISK;
+    if (on_disk && (identity.empty() || slices.size() > 1)) {
+        fail(QWEN3_STATUS_NOT_IMPLEMENTED, "options.experts is disk, which only the cpu backend can, with ndev 1: %s",
+             identity.empty() ? "this is another backend" : ("ndev is " + std::to_string(slices.size())).c_str());
+    }
     int32_t cache = QWEN3_CACHE_UNUSED;
     if (options.cache_path != nullptr && !identity.empty()) {
         try {
-            std::vector<std::unique_ptr<PackedReader>> readers;
-            readers.reserve(slices.size());
-            for (uint32_t rank = 0; rank < slices.size(); ++rank) {
-                readers.push_back(
-                    std::make_unique<PackedReader>(options.cache_path, withKey(identity, options.cache_key), rank));
-            }
-            std::vector<ModelWeights> loaded =
-                Packer(config, slices, tensors, options, backends, group, readers).pack();
-            for (const auto &reader : readers) {
-                reader->finish();
-            }
-            loaded[0].identity = identity;
-            loaded[0].cache = QWEN3_CACHE_LOADED;
-            return loaded;
+            return load();
         } catch (const PackedFileError &error) {
             cache = cacheState(error.reason());
+        }
+    }
+    if (on_disk) {
+        PackedFileWriter out(options.cache_path, withKey(identity, options.cache_key));
+        Packer(config, slices, tensors, options, backends, group, {}, &out).pack();
+        out.commit();
+        try {
+            return load();
+        } catch (const PackedFileError &error) {
+            fail(QWEN3_STATUS_IO_ERROR, "%s cannot be read although it has just been written: %s", options.cache_path,
+                 error.systemError() != 0 ? systemReason(error.systemError()).c_str() : "it has changed");
         }
     }
     std::vector<ModelWeights> packed = Packer(config, slices, tensors, options, backends, group, {}).pack();
@@ -341,7 +380,7 @@ void writeWeights(const ModelWeights &weights, PackedWriter &out, const Backend 
         backend.save(*weights.embedding, out);
     }
     for (const LayerWeights &layer : weights.layers) {
-        eachWeight([&](const auto &weight) { backend.save(*weight, out); }, layer);
+        writeLayer(layer, out, backend);
     }
 }
 

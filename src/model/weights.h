@@ -55,11 +55,13 @@ struct ModelWeights {
     std::string identity;  // what saved weights depend on, but for the caller's key; empty: cannot be saved
     int32_t cache = QWEN3_CACHE_UNUSED;  // Qwen3WeightCache
 
-    uint64_t bytes() const;  // without the embedding, which ranks may share
+    uint64_t bytes() const;      // without the embedding, which ranks may share
+    uint64_t fileBytes() const;  // of experts that stay in the file
 };
 
 // Packs everything, each rank its own slice on its own thread, or loads options.cache_path if that file fits, each rank
-// its own part; tensors and options must have passed validation. Throws BAD_WEIGHTS, CANCELLED, OUT_OF_MEMORY.
+// its own part; tensors and options must have passed validation. Experts that are to stay on disk are written to that
+// file first where it does not fit. Throws BAD_WEIGHTS, CANCELLED, OUT_OF_MEMORY, IO_ERROR, NOT_IMPLEMENTED.
 std::vector<ModelWeights> packWeights(const ModelConfig &config, const std::vector<RankSlice> &slices,
                                       const ModelTensors &tensors, const Qwen3ModelOptions &options,
                                       const std::vector<std::unique_ptr<Backend>> &backends, RankGroup &group);

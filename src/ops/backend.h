@@ -70,6 +70,7 @@ struct BackendOptions {
     DType dt_mat;                                  // the dtype that most of the checkpoint's matrices have
     bool coded = false;                            // whether some are codes (HostMatrix::stored)
     Activations activations = Activations::kAuto;  // of the CPU backend
+    bool experts_in_file = false;  // the CPU backend leaves experts in the file that it reads packed weights from
     // makeBackends: of all caches on all ranks; backends get their rank's share; 0: not given
     uint64_t kv_limit_bytes = 0;
     // One of several ranks in one address space, whose sums go through `reduce`; null for a single rank.

@@ -83,7 +83,8 @@ struct NormSource {
 class PackedLinear {
 public:
     virtual ~PackedLinear() = default;
-    virtual size_t bytes() const = 0;
+    virtual size_t bytes() const = 0;               // in memory
+    virtual size_t fileBytes() const { return 0; }  // in the file of packed weights, read whenever they are used
 };
 
 // The packed weight of a norm.

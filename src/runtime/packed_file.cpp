@@ -18,43 +18,11 @@
 #include <utility>
 
 #include "runtime/error.h"
+#include "runtime/packed_format.h"
 
 namespace q3 {
+
 namespace {
-
-constexpr size_t kChunk = size_t{512} << 10;  // bytes per hash: verified while it is still in a cache
-constexpr size_t kHeaderBytes = 4096;
-constexpr size_t kAlign = 64;
-constexpr uint32_t kVersion = 3;
-constexpr uint64_t kSection = ~uint64_t{0};  // stands in the index in place of a blob's offset
-constexpr char kMagic[8] = {'Q', '3', 'P', 'A', 'C', 'K', 'E', 'D'};
-constexpr char kUnfinished[8] = {'Q', '3', 'P', 'A', 'C', 'K', '.', '.'};  // the magic until all else is written
-
-struct Header {
-    char magic[8];
-    uint32_t version;
-    uint32_t unused;
-    uint64_t identity_bytes;
-    uint64_t index_offset;  // of the identity; the index follows it
-    uint64_t index_words;
-    uint64_t index_hash;  // of identity and index, one after the other
-    uint64_t file_bytes;
-    uint64_t header_hash;  // of all the above
-};
-
-uint64_t headerHash(const Header &header) {
-    return hashBytes(&header, offsetof(Header, header_hash));
-}
-
-uint64_t indexHash(const std::string &identity, const std::vector<uint64_t> &index) {
-    const uint64_t both[2] = {hashBytes(identity.data(), identity.size()),
-                              hashBytes(index.data(), index.size() * sizeof(uint64_t))};
-    return hashBytes(both, sizeof both);
-}
-
-uint64_t chunksOf(uint64_t bytes) {
-    return bytes / kChunk + (bytes % kChunk == 0 ? 0 : 1);
-}
 
 // A temporary file's name is that of the file, kTemporary, and kRandomBytes letters and digits.
 constexpr char kTemporary[] = ".tmp";
@@ -93,15 +61,6 @@ std::string randomPart() {
         hash /= sizeof kCharacters - 1;
     }
     return text;
-}
-
-// The result of a system call, made again when a signal handler interrupted it.
-template <typename Call> auto uninterrupted(const Call &call) {
-    auto result = call();
-    while (result < 0 && errno == EINTR) {
-        result = call();
-    }
-    return result;
 }
 
 bool lock(int fd, int operation) noexcept {
@@ -346,179 +305,6 @@ void PackedFileWriter::commit() {
         failWith("rename");
     }
     close(std::exchange(fd_, -1));
-}
-
-// ---------------------------------------------------------------- reading
-
-PackedReader::PackedReader(const char *path)
-    // O_NONBLOCK: a pipe in its place must not block for ever.
-    : fd_(uninterrupted([&] { return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); })) {
-    if (fd_ < 0) {
-        const bool absent = errno == ENOENT || errno == ENOTDIR;
-        throw PackedFileError(absent ? PackedFileError::kAbsent : PackedFileError::kUnreadable, errno);
-    }
-    try {
-        struct stat facts{};
-        if (uninterrupted([&] { return fstat(fd_, &facts); }) != 0) {
-            throw PackedFileError(PackedFileError::kUnreadable, errno);
-        }
-        if (!S_ISREG(facts.st_mode)) {
-            throw PackedFileError(PackedFileError::kCorrupt);
-        }
-        file_bytes_ = static_cast<uint64_t>(facts.st_size);
-        Header header{};
-        readAt(&header, sizeof header, 0);
-        if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) {
-            throw PackedFileError(PackedFileError::kCorrupt);
-        }
-        if (header.version != kVersion) {
-            throw PackedFileError(PackedFileError::kStale);
-        }
-        if (header.header_hash != headerHash(header) || header.file_bytes != file_bytes_) {
-            throw PackedFileError(PackedFileError::kCorrupt);
-        }
-        const uint64_t tail = file_bytes_ - std::min(file_bytes_, header.index_offset);
-        if (header.identity_bytes > tail || header.index_words != (tail - header.identity_bytes) / sizeof(uint64_t)) {
-            throw PackedFileError(PackedFileError::kCorrupt);
-        }
-        identity_.resize(header.identity_bytes);
-        index_.resize(header.index_words);
-        readAt(identity_.data(), identity_.size(), header.index_offset);
-        readAt(index_.data(), index_.size() * sizeof(uint64_t), header.index_offset + identity_.size());
-        if (header.index_hash != indexHash(identity_, index_)) {
-            throw PackedFileError(PackedFileError::kCorrupt);
-        }
-        checkIndex(header.index_offset);
-    } catch (...) {
-        close(fd_);
-        throw;
-    }
-}
-
-PackedReader::PackedReader(const char *path, const std::string &identity, uint32_t section) : PackedReader(path) {
-    if (identity_ != identity) {
-        throw PackedFileError(PackedFileError::kStale);
-    }
-    enter(section);
-}
-
-PackedReader::~PackedReader() {
-    close(fd_);
-}
-
-void PackedReader::readAt(void *data, size_t bytes, uint64_t offset) const {
-    auto *p = static_cast<char *>(data);
-    while (bytes > 0) {
-        const ssize_t got = uninterrupted([&] { return pread(fd_, p, bytes, static_cast<off_t>(offset)); });
-        if (got < 0) {
-            throw PackedFileError(PackedFileError::kUnreadable, errno);
-        }
-        if (got == 0) {
-            throw PackedFileError(PackedFileError::kCorrupt);
-        }
-        p += got;
-        offset += static_cast<uint64_t>(got);
-        bytes -= static_cast<size_t>(got);
-    }
-}
-
-// Checks that blobs follow each other, each with its hashes, up to the end of the data. Then the file really has what
-// its index says, and nobody allocates memory for more.
-void PackedReader::checkIndex(uint64_t end) const {
-    uint64_t free = kHeaderBytes;
-    for (size_t at = 0; at < index_.size();) {
-        if (index_.size() - at < 2) {
-            throw PackedFileError(PackedFileError::kCorrupt);
-        }
-        const uint64_t offset = index_[at];
-        const uint64_t bytes = index_[at + 1];
-        at += 2;
-        if (offset == kSection) {
-            continue;
-        }
-        if (offset < free || offset > end || bytes > end - offset || chunksOf(bytes) > index_.size() - at) {
-            throw PackedFileError(PackedFileError::kCorrupt);
-        }
-        free = offset + bytes;
-        at += chunksOf(bytes);
-    }
-}
-
-// Moves to the first blob of a section.
-void PackedReader::enter(uint32_t section) {
-    for (uint32_t passed = 0; passed < section;) {
-        if (next_ + 2 > index_.size()) {
-            throw PackedFileError(PackedFileError::kCorrupt);
-        }
-        if (index_[next_] == kSection) {
-            ++passed;
-            next_ += 2;
-        } else {
-            next_ += 2 + chunksOf(index_[next_ + 1]);
-        }
-    }
-}
-
-size_t PackedReader::nextBytes() const {
-    if (next_ + 2 > index_.size() || index_[next_] == kSection) {
-        throw PackedFileError(PackedFileError::kCorrupt);
-    }
-    return index_[next_ + 1];
-}
-
-bool PackedReader::holds(uint64_t blobs, size_t bytes) const {
-    size_t at = next_;
-    for (; at < index_.size() && index_[at] != kSection; at += 2 + chunksOf(bytes)) {
-        if (index_[at + 1] != bytes || blobs-- == 0) {
-            return false;
-        }
-    }
-    return blobs == 0;
-}
-
-void PackedReader::read(void *data, size_t bytes, ThreadPool &pool) {
-    if (nextBytes() != bytes) {
-        throw PackedFileError(PackedFileError::kCorrupt);
-    }
-    const uint64_t offset = index_[next_];
-    const uint64_t *hashes = index_.data() + next_ + 2;
-    const uint64_t chunks = chunksOf(bytes);
-    next_ += 2 + chunks;
-    if (next_ > index_.size()) {
-        throw PackedFileError(PackedFileError::kCorrupt);
-    }
-    // Four chunks fill a huge page, which two threads that first touch it would both clear.
-    const uint32_t grain = chunks < 16 ? 1 : 4;
-    constexpr int kGood = -1;
-    constexpr int kDamaged = 0;
-    std::atomic<int> state{kGood};  // kGood, kDamaged or an errno
-    pool.parallelFor(static_cast<uint32_t>(chunks), grain, [&](uint32_t begin, uint32_t end, uint32_t) {
-        for (uint32_t i = begin; i < end && state.load() == kGood; ++i) {
-            const size_t start = size_t{i} * kChunk;
-            const size_t size = std::min(kChunk, bytes - start);
-            char *target = static_cast<char *>(data) + start;
-            try {
-                readAt(target, size, offset + start);
-                if (hashBytes(target, size) != hashes[i]) {
-                    state.store(kDamaged);
-                }
-            } catch (const PackedFileError &error) {
-                state.store(error.systemError());
-            }
-        }
-    });
-    if (state.load() == kDamaged) {
-        throw PackedFileError(PackedFileError::kCorrupt);
-    }
-    if (state.load() != kGood) {
-        throw PackedFileError(PackedFileError::kUnreadable, state.load());
-    }
-}
-
-void PackedReader::finish() const {
-    if (next_ != index_.size() && index_[next_] != kSection) {
-        throw PackedFileError(PackedFileError::kCorrupt);
-    }
 }
 
 }  // namespace q3

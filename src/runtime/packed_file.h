@@ -9,9 +9,11 @@
 
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "runtime/packed_blob.h"
 #include "runtime/thread_pool.h"
 
 namespace q3 {
@@ -98,9 +100,6 @@ class PackedReader {
 public:
     explicit PackedReader(const char *path);  // accepts any identity
     PackedReader(const char *path, const std::string &identity, uint32_t section = 0);
-    ~PackedReader();
-    PackedReader(const PackedReader &) = delete;
-    PackedReader &operator=(const PackedReader &) = delete;
 
     const std::string &identity() const { return identity_; }
     size_t nextBytes() const;  // size of the next blob, no more than the file has
@@ -109,14 +108,17 @@ public:
     // Reads the next blob, which must have that size, and verifies it. Works in parallel, because
     // most of the time goes into clearing the target's pages.
     void read(void *data, size_t bytes, ThreadPool &pool);
+    // Verifies the next blob, which must have that size, and leaves it in the file.
+    PackedBlob leave(size_t bytes, ThreadPool &pool);
     void finish() const;  // throws kCorrupt if blobs of the section are left
 
 private:
     void readAt(void *data, size_t bytes, uint64_t offset) const;
     void checkIndex(uint64_t end) const;
     void enter(uint32_t section);
+    uint64_t take(size_t bytes, char *data, ThreadPool &pool);
 
-    int fd_ = -1;
+    std::shared_ptr<const SharedFile> file_;
     uint64_t file_bytes_ = 0;
     std::string identity_;
     std::vector<uint64_t> index_;

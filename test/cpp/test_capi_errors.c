@@ -805,7 +805,7 @@ static void testGarbageSizes(const Setup *base, Bench *b) {
 static void testNewerOutputs(Bench *b) {
     enum { MORE = 24, STATS = sizeof(Qwen3Stats) + MORE, RESULT = sizeof(Qwen3SampleResult) + MORE };
     const unsigned char zeros[MORE] = {0};
-    Qwen3Stats plain = {sizeof(plain), 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    Qwen3Stats plain = {sizeof(plain), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     unsigned char *stats = newStruct(STATS, STATS, 0xff);
     CHECK(qwen3GetStats(b->model, &plain) == QWEN3_STATUS_SUCCESS);
     CHECK(qwen3GetStats(b->model, (Qwen3Stats *)(void *)stats) == QWEN3_STATUS_SUCCESS);
@@ -927,7 +927,7 @@ static void testCaches(Bench *b, struct KVCache *foreign, struct KVCache *droppe
                  "cache");
     CHECK(length == 77);
 
-    Qwen3Stats before = {sizeof(before), 0, 0, 0, 0, 0, 0, 0, 0, 0}, after = before;
+    Qwen3Stats before = {sizeof(before), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, after = before;
     CHECK(qwen3GetStats(b->model, &before) == QWEN3_STATUS_SUCCESS);
     dropKVCache(NULL, b->caches[0]); /* all no-ops */
     dropKVCache(b->model, NULL);
@@ -1052,7 +1052,7 @@ static void testOutOfKv(const Setup *base, int32_t ndev, const uint32_t expected
     Setup s = *base;
     rebase(&s, base);
     s.ndev = ndev;
-    Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     struct Qwen3Model *model = mustCreate(&s);
     CHECK(qwen3GetStats(model, &stats) == QWEN3_STATUS_SUCCESS);
     destroyQwen3Model(model);
@@ -1221,7 +1221,7 @@ static void *hammer(void *argument) {
         CHECK(qwen3LastStatus() == QWEN3_STATUS_CACHE_MISMATCH && strstr(qwen3LastError(), "req_pos") != NULL);
         struct KVCache *copy = duplicateKVCache(w->model, kv, 2);
         dropKVCache(w->model, kv);
-        Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0, 0};
+        Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
         CHECK(qwen3GetStats(w->model, &stats) == QWEN3_STATUS_SUCCESS && stats.ncaches >= 1);
         CHECK(step(w->model, &prompt[2], 1, 2, copy, &output[0]) == QWEN3_STATUS_SUCCESS);
         CHECK(output[0] == w->expected[0]);
@@ -1304,7 +1304,7 @@ int main(void) {
     checkHealthy(__LINE__, "everything", other, other_greedy);
     dropCaches(&b);
     dropKVCache(other, foreign);
-    Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    Qwen3Stats stats = {sizeof(stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     CHECK(qwen3GetStats(b.model, &stats) == QWEN3_STATUS_SUCCESS && stats.kv_used_bytes == 0 && stats.ncaches == 0);
     /* destroying a model frees the caches that are left */
     CHECK(createKVCache(b.model) != NULL);

@@ -516,6 +516,10 @@ static void testRefusals(const Values *v) {
 #define EXPERT(role_, rows_) (EXPERTS(4, 2, 24), q->role = QWEN3_TENSOR_##role_, q->rows = (rows_))
     TENSOR_FAILS(options.nexperts_used = 2, STATUS(BAD_PARAM), "nexperts_used|2|must be 0: options.nexperts is 0");
     TENSOR_FAILS(options.norm_topk_prob = 1, STATUS(BAD_PARAM), "norm_topk_prob|must be 0: options.nexperts is 0");
+    TENSOR_FAILS(options.experts = QWEN3_EXPERTS_DISK, STATUS(BAD_PARAM), "options.experts|this model has no experts");
+    TENSOR_FAILS(options.experts = 2, STATUS(BAD_PARAM), "options.experts is 2|0 to 1");
+    TENSOR_FAILS(EXPERTS(4, 2, 24);
+                 options.experts = QWEN3_EXPERTS_DISK, STATUS(BAD_PARAM), "options.experts is disk|options.cache_path");
     TENSOR_FAILS(EXPERTS(4, 0, 24), STATUS(BAD_PARAM), "nexperts_used is 0|1 to options.nexperts, 4");
     TENSOR_FAILS(EXPERTS(4, 5, 24), STATUS(BAD_PARAM), "nexperts_used is 5|1 to options.nexperts, 4");
     TENSOR_FAILS(EXPERTS(65537, 5, 24), STATUS(BAD_PARAM), "nexperts is 65537|65536");

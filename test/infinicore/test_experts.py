@@ -28,6 +28,16 @@ def test_logits(run_case: RunCase, tmp_path: Path, name: str, ndev: int) -> None
         assert max(of_dtype) < TOLERANCE[dtype], distances
 
 
+def test_on_disk(run_case: RunCase, tmp_path: Path) -> None:
+    """Refused by name: devices have no file to read from in a step."""
+    folder = save_moe(moe_model(SPECS["some"]), tmp_path / "m")
+    error = run_case(
+        "refusal", folder=folder, device="nvidia", experts="disk", cache_dir=tmp_path / "cache"
+    )
+    assert error["kind"] == "Qwen3NotImplementedError"
+    assert "options.experts is disk, which only the cpu backend can" in error["text"]
+
+
 @pytest.mark.parametrize("device", ["ascend", "moore"])
 def test_other_routes(run_case: RunCase, tmp_path: Path, device: str) -> None:
     """Without ``add``, and where a beta of 0 does not clear."""

@@ -74,16 +74,21 @@ def test_checkpoints_are_measured(tied: bool, tmp_path: Path) -> None:
     measured.model.close()
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4", "bf16"])
-def test_experts(dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "on_disk"), [("int8", False), ("int4", False), ("bf16", False), ("bf16", True)]
+)
+def test_experts(dtype: str, on_disk: bool, tmp_path: Path) -> None:
     """Bytes of experts are what more of them add; a step reads those of the chosen ones."""
     weights, experts = [], []
     for count in (4, 8):
         spec = MoeSpec(d=64, dm=64, nlayer=5, nexperts=count, used=2)
         folder = save_moe(moe_model(spec), tmp_path / str(count), "bf16")
         args = argparse.Namespace(threads=1, kv_limit=64, device="cpu")
+        args.experts_on_disk = tmp_path / f"{count}-packed" if on_disk else None
         measured = bench.Bench(str(folder), Precision(dtype), args, None)
-        weights.append(measured.model.stats()["weight_bytes"])
+        of_model = measured.model.stats()
+        assert (of_model["expert_file_bytes"] > 0) == on_disk
+        weights.append(of_model["weight_bytes"] + of_model["expert_file_bytes"])
         experts.append(measured.expert_bytes)
         row, stats = measured.run(1, 0, 0, 1, 1), measured.model.stats()
         read = weights[-1] - measured.unread_bytes - experts[-1] * (1 - 2 / count)

@@ -172,6 +172,22 @@ typedef enum {
     QWEN3_ACTIVATIONS_INT8 = 5    /* INT8, INT4 weights, kept codes of checkpoints: codes of 8 bits, a scale per 32 */
 } Qwen3Activations;
 
+/*
+ * Where the experts' weights are. On disk they stay in cache_path and take none of the process's memory; a step reads
+ * those that it needs, and what the system's page cache holds of the file is as fast as copying it. The results are
+ * the same. CPU backend, ndev 1 (else NOT_IMPLEMENTED); a model without experts has none to leave (BAD_PARAM).
+ */
+typedef enum {
+    QWEN3_EXPERTS_MEMORY = 0,
+    /*
+     * cache_path is required, and written while the model is created if the file there does not fit: one layer at a
+     * time, complete or not at all (IO_ERROR and the system's reason). It is verified then, and held open: it may be
+     * deleted or replaced meanwhile. Cut short, or on a disk that fails, it makes calls fail with IO_ERROR, which leave
+     * caches as they were. progress counts twice where the file is written: for packing, and for reading it.
+     */
+    QWEN3_EXPERTS_DISK = 1
+} Qwen3Experts;
+
 /* How rotary frequencies are scaled; formulas are those of Hugging Face's rope_scaling / rope_parameters. */
 typedef enum {
     QWEN3_ROPE_DEFAULT = 0,
@@ -430,7 +446,8 @@ typedef struct {
      * A file that qwen3SaveWeights wrote, or NULL. If it fits the model, ndev, format, library and cache_key and all
      * its checksums are right, packed weights are read from it and no data of weights but a borrowed input_embd is
      * touched; results are bit for bit the same. Otherwise the weights are packed as without it: a cache never
-     * makes createQwen3ModelEx fail. Qwen3Stats.weight_cache says what happened. The library only reads the file.
+     * makes createQwen3ModelEx fail. Qwen3Stats.weight_cache says what happened. The library only reads the file,
+     * unless experts is QWEN3_EXPERTS_DISK.
      */
     const char *cache_path;
     const char *cache_key; /* any text that changes when the checkpoint does; NULL: "" */
@@ -446,7 +463,7 @@ typedef struct {
     const Qwen3Tensor *tensors;
     size_t ntensors;
     int32_t activations; /* Qwen3Activations; on InfiniCore AUTO only */
-    int32_t reserved;    /* 0 */
+    int32_t experts;     /* Qwen3Experts */
     /*
      * Mixture of experts: num_experts, num_experts_per_tok, moe_intermediate_size and norm_topk_prob of config.json;
      * all 0 in a dense model. A layer whose tensors have FFN_ROUTER and EXPERT_* roles has nexperts MLPs of dm inner
@@ -532,7 +549,7 @@ typedef struct {
 /* Current use of memory by one model, in bytes unless said. */
 typedef struct {
     size_t struct_size;     /* sizeof(Qwen3Stats), set by the caller */
-    uint64_t weight_bytes;  /* packed weights */
+    uint64_t weight_bytes;  /* packed weights in memory */
     uint64_t scratch_bytes; /* activations and workspace, allocated at create */
     uint64_t kv_used_bytes; /* blocks in use by all caches, shared ones once */
     uint64_t kv_limit_bytes;
@@ -540,7 +557,8 @@ typedef struct {
     uint32_t kv_block_tokens; /* tokens of one block */
     uint32_t ncaches;         /* live caches */
     uint32_t nthreads;
-    int32_t weight_cache; /* Qwen3WeightCache */
+    int32_t weight_cache;       /* Qwen3WeightCache */
+    uint64_t expert_file_bytes; /* packed experts that stay on disk, not in weight_bytes */
 } Qwen3Stats;
 
 struct Qwen3Model;

@@ -85,11 +85,20 @@ def open_cache(
     ndev: int = 1,
     *,
     headless: bool = False,
+    required: bool = False,
 ) -> CheckpointCache | None:
-    """Return the cache of a checkpoint, or ``None`` with a warning if there is no folder for it."""
+    """Return the cache of a checkpoint, or ``None`` with a warning if there is no folder for it.
+
+    Raises:
+        OSError: There is none, and the cache is required.
+    """
     try:
-        return CheckpointCache(checkpoint, dtype, directory, ndev, headless=headless)
+        return CheckpointCache(
+            checkpoint, dtype, directory, ndev, headless=headless, required=required
+        )
     except OSError as error:
+        if required:
+            raise
         _LOG.warning("packed weights are not kept on disk: %s", error)
         return None
 
@@ -110,8 +119,18 @@ class CheckpointCache:
         ndev: int = 1,
         *,
         headless: bool = False,
+        required: bool = False,
     ) -> None:
         """Name the file; nothing is read or written yet.
+
+        Args:
+            checkpoint: Whose weights it keeps.
+            dtype: The format they are packed in.
+            directory: Where it lies; ``None``: the default folder.
+            ndev: Number of devices.
+            headless: Whether the head is left out.
+            required: Whether the model cannot do without the file, which the library then writes
+                itself, because its experts are read from there.
 
         Raises:
             OSError: No folder is given, and there is no default one.
@@ -127,17 +146,26 @@ class CheckpointCache:
         form = dtype.name.lower() + (f"-ndev{ndev}" if ndev > 1 else "")
         form += "-headless" if headless else ""
         self.path = self._directory / f"{name}-{form}-{digest}{SUFFIX}"
+        self._required = required
         self._closing = threading.Event()
         self._writer: threading.Thread | None = None
 
     def prepare(self, options: Qwen3ModelOptions) -> None:
-        """Tell the library where to look, unless others may have written what is there."""
+        """Tell the library where to look, unless others may have written what is there.
+
+        Raises:
+            OSError: They may, or there is no folder, and the file is required.
+        """
+        if self._required:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             doubt = distrust(self._directory)
             if doubt is None:
                 doubt = distrust(self.path)
         except OSError:
             doubt = None  # the library will not find it either, and say so
+        if doubt is not None and self._required:
+            raise OSError(f"experts cannot stay on disk: {doubt}")
         if doubt is not None:
             _LOG.warning("packed weights are not kept on disk: %s", doubt)
             return
@@ -154,6 +182,8 @@ class CheckpointCache:
                 os.utime(self.path)
             except OSError:
                 pass  # a read-only cache is still a cache
+            if self._required:  # and perhaps has just been written
+                evict(self._directory, SUFFIX, self.path, LIMIT_BYTES)
             return
         if state == WeightCache.UNREADABLE:
             # It may be good, and the next time readable.

@@ -36,7 +36,7 @@ import infinicore_infer
 from infinicore_infer.arguments import Precision, count, need_matplotlib, positive_count
 from infinicore_infer.native.model import KVCache, StepRequest, sampling_struct
 from infinicore_infer.paths import CHECKOUT
-from infinicore_infer.tools.bench_models import NAMES, BenchModel, model_name
+from infinicore_infer.tools.bench_models import NAMES, BenchModel, model_name, packed_bytes
 from infinicore_infer.tools.machine_limits import CODE_PEAKS, FLOAT_PEAKS, Limits, Machine, cpu_name
 
 
@@ -181,7 +181,7 @@ class Bench:
             stats = self.model.stats()
             kv_token = stats["kv_block_bytes"] / stats["kv_block_tokens"]
             kv = batch * kv_token * sum(range(first + 1, first + generate + 1))
-            weights = stats["weight_bytes"] - self.unread_bytes - self._unchosen(batch)
+            weights = packed_bytes(self.model) - self.unread_bytes - self._unchosen(batch)
             read = (generate * weights + kv) / 1e9
         peaks = [at.code_peak if self.codes else at.float_peak for at in limits]
         return Row(
@@ -334,6 +334,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="number of layers of models with random weights, where all do not fit into memory "
         "(default: as the official model has)",
+    )
+    add(
+        "--experts-on-disk",
+        type=Path,
+        metavar="DIR",
+        help="folder with files of packed weights that experts are read from in every step, "
+        "written there where they are missing (default: experts are in memory)",
     )
     add(
         "--device",

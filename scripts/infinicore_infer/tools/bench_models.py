@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from libinfinicore_infer import (
     Activations,
     DataType,
     DeviceType,
+    Experts,
     Qwen3ModelOptions,
     Qwen3Tensor,
     Qwen3Weights,
@@ -176,6 +178,12 @@ def model_name(text: str) -> str:
     return text
 
 
+def packed_bytes(model: NativeModel) -> int:
+    """Return the bytes of a model's packed weights, wherever they are."""
+    stats = model.stats()
+    return int(stats["weight_bytes"] + stats["expert_file_bytes"])
+
+
 class BenchModel:
     """A loaded model, and of its weights what is not read in every step.
 
@@ -192,7 +200,8 @@ class BenchModel:
         Args:
             name: The shape or the path.
             precision: Format of weights and activations; a checkpoint may keep its own.
-            args: With ``threads``, ``kv_limit`` (MiB) and ``device``.
+            args: With ``threads``, ``kv_limit`` (MiB) and ``device``, perhaps with
+                ``experts_on_disk``, a folder, and of random weights with ``layers``.
         """
         if name in NAMES:
             self._load_random(name, precision, args)
@@ -208,7 +217,7 @@ class BenchModel:
         weights = 3 * meta.d * meta.experts.dm * meta.experts.count
         layers = len(meta.experts.layers)
         if dtype is None or dtype == "default":
-            read = self.native.stats()["weight_bytes"] - self.unread_bytes
+            read = packed_bytes(self.native) - self.unread_bytes
             return float(read * layers * weights / meta.parameter_count)
         each = PACKED_BYTES.get(dtype, 2.0)
         first = PACKED_BYTES["int8"] if dtype.startswith("int4") and meta.nlayer >= 4 else each
@@ -223,6 +232,10 @@ class BenchModel:
         options = Qwen3ModelOptions(nthreads=args.threads, kv_limit_bytes=args.kv_limit << 20)
         options.dt_weight = dtype
         options.activations = Activations.parse(precision.activations)
+        folder = getattr(args, "experts_on_disk", None)
+        if folder is not None:
+            options.experts = Experts.DISK
+            options.cache_path = os.fsencode(folder / f"{name}-{self.meta.nlayer}-{precision}")
         source = DataType.BF16 if dtype.packed else dtype
         weights: Qwen3Weights | Qwen3TensorList = RandomWeights(self.meta, source)
         if self.meta.experts is not None:
@@ -240,6 +253,7 @@ class BenchModel:
             table = checkpoint[Qwen3WeightsNaming.match(checkpoint).input_embd()]
             self.unread_bytes = sum(part.nbytes for part in table.stored())
         checkpoint.close()
+        folder = getattr(args, "experts_on_disk", None)
         model = Qwen3ForCausalLM(
             path,
             args.device,
@@ -247,6 +261,8 @@ class BenchModel:
             dtype=precision.dtype,
             activations=precision.activations,
             kv_limit_bytes=args.kv_limit << 20,
-            cache=False,
+            cache=folder is not None,
+            cache_dir=folder,
+            experts="memory" if folder is None else "disk",
         )
         self.meta, self.native = model.meta, model.native

@@ -65,9 +65,10 @@ CpuBackend::CpuBackend(const ModelConfig &config, const BackendOptions &options)
       arithmetic_(resolveActivations(options.activations, dt_weight_, kernels_)),
       dt_kv_(options.dt_kv != DType::kDefault ? options.dt_kv : defaultKv(dt_weight_, arithmetic_)),
       rank_(options.rank), reduce_(options.reduce), pool_(static_cast<uint32_t>(options.nthreads)),
+      experts_in_file_(options.experts_in_file),
       linears_(kernels_, pool_, roundUp(config.max_step_tokens, kMaxTileRows),
                std::max({config.d, config.nh * config.dh, config.di}), formatOf(dt_weight_), arithmetic_, coded_,
-               config.max_step_tokens * config.nused, std::max(config.d, config.dm)),
+               {config.max_step_tokens * config.nused, std::max(config.d, config.dm), options.experts_in_file}),
       experts_(config.nexperts > 0 ? std::make_unique<Experts>(config, pool_, linears_) : nullptr),
       kv_(config, dt_kv_, kernels_, arithmetic_.attention),
       attention_(config, kernels_, kv_, pool_, arithmetic_.attention) {}
@@ -98,7 +99,7 @@ std::unique_ptr<PackedLinear> CpuBackend::makeLinear(const LinearSource &source,
     for (const LinearSource &part : as_given_ ? splitByFormat(source) : std::vector<LinearSource>{source}) {
         const WeightFormat format = formatFor(part);
         formats_[format] = true;
-        *end = saved != nullptr ? loadPanels(part, format, *saved, pool_, &arena_)
+        *end = saved != nullptr ? loadPanels(part, format, *saved, pool_, &arena_, experts_in_file_ && part.experts > 0)
                                 : packPanels(part, format, pool_, &arena_);
         (*end)->fine_codes = arithmetic_.fine_input && part.precision == Precision::kInput;
         end = &(*end)->next;

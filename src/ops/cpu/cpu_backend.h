@@ -86,6 +86,7 @@ private:
     uint32_t rank_;
     HostAllReduce *reduce_;  // null: the only rank
     ThreadPool pool_;
+    bool experts_in_file_;
     Linears linears_;
     std::unique_ptr<Experts> experts_;  // null in a dense model
     KvLayout kv_;

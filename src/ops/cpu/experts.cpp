@@ -29,6 +29,8 @@ void Experts::run(float *out, const float *h, uint32_t rows, const CpuLinear &ro
         }
     });
     routing_.sort(rows);
+    linears_.fetch(routing_, gate_up);
+    linears_.fetch(routing_, down);
     linears_.multiplyExpertsSwiglu(act, dm_, h, false, routing_, gate_up);
     linears_.multiplyExperts(product, d_, act, true, routing_, down);
     const uint32_t blocks = (d_ + kSumColumns - 1) / kSumColumns;

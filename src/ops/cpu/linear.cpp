@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "ops/cpu/pack/pack_store.h"
+
 namespace q3::cpu {
 namespace {
 
@@ -108,10 +110,11 @@ auto storingSwiglu(const KernelTable &kernels, float *out, size_t ldo, const Cpu
 }  // namespace
 
 Linears::Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows, uint32_t widest, WeightFormat format,
-                 const Arithmetic &arithmetic, bool codes, uint32_t slots, uint32_t slot_width)
+                 const Arithmetic &arithmetic, bool codes, const SlotLimits &slot_limits)
     : kernels_(kernels), pool_(pool), arithmetic_(arithmetic), max_rows_(max_rows) {
     // Slots end with as many rows to spare as a tile may read beyond them.
-    const size_t slot_rows = slots == 0 ? 0 : size_t{slots} + kMaxTileRows;
+    const size_t slot_rows = slot_limits.count == 0 ? 0 : size_t{slot_limits.count} + kMaxTileRows;
+    const uint32_t slot_width = slot_limits.width;
     if (takesCodes(format) || codes) {
         const size_t count = std::max(size_t{max_rows} * groupsIn(widest), slot_rows * groupsIn(slot_width));
         codes_ = HostBuffer(count * codeGroupBytes(kSplitCodes));
@@ -128,15 +131,40 @@ Linears::Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows
     gathered_ = HostBuffer(slot_rows * slot_width * sizeof(float));
     for (uint32_t i = 0; i < pool.size(); ++i) {
         scratch_.emplace_back((scratchFloats(codes ? kF8 : format) + kBlockFloats) * sizeof(float));
+        if (slot_limits.from_file) {
+            read_.emplace_back(std::max(kStreamBytes, kTogether * panelBytes(kF32, slot_width)));
+        }
     }
 }
 
 size_t Linears::scratchBytes() const {
     size_t total = codes_.bytes() + scales_.bytes() + offsets_.bytes() + rounded_.bytes() + gathered_.bytes();
-    for (const HostBuffer &buffer : scratch_) {
-        total += buffer.bytes();
+    for (const std::vector<HostBuffer> *buffers : {&scratch_, &read_}) {
+        for (const HostBuffer &buffer : *buffers) {
+            total += buffer.bytes();
+        }
     }
     return total;
+}
+
+// Panels [first, first + count) of a layer, w.panel_bytes apart: in memory, or read to where the thread has room for
+// what streamPanels and reusePanels take at a time.
+const char *Linears::panelsOf(const CpuLinear &w, uint32_t first, uint32_t count, uint32_t thread) {
+    if (!w.blob) {
+        return w.panel(first);
+    }
+    char *panels = read_[thread].as<char>();
+    if (const int error = readPanels(w, first, count, panels); error != 0) {
+        read_error_.store(error, std::memory_order_relaxed);
+    }
+    return panels;
+}
+
+void Linears::fetch(const Routing &routing, const CpuLinear &w) const {
+    const size_t bytes = w.expertPanels() * w.panel_bytes;
+    for (size_t i = 0; i < routing.shares().size() && w.blob; ++i) {
+        w.blob->fetch(bytes, routing.shares()[i].expert * bytes);
+    }
 }
 
 // One thread holds either the sums of all rows with kTogether panels, followed by bf12 or f8 panels expanded to bf16
@@ -309,6 +337,9 @@ void Linears::multiplySlots(const float *in, bool slots, const Routing &routing,
             begin += last - first;
         }
     });
+    if (const int error = read_error_.exchange(0); error != 0) {
+        w.blob->failToRead(error);
+    }
 }
 
 // Brings the rows of all slots into the form that the weights are multiplied with, and side by side, those of an expert
@@ -360,7 +391,8 @@ void Linears::streamPanels(const float *in, const Segment &segment, const CpuLin
     for (uint32_t p = begin; p < end; p += most) {  // a single thread claims all panels at once
         const uint32_t count = std::min(most, end - p);
         const size_t width = size_t{count} * kPanelRows;
-        const Panels panels{w.panel(segment.panel + p), w.panel_bytes, count, w.format, 0, w.in, widthOf(w)};
+        const Panels panels{
+            panelsOf(w, segment.panel + p, count, thread), w.panel_bytes, count, w.format, 0, w.in, widthOf(w)};
         const Rows rows{in, w.in, segment.first, segment.rows};
         if (w.format == kF8) {
             multiplyF8(panels, rows, products, width, thread);
@@ -398,7 +430,7 @@ void Linears::reusePanels(const float *in, const Segment &segment, const CpuLine
     char *expanded = scratch_[thread].as<char>() + max_rows_ * width * sizeof(float);
     for (uint32_t p = begin; p < end; p += together) {
         const uint32_t count = std::min(together, end - p);
-        const char *data = w.panel(segment.panel + p);
+        const char *data = panelsOf(w, segment.panel + p, count, thread);
         // Sums that are read again, block of k after block, stay in scratch: rows of an output lie in few sets of L2.
         const bool at_once = segment.direct.data != nullptr && depth >= w.in && w.format != kF8 &&
                              size_t{p + count} * kPanelRows <= w.out;

@@ -1,6 +1,7 @@
 // Linear layers: packed weights times rows of activations, split over a thread pool.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "ops/cpu/arithmetic.h"
@@ -15,16 +16,23 @@ namespace q3::cpu {
 // Panels that a one-row kernel streams together.
 inline constexpr uint32_t kTogether = 4;
 
+// What layers of experts need of Linears.
+struct SlotLimits {
+    uint32_t count = 0;      // most slots of a Routing
+    uint32_t width = 0;      // of the widest layer
+    bool from_file = false;  // their panels may be in a file
+};
+
 // One caller at a time. Nothing allocates after construction. A row's result does not depend on the rows that are
 // multiplied with it, nor on the number of threads.
 class Linears {
 public:
     // max_rows: most rows of a call, in whole tiles of kMaxTileRows; widest: input features of the widest layer;
     // format: the weights' format, which decides what scratch is needed. If it takes codes, layers of other formats
-    // that do are welcome too. codes: some layers take codes whatever that format is. slots: most slots of a Routing,
-    // for layers of experts, which are slot_width wide at most. The table and the pool must outlive the object.
+    // that do are welcome too. codes: some layers take codes whatever that format is. slot_limits: of layers of
+    // experts. The table and the pool must outlive the object.
     Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows, uint32_t widest, WeightFormat format,
-            const Arithmetic &arithmetic, bool codes = false, uint32_t slots = 0, uint32_t slot_width = 0);
+            const Arithmetic &arithmetic, bool codes = false, const SlotLimits &slot_limits = {});
 
     // out[r * ldo + j] = sum over k of in[r][k] * w[j][k] + bias[j], in [rows][w.in], j < w.out
     void multiply(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
@@ -37,6 +45,9 @@ public:
                          const CpuLinear &w);
     void multiplyExpertsSwiglu(float *out, size_t ldo, const float *in, bool slots, const Routing &routing,
                                const CpuLinear &gate_up);
+    // Asks for the panels of the chosen experts that are in a file, so that they are read side by side. Products with
+    // panels that cannot be read throw IO_ERROR.
+    void fetch(const Routing &routing, const CpuLinear &w) const;
 
     size_t scratchBytes() const;
 
@@ -77,6 +88,7 @@ private:
     void multiplyExpandedF8(const Panels &panels, const char *f8, size_t stride, const Rows &rows, float *product,
                             uint32_t thread) const;
     void multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
+    const char *panelsOf(const CpuLinear &w, uint32_t first, uint32_t count, uint32_t thread);
     size_t scratchFloats(WeightFormat format) const;
     uint32_t partsOf(uint32_t rows, WeightFormat format) const;
     CodeWidth widthOf(const CpuLinear &w) const;
@@ -113,6 +125,8 @@ private:
     HostBuffer gathered_;              // rows of slots, side by side
     RoundedRows rounded_rows_{};       // over rounded_
     std::vector<HostBuffer> scratch_;  // per thread, scratchFloats() each
+    std::vector<HostBuffer> read_;     // per thread: panels from a file
+    std::atomic<int> read_error_{0};   // of the product that runs; what readPanels returned
 };
 
 }  // namespace q3::cpu

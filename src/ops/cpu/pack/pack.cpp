@@ -237,7 +237,7 @@ std::vector<LinearSource> splitByFormat(const LinearSource &source) {
     return split;
 }
 
-std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, WeightFormat format, Arena *arena) {
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, WeightFormat format, Arena *arena, bool in_file) {
     auto linear = std::make_unique<CpuLinear>();
     uint32_t rows = 0;
     for (const HostMatrix &part : source.parts) {
@@ -251,7 +251,7 @@ std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, WeightFormat 
     linear->out = rows / experts / (source.gate_up ? 2 : 1);
     linear->npanels = (linear->out + kPanelRows - 1) / kPanelRows * (source.gate_up ? 2 : 1) * experts;
     linear->panel_bytes = panelBytes(linear->format, linear->in);
-    const size_t bytes = linear->panel_bytes * linear->npanels;
+    const size_t bytes = in_file ? 0 : linear->panel_bytes * linear->npanels;
     linear->panels = arena != nullptr ? arena->allocate(bytes) : HostBuffer(bytes);
     if (hasBias(source)) {
         linear->bias = HostBuffer(size_t{linear->npanels} * kPanelRows * sizeof(float));

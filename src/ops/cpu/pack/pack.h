@@ -8,6 +8,7 @@
 #include "ops/cpu/host_buffer.h"
 #include "ops/types.h"
 #include "ops/weights.h"
+#include "runtime/packed_blob.h"
 #include "runtime/thread_pool.h"
 
 namespace q3::cpu {
@@ -30,10 +31,12 @@ public:
     bool interleaved = false;  // gate panels at even, up panels at odd indices; `out` counts gate rows only
     bool fine_codes = false;   // meets codes of 16 bits whatever the width that others of its format meet
     uint32_t experts = 0;      // as many panels of each, one expert after the other; `out` is of one. 0: a plain layer
-    HostBuffer panels;
-    HostBuffer raw;                   // bf12: the pairs of k kept as bf16
-    HostBuffer bias;                  // float [16 * npanels] in panel order, or empty
-    std::unique_ptr<CpuLinear> next;  // the output features after these, in another format; or null
+    HostBuffer panels;         // empty where they are in `blob`
+    std::unique_ptr<PackedBlob> blob;  // panels that stay in their file (readPanels)
+    HostBuffer raw;                    // bf12: the pairs of k kept as bf16
+    HostBuffer bias;                   // float [16 * npanels] in panel order, or empty
+    std::unique_ptr<CpuLinear> next;   // the output features after these, in another format; or null
+    size_t fileBytes() const override { return (blob ? blob->bytes() : 0) + (next ? next->fileBytes() : 0); }
     size_t bytes() const override { return panels.bytes() + raw.bytes() + bias.bytes() + (next ? next->bytes() : 0); }
 
     uint32_t expertPanels() const { return npanels / std::max(1U, experts); }
@@ -67,8 +70,10 @@ public:
 // of several formats that end with a panel.
 std::vector<LinearSource> splitByFormat(const LinearSource &source);
 
-// A layer of the source's shape with zeroed panels; of bf12, without raw pairs yet.
-std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, WeightFormat format, Arena *arena);
+// A layer of the source's shape with zeroed panels, or without any where these stay in a file; of bf12, without raw
+// pairs yet.
+std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, WeightFormat format, Arena *arena,
+                                       bool in_file = false);
 bool hasBias(const LinearSource &source);
 
 // format: one that floats can be packed in, or formatAsGiven(source).

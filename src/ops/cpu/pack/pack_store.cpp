@@ -1,6 +1,7 @@
 #include "ops/cpu/pack/pack_store.h"
 
 #include <atomic>
+#include <cerrno>
 #include <cstddef>
 #include <cstring>
 #include <vector>
@@ -27,7 +28,6 @@ static_assert(offsetof(Bf12Header, raw) == 0 && sizeof(Bf12Header::raw) == sizeo
 // In a file, the headers of bf12 groups hold offsets into the raw pairs where memory has pointers.
 void saveBf12(const CpuLinear &linear, PackedWriter &out) {
     const char *base = linear.raw.as<char>();
-    out.blob(base, linear.raw.bytes());
     out.begin(linear.panel_bytes * linear.npanels);
     std::vector<char> panel(linear.panel_bytes);
     for (uint32_t p = 0; p < linear.npanels; ++p) {
@@ -40,29 +40,59 @@ void saveBf12(const CpuLinear &linear, PackedWriter &out) {
     }
 }
 
+// Puts pointers where the headers of a panel from a file have offsets. Returns false where one is not right; the panel
+// is safe to use then, but not good.
+bool pointIntoRaw(const CpuLinear &linear, char *panel) {
+    const char *base = linear.raw.as<char>();
+    const size_t raw_bytes = linear.raw.bytes();
+    bool good = true;
+    forHeaders(panel, linear.in, [&](Bf12Header &header) {
+        uint64_t offset;
+        std::memcpy(&offset, static_cast<const void *>(&header), sizeof offset);
+        const size_t used = static_cast<size_t>(__builtin_popcount(header.pairs)) * kRawPairBytes;
+        if (offset > raw_bytes || used > raw_bytes - offset || offset % kRawPairBytes != 0) {
+            good = false;
+            header.pairs = 0;
+            offset = 0;
+        }
+        header.raw = reinterpret_cast<const uint16_t *>(base + offset);
+    });
+    return good;
+}
+
 void loadBf12(CpuLinear &linear, PackedReader &in, ThreadPool &pool) {
     linear.raw = HostBuffer(in.nextBytes());
     in.read(linear.raw.data(), linear.raw.bytes(), pool);
-    in.read(linear.panels.data(), linear.panel_bytes * linear.npanels, pool);
-    const char *base = linear.raw.as<char>();
-    const size_t raw_bytes = linear.raw.bytes();
+    const size_t bytes = linear.panel_bytes * linear.npanels;
+    if (linear.panels.data() == nullptr) {
+        linear.blob = std::make_unique<PackedBlob>(in.leave(bytes, pool));
+        return;
+    }
+    in.read(linear.panels.data(), bytes, pool);
     std::atomic<bool> good{true};
     pool.parallelFor(linear.npanels, 64, [&](uint32_t begin, uint32_t end, uint32_t) {
         for (uint32_t p = begin; p < end; ++p) {
-            forHeaders(linear.panels.as<char>() + p * linear.panel_bytes, linear.in, [&](Bf12Header &header) {
-                uint64_t offset;
-                std::memcpy(&offset, static_cast<const void *>(&header), sizeof offset);
-                const size_t used = static_cast<size_t>(__builtin_popcount(header.pairs)) * kRawPairBytes;
-                if (offset > raw_bytes || used > raw_bytes - offset || offset % kRawPairBytes != 0) {
-                    good.store(false);
-                    header.pairs = 0;
-                }
-                header.raw = reinterpret_cast<const uint16_t *>(base + offset);
-            });
+            if (!pointIntoRaw(linear, linear.panels.as<char>() + p * linear.panel_bytes)) {
+                good.store(false);
+            }
         }
     });
     if (!good.load()) {
         throw PackedFileError(PackedFileError::kCorrupt);
+    }
+}
+
+// What panels that stay in a file are saved as is what they are there, in the same pieces as from memory, because
+// hashes are of pieces.
+void copyBlob(const CpuLinear &linear, PackedWriter &out) {
+    out.begin(linear.blob->bytes());
+    const size_t piece = linear.format == kBf12 ? linear.panel_bytes : linear.blob->bytes();
+    HostBuffer copy(piece);
+    for (size_t at = 0; at < linear.blob->bytes(); at += piece) {
+        if (const int error = linear.blob->read(copy.data(), piece, at); error != 0) {
+            linear.blob->failToRead(error);
+        }
+        out.append(copy.data(), piece);
     }
 }
 
@@ -79,6 +109,11 @@ void saveLinear(const PackedLinear &linear, PackedWriter &out) {
         }
     } else if (const auto *panels = dynamic_cast<const CpuLinear *>(&linear)) {
         if (panels->format == kBf12) {
+            out.blob(panels->raw.data(), panels->raw.bytes());
+        }
+        if (panels->blob) {
+            copyBlob(*panels, out);
+        } else if (panels->format == kBf12) {
             saveBf12(*panels, out);
         } else {
             out.blob(panels->panels.data(), panels->panel_bytes * panels->npanels);
@@ -97,10 +132,12 @@ void saveVector(const CpuVector &vector, PackedWriter &out) {
 }
 
 std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, WeightFormat format, PackedReader &in,
-                                      ThreadPool &pool, Arena *arena) {
-    std::unique_ptr<CpuLinear> linear = emptyPanels(shape, format, arena);
+                                      ThreadPool &pool, Arena *arena, bool in_file) {
+    std::unique_ptr<CpuLinear> linear = emptyPanels(shape, format, arena, in_file);
     if (linear->format == kBf12) {
         loadBf12(*linear, in, pool);
+    } else if (in_file) {
+        linear->blob = std::make_unique<PackedBlob>(in.leave(linear->panel_bytes * linear->npanels, pool));
     } else {
         in.read(linear->panels.data(), linear->panel_bytes * linear->npanels, pool);
     }
@@ -124,6 +161,18 @@ std::unique_ptr<CpuTable> loadTable(const LinearSource &shape, bool borrow, Pack
         in.read(table->owned.data(), table->rows * table->row_bytes, pool);
     }
     return table;
+}
+
+int readPanels(const CpuLinear &linear, uint32_t first, uint32_t count, char *panels) noexcept {
+    const size_t bytes = count * linear.panel_bytes;
+    int error = linear.blob->read(panels, bytes, first * linear.panel_bytes);
+    for (uint32_t p = 0; p < count && linear.format == kBf12 && error == 0; ++p) {
+        error = pointIntoRaw(linear, panels + p * linear.panel_bytes) ? 0 : EBADMSG;
+    }
+    if (error != 0) {
+        std::memset(panels, 0, bytes);
+    }
+    return error;
 }
 
 }  // namespace q3::cpu
