@@ -114,8 +114,9 @@ std::vector<float> tinyFloats(size_t n) {
 }
 
 // The chain over pairs of k, or the order of AMX, written out, on values that the formula of rounding to nearest even
-// gives.
-float roundedProduct(const void *panel, uint32_t row, const float *x, uint32_t k, uint32_t pieces, bool by_groups) {
+// gives. at(i): weight i < k.
+template <typename Weight>
+float roundedProduct(const Weight &at, const float *x, uint32_t k, uint32_t pieces, bool by_groups) {
     std::vector<float> left(x, x + k);
     left.resize(roundUp(k, kGroup));
     std::vector<float> part[kMaxPieces];
@@ -125,7 +126,7 @@ float roundedProduct(const void *panel, uint32_t row, const float *x, uint32_t k
             value -= part[piece].back();
         }
     }
-    const auto weight = [&](uint32_t i) { return i < k ? weightAt<kBf16>(panel, row, i) : 0.0F; };
+    const auto weight = [&](uint32_t i) { return i < k ? at(i) : 0.0F; };
     float sum = 0.0F;
     for (uint32_t g = 0; by_groups && g < k; g += kGroup) {
         for (uint32_t piece = 0; piece < pieces; ++piece) {
@@ -169,8 +170,9 @@ void testRounded(const KernelTable &kernels, uint32_t pieces, bool tiny) {
                 for (uint32_t r = 0; r < rows; ++r) {  // some of them, written out
                     const size_t j = rng() % width;
                     const char *panel = static_cast<const char *>(weights.data) + j / kPanelRows * panel_bytes;
-                    CHECK(actual[r * width + j] == roundedProduct(panel, j % kPanelRows, x.data() + size_t{r} * k, k,
-                                                                  pieces, kernels.rounded_by_groups));
+                    const auto weight = [&](uint32_t i) { return weightAt<kBf16>(panel, j % kPanelRows, i); };
+                    CHECK(actual[r * width + j] ==
+                          roundedProduct(weight, x.data() + size_t{r} * k, k, pieces, kernels.rounded_by_groups));
                 }
                 if (kernels.rounded_by_groups) {
                     expected = actual;
@@ -812,6 +814,79 @@ void testF8(const KernelTable &kernels) {
     CHECK(same(expected, actual));
 }
 
+// Products of f8 panels with floats (pieces 0) or rounded rows: some outputs against the chains written out, all
+// against the scalar table, whole and in two blocks of k.
+void testProductsF8(const KernelTable &kernels, uint32_t pieces) {
+    const auto multiply = [&](const KernelTable &table, const char *panels, size_t panel_bytes, uint32_t npanels,
+                              uint32_t k, const float *x, size_t ldx, const RoundedRows &rounded, uint32_t rows,
+                              float *y, bool accumulate) {
+        const size_t ldy = size_t{npanels} * kPanelRows;
+        if (pieces == 0) {
+            table.multiplyPanels[kF8](panels, panel_bytes, npanels, k, x, ldx, rows, y, ldy, accumulate);
+        } else {
+            table.multiplyRounded[pieces - 1][kF8](panels, panel_bytes, npanels, k, rounded, rows, y, ldy, accumulate);
+        }
+    };
+    const uint32_t most = pieces == 0 ? kernels.tile_rows : kernels.rounded_tile_rows;
+    for (const uint32_t k : {1U, 6U, 128U, 131U, 258U}) {
+        for (const uint32_t npanels : {1U, 3U, 9U}) {
+            const size_t panel_bytes = panelBytes(kF8, k);
+            const AlignedWeights weights(kF32, panel_bytes * npanels / sizeof(float));
+            auto *panels = static_cast<char *>(weights.data);
+            for (size_t i = 0; i < panel_bytes * npanels; ++i) {
+                if (i % infoOf(kF8).group_bytes >= kF8HeadBytes) {
+                    panels[i] = static_cast<char>(rng());
+                }
+            }
+            const size_t width = size_t{npanels} * kPanelRows;
+            for (uint32_t rows = 1; rows <= most; ++rows) {
+                const std::vector<float> x = randomFloats(size_t{rows} * k);
+                const uint32_t form = std::max(1U, pieces);
+                const Rounded input(kernels, x, k, rows, form);
+                const Rounded plain(kScalarKernels, x, k, rows, form);
+                std::vector<float> expected(rows * width, 1.0F);
+                std::vector<float> actual(rows * width, 2.0F);
+                multiply(kernels, panels, panel_bytes, npanels, k, x.data(), k, input.rows, rows, actual.data(), false);
+                for (uint32_t r = 0; r < rows; ++r) {
+                    const size_t j = rng() % width;
+                    float sum = 0.0F;
+                    for (uint32_t k0 = 0; k0 < k; k0 += kF8Group) {
+                        const char *group = panels + j / kPanelRows * panel_bytes + panelOffset(kF8, k0);
+                        const auto row = static_cast<uint32_t>(j % kPanelRows);
+                        const auto weight = [&](uint32_t i) {
+                            return e4m3Value(static_cast<uint8_t>(group[f8Byte(row, i)]));
+                        };
+                        const uint32_t count = std::min(kF8Group, k - k0);
+                        const float *from = x.data() + size_t{r} * k + k0;
+                        float block = 0.0F;
+                        for (uint32_t i = 0; i < count && pieces == 0; ++i) {
+                            block = std::fma(weight(i), from[i], block);
+                        }
+                        if (pieces > 0) {
+                            block = roundedProduct(weight, from, count, pieces, kernels.rounded_by_groups);
+                        }
+                        sum = std::fma(reinterpret_cast<const float *>(group)[row], block, sum);
+                    }
+                    CHECK(actual[r * width + j] == sum);
+                }
+                if (pieces > 0 && kernels.rounded_by_groups) {
+                    expected = actual;
+                } else {
+                    multiply(kScalarKernels, panels, panel_bytes, npanels, k, x.data(), k, plain.rows, rows,
+                             expected.data(), false);
+                }
+                CHECK(same(expected, actual));
+                for (uint32_t from = 0; from < k; from += kF8Group) {
+                    multiply(kernels, panels + panelOffset(kF8, from), panel_bytes, npanels,
+                             std::min(kF8Group, k - from), x.data() + from, k, input.from(from, form, kernels), rows,
+                             actual.data(), from > 0);
+                }
+                CHECK(same(expected, actual));
+            }
+        }
+    }
+}
+
 void testTable(const KernelTable &kernels) {
     std::printf("table %s\n", kernels.name);
     for (const WeightFormat type : {kF32, kF16, kBf16}) {
@@ -839,6 +914,9 @@ void testTable(const KernelTable &kernels) {
     });
     testBf12(kernels);
     testF8(kernels);
+    for (uint32_t pieces = 0; pieces <= kMaxPieces; ++pieces) {
+        testProductsF8(kernels, pieces);
+    }
     testRows(kernels);
     testStore(kernels);
     testLoadCodes(kernels);

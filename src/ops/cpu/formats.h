@@ -18,8 +18,9 @@
 //         k with a weight whose upper byte no nibble stands for (less than one pair in a hundred) has its bit in
 //         header.pairs and is stored at header.raw, as in a bf16 panel.
 //
-//   f8    {f32 scale[16]; uint8 e4m3[32][16][4]}: 128 k with one scale a row; the bytes of a row are k = 4 o, 4 o + 2,
-//         4 o + 1, 4 o + 3, so that masks make pairs of 16 bits of them. Kernels multiply it as bf16 panels.
+//   f8    {f32 scale[16]; uint8 e4m3[32][4][2][4][2]}: 128 k with one scale a row. e4m3[o][i][half][j][odd] holds row
+//         4 i + j at k = 4 o + 2 half + odd: interleaving either half of 16 bytes with other bytes makes two pairs of
+//         bf16 of them. Kernels multiply it as bf16 panels.
 //
 // Formats of codes that hold quantised checkpoints without loss (AffineInfo). A run of 32 k is {uint8 q[4][16][4], as
 // q4's; plane}, where 5-bit codes have uint8 plane[16][4] (bit t: of k = 4 t + i), 6-bit ones uint8 plane[2][16][4]

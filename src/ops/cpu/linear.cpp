@@ -28,8 +28,7 @@ constexpr size_t kBlockBytes = size_t{256} << 10;
 constexpr uint32_t kFewParts = 4;
 
 // Floats of Linears::blockScratch.
-constexpr size_t kBlockFloats =
-    kTogether * (panelOffset(kBf16, kF8Group) / sizeof(float) + size_t{kMaxTileRows} * kPanelRows);
+constexpr size_t kBlockFloats = kTogether * size_t{kMaxTileRows} * kPanelRows;
 
 // Rows per claim when activations become codes or are rounded.
 constexpr uint32_t kQuantGrain = 4;
@@ -177,7 +176,7 @@ size_t Linears::scratchFloats(WeightFormat format) const {
     return std::max(blocks, size_t{kMaxTileRows} * kStreamPanels * kPanelRows);
 }
 
-// Room for kTogether panels of f8 expanded to bf16, a block of k, then the products of a tile of rows with them.
+// Room for the products of a tile of rows with kTogether panels of f8, a block of k.
 float *Linears::blockScratch(uint32_t thread) const {
     const size_t floats = scratch_[thread].bytes() / sizeof(float);
     return scratch_[thread].as<float>() + floats - kBlockFloats;
@@ -394,19 +393,15 @@ void Linears::streamPanels(const float *in, const Segment &segment, const CpuLin
         const Panels panels{
             panelsOf(w, segment.panel + p, count, thread), w.panel_bytes, count, w.format, 0, w.in, widthOf(w)};
         const Rows rows{in, w.in, segment.first, segment.rows};
-        if (w.format == kF8) {
-            multiplyF8(panels, rows, products, width, thread);
-        } else {
-            multiplyPanels(panels, rows, products, width);
-        }
+        multiplyPanels(panels, rows, products, width);
         epilogue(p, count, segment.out, segment.rows, products, width);
     }
 }
 
-// bf12 is expanded to bf16 once for all rows, except for so few that two tiles hold them with registers to spare: there
-// the kernel decodes it twice, which costs less than sending the expanded panels through L2.
+// bf12 and f8 are expanded to bf16 once for all rows, except for so few that two tiles hold them with registers to
+// spare: there the kernel decodes them twice, which costs less than sending the expanded panels through L2.
 bool Linears::expands(WeightFormat format, uint32_t rows) const {
-    return format == kF8 || (format == kBf12 && rows > 2 * (kernels_.tile_rows - 1));
+    return (format == kBf12 || format == kF8) && rows > 2 * (kernels_.tile_rows - 1);
 }
 
 // Panels that rows go through at once: kTogether, or for few rows as many as fit kBlockBytes.
@@ -432,7 +427,7 @@ void Linears::reusePanels(const float *in, const Segment &segment, const CpuLine
         const uint32_t count = std::min(together, end - p);
         const char *data = panelsOf(w, segment.panel + p, count, thread);
         // Sums that are read again, block of k after block, stay in scratch: rows of an output lie in few sets of L2.
-        const bool at_once = segment.direct.data != nullptr && depth >= w.in && w.format != kF8 &&
+        const bool at_once = segment.direct.data != nullptr && depth >= w.in && !(expand && w.format == kF8) &&
                              size_t{p + count} * kPanelRows <= w.out;
         for (uint32_t k0 = 0; k0 < w.in; k0 += depth) {
             const uint32_t k = std::min(depth, w.in - k0);
@@ -447,7 +442,7 @@ void Linears::reusePanels(const float *in, const Segment &segment, const CpuLine
                 // With a single block of k, the sums of one part are done with at once and stay in L1.
                 float *product = products + (depth < w.in ? row * width : 0);
                 const Rows some{in, w.in, segment.first + row, size};
-                if (w.format == kF8) {
+                if (expand && w.format == kF8) {
                     multiplyExpandedF8(panels, data, w.panel_bytes, some, product, thread);
                 } else if (at_once) {
                     float *out = segment.direct.data + size_t{p} * kPanelRows;

@@ -82,9 +82,6 @@ private:
 
     float *blockScratch(uint32_t thread) const;
     Panels expandPanels(const Panels &panels, WeightFormat from, char *expanded) const;
-    void addF8Block(const Panels &bf16, const Rows &rows, const char *const *groups, float *const *out, size_t ldo,
-                    uint32_t thread) const;
-    void multiplyF8(const Panels &panels, const Rows &rows, float *out, size_t ldo, uint32_t thread) const;
     void multiplyExpandedF8(const Panels &panels, const char *f8, size_t stride, const Rows &rows, float *product,
                             uint32_t thread) const;
     void multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);

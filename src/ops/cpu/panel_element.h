@@ -133,8 +133,7 @@ inline float e4m3Value(uint8_t code) {
 
 // The byte of (row, k) of an f8 panel, k in the panel's first group.
 constexpr size_t f8Byte(uint32_t row, uint32_t k) {
-    constexpr uint32_t kPlaces[4] = {0, 2, 1, 3};
-    return kF8HeadBytes + (size_t{k} / 4 * kPanelRows + row) * 4 + kPlaces[k % 4];
+    return kF8HeadBytes + size_t{k} / 4 * 4 * kPanelRows + row / 4 * 16 + k % 4 / 2 * 8 + row % 4 * 2 + k % 2;
 }
 
 // Weight (row, k).

@@ -3,7 +3,6 @@
 // 256 * high + low with two signed bytes, so a group's exact products are 256 times those of the high bytes and those
 // of the low bytes, each with unsigned bytes of weights (TDPBSUD).
 #include "ops/cpu/kernels/simd_amx_bf16.h"
-#include "ops/cpu/kernels/simd_f8_lookup.h"
 
 namespace q3::cpu {
 namespace {
@@ -218,7 +217,6 @@ constexpr KernelTable amxTable() {
     table.codes[k16Bits][kQ8].multiply = multiplyTiles<kQ8, k16Bits>;
     table.codes[k16Bits][kQ4].multiply = multiplyTiles<kQ4, k16Bits>;
     table.quant_tile_rows = kRows;
-    table.expandF8 = expandF8Lookup;
     addTilesBf16(table);
     return table;
 }

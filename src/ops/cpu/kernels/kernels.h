@@ -88,7 +88,7 @@ constexpr size_t roundedRowBytes(uint32_t k, uint32_t pieces, size_t pair_bytes)
 // j < 16 * npanels.
 using PanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x,
                              size_t ldx, uint32_t rows, float *y, size_t ldy, bool accumulate);
-// The same for bf16 and bf12 with rounded activations, rows <= rounded_tile_rows.
+// The same for bf16, bf12 and f8 with rounded activations, rows <= rounded_tile_rows.
 using RoundedPanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k,
                                     const RoundedRows &x, uint32_t rows, float *y, size_t ldy, bool accumulate);
 // The same for formats that take codes, over `groups` groups of 32 k, rows <= quant_tile_rows.
@@ -156,7 +156,7 @@ struct KernelTable {
     QuantPanelKernel quantPanels(WeightFormat format, CodeWidth width) const {
         return isAffine(format) ? (*multiplyAffinePanels)[format] : codes[width][format].multiply;
     }
-    // Of bf16 and bf12, by the number of pieces less one; rows of a register tile.
+    // Of bf16, bf12 and f8, by the number of pieces less one; rows of a register tile.
     PerFormat<RoundedPanelKernel> multiplyRounded[kMaxPieces];
     uint32_t rounded_tile_rows;
     bool rounded_by_groups;  // in the order of AMX

@@ -65,6 +65,57 @@ void multiplyRounded(const void *panels, size_t panel_bytes, uint32_t npanels, u
     }
 }
 
+// y (*)= the sum over blocks of k of scale * block(panel, p, r, j, k0, count) for every output, see kernels.h.
+template <typename Block>
+void addBlocksF8(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, uint32_t rows, float *y,
+                 size_t ldy, bool accumulate, const Block &block) {
+    for (uint32_t p = 0; p < npanels; ++p) {
+        const char *panel = static_cast<const char *>(panels) + p * panel_bytes;
+        for (uint32_t r = 0; r < rows; ++r) {
+            for (uint32_t j = 0; j < kPanelRows; ++j) {
+                float &sum = y[r * ldy + p * kPanelRows + j];
+                for (uint32_t k0 = 0; k0 < k; k0 += kF8Group) {
+                    const char *group = panel + panelOffset(kF8, k0);
+                    const auto weight = [&](uint32_t i) { return e4m3Value(byteAt(group, f8Byte(j, i))); };
+                    const float part = block(weight, r, k0, k - k0 < kF8Group ? k - k0 : kF8Group);
+                    const float before = k0 > 0 || accumulate ? sum : 0.0F;
+                    sum = std::fma(reinterpret_cast<const float *>(group)[j], part, before);
+                }
+            }
+        }
+    }
+}
+
+void multiplyF8(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const float *x, size_t ldx,
+                uint32_t rows, float *y, size_t ldy, bool accumulate) {
+    addBlocksF8(panels, panel_bytes, npanels, k, rows, y, ldy, accumulate,
+                [&](const auto &weight, uint32_t r, uint32_t k0, uint32_t count) {
+                    float sum = 0.0F;
+                    for (uint32_t i = 0; i < count; ++i) {
+                        sum = std::fma(weight(i), x[r * ldx + k0 + i], sum);
+                    }
+                    return sum;
+                });
+}
+
+template <int Pieces>
+void multiplyRoundedF8(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const RoundedRows &x,
+                       uint32_t rows, float *y, size_t ldy, bool accumulate) {
+    addBlocksF8(panels, panel_bytes, npanels, k, rows, y, ldy, accumulate,
+                [&](const auto &weight, uint32_t r, uint32_t k0, uint32_t count) {
+                    const auto *row = reinterpret_cast<const float *>(x.data + r * x.row_bytes) + size_t{k0} * Pieces;
+                    float sum = 0.0F;
+                    for (uint32_t i = 0; i < count; i += 2) {
+                        for (uint32_t piece = 0; piece < Pieces; ++piece) {
+                            const float *pair = row + size_t{i} * Pieces + 2 * piece;
+                            sum = std::fma(weight(i + 1), pair[1], sum);
+                            sum = std::fma(weight(i), pair[0], sum);
+                        }
+                    }
+                    return sum;
+                });
+}
+
 void tile(const float *a, size_t a_row, size_t a_col, const float *const *b, size_t ldb, uint32_t k, float *const *c,
           size_t ldc, uint32_t rows, uint32_t npanels, bool accumulate) {
     for (uint32_t p = 0; p < npanels; ++p) {
@@ -397,6 +448,9 @@ constexpr KernelTable scalarTable() {
     table.multiplyRounded[1][kBf16] = multiplyRounded<kBf16, 2>;
     table.multiplyRounded[0][kBf12] = multiplyRounded<kBf12, 1>;
     table.multiplyRounded[1][kBf12] = multiplyRounded<kBf12, 2>;
+    table.multiplyPanels[kF8] = multiplyF8;
+    table.multiplyRounded[0][kF8] = multiplyRoundedF8<1>;
+    table.multiplyRounded[1][kF8] = multiplyRoundedF8<2>;
     table.round[0] = roundRow<1>;
     table.round[1] = roundRow<2>;
     table.expandBf12 = expandBf12;

@@ -165,7 +165,7 @@ template <typename S, WeightFormat T> struct AffinePanelCall {
                 Q3_UNROLL
                 for (int p = 0; p < P; ++p) {
                     const char *panel = group + p * stride;
-                    fetchAhead<T, R, S::kParts == 1 && affineOf(T).bits == 8 ? 1 : 0>(
+                    fetchCheckpoint<S, T, R, S::kParts == 1 && affineOf(T).bits == 8 ? 1 : 0>(
                         panel + kInfo.headBytes() + i * kInfo.runBytes(), kInfo.runBytes());
                     addAffinePiece<S, T, 0>(panel, i, at, p, products);
                     if constexpr (kInfo.pieces == 2) {

@@ -201,6 +201,51 @@ void multiplyTilesBf16(const void *panels, size_t panel_bytes, uint32_t npanels,
                                                            x, y, ldy, accumulate});
 }
 
+// f8: blocks of k are expanded and multiplied as bf16 panels, four at a time, and their sums scaled.
+template <int Pieces> struct TileF8Call {
+    const char *panels;
+    size_t panel_bytes;
+    uint32_t k;
+    const RoundedRows &x;
+    uint32_t rows;
+    float *y;
+    size_t ldy;
+    bool accumulate;
+
+    template <int, int P> void tiles(uint32_t first, uint32_t apart) const {
+        constexpr size_t kBytes = panelOffset(kBf16, kF8Group);
+        constexpr size_t kWidth = size_t{P} * kPanelRows;
+        alignas(64) char expanded[P * kBytes];
+        alignas(64) float part[kTileBytes / 4 * kWidth];
+        for (uint32_t k0 = 0; k0 < k; k0 += kF8Group) {
+            const uint32_t count = k - k0 < kF8Group ? k - k0 : kF8Group;
+            const char *group = panels + first * panel_bytes + panelOffset(kF8, k0);
+            const size_t stride = apart * panel_bytes;
+            for (int p = 0; p < P; ++p) {
+                expandF8<Avx512Bf16>(group + p * stride + kF8HeadBytes, count,
+                                     reinterpret_cast<uint16_t *>(expanded + p * kBytes));
+            }
+            const RoundedRows at{x.data + roundedRowBytes(k0, Pieces, sizeof(uint32_t)), x.row_bytes};
+            multiplyTilesBf16<kBf16, Pieces>(expanded, kBytes, P, count, at, rows, part, kWidth, false);
+            for (int p = 0; p < P; ++p) {
+                float *to = y + first * kPanelRows + size_t{apart} * kPanelRows * p;
+                for (uint32_t r = 0; r < rows && k0 == 0 && !accumulate; ++r) {
+                    Avx512::store(to + r * ldy, Avx512::zero());
+                }
+                addScaled<Avx512>(to, ldy, part + p * kPanelRows, kWidth,
+                                  reinterpret_cast<const float *>(group + p * stride), rows);
+            }
+        }
+    }
+};
+
+template <int Pieces>
+void multiplyTilesF8(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const RoundedRows &x,
+                     uint32_t rows, float *y, size_t ldy, bool accumulate) {
+    forPanelGroups<1, 4>(
+        npanels, TileF8Call<Pieces>{static_cast<const char *>(panels), panel_bytes, k, x, rows, y, ldy, accumulate});
+}
+
 constexpr void addTilesBf16(KernelTable &table) {
     table.rounded_by_groups = true;
     table.rounded_tile_rows = kTileBytes / 4;
@@ -209,6 +254,8 @@ constexpr void addTilesBf16(KernelTable &table) {
     table.multiplyRounded[1][kBf16] = multiplyTilesBf16<kBf16, 2>;
     table.multiplyRounded[0][kBf12] = multiplyTilesBf16<kBf12, 1>;
     table.multiplyRounded[1][kBf12] = multiplyTilesBf16<kBf12, 2>;
+    table.multiplyRounded[0][kF8] = multiplyTilesF8<1>;
+    table.multiplyRounded[1][kF8] = multiplyTilesF8<2>;
 }
 
 }  // namespace

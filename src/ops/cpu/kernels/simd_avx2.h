@@ -15,7 +15,7 @@ struct Avx2 {
     using B = __m256i;
     using Q = __m256i;  // pairs of int16
     static constexpr int kLanes = 8, kParts = 2, kTileRows = 6, kRegisters = 16;
-    static constexpr bool kDotsBf16 = false, kScales = false;
+    static constexpr bool kDotsBf16 = false, kLooksUpF8 = false, kScales = false;
     static constexpr bool kByteDots = false, kSignedBytes = false;
 
     static F zero() { return _mm256_setzero_ps(); }
@@ -156,6 +156,8 @@ struct Avx2 {
         return addInt(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
     }
 
+    static I widenLower(I v) { return _mm256_unpacklo_epi8(v, _mm256_setzero_si256()); }
+    static I widenUpper(I v) { return _mm256_unpackhi_epi8(v, _mm256_setzero_si256()); }
     static I subnormalF8(I magnitude, I normal) {
         const __m128i lower = _mm_setr_epi8(0, 0, -0x80, -0x40, 0, 0x20, 0x40, 0x60, 0, 0, 0, 0, 0, 0, 0, 0);
         const __m128i upper = _mm_setr_epi8(0, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0, 0, 0, 0, 0, 0, 0, 0);

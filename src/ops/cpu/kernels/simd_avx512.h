@@ -16,7 +16,7 @@ struct Avx512 {
     using B = __m512i;
     using Q = __m512i;  // pairs of int16
     static constexpr int kLanes = 16, kParts = 1, kTileRows = 12, kRegisters = 32;
-    static constexpr bool kDotsBf16 = false, kScales = true;
+    static constexpr bool kDotsBf16 = false, kLooksUpF8 = false, kScales = true;
     static constexpr bool kByteDots = false, kSignedBytes = false;
 
     static F zero() { return _mm512_setzero_ps(); }
@@ -118,6 +118,8 @@ struct Avx512 {
         return addInt(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
     }
 
+    static I widenLower(I v) { return _mm512_unpacklo_epi8(v, _mm512_setzero_si512()); }
+    static I widenUpper(I v) { return _mm512_unpackhi_epi8(v, _mm512_setzero_si512()); }
     static I subnormalF8(I magnitude, I normal) {
         const __m128i table = _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60);
         const __mmask32 below = _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8));

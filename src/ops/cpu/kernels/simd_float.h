@@ -164,15 +164,23 @@ private:
 // Prefetches the weights that R rows are multiplied with a little later. Up to Followed rows do little but load, four
 // streams at a time, which the hardware follows by itself: requests hinder it. With more, arithmetic keeps the core
 // from running ahead of its loads, and the hardware's prefetchers stop at the end of every 4 KiB. One row of weights
-// that take long to decode is helped by near requests, and hindered by far ones.
-template <WeightFormat T, int R, int Followed> inline void fetchAhead(const char *weights, size_t bytes) {
-    constexpr size_t kDistance = R <= Followed ? 0 : (R > 1 ? 4096 : 256);
+// that take long to decode is helped by near requests, and hindered by far ones; Few rows of them by Near ones.
+template <WeightFormat T, int R, int Followed, size_t Near = 256, int Few = 1>
+inline void fetchAhead(const char *weights, size_t bytes) {
+    constexpr size_t kDistance = R <= Followed ? 0 : (R > Few ? 4096 : Near);
     if constexpr (kDistance > 0) {
         Q3_UNROLL
         for (size_t line = 0; line < bytes; line += 64) {
             __builtin_prefetch(weights + kDistance + line);
         }
     }
+}
+
+// The same for the formats of quantised checkpoints.
+template <typename S, WeightFormat T, int R, int Followed>
+inline void fetchCheckpoint(const char *weights, size_t bytes) {
+    constexpr bool kWide = S::kParts == 1;
+    fetchAhead<T, R, Followed, kWide ? 2048 : 256, kWide ? 4 : 1>(weights, bytes);
 }
 
 // Rows of floats up to which the hardware follows (fetchAhead): more where a panel's row is one vector.

@@ -15,7 +15,7 @@ struct Neon {
     using B = int8x16_t;
     using Q = int16x8_t;
     static constexpr int kLanes = 4, kParts = 4, kTileRows = 6, kRegisters = 32;
-    static constexpr bool kDotsBf16 = false, kScales = false;
+    static constexpr bool kDotsBf16 = false, kLooksUpF8 = false, kScales = false;
     static constexpr bool kByteDots = false, kSignedBytes = false;
 
     static F zero() { return vdupq_n_f32(0.0F); }
@@ -132,6 +132,8 @@ struct Neon {
         return vaddq_s32(sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(vmull_high_s8(w, x))));
     }
 
+    static I widenLower(I v) { return vreinterpretq_s32_u16(vmovl_u8(vget_low_u8(vreinterpretq_u8_s32(v)))); }
+    static I widenUpper(I v) { return vreinterpretq_s32_u16(vmovl_high_u8(vreinterpretq_u8_s32(v))); }
     static I subnormalF8(I magnitude, I normal) {
         static constexpr uint8_t kLower[16] = {0, 0, 0x80, 0xc0, 0, 0x20, 0x40, 0x60};
         static constexpr uint8_t kUpper[16] = {0, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c};

@@ -16,7 +16,9 @@
 //   kDotsBf16; if so broadcastBits -> I, dotBf16(sum, w, x) on F and pairs of bf16 in I (simd_bf16.h)
 //   andBytes(v, mask), orBytes, shiftBytes<n> (left, or right if n < 0; bits may come from neighbours) on B,
 //   dotBytes(sum, w, x) on I and B (w 0 to 127, x signed), kDotsWide: or w to 255        what simd_affine.h takes
+//   widenLower, widenUpper    the lower or upper 8 of every 16 bytes as 16-bit words, on I (simd_f8.h)
 //   subnormalF8(magnitude, normal)    of 16-bit words: bf16 of magnitude * 2^-9 where magnitude is below 8 (simd_f8.h)
+//   kLooksUpF8; if so F8Table, tableF8(), its kF8TableRegisters, lookUpF8(bytes, table, first, second): pairs of bf16
 //   tableBf12(base), wordsBf12(codes, second, low, table, words)        a pair of bf12 as words of a bf16 panel
 // A set with better products replaces slots of its table.
 // Files compiled with an instruction set's flags include only intrinsics, C headers, kernels.h, formats.h and these
@@ -49,7 +51,7 @@ template <typename S> constexpr KernelTable simdTable(const char *name, const Qu
         } else if constexpr (takesCodes(T)) {
             table.codes[k8Bits][T] = codeKernels<S, T, k8Bits>();
             table.codes[k16Bits][T] = codeKernels<S, T, k16Bits>();
-        } else if constexpr (T != kF8) {
+        } else if constexpr (T != kF8) {  // addF8
             table.multiplyPanels[T] = multiplyPanels<S, T>;
         }
         if constexpr (infoOf(T).plain) {
@@ -62,9 +64,8 @@ template <typename S> constexpr KernelTable simdTable(const char *name, const Qu
     table.store[kF16] = storeF16<S>;
     table.store[kBf16] = storeBf16<S>;
     table.expandBf12 = expandBf12<S>;
-    table.expandF8 = expandF8<S>;
-    table.addScaled = addScaled<S>;
     addRounded<S>(table);
+    addF8<S>(table);
     table.tile = tile<S>;
     table.rmsnorm = rmsnorm<S>;
     table.add = add<S>;
