@@ -1,9 +1,13 @@
-"""Measures embeddings of many texts of one length, here and in sentence-transformers or llama.cpp.
+"""Measures embeddings of many texts of one length, here and in other libraries.
 
 Example, each in the environment that has the library:
     python test/bench/embeddings.py --model-path DIR
     PEER/bin/python test/bench/embeddings.py --model-path DIR --peer sentence-transformers
     PEER/bin/python test/bench/embeddings.py --model-path FILE.gguf --peer llama.cpp
+    PEER/bin/python test/bench/embeddings.py --model-path FILE.onnx --peer onnxruntime --batch 16
+
+ONNX Runtime is what computes in fastembed and in text-embeddings-inference's ONNX path;
+export_onnx.py writes its files, whose batch is fixed.
 
 Prints one line of JSON: seconds, texts and tokens per second, of the best repetition.
 """
@@ -44,29 +48,75 @@ def sentence_transformers(args: argparse.Namespace) -> Callable[[list[str]], Any
 
 
 def llama_cpp(args: argparse.Namespace) -> Callable[[list[str]], Any]:
-    """Returns what embeds texts with llama.cpp, last token."""
-    import llama_cpp
+    """Returns what embeds texts with llama.cpp, last token, many texts a call as its server does.
 
-    model = llama_cpp.Llama(
-        args.model_path,
-        embedding=True,
-        pooling_type=llama_cpp.LLAMA_POOLING_TYPE_LAST,
-        n_ctx=2048,
-        n_batch=2048,
-        n_ubatch=2048,
-        n_threads=args.threads,
-        n_threads_batch=args.threads,
-        verbose=False,
+    Tokens are made up: files of random_model.py and peers.py have tokenizers of their own.
+    """
+    import ctypes
+
+    import llama_cpp as api
+
+    api.llama_backend_init()
+    log = api.llama_log_callback(lambda level, text, data: None)
+    api.llama_log_set(log, ctypes.c_void_p(0))
+    model = api.llama_model_load_from_file(
+        args.model_path.encode(), api.llama_model_default_params()
     )
+    together = args.batch
+    settings = api.llama_context_default_params()
+    settings.n_seq_max = together
+    settings.n_ctx = settings.n_batch = settings.n_ubatch = together * args.words
+    settings.kv_unified = args.unified
+    settings.n_threads = settings.n_threads_batch = args.threads
+    settings.embeddings, settings.pooling_type = True, api.LLAMA_POOLING_TYPE_LAST
+    context = api.llama_init_from_model(model, settings)
+    assert context, "llama.cpp could not make a context"
+    width, vocabulary = api.llama_model_n_embd(model), 150_000
+    batch = api.llama_batch_init(together * args.words, 0, 1)
 
-    def cut(text: str) -> str:
-        # A file made by random_model.py has other tokens, more of them for the same words.
-        return str(model.detokenize(model.tokenize(text.encode())[: args.words]).decode())
+    def embed(texts: list[str]) -> list[list[float]]:
+        states = []
+        for first in range(0, len(texts), together):
+            count = min(together, len(texts) - first)
+            for i in range(count * args.words):
+                text, position = divmod(i, args.words)
+                batch.token[i] = (7 * i + first) % vocabulary
+                batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = position, 1, text
+                batch.logits[i] = position == args.words - 1
+            batch.n_tokens = count * args.words
+            api.llama_memory_clear(api.llama_get_memory(context), True)
+            assert api.llama_decode(context, batch) == 0, log
+            states += [api.llama_get_embeddings_seq(context, i)[:width] for i in range(count)]
+        return states
 
-    return lambda texts: model.embed([cut(text) for text in texts], normalize=True)
+    return embed
 
 
-RUNTIMES = {"": ours, "sentence-transformers": sentence_transformers, "llama.cpp": llama_cpp}
+def onnx_runtime(args: argparse.Namespace) -> Callable[[list[str]], Any]:
+    """Returns what embeds texts with ONNX Runtime; tokens are made up."""
+    import numpy as np
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = args.threads
+    session = onnxruntime.InferenceSession(
+        args.model_path, settings, providers=["CPUExecutionProvider"]
+    )
+    ids = np.random.default_rng(0).integers(0, 150_000, (args.batch, args.words))
+
+    def embed(texts: list[str]) -> list[Any]:
+        calls = -(-len(texts) // args.batch)
+        return [session.run(None, {"input_ids": ids})[0] for _ in range(calls)]
+
+    return embed
+
+
+RUNTIMES = {
+    "": ours,
+    "sentence-transformers": sentence_transformers,
+    "llama.cpp": llama_cpp,
+    "onnxruntime": onnx_runtime,
+}
 
 
 def main() -> None:
@@ -78,7 +128,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--words", type=int, default=128, help="tokens of a text, about")
-    parser.add_argument("--batch", type=int, default=32, help="of sentence-transformers")
+    parser.add_argument("--batch", type=int, default=32, help="texts a call of the peer")
+    parser.add_argument("--unified", action="store_true", help="llama.cpp: one cache for all texts")
     parser.add_argument("-r", "--repetitions", type=int, default=1)
     args = parser.parse_args()
     embed = RUNTIMES[args.peer](args)

@@ -111,6 +111,7 @@ def write_gguf(
     tokenizer: bool = False,
     tensors: Mapping[str, NDArray[np.float32]] | None = None,
     embedding_kind: str | None = None,
+    head_kind: str | None = None,
 ) -> None:
     """Write a GGUF file.
 
@@ -120,7 +121,8 @@ def write_gguf(
         kind: Type of the matrices, such as ``"Q8_0"``.
         tokenizer: Whether to add a tokenizer; without, ids go in and out.
         tensors: The checkpoint's, by its names; ``None``: random ones.
-        embedding_kind: Type of token_embd, if another.
+        embedding_kind: Type of token_embd, if another, of a checkpoint.
+        head_kind: Type of the head, if another, of random weights that are not tied.
     """
     if path.exists():
         return
@@ -141,24 +143,27 @@ def write_gguf(
         _add_tokenizer(writer, vocabulary)
     else:
         writer.add_tokenizer_model("none")
-    quantization = gguf.GGMLQuantizationType[kind]
     if tensors is not None:
         _add_checkpoint(writer, tensors, layers, kind, embedding_kind or kind)
         _finish(writer, partial, path)
         return
     # About 0.02 standard deviation, as trained weights have; repeated, it is quantised once.
     pattern = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
-    packed = gguf.quants.quantize(pattern, quantization).view(np.uint8)
-    block, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
+    packed = {
+        each: gguf.quants.quantize(pattern, gguf.GGMLQuantizationType[each]).view(np.uint8)
+        for each in {kind, head_kind or kind}
+    }
     shift = 0
 
-    def matrix(tensor: str, rows: int, columns: int, count: int = 0) -> None:
+    def matrix(tensor: str, rows: int, columns: int, count: int = 0, kind: str = kind) -> None:
         nonlocal shift
+        quantization = gguf.GGMLQuantizationType[kind]
+        block, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
         # Every matrix begins elsewhere: compilers of graphs would merge equal ones.
         shift += 1009 * block_bytes
         row_bytes = columns // block * block_bytes
         shape = (count, rows, row_bytes) if count else (rows, row_bytes)
-        data = np.resize(np.roll(packed, -shift), shape)
+        data = np.resize(np.roll(packed[kind], -shift), shape)
         if kind == "F16":
             data = data.view(np.float16)
         writer.add_tensor(tensor, data, raw_dtype=None if kind == "F16" else quantization)
@@ -168,7 +173,7 @@ def write_gguf(
 
     matrix("token_embd.weight", vocabulary, hidden)
     if not config["tie_word_embeddings"]:
-        matrix("output.weight", vocabulary, hidden)
+        matrix("output.weight", vocabulary, hidden, kind=head_kind or kind)
     ones("output_norm.weight", hidden)
     for i in range(layers):
         p = f"blk.{i}."

@@ -29,6 +29,7 @@ def gguf_file(order: dict[str, Any]) -> Path:
     # Only the files that all runtimes read have a tokenizer.
     model = order["name"] + (f"-{order['layers']}" if order.get("layers") else "")
     name = f"{model}-text-{dtype}" if dtype in MIXTURES else f"{model}-{_KINDS[dtype]}"
+    name += f"-head-{order['head']}" if order.get("head") else ""
     return Path(order["folder"]) / f"{name}.gguf"
 
 
@@ -100,7 +101,7 @@ class LlamaCpp:
         if dtype in MIXTURES:
             quantise(api, path, config, dtype)
         else:
-            write_gguf(path, config, self.format)
+            write_gguf(path, config, self.format, head_kind=order.get("head"))
         model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
         assert model, "llama.cpp could not load the model"
         settings = api.llama_context_default_params()
@@ -138,7 +139,7 @@ class IkLlamaCpp:
         self._api, self.format = api, _KINDS.get(dtype, dtype) + ", repacked"
         path = gguf_file(order)
         if dtype not in MIXTURES:
-            write_gguf(path, config, _KINDS[dtype])
+            write_gguf(path, config, _KINDS[dtype], head_kind=order.get("head"))
         api.llama_backend_init()
         params = api.llama_model_default_params()
         params.use_mmap, params.repack_tensors = False, True

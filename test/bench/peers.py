@@ -21,7 +21,8 @@ not get along can be compared in one run. What the environments need:
 
 Every repetition runs each of them once, in turn, all loaded and the others asleep: they see the
 same machine. Models are random weights of the official shapes; speed depends on shapes only.
-Formats: bf16 and bf12 are compared with BF16, int8 with Q8_0, int4 with Q4_0. Q8_0, Q4_K_M and
+Formats: bf16 and bf12 are compared with BF16, int8 with Q8_0, int4 with Q4_0, where --head Q8_0
+gives an untied head the 8 bits that it has here. Q8_0, Q4_K_M and
 others with such names are files that llama.cpp's quantiser writes (so it must be among the peers)
 and that it, ik_llama.cpp and this library read alike.
 """
@@ -145,6 +146,7 @@ def compare(
                 config=config,
                 layers=args.layers,
                 dtype=dtype,
+                head=args.head,
                 threads=args.threads,
                 context=args.prompt + args.generate + 8,
                 folder=folder,
@@ -221,6 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--model", nargs="+", choices=NAMES, default=["0.6b"])
     add("--layers", type=int, help="layers of the models, where all do not fit into memory")
     add("--dtype", nargs="+", choices=(*FORMATS, *MIXTURES), default=list(FORMATS))
+    add("--head", choices=("Q8_0", "Q4_0"), help="type of the head in files that are written here")
     add("-p", "--prompt", type=int, default=512, help="prefill, tokens")
     add("-n", "--generate", type=int, default=32, help="decode steps")
     add("-r", "--repeat", type=int, default=3, help="repetitions, after one warm-up")
