@@ -58,12 +58,14 @@ def make_reranker(parent: Path, name: str = "qwen3-reranker-tiny", **spec: Any) 
     path = str(folder / "tokenizer.json")
     definition = json.loads(Path(path).read_text("utf-8"))
     vocabulary, merges = definition["model"]["vocab"], definition["model"]["merges"]
-    added = {each["id"] for each in definition["added_tokens"]}
-    free = iter(i for i in range(1000) if i not in added and i not in vocabulary.values())
-    for left, right in (("y", "e"), ("ye", "s"), ("n", "o")):
-        if left + right not in vocabulary:
-            vocabulary[left + right] = next(free)
-            merges.append([left, right])
+    pairs = [
+        pair for pair in (("y", "e"), ("ye", "s"), ("n", "o")) if "".join(pair) not in vocabulary
+    ]
+    for pair in pairs:
+        vocabulary["".join(pair)] = len(vocabulary)
+        merges.append(pair)
+    for each in definition["added_tokens"]:  # they follow the vocabulary
+        each["id"] += len(pairs)
     Path(path).write_text(json.dumps(definition), "utf-8")
     return folder
 

@@ -19,6 +19,7 @@ from python.helpers import DEMO, copy_folder, edit_json, make_text_model
 from python.pooling_models import TEXTS, end_texts, make_embedder, unit
 from qwen3 import Qwen3ForCausalLM
 from reference.gguf_files import set_key, write_gguf
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 # Of vectors of length 1, computed in float32 on both sides.
@@ -242,8 +243,16 @@ def test_what_a_checkpoint_is_for(folder: Path, tmp_path: Path) -> None:
     (copy / "modules.json").write_text("[3]", "utf-8")
     with pytest.raises(ValueError, match=r"modules\.json.*no list of modules"):
         task()
+    guard = r"Qwen3Guard-Stream.*not supported; Qwen3Guard-Gen"
     edit_json(copy / "config.json", architectures=["Qwen3ForGuardModel"])
-    with pytest.raises(ValueError, match=r"Qwen3Guard-Stream.*not supported; Qwen3Guard-Gen"):
+    for given in ("auto", "chat"):
+        with pytest.raises(ValueError, match=guard):
+            Qwen3ForCausalLM(copy, task=given)
+    edit_json(copy / "config.json", architectures=["Qwen3Model"])
+    tensors = load_file(copy / "model.safetensors")
+    tensors["risk_level_head.weight"] = tensors["norm.weight"][None].repeat(3, 1)
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(ValueError, match=guard):
         task()
 
 

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFWriter
 from infinicore_infer.generate.reranker import common_beginning, question_of
 from python.helpers import edit_json, make_text_model
 from python.pooling_models import classified, make_reranker, make_seq_cls, published_scores
 from qwen3 import Qwen3ForCausalLM
+from reference.gguf_files import hf_values, set_key, write_gguf
 from safetensors.torch import load_file, save_file
 
 EXACT = 1e-5
@@ -95,6 +98,28 @@ def test_sequence_classification(folder: Path, model: Qwen3ForCausalLM) -> None:
     save_file(tensors, converted / "model.safetensors")
     with pytest.raises(ValueError, match=r"score\.weight has 3 rows; models with one score"):
         Qwen3ForCausalLM(converted, **EXACTLY)
+
+
+def test_gguf(folder: Path, model: Qwen3ForCausalLM, tmp_path: Path) -> None:
+    """As llama.cpp converts it: the rows of "yes" and "no", in that order, are a head of their own.
+
+    They are doubled here, and so is the logit: another head would give the published one.
+    """
+    tensors = hf_values(folder)
+    head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
+    rows = 2 * np.stack([head[model.tokenizer.token_id(word)] for word in ("yes", "no")])
+
+    def change(writer: GGUFWriter) -> None:
+        set_key("qwen3.pooling_type", 4)(writer)
+        writer.add_tensor("cls.output.weight", rows)
+
+    write_gguf(folder, tmp_path / "judge.gguf", Type.F32, change=change)
+    expected = published_scores(folder, QUERY, DOCUMENTS, TASK)
+    with Qwen3ForCausalLM(tmp_path / "judge.gguf", **EXACTLY) as other:
+        assert other.task == "rerank"
+        for each in other.rerank(QUERY, DOCUMENTS):
+            odds = (expected[each.index] / (1 - expected[each.index])) ** 2
+            assert abs(each.score - odds / (1 + odds)) < EXACT
 
 
 def test_long_documents_are_cut_as_published(model: Qwen3ForCausalLM, folder: Path) -> None:
