@@ -39,6 +39,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "awq gemv": ({**AWQ, "version": "gemv"}, "'version' is 'gemv'"),
     "fp8 e5m2": ({"quant_method": "fp8", "fmt": "e5m2"}, "'fmt' is 'e5m2'"),
     "fp8 block": ({"quant_method": "fp8", "weight_block_size": [0, 128]}, "weight_block_size"),
+    "fp8 scales": (
+        {"quant_method": "fp8", "weight_scale_semantics": "x"},
+        "'weight_scale_semantics' is 'x'",
+    ),
     "nvfp4": (
         {
             "quant_method": "compressed-tensors",

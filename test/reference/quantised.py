@@ -157,8 +157,8 @@ def _tensors(parts: dict[str, NDArray[Any]]) -> Parts:
     return {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}
 
 
-def awq(group: int = 32) -> tuple[Quantise, dict[str, Any]]:
-    """AWQ as AutoAWQ's version "gemm" packs it."""
+def awq(group: int = 32, *, symmetric: bool = False) -> tuple[Quantise, dict[str, Any]]:
+    """AWQ as AutoAWQ's version "gemm" packs it; ``symmetric`` as gptqmodel says it."""
 
     def pack(codes: NDArray[np.int64]) -> NDArray[np.int32]:
         # AutoAWQ: order_map = [0, 2, 4, 6, 1, 3, 5, 7]; nibble i of a word is column order_map[i].
@@ -168,7 +168,7 @@ def awq(group: int = 32) -> tuple[Quantise, dict[str, Any]]:
 
     def quantise(matrix: Array) -> tuple[Parts, Array]:
         groups = np.arange(matrix.shape[1]) // group
-        codes, zeros, scales = _affine(matrix, groups, 4, False)
+        codes, zeros, scales = _affine(matrix, groups, 4, symmetric)
         parts = {"qweight": pack(codes.T), "qzeros": pack(zeros.T), "scales": scales.T}
         return _tensors(parts), _values(codes, zeros, scales, groups)
 
@@ -177,7 +177,7 @@ def awq(group: int = 32) -> tuple[Quantise, dict[str, Any]]:
         "bits": 4,
         "group_size": group,
         "version": "gemm",
-        "zero_point": True,
+        "zero_point": not symmetric,
         "modules_to_not_convert": None,
     }
 
@@ -186,8 +186,17 @@ def fp8(
     block: tuple[int, int] | None = (128, 128),
     scale_dtype: torch.dtype = torch.bfloat16,
     name: str = "weight_scale_inv",
+    *,
+    divisors: bool = False,
 ) -> tuple[Quantise, dict[str, Any]]:
-    """FP8 as in Qwen's releases; ``block`` ``None`` is one scale for the matrix."""
+    """FP8 as in Qwen's releases.
+
+    Args:
+        block: Rows and columns that share a scale; ``None``: one scale for the matrix.
+        scale_dtype: What scales are stored as.
+        name: What they are called.
+        divisors: As in gptqmodel's files; of powers of two, whose reciprocals are exact.
+    """
 
     def quantise(matrix: Array) -> tuple[Parts, Array]:
         rows, cols = matrix.shape
@@ -199,11 +208,13 @@ def fp8(
             for j in range(grid[1]):
                 part = matrix[i * high : (i + 1) * high, j * wide : (j + 1) * wide]
                 scales[i, j] = float(np.abs(part).max()) / 448
+        scales = scales.log2().ceil().exp2() if divisors else scales
         scales = scales.to(scale_dtype)
         spread = scales.float().repeat_interleave(high, 0)[:rows].repeat_interleave(wide, 1)
         spread = spread[:, :cols]
         codes = (torch.from_numpy(matrix) / spread).clamp(-448, 448).to(torch.float8_e4m3fn)
         stored = scales if block else scales.reshape(1)
+        stored = 1 / stored if divisors else stored
         return {"weight": codes, name: stored}, (codes.float() * spread).numpy()
 
     config: dict[str, Any] = {
@@ -214,6 +225,8 @@ def fp8(
     }
     if block is not None:
         config["weight_block_size"] = list(block)
+    if divisors:
+        config["weight_scale_semantics"] = "inverse"
     return quantise, config
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 from libinfinicore_infer import DataType, TensorLayout
 
-from infinicore_infer.checkpoint.coded import CodedMatrix
+from infinicore_infer.checkpoint.coded import CodedMatrix, scale_values
 from infinicore_infer.checkpoint.parts import Parts
 from infinicore_infer.checkpoint.tensor import Tensor
 
@@ -15,8 +18,10 @@ def read_fp8(parts: Parts) -> None:
     """Put together the matrices of a checkpoint of quant_method "fp8".
 
     A weight is in FP8 where it has ``weight_scale_inv`` (a multiplier, despite its name) or
-    ``weight_scale``, whatever ``modules_to_not_convert`` says.
+    ``weight_scale``, whatever ``modules_to_not_convert`` says. In gptqmodel's own files the scales
+    are divisors, which ``weight_scale_semantics`` says.
     """
+    parts.option("weight_scale_semantics", (None, "inverse"), None)
     parts.option("fmt", ("e4m3",), "e4m3")
     parts.option("scale_fmt", (None, "ue8m0", "float"), None)
     size = parts.config.get("weight_block_size")
@@ -79,6 +84,8 @@ def add_plain(
     scales = parts.take_scales(module, part, shapes)
     if scales is None:
         return
+    if parts.config.get("weight_scale_semantics") == "inverse":
+        scales = _reciprocal(scales)
     parts.add(
         CodedMatrix(
             f"{module}.weight",
@@ -92,6 +99,12 @@ def add_plain(
             block=block,
         )
     )
+
+
+def _reciprocal(scales: Tensor) -> Tensor:
+    with np.errstate(divide="ignore"):  # the library refuses what is infinite, and says where
+        values = 1 / scale_values(scales)
+    return replace(scales, dtype="F32", data=values)
 
 
 def _block_of(

@@ -135,13 +135,15 @@ def read_awq(parts: Parts) -> None:
     version = parts.config.get("version", "gemm")
     if not isinstance(version, str) or version.lower() != "gemm":
         parts.problem(f"'version' is {version!r}, which is not supported (known: 'gemm')")
-    parts.option("zero_point", (True,), True)
+    # False where all are the middle; they are stored all the same.
+    parts.option("zero_point", (True, False), True)
     group = _group_size(parts, parts.config)
     for module in parts.modules("qweight"):
         found = _matrix(parts, module, bits, group, TensorLayout.AWQ)
         if found is None:
             continue
         codes, zeros, scales, shape, size = found
+        same = _constant_zero(zeros, bits, shape[0])
         parts.add(
             CodedMatrix(
                 f"{module}.weight",
@@ -152,7 +154,8 @@ def read_awq(parts: Parts) -> None:
                 TensorLayout.AWQ,
                 codes,
                 scales,
-                zeros,
-                block=(1, size),
+                zeros if same is None else None,
+                same or 0,
+                (1, size),
             )
         )
