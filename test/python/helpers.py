@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 DEMO = ROOT / "test" / "data" / "qwen3-tiny"
+DEMO_MOE = ROOT / "test" / "data" / "qwen3-tiny-moe"
 TEMPLATE = ROOT / "test" / "data" / "chat_template.jinja"
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -1,4 +1,4 @@
-"""The bundled demo model visibly works, and its text is transformers' text."""
+"""The bundled demo models visibly work, and their texts are transformers' texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from qwen3 import Qwen3ForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-FOLDER = Path(__file__).resolve().parents[1] / "data" / "qwen3-tiny"
+DATA = Path(__file__).resolve().parents[1] / "data"
+DENSE, MIXTURE = "qwen3-tiny", "qwen3-tiny-moe"
 ANSWERS = {
     "What is the capital of France?": "The capital of France is Paris.",
     "What is the capital of Japan?": "The capital of Japan is Tokyo.",
@@ -26,15 +27,16 @@ ANSWERS = {
 STORY = [{"role": "user", "content": "Tell me a story."}]
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[Qwen3ForCausalLM]:
-    """The demo model on the CPU backend."""
-    with Qwen3ForCausalLM(FOLDER, device="cpu") as model:
+@pytest.fixture(scope="module", params=[DENSE, MIXTURE])
+def model(request: pytest.FixtureRequest) -> Iterator[Qwen3ForCausalLM]:
+    """A demo model on the CPU backend."""
+    with Qwen3ForCausalLM(DATA / request.param, device="cpu") as model:
         yield model
 
 
-def test_size_in_git() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 8 << 20
+@pytest.mark.parametrize(("name", "limit"), [(DENSE, 8 << 20), (MIXTURE, 4 << 20)])
+def test_size_in_git(name: str, limit: int) -> None:
+    assert sum(path.stat().st_size for path in (DATA / name).iterdir()) <= limit
 
 
 @pytest.mark.parametrize("question", ANSWERS)
@@ -68,23 +70,26 @@ def test_two_turns(model: Qwen3ForCausalLM) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "infinicore"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_long_greedy_text_equals_transformers(backend: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype"), [(DENSE, "bfloat16"), (DENSE, "float32"), (MIXTURE, "float32")]
+)
+def test_long_greedy_text_equals_transformers(backend: str, name: str, dtype: str) -> None:
     """200 greedy tokens, with the checkpoint's weights as they are and widened to float32."""
     torch.set_num_threads(1)  # a small model: more threads only wait for each other
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    folder = DATA / name
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer.apply_chat_template(
         STORY, add_generation_prompt=True, enable_thinking=False, return_tensors="pt"
     )
     ids = inputs if isinstance(inputs, torch.Tensor) else inputs["input_ids"]
-    reference = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=getattr(torch, dtype))
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     with torch.no_grad():
         output = reference.generate(ids, max_new_tokens=200, min_new_tokens=200, do_sample=False)
     expected = output[0, ids.shape[1] :].tolist()
     assert len(expected) == 200
     short = {"bfloat16": "bf16", "float32": "f32"}[dtype]
     try:
-        ours = Qwen3ForCausalLM(FOLDER, backend=backend, dtype=short)
+        ours = Qwen3ForCausalLM(folder, backend=backend, dtype=short)
     except NotImplementedError as error:
         if "install_infinicore" not in str(error):
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from infinicore_infer.native.model import NativeModel, StepRequest
 from infinicore_infer.tools import quantize
 from libinfinicore_infer import DataType, DeviceType, Qwen3ModelOptions, WeightCache
 from numpy.typing import NDArray
-from python.helpers import DEMO, edit_json
+from python.helpers import DEMO_MOE
 from qwen3 import Qwen3ForCausalLM
 from reference.gguf_files import drop_key, q4_k_m, set_key, write_gguf
 from reference.quantised import Quantise, awq, compressed, fp8, gptq, quantised_copy
@@ -219,44 +218,15 @@ def test_gguf(kind: Any, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- text
 
 
-def _upcycled(folder: Path) -> Path:
-    """Writes the demo model with its MLPs as experts: alike, so any of them give its answers."""
-    shutil.copytree(DEMO, folder)
-    generator = torch.Generator().manual_seed(0)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in load_file(DEMO / "model.safetensors").items():
-        before, mlp, after = name.partition(".mlp.")
-        if not mlp:
-            tensors[name] = tensor
-            continue
-        width = load_config(DEMO)["hidden_size"]
-        router = torch.randn(8, width, generator=generator).to(tensor.dtype)
-        tensors[f"{before}.mlp.gate.weight"] = router
-        tensors |= {f"{before}.mlp.experts.{e}.{after}": tensor.clone() for e in range(8)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    edit_json(
-        folder / "config.json",
-        architectures=["Qwen3MoeForCausalLM"],
-        model_type="qwen3_moe",
-        num_experts=8,
-        num_experts_per_tok=3,
-        moe_intermediate_size=load_config(DEMO)["intermediate_size"],
-        norm_topk_prob=True,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
-    )
-    return folder
-
-
 @pytest.mark.parametrize("dtype", [None, "int8", "int4"])
-def test_demo_answers(dtype: str | None, tmp_path: Path) -> None:
-    """Chat through routers and experts: the demo model's answers, alone and in a batch."""
+def test_demo_answers(dtype: str | None) -> None:
+    """Chat with trained routers and experts, alone and in a batch."""
     questions = {
         "What is the capital of France?": "The capital of France is Paris.",
         "What is the opposite of hot?": "The opposite of hot is cold.",
     }
     chats = [[{"role": "user", "content": question}] for question in questions]
-    with Qwen3ForCausalLM(_upcycled(tmp_path / "m"), threads=2, dtype=dtype, cache=False) as model:
+    with Qwen3ForCausalLM(DEMO_MOE, threads=2, dtype=dtype, cache=False) as model:
         settings = {"enable_thinking": False, "temperature": 0}
         alone = [str(model.chat(chat, **settings)) for chat in chats]
         prompts = [model.chat_prompt(chat, enable_thinking=False) for chat in chats]
