@@ -232,7 +232,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="TYPE",
         help="how exactly the CPU keeps what weights are multiplied with: f32, bf16x2 or bf16 for "
-        "weights that are floats, int16 or int8 for int8 and int4; fewer bits are faster "
+        "weights that are floats, int16 or int8 for int8, int4 and most codes of quantised "
+        "checkpoints; fewer bits are faster "
         "(default: auto, the fastest that costs no more precision than other engines)",
     )
     add(

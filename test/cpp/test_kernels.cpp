@@ -380,7 +380,7 @@ void testQuant(const KernelTable &kernels, WeightFormat type, CodeWidth width) {
 
 // Affine formats: random codes and scales. Every table's products are bit-equal to the scalar ones, which are those of
 // the weights with the activations' codes.
-template <WeightFormat T> void testAffine(const KernelTable &kernels) {
+template <WeightFormat T> void testAffine(const KernelTable &kernels, CodeWidth width) {
     constexpr AffineInfo info = affineOf(T);
     for (const uint32_t k : {32U, 96U, 256U, 544U}) {
         for (const uint32_t npanels : {1U, 2U, 5U, 11U}) {
@@ -398,30 +398,30 @@ template <WeightFormat T> void testAffine(const KernelTable &kernels) {
                     std::memcpy(panels + at + info.headBytes() - 2 * (i + 1), &zero, sizeof zero);
                 }
             }
-            const size_t width = size_t{npanels} * kPanelRows;
+            const size_t columns = size_t{npanels} * kPanelRows;
             const auto runs = k / kGroup;
             for (uint32_t rows = 1; rows <= kernels.tileRows(T); rows += rows < 4 ? 1 : 3) {
                 const std::vector<float> x = randomFloats(size_t{rows} * k);
-                const Codes plain(kScalarKernels, T, k8Bits, x, k, rows);
-                const Codes input(kernels, T, k8Bits, x, k, rows);
+                const Codes plain(kScalarKernels, T, width, x, k, rows);
+                const Codes input(kernels, T, width, x, k, rows);
                 CHECK(plain.offsets == input.offsets && plain.scales == input.scales);
-                std::vector<float> expected(rows * width, 1.0F);
-                std::vector<float> actual(rows * width, 2.0F);
-                kScalarKernels.quantPanels(T, k8Bits)(panels, panel_bytes, npanels, runs, plain.rows, rows,
-                                                      expected.data(), width, false);
-                kernels.quantPanels(T, k8Bits)(panels, panel_bytes, npanels, runs, input.rows, rows, actual.data(),
-                                               width, false);
+                std::vector<float> expected(rows * columns, 1.0F);
+                std::vector<float> actual(rows * columns, 2.0F);
+                kScalarKernels.quantPanels(T, width)(panels, panel_bytes, npanels, runs, plain.rows, rows,
+                                                     expected.data(), columns, false);
+                kernels.quantPanels(T, width)(panels, panel_bytes, npanels, runs, input.rows, rows, actual.data(),
+                                              columns, false);
                 CHECK(same(expected, actual));
                 if (k > infoOf(T).group) {
                     const uint32_t cut = infoOf(T).group;
-                    kernels.quantPanels(T, k8Bits)(panels, panel_bytes, npanels, cut / kGroup, input.rows, rows,
-                                                   actual.data(), width, false);
-                    kernels.quantPanels(T, k8Bits)(panels + panelOffset(T, cut), panel_bytes, npanels,
-                                                   runs - cut / kGroup, input.rows.from(0, cut / kGroup), rows,
-                                                   actual.data(), width, true);
+                    kernels.quantPanels(T, width)(panels, panel_bytes, npanels, cut / kGroup, input.rows, rows,
+                                                  actual.data(), columns, false);
+                    kernels.quantPanels(T, width)(panels + panelOffset(T, cut), panel_bytes, npanels,
+                                                  runs - cut / kGroup, input.rows.from(0, cut / kGroup), rows,
+                                                  actual.data(), columns, true);
                     CHECK(same(expected, actual));
                 }
-                for (size_t j = 0; j < width; ++j) {
+                for (size_t j = 0; j < columns; ++j) {
                     double exact = 0.0;
                     double size = 0.0;
                     for (uint32_t i = 0; i < k; ++i) {
@@ -909,7 +909,10 @@ void testTable(const KernelTable &kernels) {
     }
     forEachFormat([&](auto format) {
         if constexpr (isAffine(decltype(format)::value)) {
-            testAffine<decltype(format)::value>(kernels);
+            testAffine<decltype(format)::value>(kernels, k8Bits);
+        }
+        if constexpr (affineOf(decltype(format)::value).takesWideCodes()) {
+            testAffine<decltype(format)::value>(kernels, k16Bits);
         }
     });
     testBf12(kernels);

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from libinfinicore_infer import DataType
+from libinfinicore_infer import Activations, DataType, Qwen3Error
 from parity.conftest import Checkpoint
 from parity.driver import Driver
 from reference import coded_numpy as coded
@@ -63,6 +64,11 @@ def decoded_driver(checkpoint: Checkpoint, tensors: dict[str, Coded], **options:
     """The model of the decoded values, as F32."""
     values = {**checkpoint.tensors, **{name: t.values for name, t in tensors.items()}}
     return Driver(checkpoint.config, values, **options)
+
+
+def rms_error(logits: Array, expected: Array) -> float:
+    """Returns the error in standard deviations of what was expected."""
+    return float(np.sqrt(np.mean((logits - expected) ** 2)) / expected.std())
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -121,5 +127,50 @@ def test_kept_as_codes(checkpoints: Callable[[CheckpointSpec], Checkpoint], name
             assert np.array_equal(np.concatenate(steps), logits[-1])
     assert np.array_equal(logits[0], logits[1])
     assert np.array_equal(logits[0], logits[2])
-    error = np.sqrt(np.mean((logits[0] - expected) ** 2))
-    assert error / expected.std() < 0.05  # as int4's activations: 1e-2 a layer
+    assert rms_error(logits[0], expected) < 0.05  # as int4's activations: 1e-2 a layer
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "awq", "packed_asymmetric", "int8_channel"])
+def test_wide_activations(checkpoints: Callable[[CheckpointSpec], Checkpoint], name: str) -> None:
+    """Codes of 16 bits bring the logits 256 times as near to those of the decoded values."""
+    checkpoint = checkpoints(SPEC)
+    tensors = coded_matrices(checkpoint, FORMATS[name])
+    tokens = np.random.default_rng(0).integers(0, SPEC.dvoc, 14).tolist()
+    with decoded_driver(checkpoint, tensors, dt_weight=DataType.F32) as driver:
+        expected = driver.logits(tokens)
+    error = []
+    for activations in (Activations.INT8, Activations.INT16):
+        options = {"activations": activations, "dt_kv": DataType.F32, "coded": tensors}
+        with Driver(checkpoint.config, checkpoint.tensors, **options) as driver:
+            logits = driver.logits(tokens)
+            error.append(rms_error(logits, expected))
+            with driver.caches(1) as (cache,):
+                steps = [driver.forward([(cache, i, [t])])[0] for i, t in enumerate(tokens)]
+            assert np.array_equal(np.concatenate(steps), logits)
+    assert 0 < error[1] < error[0] / 64
+
+
+def test_finer_input(checkpoints: Callable[[CheckpointSpec], Checkpoint]) -> None:
+    """Where all but the first layer's q, k and v make nothing of codes, they meet 16 bits."""
+    for nlayer, finer in ((4, True), (2, False)):
+        checkpoint = checkpoints(replace(SPEC, name=f"coded{nlayer}", nlayer=nlayer))
+        tensors = coded_matrices(checkpoint, FORMATS["q8_0"])
+        for name, tensor in list(tensors.items()):
+            if name.endswith(("o_proj.weight", "down_proj.weight")) or "layers" not in name:
+                del tensors[name]
+            elif "layers.0.self_attn" not in name:
+                tensors[name] = replace(tensor, data=np.zeros_like(tensor.data))
+        logits = []
+        for activations in (Activations.INT8, Activations.INT16):
+            options = {"activations": activations, "coded": tensors}
+            with Driver(checkpoint.config, checkpoint.tensors, **options) as driver:
+                logits.append(driver.logits(range(9)))
+        assert np.array_equal(*logits) == finer
+
+
+def test_wide_activations_refused(checkpoints: Callable[[CheckpointSpec], Checkpoint]) -> None:
+    """K-quants take 8 bits only, and say so."""
+    checkpoint = checkpoints(SPEC)
+    tensors = coded_matrices(checkpoint, FORMATS["q6_k"])
+    with pytest.raises(Qwen3Error, match=r"activations is int16: weights .* take auto, int8 "):
+        Driver(checkpoint.config, checkpoint.tensors, coded=tensors, activations=Activations.INT16)

@@ -36,6 +36,9 @@ std::vector<Activations> choicesOf(WeightFormat format, const KernelTable &kerne
     case kQ4:
         return {Activations::kInt8, Activations::kInt16};
     default:
+        if (affineOf(format).takesWideCodes()) {
+            return {Activations::kInt8, Activations::kInt16};
+        }
         return {Activations::kInt8};
     }
 }
@@ -69,7 +72,8 @@ Arithmetic resolveActivations(Activations asked, DType weights, const KernelTabl
     const bool packed = formatOf(weights) == kQ8 || formatOf(weights) == kQ4;
     const bool coded = packed && main == Activations::kInt8 && dotsPairs(kernels);
     out.attention = main == Activations::kBf16 || coded ? Activations::kBf16 : Activations::kF32;
-    out.fine_input = formatOf(weights) == kQ8 && main == Activations::kInt8;
+    const bool bytes = formatOf(weights) == kQ8 || formatOf(weights) == kA8;
+    out.fine_input = bytes && main == Activations::kInt8;
     return out;
 }
 

@@ -101,7 +101,8 @@ std::unique_ptr<PackedLinear> CpuBackend::makeLinear(const LinearSource &source,
         formats_[format] = true;
         *end = saved != nullptr ? loadPanels(part, format, *saved, pool_, &arena_, experts_in_file_ && part.experts > 0)
                                 : packPanels(part, format, pool_, &arena_);
-        (*end)->fine_codes = arithmetic_.fine_input && part.precision == Precision::kInput;
+        const bool takes = takesCodes(format) && kernels_.quantPanels(format, k16Bits) != nullptr;
+        (*end)->fine_codes = takes && arithmetic_.fine_input && part.precision == Precision::kInput;
         end = &(*end)->next;
     }
     return first;

@@ -4,6 +4,6 @@
 
 namespace q3::cpu {
 
-const QuantPanelKernels kAvx2Affine = affineKernels<Avx2>();
+const AffineKernels kAvx2Affine = affineKernels<Avx2>();
 
 }  // namespace q3::cpu

@@ -4,6 +4,6 @@
 
 namespace q3::cpu {
 
-const QuantPanelKernels kAvx512Affine = affineKernels<Avx512>();
+const AffineKernels kAvx512Affine = affineKernels<Avx512>();
 
 }  // namespace q3::cpu

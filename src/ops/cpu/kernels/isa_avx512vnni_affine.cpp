@@ -4,6 +4,6 @@
 
 namespace q3::cpu {
 
-const QuantPanelKernels kAvx512VnniAffine = affineKernels<Avx512Vnni>();
+const AffineKernels kAvx512VnniAffine = affineKernels<Avx512Vnni>();
 
 }  // namespace q3::cpu

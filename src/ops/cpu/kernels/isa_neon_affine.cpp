@@ -4,6 +4,6 @@
 
 namespace q3::cpu {
 
-const QuantPanelKernels kNeonAffine = affineKernels<Neon>();
+const AffineKernels kNeonAffine = affineKernels<Neon>();
 
 }  // namespace q3::cpu

@@ -4,6 +4,6 @@
 
 namespace q3::cpu {
 
-const QuantPanelKernels kNeonDotprodAffine = affineKernels<NeonDotprod>();
+const AffineKernels kNeonDotprodAffine = affineKernels<NeonDotprod>();
 
 }  // namespace q3::cpu

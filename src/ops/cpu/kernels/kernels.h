@@ -47,7 +47,7 @@ struct QuantRows {
     char *codes;       // group_bytes per row and group, zeros beyond k up to a whole group
     float *scales;     // one per row and group; NaN for a group with NaN or infinity
     int32_t *offsets;  // one per row and group: what must be added to a product with unsigned weight codes, the sum of
-                       // the group's codes * -zero_code; for affine formats two sums of 16 codes (affineSum)
+                       // the group's codes * -zero_code; for affine formats the sums themselves (affineSum)
     size_t rows;       // from group to group
     size_t group_bytes;
 
@@ -58,12 +58,18 @@ struct QuantRows {
     }
 };
 
-// The sum of the activation codes of piece Piece of Pieces of a group, from its packed offset. The sum of 16 codes
-// takes 16 bits.
-constexpr int32_t packAffineSums(int32_t first, int32_t second) {
+// The sum of the activation codes of piece Piece of Pieces of a group, from its offset. This holds two sums of 16
+// codes, 16 bits each; where codes themselves have 16 bits, it is the sum of all, the only piece.
+template <CodeWidth X> constexpr int32_t packAffineSums(int32_t first, int32_t second) {
+    if (X == k16Bits) {
+        return first + second;
+    }
     return static_cast<int32_t>(static_cast<uint32_t>(second) << 16 | (static_cast<uint32_t>(first) & 0xffffU));
 }
-template <uint32_t Pieces, int Piece> constexpr int32_t affineSum(int32_t offset) {
+template <CodeWidth X, uint32_t Pieces, int Piece> constexpr int32_t affineSum(int32_t offset) {
+    if (X == k16Bits) {
+        return offset;
+    }
     const int32_t first = static_cast<int16_t>(offset);
     const int32_t second = offset >> 16;
     return Pieces == 1 ? first + second : (Piece == 0 ? first : second);
@@ -135,7 +141,10 @@ using ScoreKernel = void (*)(const float *q, size_t ldq, uint32_t rows, const Kv
 using WeighKernel = void (*)(const float *weights, size_t ldw, uint32_t rows, const KvTiles &values, uint32_t nkeys,
                              uint32_t npanels, float *out, size_t ldo, bool accumulate);
 
-using QuantPanelKernels = PerFormat<QuantPanelKernel>;
+// Products of the affine formats, by the width of the activation codes.
+struct AffineKernels {
+    PerFormat<QuantPanelKernel> of[kCodeWidths];
+};
 // score and weigh where attention is in bf16: queries and weights are rounded (RoundedRows, one piece) and tiles have
 // their elements in pairs, keys [dh / 2][16 keys][2] and values [8 pairs of keys][16 * npanels][2], so that sums run
 // over pairs as those of layers do.
@@ -150,11 +159,11 @@ struct KernelTable {
     uint32_t tileRows(WeightFormat format) const {
         return takesCodes(format) && !isAffine(format) ? quant_tile_rows : tile_rows;
     }
-    PerFormat<PanelKernel> multiplyPanels;          // of formats that take floats
-    PerFormat<CodeKernels> codes[kCodeWidths];      // of formats that take codes; products of affine ones are apart
-    const QuantPanelKernels *multiplyAffinePanels;  // of 8 bits
+    PerFormat<PanelKernel> multiplyPanels;      // of formats that take floats
+    PerFormat<CodeKernels> codes[kCodeWidths];  // of formats that take codes; products of affine ones are apart
+    const AffineKernels *affine;
     QuantPanelKernel quantPanels(WeightFormat format, CodeWidth width) const {
-        return isAffine(format) ? (*multiplyAffinePanels)[format] : codes[width][format].multiply;
+        return isAffine(format) ? affine->of[width][format] : codes[width][format].multiply;
     }
     // Of bf16, bf12 and f8, by the number of pieces less one; rows of a register tile.
     PerFormat<RoundedPanelKernel> multiplyRounded[kMaxPieces];
@@ -198,9 +207,9 @@ struct KernelTable {
 
 extern const KernelTable kScalarKernels;
 #if defined(__x86_64__)
-extern const QuantPanelKernels kAvx2Affine;
-extern const QuantPanelKernels kAvx512Affine;
-extern const QuantPanelKernels kAvx512VnniAffine;
+extern const AffineKernels kAvx2Affine;
+extern const AffineKernels kAvx512Affine;
+extern const AffineKernels kAvx512VnniAffine;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvxVnniKernels;
 
@@ -209,8 +218,8 @@ extern const KernelTable kAvx512VnniKernels;
 extern const KernelTable kAvx512Bf16Kernels;
 extern const KernelTable kAmxKernels;  // only where the process may use tiles (dispatch.cpp)
 #elif defined(__aarch64__)
-extern const QuantPanelKernels kNeonAffine;
-extern const QuantPanelKernels kNeonDotprodAffine;
+extern const AffineKernels kNeonAffine;
+extern const AffineKernels kNeonDotprodAffine;
 extern const KernelTable kNeonKernels;
 extern const KernelTable kNeonDotprodKernels;
 extern const KernelTable kNeonI8mmKernels;

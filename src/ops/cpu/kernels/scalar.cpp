@@ -188,7 +188,7 @@ void multiplyQuantPanels(const void *panels, size_t panel_bytes, uint32_t npanel
     }
 }
 
-template <WeightFormat T>
+template <WeightFormat T, CodeWidth X>
 void multiplyAffinePanels(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t runs, const QuantRows &x,
                           uint32_t rows, float *y, size_t ldy, bool accumulate) {
     constexpr uint32_t kPieceK = kGroup / affineOf(T).pieces;
@@ -199,13 +199,13 @@ void multiplyAffinePanels(const void *panels, size_t panel_bytes, uint32_t npane
                 float sum = accumulate ? y[r * ldy + p * kPanelRows + j] : 0.0F;
                 for (uint32_t k0 = 0; k0 < runs * kGroup; k0 += kPieceK) {
                     const QuantRows at = x.from(r, k0 / kGroup);
-                    const auto *bytes = reinterpret_cast<const int8_t *>(at.codes);
+                    const auto *x_codes = reinterpret_cast<const Code<X> *>(at.codes);
                     const AffineElement shared = affineAt<T>(panel, j, k0);
                     int32_t dot = 0;
                     int32_t codes = 0;
                     for (uint32_t i = k0; i < k0 + kPieceK; ++i) {
-                        dot += (affineAt<T>(panel, j, i).code - static_cast<int>(shared.zero)) * bytes[i % kGroup];
-                        codes += bytes[i % kGroup];
+                        dot += (affineAt<T>(panel, j, i).code - static_cast<int>(shared.zero)) * x_codes[i % kGroup];
+                        codes += x_codes[i % kGroup];
                     }
                     sum = std::fma(static_cast<float>(dot), shared.scale * at.scales[0], sum);
                     if (affineOf(T).minimum) {
@@ -264,7 +264,7 @@ template <WeightFormat T, CodeWidth X> void quantize(const float *x, uint32_t k,
             first_sum = i < kGroup / 2 ? sum : first_sum;
         }
         to.scales[0] = !finite ? std::nanf("") : (largest < kLeastScale ? 0.0F : largest / largestCode(X));
-        to.offsets[0] = isAffine(T) ? packAffineSums(first_sum, sum - first_sum) : -infoOf(T).zero_code * sum;
+        to.offsets[0] = isAffine(T) ? packAffineSums<X>(first_sum, sum - first_sum) : -infoOf(T).zero_code * sum;
     }
 }
 
@@ -404,21 +404,24 @@ void storeBf16(void *out, const float *in, uint32_t n) {
     }
 }
 
-constexpr QuantPanelKernels affineKernels() {
-    QuantPanelKernels kernels{};
+constexpr AffineKernels affineKernels() {
+    AffineKernels kernels{};
     forEachFormat([&](auto format) {
         constexpr WeightFormat T = decltype(format)::value;
         if constexpr (isAffine(T)) {
-            kernels[T] = multiplyAffinePanels<T>;
+            kernels.of[k8Bits][T] = multiplyAffinePanels<T, k8Bits>;
+        }
+        if constexpr (affineOf(T).takesWideCodes()) {
+            kernels.of[k16Bits][T] = multiplyAffinePanels<T, k16Bits>;
         }
     });
     return kernels;
 }
-constexpr QuantPanelKernels kScalarAffine = affineKernels();
+constexpr AffineKernels kScalarAffine = affineKernels();
 
 constexpr KernelTable scalarTable() {
     KernelTable table{};
-    table.multiplyAffinePanels = &kScalarAffine;
+    table.affine = &kScalarAffine;
     table.name = "scalar";
     table.tile_rows = table.quant_tile_rows = kTileRows;
     forEachFormat([&](auto format) {
@@ -426,6 +429,9 @@ constexpr KernelTable scalarTable() {
         if constexpr (takesCodes(T)) {
             if constexpr (isAffine(T)) {
                 table.codes[k8Bits][T] = {kByteCodes, quantize<T, k8Bits>, nullptr};
+                if constexpr (affineOf(T).takesWideCodes()) {
+                    table.codes[k16Bits][T] = {kPlainCodes, quantize<T, k16Bits>, nullptr};
+                }
             } else {
                 table.codes[k8Bits][T] = codeKernels<T, k8Bits>();
                 table.codes[k16Bits][T] = codeKernels<T, k16Bits>();

@@ -82,7 +82,10 @@ inline Q3_INLINE AffineScales<S> affineScales(const char *group, uint32_t piece,
     return out;
 }
 
-template <typename S, WeightFormat T, int R, int Step, int Last>
+// Bytes of a row's activation codes of a run; those of 16 bits are the high bytes, then the low ones.
+template <CodeWidth X> constexpr size_t kAffineCodeBytes = codeGroupBytes(X == k8Bits ? kByteCodes : kSplitCodes);
+
+template <typename S, WeightFormat T, CodeWidth X, int R, int Step, int Last>
 inline Q3_INLINE void addAffineSteps(const char *run, const char *codes, typename S::I (&dots)[R][S::kParts]) {
     if constexpr (Step < Last) {
         typename S::B w[S::kParts];
@@ -92,34 +95,52 @@ inline Q3_INLINE void addAffineSteps(const char *run, const char *codes, typenam
         }
         Q3_UNROLL
         for (int r = 0; r < R; ++r) {
-            const typename S::B x = S::broadcastQuad(codes + r * codeGroupBytes(kByteCodes) + Step * size_t{4});
+            const typename S::B x = S::broadcastQuad(codes + r * kAffineCodeBytes<X> + Step * size_t{4});
             Q3_UNROLL
             for (int h = 0; h < S::kParts; ++h) {
                 dots[r][h] = dotAffine<S, T>(dots[r][h], w[h], x);
             }
         }
-        addAffineSteps<S, T, R, Step + 1, Last>(run, codes, dots);
+        addAffineSteps<S, T, X, R, Step + 1, Last>(run, codes, dots);
     }
 }
 
 // Adds piece Piece of a run to the sums of R rows with panel p. x: the rows' activations in that run.
-template <typename S, WeightFormat T, int Piece, int R, int P>
+template <typename S, WeightFormat T, CodeWidth X, int Piece, int R, int P>
 inline Q3_INLINE void addAffinePiece(const char *group, uint32_t index, const QuantRows &x, int p,
                                      Products<S, R, P> &products) {
     constexpr AffineInfo kInfo = affineOf(T);
     constexpr int kSteps = static_cast<int>(kRunSteps / kInfo.pieces);
     constexpr bool kOwnZero = kInfo.ownZero();
+    const char *run = group + kInfo.headBytes() + index * kInfo.runBytes();
+    constexpr bool kWide = X == k16Bits;
     typename S::I dots[R][S::kParts];
     Q3_UNROLL
     for (int r = 0; r < R; ++r) {
-        const int32_t sum = affineSum<kInfo.pieces, Piece>(x.offsets[r]);
+        const int32_t zeros = -kInfo.zero * affineSum<X, kInfo.pieces, Piece>(x.offsets[r]);
         Q3_UNROLL
         for (int h = 0; h < S::kParts; ++h) {
-            dots[r][h] = S::setInt(-kInfo.zero * sum);
+            dots[r][h] = S::setInt(kWide ? 0 : zeros);
         }
     }
-    const char *run = group + kInfo.headBytes() + index * kInfo.runBytes();
-    addAffineSteps<S, T, R, Piece * kSteps, (Piece + 1) * kSteps>(run, x.codes, dots);
+    // Codes of 16 bits take two passes, the high bytes first. The assembly hides from the compiler how many, since
+    // unrolled they would be no faster, and take twice as long to compile.
+    int pass = kWide ? 0 : 1;
+    do {
+        if constexpr (kWide) {
+            asm("" : "+r"(pass));
+            Q3_UNROLL
+            for (int r = 0; r < R; ++r) {
+                const int32_t zeros = -kInfo.zero * affineSum<X, kInfo.pieces, Piece>(x.offsets[r]);
+                Q3_UNROLL
+                for (int h = 0; h < S::kParts; ++h) {
+                    dots[r][h] = S::addInt(S::template shiftLeft<8>(dots[r][h]), S::setInt(pass == 0 ? 0 : zeros));
+                }
+            }
+        }
+        const char *codes = x.codes + (kWide ? pass * kGroup : 0);
+        addAffineSteps<S, T, X, R, Piece * kSteps, (Piece + 1) * kSteps>(run, codes, dots);
+    } while (++pass < 2);
     Q3_UNROLL
     for (int h = 0; h < S::kParts; ++h) {
         const AffineScales<S> scales = affineScales<S, T>(group, index * kInfo.pieces + Piece, h);
@@ -127,10 +148,10 @@ inline Q3_INLINE void addAffinePiece(const char *group, uint32_t index, const Qu
         for (int r = 0; r < R; ++r) {
             typename S::F &total = products.sum[r][p][h];
             const typename S::F x_scale = S::broadcast(x.scales + r);
-            const auto sum = static_cast<float>(affineSum<kInfo.pieces, Piece>(x.offsets[r]));
+            const auto sum = static_cast<float>(affineSum<X, kInfo.pieces, Piece>(x.offsets[r]));
             typename S::F dot = S::toFloat(dots[r][h]);
-            if constexpr (kOwnZero) {  // whole numbers below 2^24: exact
-                dot = S::sub(dot, S::mul(scales.zero, S::set(sum)));
+            if constexpr (kOwnZero) {  // both terms are exact, and their difference is rounded once
+                dot = S::fma(scales.zero, S::set(-sum), dot);
             }
             total = S::fma(dot, S::mul(scales.scale, x_scale), total);
             if constexpr (kInfo.minimum) {
@@ -140,7 +161,7 @@ inline Q3_INLINE void addAffinePiece(const char *group, uint32_t index, const Qu
     }
 }
 
-template <typename S, WeightFormat T> struct AffinePanelCall {
+template <typename S, WeightFormat T, CodeWidth X> struct AffinePanelCall {
     const char *panels;
     size_t panel_bytes;
     uint32_t npanels, runs;  // runs of 32 k
@@ -167,9 +188,9 @@ template <typename S, WeightFormat T> struct AffinePanelCall {
                     const char *panel = group + p * stride;
                     fetchCheckpoint<S, T, R, S::kParts == 1 && affineOf(T).bits == 8 ? 1 : 0>(
                         panel + kInfo.headBytes() + i * kInfo.runBytes(), kInfo.runBytes());
-                    addAffinePiece<S, T, 0>(panel, i, at, p, products);
+                    addAffinePiece<S, T, X, 0>(panel, i, at, p, products);
                     if constexpr (kInfo.pieces == 2) {
-                        addAffinePiece<S, T, 1>(panel, i, at, p, products);
+                        addAffinePiece<S, T, X, 1>(panel, i, at, p, products);
                     }
                 }
             }
@@ -178,19 +199,22 @@ template <typename S, WeightFormat T> struct AffinePanelCall {
     }
 };
 
-template <typename S, WeightFormat T>
+template <typename S, WeightFormat T, CodeWidth X>
 void multiplyAffinePanels(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t runs, const QuantRows &x,
                           uint32_t rows, float *y, size_t ldy, bool accumulate) {
-    withRows<S::kTileRows>(rows, AffinePanelCall<S, T>{static_cast<const char *>(panels), panel_bytes, npanels, runs, x,
-                                                       y, ldy, accumulate});
+    withRows<S::kTileRows>(rows, AffinePanelCall<S, T, X>{static_cast<const char *>(panels), panel_bytes, npanels, runs,
+                                                          x, y, ldy, accumulate});
 }
 
-template <typename S> constexpr QuantPanelKernels affineKernels() {
-    QuantPanelKernels kernels{};
+template <typename S> constexpr AffineKernels affineKernels() {
+    AffineKernels kernels{};
     forEachFormat([&](auto format) {
         constexpr WeightFormat T = decltype(format)::value;
         if constexpr (isAffine(T)) {
-            kernels[T] = multiplyAffinePanels<S, T>;
+            kernels.of[k8Bits][T] = multiplyAffinePanels<S, T, k8Bits>;
+        }
+        if constexpr (affineOf(T).takesWideCodes()) {
+            kernels.of[k16Bits][T] = multiplyAffinePanels<S, T, k16Bits>;
         }
     });
     return kernels;

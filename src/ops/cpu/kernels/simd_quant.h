@@ -277,10 +277,10 @@ void multiplyQuantPanels(const void *panels, size_t panel_bytes, uint32_t npanel
                                                               groups, x, y, ldy, accumulate});
 }
 
-// The order that the kernels of a format want codes in. Those of affine formats multiply bytes.
+// The order that the kernels of a format want codes in. Those of affine formats multiply bytes (simd_affine.h).
 template <typename S, WeightFormat T, CodeWidth X> constexpr CodeOrder codeOrder() {
     if constexpr (isAffine(T)) {
-        return kByteCodes;
+        return X == k8Bits ? kByteCodes : kSplitCodes;
     } else {
         return Steps<S, T, X>::kOrder;
     }
@@ -340,7 +340,7 @@ void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
         }
         to.scales[0] = bad ? __builtin_nanf("") : (tiny ? 0.0F : largest / largestCode(X));
         const int32_t total = S::sumLanesInt(sum);
-        to.offsets[0] = isAffine(T) ? packAffineSums(first_sum, total - first_sum) : -infoOf(T).zero_code * total;
+        to.offsets[0] = isAffine(T) ? packAffineSums<X>(first_sum, total - first_sum) : -infoOf(T).zero_code * total;
     }
 }
 

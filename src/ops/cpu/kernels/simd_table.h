@@ -37,17 +37,20 @@ namespace q3::cpu {
 namespace {
 
 // affine: kernels of the same traits, or of traits with the same products
-template <typename S> constexpr KernelTable simdTable(const char *name, const QuantPanelKernels &affine) {
+template <typename S> constexpr KernelTable simdTable(const char *name, const AffineKernels &affine) {
     static_assert(S::kLanes * S::kParts == kPanelRows && S::kTileRows <= kMaxTileRows, "traits");
     KernelTable table{};
     table.name = name;
-    table.multiplyAffinePanels = &affine;
+    table.affine = &affine;
     table.tile_rows = S::kTileRows;
     table.quant_tile_rows = kQuantTileRows<S>;
     forEachFormat([&](auto format) {
         constexpr WeightFormat T = decltype(format)::value;
         if constexpr (isAffine(T)) {
-            table.codes[k8Bits][T] = {kByteCodes, quantize<S, T, k8Bits>, nullptr};
+            table.codes[k8Bits][T] = {codeOrder<S, T, k8Bits>(), quantize<S, T, k8Bits>, nullptr};
+            if constexpr (affineOf(T).takesWideCodes()) {
+                table.codes[k16Bits][T] = {codeOrder<S, T, k16Bits>(), quantize<S, T, k16Bits>, nullptr};
+            }
         } else if constexpr (takesCodes(T)) {
             table.codes[k8Bits][T] = codeKernels<S, T, k8Bits>();
             table.codes[k16Bits][T] = codeKernels<S, T, k16Bits>();
