@@ -8,7 +8,7 @@ with the names of a published Qwen3-MoE checkpoint. The tokenizer is the demo mo
 
 Usage (seven minutes on one core)::
 
-    python3 test/data/train_qwen3_tiny_moe.py --out test/data/qwen3-tiny-moe
+    PYTHONPATH=test python3 test/data/train_qwen3_tiny_moe.py --out test/data/qwen3-tiny-moe
 """
 
 from __future__ import annotations
@@ -16,17 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from reference.random_moe import published
 from safetensors.torch import load_file, save_file
 from train_qwen3_tiny import HERE, SECOND_MIX, Phase, train, write_json
 from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-sys.path.insert(0, str(HERE.parent))
-from reference.random_moe import published
 
 DENSE = HERE / "qwen3-tiny"
 EXPERTS = 8
