@@ -20,6 +20,7 @@ from python.helpers import DEMO, copy_folder, edit_json
 from python.test_quantised import FORMATS, GPTQ, MODULE
 from qwen3 import Qwen3ForCausalLM
 from reference.quantised import awq, compressed, fp8, gptq, quantised_copy
+from reference.random_moe import MoeSpec, moe_model, save_moe
 from safetensors.torch import load_file, save_file
 
 # ------------------------------------------------------------------ refusals
@@ -286,3 +287,19 @@ NUMPY = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+
+
+@pytest.mark.parametrize("end", ["", ".weight"])
+def test_stacked_experts_in_codes_are_refused(end: str, tmp_path: Path) -> None:
+    """The layer's experts in one tensor, as transformers keeps them."""
+    folder = save_moe(moe_model(MoeSpec(nlayer=1)), tmp_path / "m", stacked=True)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    codes = tensors.pop(name).to(torch.float8_e4m3fn)
+    tensors[f"{name}{end}"] = codes
+    tensors[f"{name}{end}_scale_inv"] = torch.ones(len(codes), 1, 1)
+    save_file(tensors, folder / "model.safetensors")
+    edit_json(folder / "config.json", quantization_config=fp8()[1])
+    words = "gate_up_proj is F8_E4M3" if end == "" else r"gate_up_proj.weight is \[8, .* matrix"
+    with pytest.raises(ValueError, match=words):
+        Qwen3ForCausalLM(folder)
