@@ -136,37 +136,39 @@ class DataType(enum.IntEnum):
         raise ValueError(f"unknown dtype {dtype!r}; known dtypes: {known}")
 
 
-_Enum = TypeVar("_Enum", bound=enum.IntEnum)
+_Member = TypeVar("_Member", bound="_Choice")
 
 
-def _member(cls: type[_Enum], value: object) -> _Enum | None:
-    """Return the member that a name in any case, or a number, means; ``None``: no member."""
-    if isinstance(value, str):
-        return cls.__members__.get(value.upper())
-    return cls(value) if isinstance(value, int) and value in cls._value2member_map_ else None
+class _Choice(enum.IntEnum):
+    """Ways to do something, among which users choose by name."""
+
+    @classmethod
+    def parse(cls: type[_Member], choice: str | int | _Member) -> _Member:
+        """Return the member that a name in any case, or a number, means.
+
+        Raises:
+            ValueError: None is called that; the message lists the names.
+        """
+        found = None
+        if isinstance(choice, str):
+            found = cls.__members__.get(choice.upper())
+        elif isinstance(choice, int) and choice in cls._value2member_map_:
+            found = cls(choice)
+        if found is None:
+            names = ", ".join(name.lower() for name in cls.__members__)
+            raise ValueError(f"unknown {cls.__name__.lower()} {choice!r}; known are {names}")
+        return found
 
 
-class Backend(enum.IntEnum):
+class Backend(_Choice):
     """Implementations of the operators (``Qwen3Backend``)."""
 
     AUTO = 0
     CPU = 1
     INFINICORE = 2
 
-    @classmethod
-    def parse(cls, backend: str | int | Backend) -> Backend:
-        """Return the backend that a name or number means.
 
-        Raises:
-            ValueError: No backend is called that.
-        """
-        found = _member(cls, backend)
-        if found is not None:
-            return found
-        raise ValueError(f"unknown backend {backend!r}; known backends: auto, cpu, infinicore")
-
-
-class Activations(enum.IntEnum):
+class Activations(_Choice):
     """How exactly the CPU backend keeps what weights are multiplied with (``Qwen3Activations``)."""
 
     AUTO = 0
@@ -176,37 +178,12 @@ class Activations(enum.IntEnum):
     INT16 = 4
     INT8 = 5
 
-    @classmethod
-    def parse(cls, activations: str | int | Activations) -> Activations:
-        """Return the choice that a name or number means.
 
-        Raises:
-            ValueError: No choice is called that.
-        """
-        found = _member(cls, activations)
-        if found is not None:
-            return found
-        names = ", ".join(name.lower() for name in cls.__members__)
-        raise ValueError(f"unknown activations {activations!r}; known are {names}")
-
-
-class Experts(enum.IntEnum):
+class Experts(_Choice):
     """Where the weights of experts are (``Qwen3Experts``)."""
 
     MEMORY = 0
     DISK = 1
-
-    @classmethod
-    def parse(cls, experts: str | int | Experts) -> Experts:
-        """Return the place that a name or number means.
-
-        Raises:
-            ValueError: No place is called that.
-        """
-        found = _member(cls, experts)
-        if found is not None:
-            return found
-        raise ValueError(f"unknown place of experts {experts!r}; known are memory, disk")
 
 
 class RopeType(enum.IntEnum):

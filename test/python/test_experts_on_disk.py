@@ -159,7 +159,7 @@ def test_damaged_file_is_written_again(plain: Path, tmp_path: Path) -> None:
 def test_what_it_needs(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="read from the cache, which is turned off"):
         Qwen3ForCausalLM(plain, experts="disk", cache=False)
-    with pytest.raises(ValueError, match="unknown place of experts 'nowhere'"):
+    with pytest.raises(ValueError, match="unknown experts 'nowhere'; known are memory, disk"):
         Qwen3ForCausalLM(plain, experts="nowhere")
     with pytest.raises(Qwen3NotImplementedError, match="with ndev 1: ndev is 2"):
         load(plain, tmp_path, ndev=2)

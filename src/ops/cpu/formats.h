@@ -114,7 +114,7 @@ struct AffineInfo {
     int zero = 0;  // the code that stands for 0, where scales do not come with one
 
     // Whether activations may have codes of 16 bits too. The others (GGUF's K-quants and the formats that are read as
-    // ag) are nearer to floats with 8 bits than other engines are.
+    // ag) are nearer to floats with 8 bits than llama.cpp is (docs/checkpoints.md).
     constexpr bool takesWideCodes() const { return scales != kNone && pieces == 1 && !minimum; }
     constexpr bool ownZero() const { return scales == kHalfZero || scales == kWideZero || scales == kFull; }
     constexpr uint32_t runs() const { return scales == kSuper ? 8 : 1; }
