@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -277,6 +278,14 @@ def test_bad_templates_are_errors(source: str, tmp_path: Path) -> None:
     path = copy_folder(DEMO, tmp_path / "model")
     (path / "chat_template.jinja").write_text(source)
     with pytest.raises(TokenizerError, match="chat template"):
+        Qwen3Tokenizer(path).apply_chat_template([{"role": "user", "content": "x"}])
+
+
+def test_a_template_that_is_no_text_is_told_of_with_its_file(tmp_path: Path) -> None:
+    path = copy_folder(DEMO, tmp_path / "model")
+    edit_json(path / "tokenizer_config.json", chat_template=7)
+    message = re.escape(f"{path}/tokenizer_config.json: 'chat_template' must be a string")
+    with pytest.raises(TokenizerError, match=message):
         Qwen3Tokenizer(path).apply_chat_template([{"role": "user", "content": "x"}])
 
 
