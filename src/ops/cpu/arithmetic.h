@@ -13,7 +13,7 @@ namespace q3::cpu {
 // tiles, blocks of k) keep to it, so that a result does not depend on its company.
 struct Arithmetic {
     PerFormat<Activations> of{};
-    bool fine_input = false;  // layers of Precision::kInput meet codes of 16 bits where others meet 8
+    bool fine_input = false;                    // layers of Precision::kInput meet codes of 16 bits where others meet 8
     Activations attention = Activations::kF32;  // or kBf16
 };
 
