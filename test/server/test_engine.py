@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -297,11 +298,10 @@ def test_prefix_cache_is_a_radix_tree() -> None:
         a = list(range(64)) + [7] * 40
         b = list(range(64)) + [8] * 40
         for tokens in (a, b):
-            kv, origin = cache.match(tokens)
+            kv, lineage = cache.match(tokens)
             with kv or model.create_kv_cache() as kv:
-                shared = len(kv)
-                model.forward(tokens[shared:], [kv])
-                cache.insert(tokens, kv, origin, shared)
+                model.forward(tokens[len(kv) :], [kv])
+                cache.insert(tokens, kv, lineage)
             assert cache.bytes == model.stats()["kv_used_bytes"]
         assert len(cache) == 3 and cache.bytes == 8 * block
         # What comes back is what a fresh computation gives.
@@ -314,17 +314,49 @@ def test_prefix_cache_is_a_radix_tree() -> None:
         kv, _ = cache.match(a[:64])
         assert kv is not None and len(kv) == 48
         kv.close()
-        assert cache.match(list(range(1, 60))) == (None, None)
+        assert cache.match(list(range(1, 60)))[0] is None
         # The least recently used leaf goes first: that of b was used before a's... then a's.
         with model.create_kv_cache() as kv:
             model.forward([9] * 64, [kv])
-            cache.insert([9] * 64, kv, None, 0)
+            cache.insert([9] * 64, kv)
         assert cache.bytes <= 10 * block and cache.bytes == model.stats()["kv_used_bytes"]
         kept, _ = cache.match([9] * 65)
         assert kept is not None
         kept.close()
         cache.clear()
         assert len(cache) == 0 and model.stats()["ncaches"] == 0
+
+
+def test_prefix_cache_counts_each_place_in_memory_once() -> None:
+    """Requests that compute known tokens once more, side by side or in answers."""
+    rng = random.Random(7)
+    known = [[rng.randrange(1000) for _ in range(160)] for _ in range(2)]
+    with Qwen3ForCausalLM(DEMO, threads=1) as model:
+        cache = PrefixCache(model.native, 40 * model.stats()["kv_block_bytes"])
+        evicted = 0
+        for _ in range(60):
+            started = []
+            for _ in range(rng.randint(1, 3)):
+                text = rng.choice(known[-6:])
+                middle, end = sorted(rng.choices(range(1, len(text)), k=2))
+                prompt = text[:middle]
+                answer = text[middle:end] + [rng.randrange(1000)] * 20
+                kv, lineage = cache.match(prompt)
+                started.append((prompt, prompt + answer, kv or model.create_kv_cache(), lineage))
+            for whole in (False, True):
+                for prompt, text, kv, lineage in started:
+                    tokens = text if whole else prompt
+                    model.forward(tokens[len(kv) :], [kv])
+                    before = len(cache)
+                    cache.insert(tokens, kv, lineage)
+                    evicted += len(cache) < before
+            for _, text, kv, _ in started:
+                kv.close()
+                known.append(text[:160])
+            assert cache.bytes == model.stats()["kv_used_bytes"]
+        assert evicted > 10
+        cache.clear()
+        assert cache.bytes == model.stats()["kv_used_bytes"] == 0
 
 
 def test_idle_engine_uses_no_cpu(llm: LLM) -> None:

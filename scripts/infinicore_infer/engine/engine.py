@@ -266,9 +266,8 @@ class Engine:
         first = job.started is None
         if sequence.prompt_logprobs is None:
             again = job.leader is not None or job.load is not None or not first
-            cache, job.origin = self._prefix.match(sequence.all_tokens, again)
+            cache, job.lineage = self._prefix.match(sequence.all_tokens, again)
         self._batch.add(sequence, cache)
-        job.shared = sequence.position
         if first:
             job.started = time.monotonic()
             self._stats.cached_tokens += sequence.result.reused_tokens
@@ -318,9 +317,7 @@ class Engine:
         sequence = job.sequence
         if sequence.cache is not None and sequence.prompt_logprobs is None:
             tokens = sequence.all_tokens[:count]
-            node = self._prefix.insert(tokens, sequence.cache, job.origin, job.shared)
-            if node is not None:
-                job.origin, job.shared = node, node.depth
+            self._prefix.insert(tokens, sequence.cache, job.lineage)
 
     def _give_up(self, job: Job, error: Exception) -> None:
         """End a job because of an error that nobody expected."""

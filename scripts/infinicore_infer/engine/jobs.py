@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from infinicore_infer.engine.prefix_cache import PrefixNode
+from infinicore_infer.engine.prefix_memory import Lineage
 from infinicore_infer.generate.constraint import Constraint
 from infinicore_infer.generate.repetition import RepetitionDetector
 from infinicore_infer.generate.results import GenerationPiece
@@ -73,8 +73,7 @@ class Job:
         deadline: When to give up, in ``time.monotonic()`` seconds.
         priority: What is lower leaves the queue first.
         leader: A job with the same prompt to wait for, because its prefix can be reused then.
-        origin: The remembered prefix that the cache shares memory with.
-        shared: How many tokens of it.
+        lineage: Whose memory the cache lies in.
         cancelled: Whether somebody asked to end it.
         prefilled: Whether the prompt is computed.
         looked_up: Whether files were looked for that hold its beginning.
@@ -91,8 +90,7 @@ class Job:
     deadline: float | None = None
     priority: int = 0
     leader: Job | None = None
-    origin: PrefixNode | None = None
-    shared: int = 0
+    lineage: Lineage = ()
     cancelled: bool = False
     prefilled: bool = False
     looked_up: bool = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from infinicore_infer.engine.prefix_memory import Lineage, PrefixMemory, cut
 from infinicore_infer.engine.prefix_store import PrefixFile, PrefixStore
 from infinicore_infer.native.model import KVCache, NativeModel
 
@@ -24,8 +25,7 @@ class PrefixNode:
         depth: Tokens from the root to the end of the edge.
         parent: The node where the edge begins.
         cache: Holds ``depth`` tokens.
-        shared: How many of them lie in the same memory as the parent's. Less than the parent's
-            depth if two requests computed the same tokens at the same time.
+        lineage: Whose memory they lie in.
         used: When it was last of use.
         children: By the first block of their edges.
     """
@@ -34,32 +34,9 @@ class PrefixNode:
     depth: int
     parent: PrefixNode | None
     cache: KVCache | None
-    shared: int
+    lineage: Lineage
     used: int
     children: dict[tuple[int, ...], PrefixNode]
-
-
-def _shared_tokens(length: int, origin: PrefixNode | None, node: PrefixNode) -> int:
-    """Return how many tokens lie in the same memory in a node and in a duplicate.
-
-    Args:
-        length: Length of the duplicate when it was made.
-        origin: The node that it was made from; ``None``: it is no duplicate.
-        node: The node.
-    """
-    above: dict[int, int] = {}
-    step = origin
-    while step is not None:
-        above[id(step)] = length
-        length = min(length, step.shared)
-        step = step.parent
-    length, step = node.depth, node
-    while step is not None:
-        if id(step) in above:
-            return min(length, above[id(step)])
-        length = min(length, step.shared)
-        step = step.parent
-    return 0
 
 
 class PrefixCache:
@@ -88,9 +65,9 @@ class PrefixCache:
         self._block = stats["kv_block_tokens"]
         self._block_bytes = stats["kv_block_bytes"]
         self._capacity = capacity_bytes
-        self._root = PrefixNode((), 0, None, None, 0, 0, {})
+        self._root = PrefixNode((), 0, None, None, (), 0, {})
+        self._memory = PrefixMemory()
         self._clock = 0
-        self._tokens = 0
         self._count = 0
         self.hits = 0
         self.lookups = 0
@@ -99,7 +76,7 @@ class PrefixCache:
     @property
     def bytes(self) -> int:
         """Bytes of all remembered blocks."""
-        return self._tokens // self._block * self._block_bytes
+        return self._memory.tokens // self._block * self._block_bytes
 
     def __len__(self) -> int:
         """Return the number of nodes."""
@@ -139,12 +116,11 @@ class PrefixCache:
                 break
         return node, at
 
-    def match(
-        self, tokens: Sequence[int], sibling: bool = False
-    ) -> tuple[KVCache | None, PrefixNode | None]:
-        """Return a cache with the longest known beginning of a prompt, and where it is from.
+    def match(self, tokens: Sequence[int], sibling: bool = False) -> tuple[KVCache | None, Lineage]:
+        """Return a cache with the longest known beginning of a prompt, or none, and its lineage.
 
-        At least one token is left out, because its logits are wanted. The caller owns the cache.
+        The caller owns the cache and computes what is missing, so the lineage goes on with that. At
+        least one token is left out, because its logits are wanted.
 
         Args:
             tokens: The prompt.
@@ -152,16 +128,17 @@ class PrefixCache:
                 that finding it says nothing about how often it is of use.
         """
         if self._capacity == 0:
-            return None, None
+            return None, ()
         self.lookups += 1
         node, length = self._walk(tokens, len(tokens) - 1)
         if self.store is not None and not sibling and node.cache is not None:
             self.store.reused(tokens[:length], node.cache)
+        lineage = self._memory.computed(node.lineage, length)
         if length == 0:
-            return None, None
+            return None, lineage
         assert node.cache is not None
         self.hits += 1
-        return self._model.duplicate_kv_cache(node.cache, length), node
+        return self._model.duplicate_kv_cache(node.cache, length), lineage
 
     def missing(self, tokens: Sequence[int]) -> list[PrefixFile]:
         """Return the files that know much more of a prompt than is remembered, longest first."""
@@ -171,48 +148,43 @@ class PrefixCache:
         most = self._capacity // self._block_bytes * self._block
         return self.store.find(tokens[:-1], known, most)
 
-    def insert(
-        self, tokens: Sequence[int], cache: KVCache, origin: PrefixNode | None, shared: int
-    ) -> PrefixNode | None:
-        """Remember a sequence.
+    def insert(self, tokens: Sequence[int], cache: KVCache, lineage: Lineage | None = None) -> None:
+        """Remember a sequence, unless all of it is known.
 
         Args:
             tokens: What the cache holds, from its beginning; less than a block at the end is
                 dropped.
             cache: The cache, which stays the caller's.
-            origin: The node that the cache came from or was last remembered as.
-            shared: How many tokens it had then.
-
-        Returns:
-            The new node, whose whole length shares the cache's memory, or ``None`` if all is known.
+            lineage: What :meth:`match` gave with the cache; ``None``: it shares no memory.
         """
         end = len(tokens) // self._block * self._block
         if end == 0 or end // self._block * self._block_bytes > self._capacity:
-            return None
+            return
         node, at = self._walk(tokens, end)
         if at == end:
-            return None
+            return
         if at < node.depth:
             node = self._split(node, at)
         kept = self._model.duplicate_kv_cache(cache, end)
-        same = _shared_tokens(shared, origin, node)
-        leaf = PrefixNode(tuple(tokens[at:end]), end, node, kept, same, self._clock, {})
+        whose = cut(self._memory.computed((), 0) if lineage is None else lineage, end)
+        leaf = PrefixNode(tuple(tokens[at:end]), end, node, kept, whose, self._clock, {})
         node.children[leaf.edge[: self._block]] = leaf
-        self._tokens += end - same
+        self._memory.add(whose, end)
         self._count += 1
         while self.bytes > self._capacity and self.evict():
             pass
-        return leaf
 
     def _split(self, node: PrefixNode, depth: int) -> PrefixNode:
         """Cut a node's edge at a depth inside it and return the new upper node."""
         assert node.parent is not None and node.cache is not None
-        cut = len(node.edge) - (node.depth - depth)
+        split = len(node.edge) - (node.depth - depth)
         cache = self._model.duplicate_kv_cache(node.cache, depth)
-        upper = PrefixNode(node.edge[:cut], depth, node.parent, cache, node.shared, node.used, {})
+        whose = cut(node.lineage, depth)
+        upper = PrefixNode(node.edge[:split], depth, node.parent, cache, whose, node.used, {})
         node.parent.children[upper.edge[: self._block]] = upper
-        node.edge, node.parent, node.shared = node.edge[cut:], upper, depth
+        node.edge, node.parent = node.edge[split:], upper
         upper.children[node.edge[: self._block]] = node
+        self._memory.add(whose, depth)
         self._count += 1
         return upper
 
@@ -229,7 +201,7 @@ class PrefixCache:
         assert victim.parent is not None and victim.cache is not None
         del victim.parent.children[victim.edge[: self._block]]
         victim.cache.close()
-        self._tokens -= victim.depth - victim.shared
+        self._memory.remove(victim.lineage, victim.depth)
         self._count -= 1
         return True
 

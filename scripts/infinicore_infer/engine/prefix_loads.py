@@ -63,7 +63,7 @@ class PrefixLoads:
                 cache = None if future.cancelled() else future.result()
                 if cache is not None:
                     with cache:
-                        self._prefix.insert(cache.tokens, cache, None, 0)
+                        self._prefix.insert(cache.tokens, cache)
             except Exception:
                 _LOG.exception("%s: not used", path)
 
