@@ -66,6 +66,22 @@ def decoded_driver(checkpoint: Checkpoint, tensors: dict[str, Coded], **options:
     return Driver(checkpoint.config, values, **options)
 
 
+def expected_of(
+    checkpoint: Checkpoint, tensors: dict[str, Coded], ntok: int
+) -> tuple[list[int], Array]:
+    """Returns random tokens, and their logits with the decoded values."""
+    tokens = np.random.default_rng(0).integers(0, SPEC.dvoc, ntok).tolist()
+    with decoded_driver(checkpoint, tensors, dt_weight=DataType.F32) as driver:
+        return tokens, driver.logits(tokens)
+
+
+def one_by_one(driver: Driver, tokens: list[int]) -> Array:
+    """Returns the logits of tokens that are computed one after the other."""
+    with driver.caches(1) as (cache,):
+        steps = [driver.forward([(cache, i, [t])])[0] for i, t in enumerate(tokens)]
+    return np.concatenate(steps)
+
+
 def rms_error(logits: Array, expected: Array) -> float:
     """Returns the error in standard deviations of what was expected."""
     return float(np.sqrt(np.mean((logits - expected) ** 2)) / expected.std())
@@ -115,16 +131,12 @@ def test_kept_as_codes(checkpoints: Callable[[CheckpointSpec], Checkpoint], name
     """By default the checkpoint's own numbers are used, and activations are rounded to 8 bits."""
     checkpoint = checkpoints(SPEC)
     tensors = coded_matrices(checkpoint, FORMATS[name])
-    tokens = np.random.default_rng(0).integers(0, SPEC.dvoc, 21).tolist()
-    with decoded_driver(checkpoint, tensors, dt_weight=DataType.F32) as driver:
-        expected = driver.logits(tokens)
+    tokens, expected = expected_of(checkpoint, tensors, 21)
     logits = []
     for options in ({"nthreads": 1}, {"nthreads": 3}, {"max_step_tokens": 5}):
         with Driver(checkpoint.config, checkpoint.tensors, coded=tensors, **options) as driver:
             logits.append(driver.logits(tokens))
-            with driver.caches(1) as (cache,):
-                steps = [driver.forward([(cache, i, [t])])[0] for i, t in enumerate(tokens)]
-            assert np.array_equal(np.concatenate(steps), logits[-1])
+            assert np.array_equal(one_by_one(driver, tokens), logits[-1])
     assert np.array_equal(logits[0], logits[1])
     assert np.array_equal(logits[0], logits[2])
     assert rms_error(logits[0], expected) < 0.05  # as int4's activations: 1e-2 a layer
@@ -132,21 +144,17 @@ def test_kept_as_codes(checkpoints: Callable[[CheckpointSpec], Checkpoint], name
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_0", "awq", "packed_asymmetric", "int8_channel"])
 def test_wide_activations(checkpoints: Callable[[CheckpointSpec], Checkpoint], name: str) -> None:
-    """Codes of 16 bits bring the logits 256 times as near to those of the decoded values."""
+    """Codes of 16 bits bring the logits far nearer to those of the decoded values."""
     checkpoint = checkpoints(SPEC)
     tensors = coded_matrices(checkpoint, FORMATS[name])
-    tokens = np.random.default_rng(0).integers(0, SPEC.dvoc, 14).tolist()
-    with decoded_driver(checkpoint, tensors, dt_weight=DataType.F32) as driver:
-        expected = driver.logits(tokens)
+    tokens, expected = expected_of(checkpoint, tensors, 14)
     error = []
     for activations in (Activations.INT8, Activations.INT16):
         options = {"activations": activations, "dt_kv": DataType.F32, "coded": tensors}
         with Driver(checkpoint.config, checkpoint.tensors, **options) as driver:
             logits = driver.logits(tokens)
             error.append(rms_error(logits, expected))
-            with driver.caches(1) as (cache,):
-                steps = [driver.forward([(cache, i, [t])])[0] for i, t in enumerate(tokens)]
-            assert np.array_equal(np.concatenate(steps), logits)
+            assert np.array_equal(one_by_one(driver, tokens), logits)
     assert 0 < error[1] < error[0] / 64
 
 
