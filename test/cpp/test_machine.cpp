@@ -1,5 +1,5 @@
-// What the library believes of the machine: limits of control groups in a made-up /proc and /sys; and reading from
-// mapped files that others cut short.
+// What the library believes of the machine: limits of control groups in a made-up /proc and /sys; reading from mapped
+// files that others cut short; and that KV blocks lie in huge pages.
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -8,9 +8,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <set>
 #include <string>
 
 #include "check.h"
+#include "ops/cpu/kv.h"
 #include "runtime/cgroup.h"
 #include "runtime/cpu_info.h"
 #include "runtime/readable.h"
@@ -167,9 +169,33 @@ void testCopiesOfMappedFiles() {
     std::fclose(file);
 }
 
+// Nearly all of the blocks' memory is made of whole huge pages, so that the system can give them.
+void testBlocksInHugePages() {
+    constexpr size_t kHugePage = size_t{2} << 20;
+    constexpr size_t kBlock = size_t{28} * 8 * 2 * 16 * 128 * 2;  // Qwen3-0.6B's, in bf16: 1.75 MiB
+    constexpr size_t kBlocks = 256;
+    q3::cpu::KvMemory memory;
+    std::set<uintptr_t> blocks;
+    for (size_t i = 0; i < kBlocks; ++i) {
+        blocks.insert(reinterpret_cast<uintptr_t>(memory.allocate(kBlock)));
+    }
+    CHECK(blocks.size() == kBlocks);
+    size_t huge = 0;
+    for (auto block = blocks.begin(); block != blocks.end();) {
+        const uintptr_t first = (*block + kHugePage - 1) / kHugePage * kHugePage;
+        uintptr_t end = *block;
+        for (; block != blocks.end() && *block == end; ++block) {  // neighbours
+            end += kBlock;
+        }
+        huge += end > first ? (end - first) / kHugePage * kHugePage : 0;
+    }
+    CHECK(huge > kBlocks * kBlock / 20 * 19);
+}
+
 }  // namespace
 
 int main() {
+    testBlocksInHugePages();
     testCopiesOfMappedFiles();
     testNoLimits();
     testVersion2();

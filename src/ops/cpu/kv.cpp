@@ -9,9 +9,6 @@
 namespace q3::cpu {
 namespace {
 
-constexpr uint32_t kKeyGroup = 32;
-static_assert(kKeyGroup % kPanelRows == 0, "a panel of keys lies in one group");
-
 // Elements of a head that are converted at a time.
 constexpr uint32_t kTogether = 128;
 static_assert(kTogether % kValueWidth == 0, "whole panels of values");
@@ -44,10 +41,11 @@ void pairRows(const float *row, size_t ld, uint32_t n, uint32_t *out) {
 KvLayout::KvLayout(const ModelConfig &config, DType dtype, const KernelTable &kernels, Activations attention)
     : kernels_(kernels), dtype_(dtype), codes_(dtype == DType::kInt8),
       pairs_(dtype == DType::kBf16 && attention == Activations::kBf16), format_(formatOf(dtype)),
-      nlayer_(config.nlayer), nkvh_(config.nkvh), dh_(config.dh), value_width_(roundUp(config.dh, kValueWidth)) {}
+      nlayer_(config.nlayer), nkvh_(config.nkvh), dh_(config.dh), value_width_(roundUp(config.dh, kValueWidth)),
+      key_bytes_(size_t{dh_} * kBlockTokens * elementSize()), head_bytes_(headBytes()) {}
 
 size_t KvLayout::blockBytes() const {
-    return size_t{nlayer_} * nkvh_ * headBytes();
+    return size_t{nlayer_} * nkvh_ * head_bytes_;
 }
 
 std::string KvLayout::name() const {
@@ -60,18 +58,8 @@ size_t KvLayout::headBytes() const {
     if (!codes_) {
         return elements * elementSize();
     }
-    const size_t scales = size_t{kBlockTokens} * ((dh_ + kKeyGroup - 1) / kKeyGroup + value_width_ / kPanelRows);
+    const size_t scales = size_t{kBlockTokens} * (keyScales() + value_width_ / kPanelRows);
     return (elements + scales * sizeof(uint16_t) + 63) / 64 * 64;
-}
-
-KvLayout::Tile KvLayout::tile(void *block, uint32_t layer, uint32_t head) const {
-    char *keys = static_cast<char *>(block) + (size_t{layer} * nkvh_ + head) * headBytes();
-    if (!codes_) {
-        return {keys, keys + size_t{dh_} * kBlockTokens * elementSize(), nullptr, nullptr};
-    }
-    char *values = keys + size_t{dh_} * kBlockTokens;
-    auto *scales = reinterpret_cast<uint16_t *>(values + size_t{value_width_} * kBlockTokens);
-    return {keys, values, scales, scales + size_t{kBlockTokens} * ((dh_ + kKeyGroup - 1) / kKeyGroup)};
 }
 
 // Stores elements [e, e + n) of a token's key and value in pairs, n <= kTogether.
@@ -180,7 +168,7 @@ void KvLayout::pairValues(const Tile &tile, uint32_t *out, float *scratch) const
 
 void *KvMemory::allocate(size_t bytes) {
     if (free_.empty()) {
-        constexpr size_t kSlab = size_t{8} << 20;
+        constexpr size_t kSlab = size_t{64} << 20;  // its last part, less than a huge page, lies in small ones
         const size_t size = (bytes + 63) / 64 * 64;
         const size_t count = std::max<size_t>(1, std::min<size_t>(kSlab / size, 64));
         free_.reserve(free_.capacity() + count);  // so that release() never allocates

@@ -45,7 +45,15 @@ public:
         uint16_t *key_scales;    // of int8, else null
         uint16_t *value_scales;  // of int8, else null
     };
-    Tile tile(void *block, uint32_t layer, uint32_t head) const;
+    Tile tile(void *block, uint32_t layer, uint32_t head) const {
+        char *keys = static_cast<char *>(block) + (size_t{layer} * nkvh_ + head) * head_bytes_;
+        char *values = keys + key_bytes_;
+        if (!codes_) {
+            return {keys, values, nullptr, nullptr};
+        }
+        auto *scales = reinterpret_cast<uint16_t *>(values + size_t{value_width_} * kBlockTokens);
+        return {keys, values, scales, scales + size_t{kBlockTokens} * keyScales()};
+    }
 
     // k, v [dh]
     void storeToken(const Tile &tile, uint32_t slot, const float *k, const float *v) const;
@@ -58,6 +66,10 @@ public:
     void pairValues(const Tile &tile, uint32_t *out, float *scratch) const;
 
 private:
+    static constexpr uint32_t kKeyGroup = 32;  // elements of a key that share a scale
+    static_assert(kKeyGroup % kPanelRows == 0, "a panel of keys lies in one group");
+
+    uint32_t keyScales() const { return (dh_ + kKeyGroup - 1) / kKeyGroup; }  // of a token
     size_t headBytes() const;
     void storePairs(const Tile &tile, uint32_t slot, uint32_t e, uint32_t n, const float *k, const float *v) const;
     void storeElements(const Tile &tile, uint32_t slot, uint32_t e, uint32_t n, const float *k, const float *v) const;
@@ -70,6 +82,8 @@ private:
     WeightFormat format_;
     uint32_t nlayer_, nkvh_, dh_;
     uint32_t value_width_;
+    size_t key_bytes_;   // of a tile of keys
+    size_t head_bytes_;  // of a layer and head
 };
 
 // Cuts blocks from slabs in huge pages: attention walks from block to block, and with pages of 4 KiB nearly every tile
