@@ -3,6 +3,7 @@
 #include <cinttypes>
 
 #include "runtime/error.h"
+#include "runtime/readable.h"
 
 namespace q3 {
 namespace {
@@ -38,7 +39,6 @@ public:
         m_.data = t_.data;
         m_.scales = t_.scales;
         m_.zeros = t_.zeros;
-        m_.groups = t_.groups;
         m_.scale_dtype = static_cast<DType>(t_.scale_dtype);
         m_.zero_dtype = static_cast<DType>(t_.zero_dtype);
         m_.zero_offset = t_.zero_offset;
@@ -58,6 +58,7 @@ public:
         checkLayout();
         checkScales();
         checkZeros();
+        readGroups();
         return m_;
     }
 
@@ -162,6 +163,29 @@ private:
         if (isFloatDType(zero) && t_.zero_offset != 0) {
             fail(QWEN3_STATUS_BAD_PARAM, "%s: zero_offset is %" PRId32 ", must be 0 with a float zero_dtype",
                  name_.c_str(), t_.zero_offset);
+        }
+    }
+
+    // Groups decide what the columns are packed as, so they are read before anything else is.
+    void readGroups() {
+        if (t_.groups == nullptr) {
+            return;
+        }
+        m_.groups.resize(t_.cols);
+        if (!copyReadable(m_.groups.data(), t_.groups, t_.cols * sizeof(uint32_t))) {
+            failUnreadable((name_ + "'s groups").c_str());
+        }
+        bool in_order = true;
+        for (uint32_t col = 0; col < m_.cols; ++col) {
+            const uint32_t group = m_.groups[col];  // negative numbers are large ones
+            if (group >= m_.ngroups()) {
+                fail(QWEN3_STATUS_BAD_PARAM, "%s: groups[%u] is %" PRId32 ", must be from 0 to %u", name_.c_str(), col,
+                     static_cast<int32_t>(group), m_.ngroups() - 1);
+            }
+            in_order = in_order && group == col / m_.block_cols;
+        }
+        if (in_order) {
+            m_.groups.clear();
         }
     }
 

@@ -220,7 +220,7 @@ std::string formatOf(const HostMatrix &matrix) {
         char more[128];
         std::snprintf(more, sizeof more, "(%d,%d,%d,%d,%u,%u,%u,%d)", m->layout, static_cast<int>(m->scale_dtype),
                       m->zeros == nullptr ? 0 : static_cast<int>(m->zero_dtype), m->zero_offset, m->block_rows,
-                      m->block_cols, matrix.first_col, m->groups == nullptr ? 0 : 1);
+                      m->block_cols, matrix.first_col, m->groups.empty() ? 0 : 1);
         text += more;
     }
     return text;

@@ -60,7 +60,7 @@ bool StoredMatrix::hasPieces() const {
     if (blockShape(dtype).elements > 0) {
         return true;
     }
-    return groups == nullptr && (block_cols % kPiece == 0 || block_cols >= cols);
+    return groups.empty() && (block_cols % kPiece == 0 || block_cols >= cols);
 }
 
 namespace {
@@ -98,8 +98,7 @@ bool isReadable(const StoredMatrix &m) noexcept {
     const bool strided = m.layout == QWEN3_LAYOUT_PLAIN && bitsOf(m.dtype) == 8 && blockShape(m.dtype).elements == 0;
     const uint64_t spanned = (m.rows - 1) * uint64_t{m.row_stride} + (m.cols - 1) * uint64_t{m.col_stride} + 1;
     return isReadable(m.data, strided ? spanned : sizes.codes) && isReadable(m.scales, sizes.scales) &&
-           isReadable(m.zeros, sizes.zeros) &&
-           isReadable(m.groups, m.groups == nullptr ? 0 : m.cols * sizeof(uint32_t));
+           isReadable(m.zeros, sizes.zeros);
 }
 
 void CodedRows::reserve(uint32_t rows, uint32_t most_cols) {
@@ -124,7 +123,6 @@ void StoredReader::reserve(uint32_t rows, uint32_t cols) {
     scales_.resize(scales);
     zeros_.resize(scales);
     minima_.resize(scales);
-    groups_.resize(m_.groups == nullptr ? 0 : m_.cols);
 }
 
 bool StoredReader::copy(std::vector<char> &to, const void *from, size_t bytes, size_t stride, size_t count) {
@@ -253,20 +251,10 @@ bool StoredReader::bytes(const Rectangle &part, int16_t *out) {
     return true;
 }
 
-// scales_[r][g], and groups_.
+// scales_[r][g].
 bool StoredReader::scales(const Rectangle &part) {
     const uint32_t ngroups = m_.ngroups();
     scales_.assign(size_t{part.rows} * ngroups, 1.0F);
-    if (m_.groups != nullptr && !has_groups_) {
-        groups_.resize(m_.cols);
-        if (!copyReadable(groups_.data(), m_.groups, m_.cols * sizeof(uint32_t))) {
-            return false;
-        }
-        has_groups_ = true;
-        for (uint32_t &group : groups_) {
-            group = std::min(group, ngroups);  // ngroups: none such, which floats() makes NaN
-        }
-    }
     if (m_.scales == nullptr) {
         return true;
     }
@@ -364,21 +352,31 @@ bool StoredReader::zeros(const Rectangle &part) {
     return true;
 }
 
-bool StoredReader::codes(const Rectangle &part, CodedRows &out) {
-    out.cols = part.cols;
-    out.codes.resize(size_t{part.rows} * part.cols);
-    out.pieces.assign(size_t{part.rows} * pieces(part.cols), CodePiece{});
+bool StoredReader::codes(const Rectangle &part, CodedRows &out, const ColumnOrder &order) {
+    const bool ordered = !order.empty();
+    out.cols = ordered ? order.count : part.cols;
+    out.codes.resize(size_t{part.rows} * out.cols);
+    out.pieces.assign(size_t{part.rows} * pieces(out.cols), CodePiece{});
     if (blockShape(m_.dtype).elements > 0) {
         return blocks(part, out);
     }
-    if (!elements(part, out.codes.data()) || !scales(part) || !zeros(part)) {
+    codes_.resize(std::max(codes_.size(), ordered ? size_t{part.rows} * part.cols : 0));
+    if (!elements(part, ordered ? codes_.data() : out.codes.data()) || !scales(part) || !zeros(part)) {
         return false;
     }
     const uint32_t ngroups = m_.ngroups();
     for (uint32_t r = 0; r < part.rows; ++r) {
-        for (uint32_t p = 0; p < pieces(part.cols); ++p) {
-            const size_t group = size_t{r} * ngroups + (part.col + p * kPiece) / m_.block_cols;
-            CodePiece &piece = out.pieces[size_t{r} * pieces(part.cols) + p];
+        for (uint32_t i = 0; i < order.count; ++i) {
+            const bool none = order[i] == kNoColumn;
+            out.codes[size_t{r} * order.count + i] = none ? int16_t{0} : codes_[size_t{r} * part.cols + order[i]];
+        }
+        for (uint32_t p = 0; p < pieces(out.cols); ++p) {
+            const uint32_t col = ordered ? order[size_t{p} * kPiece] : p * kPiece;
+            if (col == kNoColumn) {
+                continue;
+            }
+            const size_t group = size_t{r} * ngroups + m_.groupOf(part.col + col);
+            CodePiece &piece = out.pieces[size_t{r} * pieces(out.cols) + p];
             piece.scale = scales_[group];
             piece.zero = zeros_[group];
             piece.minimum = minima_.empty() ? 0.0F : minima_[group];
@@ -421,12 +419,9 @@ bool StoredReader::floats(const Rectangle &part, float *out) {
     const bool is_float = m_.dtype == DType::kF8E4m3;
     for (uint32_t r = 0; r < part.rows; ++r) {
         for (uint32_t c = 0; c < part.cols; ++c) {
-            const uint32_t group = groupOf(part.col + c);
-            const size_t at = size_t{r} * ngroups + group;
+            const size_t at = size_t{r} * ngroups + m_.groupOf(part.col + c);
             const size_t element = size_t{r} * part.cols + c;
-            if (group >= ngroups) {
-                out[element] = NAN;
-            } else if (is_float) {
+            if (is_float) {
                 out[element] = e4m3ToFloat(static_cast<uint8_t>(codes_[element])) * scales_[at];
             } else {
                 const float minimum = minima_.empty() ? 0.0F : minima_[at];

@@ -19,15 +19,16 @@ struct StoredMatrix {
     const void *data = nullptr;
     const void *scales = nullptr;  // or null: all 1
     const void *zeros = nullptr;   // or null
-    const int32_t *groups = nullptr;
+    std::vector<uint32_t> groups;  // [cols], below ngroups(): of columns in any order; empty: column / block_cols
     DType scale_dtype = DType::kDefault, zero_dtype = DType::kDefault;
     int32_t zero_offset = 0;
     uint32_t block_rows = 0, block_cols = 0;
 
     uint32_t ngroups() const { return (cols + block_cols - 1) / block_cols; }
+    uint32_t groupOf(uint32_t col) const { return groups.empty() ? col / block_cols : groups[col]; }
     // Whether its rows lie side by side in memory, so that many are best read together.
     bool rowsAreColumns() const { return layout == QWEN3_LAYOUT_GPTQ || layout == QWEN3_LAYOUT_AWQ; }
-    // Whether its codes have scales for pieces of kPiece columns, as CodedRows wants them.
+    // Whether its codes have scales for pieces of kPiece columns as they lie, as CodedRows wants them.
     bool hasPieces() const;
 };
 
@@ -61,6 +62,16 @@ struct CodePiece {
     int16_t d_factor, dmin_factor;
 };
 
+// Columns of a part in another order: which stands at each place, or kNoColumn, where the code means nothing. Empty:
+// they are in order.
+constexpr uint32_t kNoColumn = ~0U;
+struct ColumnOrder {
+    const uint32_t *columns = nullptr;
+    uint32_t count = 0;
+    bool empty() const { return count == 0; }
+    uint32_t operator[](size_t place) const { return columns[place]; }
+};
+
 struct CodedRows {
     uint32_t cols = 0;
     std::vector<int16_t> codes;     // [rows][cols]
@@ -82,8 +93,9 @@ public:
 
     // out[rows][cols]. False when not all could be read; out is zeros then.
     bool floats(const Rectangle &part, float *out);
-    // Of a matrix that hasPieces(), and a part that begins with a piece.
-    bool codes(const Rectangle &part, CodedRows &out);
+    // Of a matrix that hasPieces(), and a part that begins with a piece; or of an order whose pieces have columns of
+    // one group each.
+    bool codes(const Rectangle &part, CodedRows &out, const ColumnOrder &order = {});
 
 private:
     bool copy(std::vector<char> &to, const void *from, size_t bytes, size_t stride, size_t count);
@@ -92,13 +104,10 @@ private:
     bool bytes(const Rectangle &part, int16_t *out);
     bool scales(const Rectangle &part);
     bool zeros(const Rectangle &part);
-    uint32_t groupOf(uint32_t col) const { return m_.groups == nullptr ? col / m_.block_cols : groups_[col]; }
 
     const StoredMatrix &m_;
     std::vector<char> raw_;
     std::vector<int16_t> codes_;
-    std::vector<uint32_t> groups_;  // [cols], of a matrix with groups
-    bool has_groups_ = false;
     std::vector<float> scales_;   // [rows of the part][ngroups]
     std::vector<int32_t> zeros_;  // the same, or empty
     std::vector<float> minima_;   // the same, or empty

@@ -485,7 +485,7 @@ static Qwen3Tensor *find(Tensors *t, int32_t role, uint32_t layer) {
 static void testRefusals(const Values *v) {
     const Form form = {0, 0, QWEN3_DTYPE_F32, 0, 1};
     const void *const nowhere = (const void *)(uintptr_t)64; /* an address that is never mapped */
-    const int32_t groups[1] = {0};
+    int32_t groups[48] = {0};
     Tensors valid;
     initTensors(&valid, v, &form);
     const char *const name = "options.tensors[|(attn_q of layer 1)|";
@@ -593,6 +593,14 @@ static void testRefusals(const Values *v) {
     TENSOR_FAILS(CODED(F8_E4M3, PLAIN); q->zero_offset = 1, STATUS(BAD_PARAM), NAMED("zero_offset|F8_E4M3"));
     TENSOR_FAILS(CODED(F8_E4M3, PLAIN); q->groups = nowhere, STATUS(NOT_IMPLEMENTED), NAMED("groups|F8_E4M3"));
     TENSOR_FAILS(CODED(U4, PLAIN); q->data = NULL, STATUS(NULL_POINTER), NAMED("data is NULL"));
+    groups[47] = 3;
+    TENSOR_FAILS(CODED(U4, GPTQ); q->block_cols = 16;
+                 q->groups = groups, STATUS(BAD_PARAM), NAMED("groups[47] is 3, must be from 0 to 2"));
+    groups[5] = -1;
+    TENSOR_FAILS(CODED(I8, PLAIN);
+                 q->groups = groups, STATUS(BAD_PARAM), NAMED("groups[5] is -1, must be from 0 to 0"));
+    TENSOR_FAILS(CODED(U4, GPTQ); q->block_cols = 16;
+                 q->groups = nowhere, STATUS(IO_ERROR), NAMED("groups cannot be read"));
 #undef CODED
 
     /* shapes and strides */

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from libinfinicore_infer import Activations, DataType, Qwen3Error
+from libinfinicore_infer import Activations, DataType, Qwen3Error, WeightCache, check
 from parity.conftest import Checkpoint
 from parity.driver import Driver
 from reference import coded_numpy as coded
@@ -42,7 +43,9 @@ FORMATS: dict[str, Maker] = {
     "gptq_v2": lambda rng, n, k: coded.gptq_tensor(rng, n, k, version=2),
     "gptq_int8": lambda rng, n, k: coded.gptq_tensor(rng, n, k, bits=8, group=128),
     "gptq_whole": lambda rng, n, k: coded.gptq_tensor(rng, n, k, group=0),
-    "gptq_act_order": lambda rng, n, k: coded.gptq_tensor(rng, n, k, act_order=True),
+    "gptq_act_order": lambda rng, n, k: coded.gptq_tensor(rng, n, k, act_order="own"),
+    "gptq_shared_order": lambda rng, n, k: coded.gptq_tensor(rng, n, k, 8, 64, act_order="shared"),
+    "gptq_uneven": lambda rng, n, k: coded.gptq_tensor(rng, n, k, 4, 64, act_order="uneven"),
     "awq": coded.awq_tensor,
     "packed": coded.packed_tensor,
     "packed_asymmetric": lambda rng, n, k: coded.packed_tensor(rng, n, k, symmetric=False),
@@ -122,8 +125,7 @@ def test_repacked(
     assert np.array_equal(*logits)
 
 
-# What is kept as codes: all but columns in any order.
-KEPT = [name for name in FORMATS if name not in ("gptq_act_order", "fp8_block_ragged")]
+KEPT = [name for name in FORMATS if name != "fp8_block_ragged"]
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -142,8 +144,15 @@ def test_kept_as_codes(checkpoints: Callable[[CheckpointSpec], Checkpoint], name
     assert rms_error(logits[0], expected) < 0.05  # as int4's activations: 1e-2 a layer
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0", "awq", "packed_asymmetric", "int8_channel"])
-def test_wide_activations(checkpoints: Callable[[CheckpointSpec], Checkpoint], name: str) -> None:
+WIDE = ["q8_0", "q4_0", "awq", "packed_asymmetric", "int8_channel", "gptq_act_order", "gptq_uneven"]
+
+
+@pytest.mark.parametrize(
+    ("name", "ndev"), [(name, 1) for name in WIDE] + [(name, 2) for name in WIDE[-2:]]
+)
+def test_wide_activations(
+    checkpoints: Callable[[CheckpointSpec], Checkpoint], name: str, ndev: int
+) -> None:
     """Codes of 16 bits bring the logits far nearer to those of the decoded values."""
     checkpoint = checkpoints(SPEC)
     tensors = coded_matrices(checkpoint, FORMATS[name])
@@ -151,11 +160,82 @@ def test_wide_activations(checkpoints: Callable[[CheckpointSpec], Checkpoint], n
     error = []
     for activations in (Activations.INT8, Activations.INT16):
         options = {"activations": activations, "dt_kv": DataType.F32, "coded": tensors}
+        options |= {"ndev": ndev, "nthreads": 2}
         with Driver(checkpoint.config, checkpoint.tensors, **options) as driver:
             logits = driver.logits(tokens)
             error.append(rms_error(logits, expected))
             assert np.array_equal(one_by_one(driver, tokens), logits)
     assert 0 < error[1] < error[0] / 64
+
+
+def test_columns_in_any_order(checkpoints: Callable[[CheckpointSpec], Checkpoint]) -> None:
+    """They take the bits of columns in order, and 4 bytes a column."""
+    checkpoint = checkpoints(SPEC)
+    size = {}
+    for name in ("gptq", "gptq_act_order", "gptq_uneven"):
+        tensors = coded_matrices(checkpoint, FORMATS[name])
+        with Driver(checkpoint.config, checkpoint.tensors, coded=tensors) as driver:
+            size[name] = driver.stats().weight_bytes
+    columns = sum(t.values.shape[1] for t in tensors.values())
+    assert size["gptq"] < size["gptq_act_order"] <= size["gptq"] + 4 * columns
+    assert size["gptq_act_order"] < size["gptq_uneven"] < 2 * size["gptq_act_order"]
+
+
+def test_order_of_tied_columns(checkpoints: Callable[[CheckpointSpec], Checkpoint]) -> None:
+    """Embeddings are read from the head's panels, whose columns are in its order."""
+    checkpoint = checkpoints(SPEC)
+    tensors = coded_matrices(checkpoint, FORMATS["gptq_uneven"])
+    del tensors["lm_head.weight"]
+    config = {**checkpoint.config, "tie_word_embeddings": True}
+    values = {**checkpoint.tensors, **{name: t.values for name, t in tensors.items()}}
+    tokens = list(range(0, SPEC.dvoc, 5))
+    with Driver(config, values, dt_weight=DataType.F32) as driver:
+        expected = driver.logits(tokens)
+    options = {"activations": Activations.INT16, "dt_kv": DataType.F32}
+    with Driver(config, checkpoint.tensors, coded=tensors, **options) as driver:
+        assert rms_error(driver.logits(tokens), expected) < 1e-3
+
+
+def test_order_is_kept_with_weights(
+    checkpoints: Callable[[CheckpointSpec], Checkpoint], tmp_path: Path
+) -> None:
+    """A file of packed weights, or of a KV cache, fits only the order it was made with."""
+    checkpoint = checkpoints(SPEC)
+    tensors = coded_matrices(checkpoint, FORMATS["gptq_act_order"])
+    tensor = tensors["model.layers.1.mlp.down_proj.weight"]
+    assert tensor.groups is not None
+    other = {
+        **tensors,
+        "model.layers.1.mlp.down_proj.weight": replace(tensor, groups=tensor.groups[::-1]),
+    }
+    packed, kv = tmp_path / "packed", tmp_path / "kv"
+    for ndev in (1, 2):
+        made = []
+        for state, given in (("ABSENT", tensors), ("LOADED", tensors), ("STALE", other)):
+            options = {
+                "coded": given,
+                "cache_path": str(packed).encode(),
+                "ndev": ndev,
+                "nthreads": 2,
+            }
+            with Driver(checkpoint.config, checkpoint.tensors, **options) as driver:
+                assert driver.stats().weight_cache == WeightCache[state]
+                made.append(driver.logits(range(9)))
+                if state == "ABSENT":
+                    check(
+                        driver.lib,
+                        driver.lib.qwen3SaveWeights(driver.model, str(packed).encode(), None),
+                    )
+                    with driver.caches(1) as (cache,):
+                        driver.forward([(cache, 0, list(range(9)))])
+                        driver.save(cache, list(range(9)), kv)
+                elif state == "LOADED":
+                    driver.drop(driver.load(kv)[0])
+                else:
+                    with pytest.raises(Qwen3Error, match="weights"):
+                        driver.load(kv)
+        assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
+        packed.unlink()
 
 
 def test_finer_input(checkpoints: Callable[[CheckpointSpec], Checkpoint]) -> None:

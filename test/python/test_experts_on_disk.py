@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from libinfinicore_infer import Qwen3Error, Qwen3NotImplementedError, Status
 from numpy.typing import NDArray
 from qwen3 import Qwen3ForCausalLM
 from reference.gguf_files import write_gguf
-from reference.quantised import fp8, quantised_copy
+from reference.quantised import fp8, gptq, quantised_copy
 from reference.random_checkpoint import CheckpointSpec, make_checkpoint
 from reference.random_moe import MoeSpec, moe_model, save_moe
 
@@ -35,6 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bf12": ("plain", {"dtype": "bf12"}),
     "fp8": ("fp8", {}),
     "gguf": ("gguf", {}),
+    "gptq, each expert's columns in an order of its own": ("gptq", {}),
 }
 
 
@@ -45,7 +47,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     source = save_moe(moe_model(CODED), folder / "coded", "bf16")
     quantised_copy(source, folder / "fp8", *fp8((128, 128)))
     write_gguf(source, folder / "m.gguf", Type.Q4_K, tokenizer=False)
-    return {"plain": plain, "fp8": folder / "fp8", "gguf": folder / "m.gguf"}
+    projections = ("down_proj", "gate_proj", "up_proj")  # of every expert, one after the other
+    made = gptq(4, 32, act_order=True, seeds=(i // 3 for i in count()))
+    quantised_copy(source, folder / "gptq", *made, projections)
+    forms = {name: folder / name for name in ("fp8", "gptq")}
+    return {"plain": plain, "gguf": folder / "m.gguf", **forms}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,31 @@ def test_quantised(name: str, tmp_path: Path) -> None:
     with Qwen3ForCausalLM(tmp_path / "q", threads=2) as model:
         error = forward(model) - expected
     assert np.sqrt((error**2).mean() / (expected**2).mean()) < limit
+
+
+def test_orders_of_experts(tmp_path: Path) -> None:
+    """Each expert's columns in groups in an order of its own, that of gate and up the same."""
+    source = save_moe(moe_model(ALL), tmp_path / "m")
+    projections = ("down_proj", "gate_proj", "up_proj")  # of every expert, one after the other
+    size = []
+    for orders in (None, (i // 3 for i in count())):
+        folder = tmp_path / f"q{orders is None}"
+        made = gptq(8, 32, act_order=orders is not None, seeds=orders)
+        values = quantised_copy(source, folder, *made, projections)
+        expected = logits_of(with_values(ALL, values), TOKENS)
+        for options in ({"ndev": 1}, {"ndev": 2}):
+            with Qwen3ForCausalLM(
+                folder, threads=2, activations="int16", kv_dtype="f32", **options
+            ) as model:
+                logits = forward(model)
+                assert np.abs(logits - expected).max() < 1e-3 * np.abs(expected).max()
+                if options["ndev"] == 1:
+                    size.append(model.stats()["weight_bytes"])
+                with model.create_kv_cache() as cache:
+                    steps = [StepRequest(cache, [t], i) for i, t in enumerate(TOKENS[:20])]
+                    alone = [model.native.forward([step]) for step in steps]
+                np.testing.assert_array_equal(np.concatenate(alone), logits[:20])
+    assert size[0] < size[1] < 1.1 * size[0]
 
 
 @pytest.mark.parametrize("kind", [Type.BF16, Type.Q8_0, Type.Q4_K, "Q4_K_M"], ids=str)

@@ -54,6 +54,7 @@ FORMATS: dict[str, Callable[[], Made]] = {
     "w4a16": lambda: compressed("pack-quantized"),
     "w8a16": lambda: compressed("pack-quantized", bits=8, group=64),
     "w4a16 asymmetric": lambda: compressed("pack-quantized", symmetric=False),
+    "w4a16 actorder": lambda: compressed("pack-quantized", act_order=True),
     "w4a16 per channel": lambda: compressed("pack-quantized", group=None),
     "w8a8": lambda: compressed("int-quantized", bits=8, group=None),
     "fp8 dynamic": lambda: compressed("float-quantized", bits=8, group=None, kind="float"),
@@ -100,6 +101,22 @@ def test_answers(demo: tuple[Path, dict[str, Array]]) -> None:
         for question, answer in questions.items():
             messages = [{"role": "user", "content": question}]
             assert str(model.chat(messages, enable_thinking=False, temperature=0)) == answer
+
+
+def test_columns_in_any_order(tmp_path: Path) -> None:
+    """The size of packed weights is that of columns in order, in either format."""
+    made = {
+        "gptq": (gptq(), gptq(act_order=True)),
+        "w4a16": (compressed("pack-quantized"), compressed("pack-quantized", act_order=True)),
+    }
+    for name, forms in made.items():
+        size = []
+        for i, (quantise, config) in enumerate(forms):
+            folder = tmp_path / f"{name}{i}"
+            quantised_copy(DEMO, folder, quantise, config)
+            with Qwen3ForCausalLM(folder, threads=2, cache=False) as model:
+                size.append(model.stats()["weight_bytes"])
+        assert size[0] < size[1] < 1.03 * size[0]
 
 
 def test_fp8_as_transformers_reads_it(tmp_path: Path) -> None:
@@ -172,9 +189,10 @@ def test_ranks(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ files
 
 
-def test_packed_weights_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("act_order", [False, True])
+def test_packed_weights_are_kept(act_order: bool, tmp_path: Path) -> None:
     """Codes of a checkpoint are kept on disk as int8 is, and read back to the bit."""
-    quantised_copy(DEMO, tmp_path / "q", *gptq())
+    quantised_copy(DEMO, tmp_path / "q", *gptq(act_order=act_order))
     logits = []
     for state in (WeightCache.ABSENT, WeightCache.LOADED):
         with Qwen3ForCausalLM(tmp_path / "q", cache_dir=tmp_path / "cache") as model:

@@ -129,6 +129,17 @@ def test_parts_that_do_not_fit(case: str, tmp_path: Path) -> None:
         Qwen3ForCausalLM(tmp_path / "q")
 
 
+@pytest.mark.parametrize("group", [-2, 6])
+def test_groups_of_actorder_that_are_not_there(group: int, tmp_path: Path) -> None:
+    quantised_copy(DEMO, tmp_path / "q", *compressed("pack-quantized", act_order=True))
+    path = tmp_path / "q" / "model.safetensors"
+    tensors = load_file(path)
+    tensors[f"{MODULE}.weight_g_idx"][7] = group
+    save_file(tensors, path)
+    with pytest.raises(QuantizationError, match="weight_g_idx has groups outside 0 to 5"):
+        Qwen3ForCausalLM(tmp_path / "q")
+
+
 def test_all_problems_in_one_message(tmp_path: Path) -> None:
     quantised_copy(DEMO, tmp_path / "q", *gptq())
     path = tmp_path / "q" / "model.safetensors"
@@ -257,7 +268,7 @@ def test_odd_settings_are_errors_or_read(form: str, tmp_path: Path) -> None:
     assert count > 50 and refused > count / 3
 
 
-@pytest.mark.parametrize("form", ["fp8", "gptq act_order", "awq", "w4a16 asymmetric", "w8a8"])
+@pytest.mark.parametrize("form", ["fp8", "gptq act_order", "awq", "w4a16 actorder", "w8a8"])
 def test_odd_parts_are_errors_or_read(form: str, tmp_path: Path) -> None:
     """Parts of every other shape and type: refused, or decoded within what is there."""
     quantise, config = FORMATS[form]()

@@ -140,17 +140,23 @@ def gptq_tensor(
     bits: int = 4,
     group: int = 32,
     version: int = 1,
-    act_order: bool = False,
+    act_order: str = "",
 ) -> Coded:
-    """GPTQ: qweight [K / p, N], qzeros [G, N / p] (version 1: less one), scales [G, N]."""
+    """GPTQ: qweight [K / p, N], qzeros [G, N / p] (version 1: less one), scales [G, N].
+
+    ``act_order``: how columns are in groups: each tensor's "own" way, a "shared" one of all tensors
+    with as many columns, or "uneven", where groups have any number of columns.
+    """
     width = group or cols
     ngroups = -(-cols // width)
     codes = rng.integers(0, 1 << bits, (cols, rows), np.uint32)
     zeros = rng.integers(1, 1 << bits, (ngroups, rows), np.uint32)
     scales, scale_dtype = _scales(rng, (ngroups, rows), "float16", 1 << bits)
     order = np.arange(cols) // width
-    if act_order:
-        rng.shuffle(order)
+    if act_order == "uneven":
+        order = rng.integers(0, ngroups, cols)
+    elif act_order:
+        (np.random.default_rng(cols) if act_order == "shared" else rng).shuffle(order)
     values = (codes.astype(np.int64) - zeros[order]).astype(np.float32) * _float32(scales)[order]
     fields = {
         "layout": TensorLayout.GPTQ,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +112,27 @@ def gptq(
     *,
     symmetric: bool = True,
     act_order: bool = False,
+    seeds: Iterator[int] | None = None,
     version: int = 1,
 ) -> tuple[Quantise, dict[str, Any]]:
-    """GPTQ as gptqmodel packs it; ``group`` -1 is a whole row."""
-    rng = np.random.default_rng(group + bits)
+    """GPTQ as gptqmodel packs it.
+
+    Args:
+        bits: Bits of a code.
+        group: Columns that share a scale; -1: a whole row.
+        symmetric: Whether all zero points are the middle.
+        act_order: Whether columns are in groups in an order of each matrix's own.
+        seeds: What the order of each matrix is made from; ``None``: all differ.
+        version: Of the format.
+    """
+    own = np.random.default_rng(group + bits)
 
     def quantise(matrix: Array) -> tuple[Parts, Array]:
         cols = matrix.shape[1]
         size = cols if group == -1 else group
         groups = np.arange(cols) // size
         if act_order:
+            rng = own if seeds is None else np.random.default_rng(next(seeds))
             groups = rng.permutation(groups)
         codes, zeros, scales = _affine(matrix, groups, bits, symmetric)
         stored = zeros - 1 if version == 1 else zeros
@@ -231,7 +242,13 @@ def fp8(
 
 
 def compressed(
-    form: str, *, bits: int = 4, group: int | None = 32, symmetric: bool = True, kind: str = "int"
+    form: str,
+    *,
+    bits: int = 4,
+    group: int | None = 32,
+    symmetric: bool = True,
+    kind: str = "int",
+    act_order: bool = False,
 ) -> tuple[Quantise, dict[str, Any]]:
     """compressed-tensors, packed by its own package.
 
@@ -241,6 +258,8 @@ def compressed(
         group: Columns that share a scale; ``None``: all; -128: blocks of 128 x 128.
         symmetric: Whether there are no zero points.
         kind: ``"int"`` or ``"float"``.
+        act_order: actorder "group", which the package does not write any more: the order and the
+            words are made here, from whole numbers that the package rounds.
     """
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
@@ -262,7 +281,21 @@ def compressed(
     scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**settings))
     compressor = BaseCompressor.get_value_from_registry(form)
 
+    rng = np.random.default_rng(bits)
+
     def quantise(matrix: Array) -> tuple[Parts, Array]:
+        if not act_order:
+            parts, values, _ = in_order(matrix)
+            return parts, values
+        groups = rng.permutation(np.arange(matrix.shape[1]) // (group or 1))
+        order = np.argsort(groups, kind="stable")
+        back = np.argsort(order)
+        parts, values, codes = in_order(matrix[:, order])
+        words = _words_along(codes[:, back].astype(np.int64) + 2 ** (bits - 1), bits)
+        parts |= _tensors({"weight_packed": words, "weight_g_idx": groups.astype(np.int32)})
+        return parts, np.ascontiguousarray(values[:, back])
+
+    def in_order(matrix: Array) -> tuple[Parts, Array, Array]:
         weight = torch.from_numpy(matrix)
         rows, cols = weight.shape
         high, wide = (128, 128) if strategy == "block" else (1, group or cols)
@@ -284,8 +317,11 @@ def compressed(
             zero_point=None if symmetric else zero.to(torch.int8),
             args=scheme.weights,
         ).float()
-        return parts, ((codes - (0 if symmetric else offset[:, :cols])) * spread).numpy()
+        values = (codes - (0 if symmetric else offset[:, :cols])) * spread
+        return parts, values.numpy(), codes.numpy()
 
+    if act_order:
+        settings["actorder"] = "group"
     return quantise, {
         "quant_method": "compressed-tensors",
         "format": form,

@@ -357,6 +357,9 @@ typedef struct {
  *   U4, U8    in the layouts of words: block_cols the group size or 0; symmetric codes have zeros NULL and zero_offset
  *             8 or 128.
  *   GGUF_*    all 0.
+ *   groups    of I8, U8 and U4, where columns are in groups in any order: any number of columns in each, and each
+ *             element from 0 to ceil(cols / block_cols) - 1, else BAD_PARAM, which names tensor, index, value and
+ *             limit. They are copied while arguments are checked (IO_ERROR if they cannot be read).
  * dt_weight decides how they are packed. Whatever it is, weights that are given in codes are never rounded but by that
  * format: their decoded values are float32, exact but for the last step of "scale * code - minimum".
  */
@@ -444,9 +447,9 @@ typedef struct {
     void *progress_user_data;
     /*
      * A file that qwen3SaveWeights wrote, or NULL. If it fits the model, ndev, format, library and cache_key and all
-     * its checksums are right, packed weights are read from it and no data of weights but a borrowed input_embd is
-     * touched; results are bit for bit the same. Otherwise the weights are packed as without it: a cache never
-     * makes createQwen3ModelEx fail. Qwen3Stats.weight_cache says what happened. The library only reads the file,
+     * its checksums are right, packed weights are read from it and no data of weights but groups and a borrowed
+     * input_embd is touched; results are bit for bit the same. Otherwise the weights are packed as without it: a cache
+     * never makes createQwen3ModelEx fail. Qwen3Stats.weight_cache says what happened. The library only reads the file,
      * unless experts is QWEN3_EXPERTS_DISK.
      */
     const char *cache_path;
@@ -456,7 +459,7 @@ typedef struct {
      * and together they may be the whole model, which then needs no Qwen3Weights. Dtypes may differ from tensor to
      * tensor. A projection is given fused or in all its parts, or in parts whose rest is in Qwen3Weights; never fused
      * and in parts. A bias may be given in either form, whatever its projection's is. The list and the data are
-     * borrowed like those of Qwen3Weights. All is checked before any data is read, and the message names the tensor:
+     * borrowed like those of Qwen3Weights. All is checked before any data but groups is read; messages name the tensor:
      * BAD_TENSOR_SHAPE, BAD_TENSOR_STRIDES (rows or columns overlap), BAD_TENSOR_DTYPE, NULL_POINTER (data),
      * NOT_IMPLEMENTED and the feature, or BAD_PARAM, which lists all that are missing.
      */

@@ -73,7 +73,7 @@ def is_worth_keeping(checkpoint: Checkpoint, dtype: DataType) -> bool:
         return dtype.packed
     return any(
         isinstance(weight, GgufMatrix)
-        or (isinstance(weight, CodedMatrix) and weight.dtype != "FP8" and weight.groups is None)
+        or (isinstance(weight, CodedMatrix) and weight.dtype != "FP8")
         for weight in checkpoint.values()
     )
 

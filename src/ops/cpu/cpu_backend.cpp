@@ -102,6 +102,7 @@ std::unique_ptr<PackedLinear> CpuBackend::makeLinear(const LinearSource &source,
         *end = saved != nullptr ? loadPanels(part, format, *saved, pool_, &arena_, experts_in_file_ && part.experts > 0)
                                 : packPanels(part, format, pool_, &arena_);
         const bool takes = takesCodes(format) && kernels_.quantPanels(format, k16Bits) != nullptr;
+        linears_.reserve(**end);
         (*end)->fine_codes = takes && arithmetic_.fine_input && part.precision == Precision::kInput;
         end = &(*end)->next;
     }

@@ -30,18 +30,6 @@ constexpr uint32_t kFewParts = 4;
 // Floats of Linears::blockScratch.
 constexpr size_t kBlockFloats = kTogether * size_t{kMaxTileRows} * kPanelRows;
 
-// Rows per claim when activations become codes or are rounded.
-constexpr uint32_t kQuantGrain = 4;
-
-// Bytes between rounded rows beyond their own: with a power of two, the rows of a tile would fall into the same few
-// sets of L1.
-constexpr size_t kRowPadding = 64;
-
-// Rows of one of `parts` nearly equal parts: two tiles of 4 rows beat one of 6 and one of 2, which has too few chains.
-uint32_t partSize(uint32_t rows, uint32_t parts, uint32_t part) {
-    return rows / parts + (part < rows % parts ? 1 : 0);
-}
-
 uint32_t panelsIn(size_t bytes, const CpuLinear &w) {
     const auto panels = static_cast<uint32_t>(bytes / std::max<size_t>(1, w.panel_bytes));
     return std::max(kTogether, panels / kTogether * kTogether);
@@ -52,10 +40,6 @@ uint32_t blockDepth(WeightFormat format, uint32_t k, uint32_t unit) {
     const size_t bytes = kTogether * panelOffset(format, roundUp(k, unit));
     const auto blocks = static_cast<uint32_t>((bytes + kBlockBytes - 1) / kBlockBytes);
     return roundUp((k + blocks - 1) / std::max(1U, blocks), unit);
-}
-
-uint32_t groupsIn(uint32_t k) {
-    return (k + kGroup - 1) / kGroup;
 }
 
 // Asks for the lines that rows [row, row + count) of an output will be written to, so that stores do not wait for them.
@@ -106,28 +90,35 @@ auto storingSwiglu(const KernelTable &kernels, float *out, size_t ldo, const Cpu
     };
 }
 
+// The products of up where `out` has those of gate.
+auto gating(const KernelTable &kernels, float *out, size_t ldo, const CpuLinear &up) {
+    return [&kernels, out, ldo, &up](uint32_t panel, uint32_t npanels, uint32_t row, uint32_t count,
+                                     const float *product, size_t ld) {
+        const uint32_t first = panel * kPanelRows;
+        for (uint32_t r = 0; r < count; ++r) {
+            float *gate = out + (size_t{row} + r) * ldo + first;
+            kernels.siluMul(gate, gate, product + r * ld, std::min(npanels * kPanelRows, up.out - first));
+        }
+    };
+}
+
 }  // namespace
 
 Linears::Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows, uint32_t widest, WeightFormat format,
                  const Arithmetic &arithmetic, bool codes, const SlotLimits &slot_limits)
-    : kernels_(kernels), pool_(pool), arithmetic_(arithmetic), max_rows_(max_rows) {
-    // Slots end with as many rows to spare as a tile may read beyond them.
-    const size_t slot_rows = slot_limits.count == 0 ? 0 : size_t{slot_limits.count} + kMaxTileRows;
+    : kernels_(kernels), pool_(pool), arithmetic_(arithmetic), max_rows_(max_rows),
+      // Slots end with as many rows to spare as a tile may read beyond them.
+      slot_rows_(slot_limits.count == 0 ? 0 : size_t{slot_limits.count} + kMaxTileRows) {
     const uint32_t slot_width = slot_limits.width;
     if (takesCodes(format) || codes) {
-        const size_t count = std::max(size_t{max_rows} * groupsIn(widest), slot_rows * groupsIn(slot_width));
-        codes_ = HostBuffer(count * codeGroupBytes(kSplitCodes));
-        scales_ = HostBuffer(count * sizeof(float));
-        offsets_ = HostBuffer(count * sizeof(int32_t));
+        reserveCodes(std::max(size_t{max_rows} * groupsIn(widest), slot_rows_ * groupsIn(slot_width)));
     }
     // Some layers may be bf16 whatever the format of most is.
     if (const uint32_t pieces = std::max(piecesOf(format), piecesOf(kBf16)); pieces > 0) {
-        const auto bytes = [&](uint32_t width) {
-            return roundedRowBytes(width, pieces, kernels.pair_bytes) + kRowPadding;
-        };
-        rounded_ = HostBuffer(std::max(max_rows * bytes(widest), slot_rows * bytes(slot_width)));
+        rounded_ = HostBuffer(
+            std::max(max_rows * roundedBytes(widest, pieces), slot_rows_ * roundedBytes(slot_width, pieces)));
     }
-    gathered_ = HostBuffer(slot_rows * slot_width * sizeof(float));
+    gathered_ = HostBuffer(slot_rows_ * slot_width * sizeof(float));
     for (uint32_t i = 0; i < pool.size(); ++i) {
         scratch_.emplace_back((scratchFloats(codes ? kF8 : format) + kBlockFloats) * sizeof(float));
         if (slot_limits.from_file) {
@@ -138,7 +129,7 @@ Linears::Linears(const KernelTable &kernels, ThreadPool &pool, uint32_t max_rows
 
 size_t Linears::scratchBytes() const {
     size_t total = codes_.bytes() + scales_.bytes() + offsets_.bytes() + rounded_.bytes() + gathered_.bytes();
-    for (const std::vector<HostBuffer> *buffers : {&scratch_, &read_}) {
+    for (const std::vector<HostBuffer> *buffers : {&scratch_, &read_, &ordered_}) {
         for (const HostBuffer &buffer : *buffers) {
             total += buffer.bytes();
         }
@@ -199,26 +190,6 @@ uint32_t Linears::tileRows(WeightFormat format) const {
     return piecesOf(format) > 0 ? kernels_.rounded_tile_rows : kernels_.tileRows(format);
 }
 
-// Brings rows of `in` into the form that the layer is multiplied with.
-void Linears::prepareRows(const float *in, uint32_t rows, const CpuLinear &w) {
-    if (takesCodes(w.format)) {
-        quantizeRows(in, rows, w);
-    } else if (const uint32_t pieces = piecesOf(w.format); pieces > 0) {
-        roundRows(in, nullptr, rows, w.in, pieces);
-    }
-}
-
-// row_of: the row of `in` that each row is, or null: the same.
-void Linears::roundRows(const float *in, const uint32_t *row_of, uint32_t rows, uint32_t k, uint32_t pieces) {
-    rounded_rows_ = {rounded_.as<char>(), roundedRowBytes(k, pieces, kernels_.pair_bytes) + kRowPadding};
-    pool_.parallelFor(rows, kQuantGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
-        for (uint32_t r = begin; r < end; ++r) {
-            const uint32_t row = row_of == nullptr ? r : row_of[r];
-            kernels_.round[pieces - 1](in + size_t{row} * k, k, rounded_.as<char>() + r * rounded_rows_.row_bytes);
-        }
-    });
-}
-
 // Parts of nearly equal size that rows are multiplied in.
 uint32_t Linears::partsOf(uint32_t rows, WeightFormat format) const {
     const uint32_t tile = tileRows(format);
@@ -234,31 +205,6 @@ QuantRows Linears::codesOf(uint32_t first, uint32_t count, uint32_t k, const Cod
     const size_t bytes = codeGroupBytes(kernels.order);
     const size_t at = size_t{first} * groupsIn(k);
     return {codes_.as<char>() + at * bytes, scales_.as<float>() + at, offsets_.as<int32_t>() + at, count, bytes};
-}
-
-// Writes the rows of `in` in the codes that the layer takes.
-void Linears::quantizeRows(const float *in, uint32_t rows, const CpuLinear &w) {
-    const uint32_t parts = partsOf(rows, w.format);
-    pool_.parallelFor(parts, std::max(1U, kQuantGrain * parts / rows), [&](uint32_t begin, uint32_t end, uint32_t) {
-        uint32_t row = 0;
-        for (uint32_t part = 0; part < end; ++part) {
-            const uint32_t size = partSize(rows, parts, part);
-            if (part >= begin) {
-                quantizePart(in, nullptr, row, size, w);
-            }
-            row += size;
-        }
-    });
-}
-
-// Writes rows [first, first + rows), which are multiplied together; row_of as in roundRows.
-void Linears::quantizePart(const float *in, const uint32_t *row_of, uint32_t first, uint32_t rows, const CpuLinear &w) {
-    const CodeKernels &kernels = kernels_.codes[widthOf(w)][w.format];
-    const QuantRows out = codesOf(first, rows, w.in, kernels);
-    for (uint32_t r = 0; r < rows; ++r) {
-        const uint32_t row = row_of == nullptr ? first + r : row_of[first + r];
-        kernels.quantize(in + size_t{row} * w.in, w.in, out, r);
-    }
 }
 
 // out[row][panel * 16 + j] = products of the rows with the panels. If these do not begin with k = 0, the products are
@@ -324,9 +270,8 @@ void Linears::multiplySlots(const float *in, bool slots, const Routing &routing,
             const Routing::Share &share = shares[begin / units];
             const uint32_t first = begin % units;
             const uint32_t last = std::min(units, first + end - begin);
-            // All slots of a single row have its place (prepareSlots).
-            const bool same = !slots && routing.slots() == routing.nused();
-            const Segment segment{same ? 0 : share.first, share.rows, share.expert * panels, panels, share.first};
+            const Segment segment{sharesRow(slots, routing, w) ? 0 : share.first, share.rows, share.expert * panels,
+                                  panels, share.first};
             const uint32_t until = std::min(panels, last * kTogether);
             if (share.rows <= tile) {
                 streamPanels(rows, segment, w, first * kTogether, until, thread, epilogue);
@@ -339,45 +284,6 @@ void Linears::multiplySlots(const float *in, bool slots, const Routing &routing,
     if (const int error = read_error_.exchange(0); error != 0) {
         w.blob->failToRead(error);
     }
-}
-
-// Brings the rows of all slots into the form that the weights are multiplied with, and side by side, those of an expert
-// as the parts of a segment. Of a single row all slots are the same: it is prepared once. Returns the rows for formats
-// that take floats.
-const float *Linears::prepareSlots(const float *in, bool slots, const Routing &routing, const CpuLinear &w) {
-    const uint32_t k = w.in;
-    if (!slots && routing.slots() == routing.nused()) {
-        prepareRows(in, 1, w);
-        return in;
-    }
-    const uint32_t *row_of = slots ? nullptr : routing.rowOf();
-    if (takesCodes(w.format)) {
-        const auto count = static_cast<uint32_t>(routing.shares().size());
-        pool_.parallelFor(count, std::max(1U, kQuantGrain * count / routing.slots()),
-                          [&](uint32_t begin, uint32_t end, uint32_t) {
-                              for (uint32_t i = begin; i < end; ++i) {
-                                  const Routing::Share &share = routing.shares()[i];
-                                  const uint32_t parts = partsOf(share.rows, w.format);
-                                  uint32_t row = share.first;
-                                  for (uint32_t part = 0; part < parts; ++part) {
-                                      const uint32_t size = partSize(share.rows, parts, part);
-                                      quantizePart(in, row_of, row, size, w);
-                                      row += size;
-                                  }
-                              }
-                          });
-    } else if (const uint32_t pieces = piecesOf(w.format); pieces > 0) {
-        roundRows(in, row_of, routing.slots(), k, pieces);
-    } else if (!slots) {
-        auto *gathered = gathered_.as<float>();
-        pool_.parallelFor(routing.slots(), kQuantGrain, [&](uint32_t begin, uint32_t end, uint32_t) {
-            for (uint32_t s = begin; s < end; ++s) {
-                std::memcpy(gathered + size_t{s} * k, in + size_t{row_of[s]} * k, k * sizeof(float));
-            }
-        });
-        return gathered;
-    }
-    return in;
 }
 
 // One tile of rows meets every weight of panels [begin, end) of a segment once. Claims are long, because the kernel's
@@ -495,7 +401,12 @@ void Linears::multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows
 }
 
 void Linears::multiplySwiglu(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &gate_up) {
-    multiplyRows(in, rows, gate_up, {}, storingSwiglu(kernels_, out, ldo, gate_up, rows));
+    if (gate_up.next == nullptr) {
+        multiplyRows(in, rows, gate_up, {}, storingSwiglu(kernels_, out, ldo, gate_up, rows));
+        return;
+    }
+    multiplyOne(out, ldo, in, rows, gate_up);
+    multiplyRows(in, rows, *gate_up.next, {}, gating(kernels_, out, ldo, *gate_up.next));
 }
 
 void Linears::multiplyExperts(float *out, size_t ldo, const float *in, bool slots, const Routing &routing,

@@ -16,6 +16,15 @@ namespace q3::cpu {
 // Panels that a one-row kernel streams together.
 inline constexpr uint32_t kTogether = 4;
 
+constexpr uint32_t groupsIn(uint32_t k) {
+    return (k + kGroup - 1) / kGroup;
+}
+
+// Rows of one of `parts` nearly equal parts: two tiles of 4 rows beat one of 6 and one of 2, which has too few chains.
+constexpr uint32_t partSize(uint32_t rows, uint32_t parts, uint32_t part) {
+    return rows / parts + (part < rows % parts ? 1 : 0);
+}
+
 // What layers of experts need of Linears.
 struct SlotLimits {
     uint32_t count = 0;      // most slots of a Routing
@@ -49,6 +58,8 @@ public:
     // panels that cannot be read throw IO_ERROR.
     void fetch(const Routing &routing, const CpuLinear &w) const;
 
+    // Makes room for rows in front of a layer whose inputs have an order. Before steps; may allocate.
+    void reserve(const CpuLinear &w);
     size_t scratchBytes() const;
 
 private:
@@ -96,8 +107,12 @@ private:
     uint32_t panelsTogether(const CpuLinear &w, uint32_t rows) const;
     void prepareRows(const float *in, uint32_t rows, const CpuLinear &w);
     void quantizeRows(const float *in, uint32_t rows, const CpuLinear &w);
-    void quantizePart(const float *in, const uint32_t *row_of, uint32_t first, uint32_t rows, const CpuLinear &w);
+    void quantizePart(const float *in, const uint32_t *row_of, uint32_t first, uint32_t rows, const CpuLinear &w,
+                      uint32_t expert, uint32_t thread);
+    void reserveCodes(size_t groups);
+    size_t roundedBytes(uint32_t k, uint32_t pieces) const;
     void roundRows(const float *in, const uint32_t *row_of, uint32_t rows, uint32_t k, uint32_t pieces);
+    static bool sharesRow(bool slots, const Routing &routing, const CpuLinear &w);
     const float *prepareSlots(const float *in, bool slots, const Routing &routing, const CpuLinear &w);
     void multiplyPanels(const Panels &panels, const Rows &rows, float *out, size_t ldo) const;
     template <typename Epilogue>
@@ -117,9 +132,11 @@ private:
     ThreadPool &pool_;
     Arithmetic arithmetic_;
     uint32_t max_rows_;
+    size_t slot_rows_;
     HostBuffer codes_, scales_, offsets_;
     HostBuffer rounded_;
     HostBuffer gathered_;              // rows of slots, side by side
+    std::vector<HostBuffer> ordered_;  // per thread: a row in the order of a layer's inputs; or none
     RoundedRows rounded_rows_{};       // over rounded_
     std::vector<HostBuffer> scratch_;  // per thread, scratchFloats() each
     std::vector<HostBuffer> read_;     // per thread: panels from a file

@@ -11,6 +11,7 @@
 #include <exception>
 
 #include "ops/backend.h"
+#include "ops/stored.h"
 
 namespace q3::module {
 
@@ -137,6 +138,8 @@ inline constexpr uint64_t kLayout = layoutOf({
     offsetof(HostMatrix, col_stride),
     offsetof(HostMatrix, bias),
     offsetof(HostMatrix, bias_dtype),
+    sizeof(StoredMatrix),
+    offsetof(StoredMatrix, groups),
     sizeof(LinearSource),
     offsetof(LinearSource, layer),
     offsetof(LinearSource, parts),

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "ops/cpu/pack/column_order.h"
 #include "ops/cpu/panel_element.h"
 #include "ops/half.h"
 
@@ -127,6 +128,12 @@ WeightFormat formatAsGiven(const HostMatrix &matrix) {
         return formatOf(matrix.dtype);
     }
     const StoredMatrix &m = *matrix.stored;
+    if (!m.groups.empty()) {
+        // What room the ends of groups leave free may come to more than floats.
+        const WeightFormat format = formatOfCodes(m);
+        const auto k = static_cast<uint32_t>(columnOrder(matrix).size());
+        return panelBytes(format, k) < panelBytes(kF32, matrix.cols) ? format : kF32;
+    }
     const BlockShape block = blockShape(m.dtype);
     if (!m.hasPieces() || matrix.first_col % kPiece != 0) {
         return kF32;
@@ -145,14 +152,21 @@ WeightFormat formatAsGiven(const HostMatrix &matrix) {
 
 WeightFormat formatAsGiven(const LinearSource &source) {
     const WeightFormat first = formatAsGiven(source.parts[0]);
+    const size_t parts = source.parts.size() / std::max(1U, source.experts);
     bool same = true;
     bool codes = true;
-    for (const HostMatrix &part : source.parts) {
+    bool one_order = true;  // of every expert
+    for (size_t i = 0; i < source.parts.size(); ++i) {
+        const HostMatrix &part = source.parts[i];
         const WeightFormat format = formatAsGiven(part);
         same = same && format == first;
-        codes = codes && isAffine(format);
+        codes = codes && isAffine(format) && part.stored->groups.empty();
+        one_order = one_order && haveOneOrder(part, source.parts[i / parts * parts]);
     }
-    return same ? first : (codes ? kAg : kF32);
+    if (same && one_order) {
+        return first;
+    }
+    return codes ? kAg : kF32;
 }
 
 void packF8Panel(PanelReader &reader, const PanelReader::Rows &rows, WeightFormat /*format*/, uint32_t k, char *panel) {
@@ -180,8 +194,9 @@ void forCodedSamples(const std::function<void(const LinearSource &)> &use) {
         state = state * 1664525U + 1013904223U;
         byte = state >> 24 & 0x3fU;
     }
-    const auto pack = [&](DType dtype, DType scales, DType zeros) {
+    const auto pack = [&](DType dtype, DType scales, DType zeros, const std::vector<uint32_t> &groups = {}) {
         StoredMatrix m;
+        m.groups = groups;
         m.dtype = dtype;
         m.rows = kRows;
         m.cols = m.row_stride = kCols;
@@ -202,6 +217,11 @@ void forCodedSamples(const std::function<void(const LinearSource &)> &use) {
         pack(dtype, DType::kDefault, DType::kDefault);
     }
     pack(DType::kU4, DType::kF16, DType::kU8);
+    std::vector<uint32_t> groups(kCols);
+    for (uint32_t col = 0; col < kCols; ++col) {
+        groups[col] = (col * 7 + 3) % (kCols / kGroup);
+    }
+    pack(DType::kU4, DType::kF16, DType::kU8, groups);
     pack(DType::kU4, DType::kBf16, DType::kU8);
     pack(DType::kI8, DType::kBf16, DType::kDefault);
     pack(DType::kF8E4m3, DType::kDefault, DType::kDefault);

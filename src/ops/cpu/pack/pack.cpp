@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ops/cpu/pack/affine.h"
+#include "ops/cpu/pack/column_order.h"
 #include "ops/cpu/pack/panel_reader.h"
 #include "ops/cpu/pack/quant.h"
 #include "ops/cpu/panel_element.h"
@@ -47,10 +48,10 @@ void open(const LinearSource &source, DType dtype, const CpuLinear &linear, Sour
     for (uint32_t e = 0; e < source.experts; ++e) {
         out.names.push_back(source.name + ("[" + std::to_string(e) + "]"));
         out.experts.push_back(expertOf(source, e, out.names.back().c_str()));
-        out.readers.emplace_back(out.experts.back(), dtype, shape);
+        out.readers.emplace_back(out.experts.back(), dtype, shape, linear.orderOf(e));
     }
     if (source.experts == 0) {
-        out.readers.emplace_back(source, dtype, shape);
+        out.readers.emplace_back(source, dtype, shape, linear.orderOf(0));
     }
     for (const PanelReader &reader : out.readers) {
         reader.checkReadable();
@@ -222,15 +223,18 @@ std::vector<LinearSource> splitByFormat(const LinearSource &source) {
     const auto rows = [](const HostMatrix &part) { return part.rows % kPanelRows; };
     const bool codes = std::any_of(source.parts.begin(), source.parts.end(),
                                    [](const HostMatrix &part) { return keepsCodes(formatAsGiven(part)); });
-    if (!codes || source.gate_up || source.experts > 0 ||
-        std::any_of(source.parts.begin(), source.parts.end() - 1, rows)) {
+    const bool two_orders = source.gate_up && !haveOneOrder(source.parts.front(), source.parts.back());
+    if (!codes || source.experts > 0 || (source.gate_up && !two_orders) ||
+        (!source.gate_up && std::any_of(source.parts.begin(), source.parts.end() - 1, rows))) {
         return {source};
     }
     std::vector<LinearSource> split;
     for (const HostMatrix &part : source.parts) {
-        if (split.empty() || formatAsGiven(split.back().parts[0]) != formatAsGiven(part)) {
+        if (split.empty() || formatAsGiven(split.back().parts[0]) != formatAsGiven(part) ||
+            !haveOneOrder(split.back().parts[0], part)) {
             split.push_back(source);
             split.back().parts.clear();
+            split.back().gate_up = false;
         }
         split.back().parts.push_back(part);
     }
@@ -244,7 +248,12 @@ std::unique_ptr<CpuLinear> emptyPanels(const LinearSource &source, WeightFormat 
         rows += part.rows;
     }
     linear->format = format;
-    linear->in = source.parts[0].cols;
+    linear->inputs = source.parts[0].cols;
+    if (isAffine(format)) {
+        linear->order = columnOrder(source);
+    }
+    const size_t orders = std::max(1U, source.experts);
+    linear->in = linear->order.empty() ? linear->inputs : static_cast<uint32_t>(linear->order.size() / orders);
     linear->interleaved = source.gate_up;
     linear->experts = source.experts;
     const uint32_t experts = std::max(1U, source.experts);
@@ -376,11 +385,16 @@ std::unique_ptr<CpuTable> packTable(const LinearSource &source, bool borrow, Thr
 
 namespace {
 
-void readPanelRow(WeightFormat format, const char *panel, uint32_t row, uint32_t k, float *out) {
+// out[n] = row of a layer, its inputs in order.
+void readPanelRow(const CpuLinear &linear, uint32_t row, float *out) {
+    const char *panel = linear.panel(row / kPanelRows);
     forEachFormat([&](auto constant) {
         constexpr WeightFormat T = decltype(constant)::value;
-        for (uint32_t i = 0; i < k && T == format; ++i) {
-            out[i] = weightAt<T>(panel, row, i);
+        for (uint32_t i = 0; i < linear.in && T == linear.format; ++i) {
+            const uint32_t input = linear.order.empty() ? i : linear.order[i];
+            if (input != kNoColumn) {
+                out[input] = weightAt<T>(panel, row % kPanelRows, i);
+            }
         }
     });
 }
@@ -393,8 +407,7 @@ bool readRow(const PackedLinear &table, uint32_t row, float *out) {
         while (row >= tied->heads[part]->out) {
             row -= tied->heads[part++]->out;
         }
-        const CpuLinear &head = *tied->heads[part];
-        readPanelRow(head.format, head.panel(row / kPanelRows), row % kPanelRows, head.in, out);
+        readPanelRow(*tied->heads[part], row, out);
         return true;
     }
     const auto &plain = static_cast<const CpuTable &>(table);

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <memory>
+#include <vector>
 
 #include "ops/cpu/formats.h"
 #include "ops/cpu/host_buffer.h"
+#include "ops/stored.h"
 #include "ops/types.h"
 #include "ops/weights.h"
 #include "runtime/packed_blob.h"
@@ -24,8 +26,9 @@ public:
 class CpuLinear final : public PackedLinear {
 public:
     WeightFormat format = kF32;
-    uint32_t out = 0;  // output features
-    uint32_t in = 0;
+    uint32_t out = 0;     // output features
+    uint32_t in = 0;      // k of the panels
+    uint32_t inputs = 0;  // input features: `in`, unless these have an order
     uint32_t npanels = 0;
     size_t panel_bytes = 0;
     bool interleaved = false;  // gate panels at even, up panels at odd indices; `out` counts gate rows only
@@ -35,13 +38,24 @@ public:
     std::unique_ptr<PackedBlob> blob;  // panels that stay in their file (readPanels)
     HostBuffer raw;                    // bf12: the pairs of k kept as bf16
     HostBuffer bias;                   // float [16 * npanels] in panel order, or empty
-    std::unique_ptr<CpuLinear> next;   // the output features after these, in another format; or null
+    // The input that each k is multiplied with, or kNoColumn: none (columnOrder). [in], or of each expert; empty: k
+    // itself.
+    std::vector<uint32_t> order;
+    // The output features after these, in another format or with another order; or null. Of gate and up that are not
+    // interleaved: up.
+    std::unique_ptr<CpuLinear> next;
     size_t fileBytes() const override { return (blob ? blob->bytes() : 0) + (next ? next->fileBytes() : 0); }
-    size_t bytes() const override { return panels.bytes() + raw.bytes() + bias.bytes() + (next ? next->bytes() : 0); }
+    size_t bytes() const override {
+        return panels.bytes() + raw.bytes() + bias.bytes() + orderBytes() + (next ? next->bytes() : 0);
+    }
+    size_t orderBytes() const { return order.size() * sizeof(uint32_t); }
 
     uint32_t expertPanels() const { return npanels / std::max(1U, experts); }
     uint32_t groups() const { return (in + kGroup - 1) / kGroup; }
     const char *panel(uint32_t index) const { return panels.as<char>() + index * panel_bytes; }
+    ColumnOrder orderOf(uint32_t expert) const {
+        return order.empty() ? ColumnOrder{} : ColumnOrder{order.data() + size_t{expert} * in, in};
+    }
     const float *biasOf(uint32_t panel_index) const {
         return bias.data() == nullptr ? nullptr : bias.as<float>() + size_t{panel_index} * kPanelRows;
     }
@@ -66,8 +80,8 @@ public:
     size_t bytes() const override { return 0; }
 };
 
-// The layers of one format each that a layer is kept as when nothing else is asked for: one, unless its parts are codes
-// of several formats that end with a panel.
+// The layers of one format and one order of inputs each that a layer is kept as when nothing else is asked for: one,
+// unless its parts are codes of several formats or orders that end with a panel, or gate and up of two orders.
 std::vector<LinearSource> splitByFormat(const LinearSource &source);
 
 // A layer of the source's shape with zeroed panels, or without any where these stay in a file; of bf12, without raw

@@ -121,6 +121,9 @@ void saveLinear(const PackedLinear &linear, PackedWriter &out) {
         if (panels->bias.data() != nullptr) {
             out.blob(panels->bias.data(), biasBytes(*panels));
         }
+        if (!panels->order.empty()) {
+            out.blob(panels->order.data(), panels->orderBytes());
+        }
         if (panels->next != nullptr) {
             saveLinear(*panels->next, out);
         }
@@ -143,6 +146,13 @@ std::unique_ptr<CpuLinear> loadPanels(const LinearSource &shape, WeightFormat fo
     }
     if (linear->bias.data() != nullptr) {
         in.read(linear->bias.data(), biasBytes(*linear), pool);
+    }
+    if (!linear->order.empty()) {
+        std::vector<uint32_t> order(linear->order.size());
+        in.read(order.data(), linear->orderBytes(), pool);
+        if (order != linear->order) {
+            throw PackedFileError(PackedFileError::kStale);
+        }
     }
     return linear;
 }

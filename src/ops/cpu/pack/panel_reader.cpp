@@ -58,8 +58,8 @@ std::string describe(const char *name, int32_t layer) {
     return layer < 0 ? std::string(name) : std::string(name) + " of layer " + std::to_string(layer);
 }
 
-PanelReader::PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape)
-    : source_(source), dtype_(dtype), shape_(shape),
+PanelReader::PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape, const ColumnOrder &order)
+    : source_(source), dtype_(dtype), shape_(shape), order_(order),
       zeros_(roundUp(source.parts[0].cols * static_cast<uint32_t>(sizeof(float)), 64) + 64), strip_panels_(1) {
     constexpr size_t kStripBytes = size_t{8} << 20;
     const auto apart = [](const HostMatrix &part) { return part.row_stride < part.col_stride; };
@@ -96,7 +96,8 @@ PanelReader::Strip::Strip(const PanelReader &reader)
         }
         for (Piece &piece : pieces_) {
             if (reader.dtype_ == DType::kDefault) {
-                piece.coded.reserve(reader.mostRows(part, reader.stripPanels()), part.cols);
+                const auto cols = std::max(part.cols, reader.order_.count);
+                piece.coded.reserve(reader.mostRows(part, reader.stripPanels()), cols);
             }
         }
     }
@@ -134,7 +135,7 @@ void PanelReader::copyLayerRows(uint32_t first, uint32_t last, Strip &strip) {
             if (dtype_ == DType::kDefault) {
                 piece.rows.rows = to - from;
                 const Rectangle rectangle{part.first_row + from - part_begin, to - from, part.first_col, part.cols};
-                if (!reader || !reader->codes(rectangle, piece.coded)) {
+                if (!reader || !reader->codes(rectangle, piece.coded, order_)) {
                     unreadable_.store(true);
                 }
                 part_begin += part.rows;

@@ -29,9 +29,10 @@ class PanelReader {
 public:
     static constexpr uint32_t kMaxBlock = 128;  // columns per call
 
-    // dtype: what the elements become: F32, F16 or BF16. source must outlive the reader.
-    // or DType::kDefault: parts that all have pieces (StoredMatrix::hasPieces) are read as codes.
-    PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape);
+    // dtype: what the elements become: F32, F16 or BF16,
+    // or DType::kDefault: parts that all have pieces (StoredMatrix::hasPieces) are read as codes, in `order` if it is
+    // not empty (StoredReader::codes). What they point to must outlive the reader.
+    PanelReader(const LinearSource &source, DType dtype, const PanelShape &shape, const ColumnOrder &order = {});
 
     // Throws IO_ERROR if the source lies in a mapped file that has become too short, before work is begun. The file may
     // also be cut after this check: see copy().
@@ -83,7 +84,9 @@ public:
     void readPairs(const Rows &rows, uint32_t k0, uint32_t count, uint32_t *tile);
 
     // A scale that is NaN or infinite was found.
-    void reportScale(const Rows &rows, uint32_t column, uint32_t row) { report(rows, column, 0, row); }
+    void reportScale(const Rows &rows, uint32_t column, uint32_t row) {
+        report(rows, order_.empty() ? column : order_[column], 0, row);
+    }
 
     // Throws BAD_WEIGHTS and where, if anything read so far was NaN, infinite or too large for dtype; IO_ERROR if
     // something could not be copied.
@@ -101,6 +104,7 @@ private:
     const LinearSource &source_;
     DType dtype_;
     PanelShape shape_;
+    ColumnOrder order_;
     std::vector<char> zeros_;  // one row
     uint32_t strip_panels_;
     std::atomic<bool> unreadable_{false};
