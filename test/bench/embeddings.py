@@ -5,9 +5,11 @@ Example, each in the environment that has the library:
     PEER/bin/python test/bench/embeddings.py --model-path DIR --peer sentence-transformers
     PEER/bin/python test/bench/embeddings.py --model-path FILE.gguf --peer llama.cpp
     PEER/bin/python test/bench/embeddings.py --model-path FILE.onnx --peer onnxruntime --batch 16
+    PEER/bin/python test/bench/embeddings.py --model-path FILE.onnx --peer fastembed --batch 16
 
 ONNX Runtime is what computes in fastembed and in text-embeddings-inference's ONNX path;
-export_onnx.py writes its files, whose batch is fixed.
+export_onnx.py writes its files, whose batch and number of tokens are fixed. fastembed wants the
+tokenizer's files beside them, with that number of tokens as model_max_length.
 
 Prints one line of JSON: seconds, texts and tokens per second, of the best repetition.
 """
@@ -111,11 +113,38 @@ def onnx_runtime(args: argparse.Namespace) -> Callable[[list[str]], Any]:
     return embed
 
 
+def fastembed(args: argparse.Namespace) -> Callable[[list[str]], Any]:
+    """Returns what embeds texts with fastembed, which cuts them to model_max_length."""
+    from pathlib import Path
+
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    file = Path(args.model_path)
+    TextEmbedding.add_custom_model(
+        "exported",
+        pooling=PoolingType.DISABLED,  # the file's output is pooled and scaled
+        normalization=False,
+        sources=ModelSource(hf="none/none"),
+        dim=1024,
+        model_file=file.name,
+    )
+    model = TextEmbedding("exported", specific_model_path=str(file.parent), threads=args.threads)
+
+    def embed(texts: list[str]) -> list[Any]:
+        # The file's batch is fixed, so the last call is filled up.
+        filled = texts + texts[:1] * (-len(texts) % args.batch)
+        return list(model.embed(filled, batch_size=args.batch))[: len(texts)]
+
+    return embed
+
+
 RUNTIMES = {
     "": ours,
     "sentence-transformers": sentence_transformers,
     "llama.cpp": llama_cpp,
     "onnxruntime": onnx_runtime,
+    "fastembed": fastembed,
 }
 
 
