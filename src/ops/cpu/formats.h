@@ -22,9 +22,10 @@
 //         4 i + j at k = 4 o + 2 half + odd: interleaving either half of 16 bytes with other bytes makes two pairs of
 //         bf16 of them. Kernels multiply it as bf16 panels.
 //
-// Formats of codes that hold quantised checkpoints without loss (AffineInfo). A run of 32 k is {uint8 q[4][16][4], as
-// q4's; plane}, where 5-bit codes have uint8 plane[16][4] (bit t: of k = 4 t + i), 6-bit ones uint8 plane[2][16][4]
-// (bits 2 t and 2 t + 1 of plane[h]: of k = 16 h + 4 t + i), and 8-bit ones are uint8 q[8][16][4] alone.
+// Formats of codes that hold quantised checkpoints without loss (AffineInfo). A run of 32 k is uint8 q[4][16][4] as
+// q4's, which 5-bit codes have uint8 plane[16][4] after (bit t: of k = 4 t + i). 8-bit codes are uint8 q[8][16][4],
+// 6-bit ones uint8 q[2][3][16][4]: q[h][t] holds k = 16 h + 4 t + i in its lower 6 bits, and bits 2 t and 2 t + 1 of
+// k = 16 h + 12 + i above them.
 //   a8, a4    {f16 scale[16]; run}
 //   a4z       {f16 scale[16]; uint8 zero[16]; run}
 //   a8w       {f32 scale[16]; run}

@@ -71,13 +71,13 @@ inline int codeOfRun(const AffineInfo &info, const char *run, uint32_t row, uint
     if (info.bits == 8) {
         return byteAt(run, (size_t{step} * kPanelRows + row) * 4 + k % 4);
     }
+    if (info.bits == 6) {
+        const auto part = [&](uint32_t t) { return byteAt(run, ((step / 4 * 3 + t) * kPanelRows + row) * 4 + k % 4); };
+        return step % 4 < 3 ? part(step % 4) & 63 : part(0) >> 6 | part(1) >> 6 << 2 | part(2) >> 6 << 4;
+    }
     const int low = byteAt(run, (size_t{step} / 2 * kPanelRows + row) * 4 + k % 4) >> (step % 2 * 4) & 15;
     const char *plane = run + kGroup / 2 * kPanelRows;
-    const size_t at = size_t{row} * 4 + k % 4;
-    if (info.bits == 5) {
-        return low | (byteAt(plane, at) >> step & 1) << 4;
-    }
-    return info.bits == 4 ? low : low | (byteAt(plane + step / 4 * kPanelRows * 4, at) >> (step % 4 * 2) & 3) << 4;
+    return info.bits == 4 ? low : low | (byteAt(plane, size_t{row} * 4 + k % 4) >> step & 1) << 4;
 }
 
 template <WeightFormat T> AffineElement affineAt(const void *panel, uint32_t row, uint32_t k) {

@@ -17,16 +17,23 @@ template <typename S, WeightFormat T, int Step> inline Q3_INLINE typename S::B a
     const size_t lanes = size_t{4} * S::kLanes * h;
     if constexpr (kBits == 8) {
         return S::loadQuads(run + Step * kBlock + lanes);
+    } else if constexpr (kBits == 6) {
+        const char *lines = run + Step / 4 * 3 * kBlock + lanes;
+        if constexpr (Step % 4 < 3) {
+            return S::andBytes(S::loadQuads(lines + Step % 4 * kBlock), 0x3f);
+        } else {
+            const typename S::B low = S::andBytes(S::template shiftBytes<-6>(S::loadQuads(lines)), 0x03);
+            const typename S::B middle = S::template shiftBytes<-4>(S::loadQuads(lines + kBlock));
+            const typename S::B high = S::template shiftBytes<-2>(S::loadQuads(lines + 2 * kBlock));
+            return S::orMasked(S::orMasked(low, middle, 0x0c), high, 0x30);
+        }
     } else {
         const typename S::B both = S::loadQuads(run + Step / 2 * kBlock + lanes);
         const typename S::B low = Step % 2 == 0 ? S::lowNibbles(both) : S::highNibbles(both);
         const char *plane = run + kGroup / 2 * kPanelRows + lanes;
         if constexpr (kBits == 5) {
             const typename S::B bits = S::loadQuads(plane);
-            return S::orBytes(low, S::andBytes(S::template shiftBytes<4 - Step>(bits), 0x10));
-        } else if constexpr (kBits == 6) {
-            const typename S::B bits = S::loadQuads(plane + Step / 4 * kBlock);
-            return S::orBytes(low, S::andBytes(S::template shiftBytes<4 - Step % 4 * 2>(bits), 0x30));
+            return S::orMasked(low, S::template shiftBytes<4 - Step>(bits), 0x10);
         } else {
             return low;
         }

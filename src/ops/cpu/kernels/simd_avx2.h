@@ -143,7 +143,7 @@ struct Avx2 {
     static I totalQuads(Q sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 
     static B andBytes(B v, char mask) { return _mm256_and_si256(v, _mm256_set1_epi8(mask)); }
-    static B orBytes(B a, B b) { return _mm256_or_si256(a, b); }
+    static B orMasked(B a, B v, char mask) { return _mm256_or_si256(a, andBytes(v, mask)); }
     template <int N> static B shiftBytes(B v) {
         if constexpr (N < 0) {
             return _mm256_srli_epi16(v, -N);

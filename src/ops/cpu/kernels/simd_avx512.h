@@ -105,7 +105,7 @@ struct Avx512 {
     static I totalQuads(Q sum) { return _mm512_madd_epi16(sum, _mm512_set1_epi16(1)); }
 
     static B andBytes(B v, char mask) { return _mm512_and_si512(v, _mm512_set1_epi8(mask)); }
-    static B orBytes(B a, B b) { return _mm512_or_si512(a, b); }
+    static B orMasked(B a, B v, char mask) { return _mm512_ternarylogic_epi32(a, v, _mm512_set1_epi8(mask), 0xf8); }
     template <int N> static B shiftBytes(B v) {
         if constexpr (N < 0) {
             return _mm512_srli_epi16(v, -N);

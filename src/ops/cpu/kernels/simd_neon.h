@@ -122,7 +122,7 @@ struct Neon {
     static I totalQuads(Q sum) { return vpaddlq_s16(sum); }
 
     static B andBytes(B v, int8_t mask) { return vandq_s8(v, vdupq_n_s8(mask)); }
-    static B orBytes(B a, B b) { return vorrq_s8(a, b); }
+    static B orMasked(B a, B v, int8_t mask) { return vorrq_s8(a, andBytes(v, mask)); }
     template <int N> static B shiftBytes(B v) {
         return vreinterpretq_s8_u8(vshlq_u8(vreinterpretq_u8_s8(v), vdupq_n_s8(N)));
     }

@@ -14,7 +14,8 @@
 //     noQuads -> 0, dotQuads(sum, w, x) (w 0 to 15, x signed), totalQuads -> I                 on B, sums in Q
 //   kScales; if so scale(f, n) = f * 2^n for whole n, with results too small to be normal as zeros
 //   kDotsBf16; if so broadcastBits -> I, dotBf16(sum, w, x) on F and pairs of bf16 in I (simd_bf16.h)
-//   andBytes(v, mask), orBytes, shiftBytes<n> (left, or right if n < 0; bits may come from neighbours) on B,
+//   andBytes(v, mask), orMasked(a, v, mask) = a | (v & mask), shiftBytes<n> (left, or right if n < 0; bits may come
+//   from neighbours) on B,
 //   dotBytes(sum, w, x) on I and B (w 0 to 127, x signed), kDotsWide: or w to 255        what simd_affine.h takes
 //   widenLower, widenUpper    the lower or upper 8 of every 16 bytes as 16-bit words, on I (simd_f8.h)
 //   subnormalF8(magnitude, normal)    of 16-bit words: bf16 of magnitude * 2^-9 where magnitude is below 8 (simd_f8.h)

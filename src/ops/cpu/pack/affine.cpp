@@ -41,13 +41,19 @@ template <uint32_t Bits> void putCode(char *run, uint32_t row, uint32_t i, uint3
     };
     if constexpr (Bits == 8) {
         add((size_t{step} * kPanelRows + row) * 4 + i % 4, code);
+    } else if constexpr (Bits == 6) {
+        const auto line = [&](uint32_t t) { return ((step / 4 * 3 + t) * kPanelRows + row) * 4 + i % 4; };
+        if (step % 4 < 3) {
+            add(line(step % 4), code);
+        } else {
+            for (uint32_t t = 0; t < 3; ++t) {
+                add(line(t), (code >> (2 * t) & 3U) << 6);
+            }
+        }
     } else {
         add((size_t{step} / 2 * kPanelRows + row) * 4 + i % 4, (code & 15U) << (step % 2 * 4));
-        const size_t plane = kGroup / 2 * kPanelRows + size_t{row} * 4 + i % 4;
         if constexpr (Bits == 5) {
-            add(plane, (code >> 4) << step);
-        } else if constexpr (Bits == 6) {
-            add(plane + step / 4 * kPanelRows * 4, (code >> 4) << (step % 4 * 2));
+            add(kGroup / 2 * kPanelRows + size_t{row} * 4 + i % 4, (code >> 4) << step);
         }
     }
 }
