@@ -177,7 +177,14 @@ template <typename S, WeightFormat T, CodeWidth X> struct AffinePanelCall {
     size_t ldy;
     bool accumulate;
 
-    template <int R> void call() const { forPanelGroups<R, panelsAtOnce<S, R>(R * S::kParts)>(npanels, *this); }
+    static constexpr int kFollowed = S::kParts == 1 && affineOf(T).bits == 8 ? 1 : 0;  // see fetchAhead
+
+    // Where a panel's row is one vector, weights that are asked for are read faster in two streams than in four.
+    template <int R> static constexpr int panelsTogether() {
+        const int most = panelsAtOnce<S, R>(R * S::kParts);
+        return S::kParts == 1 && R > kFollowed && R <= kNearRows<S> && most > 2 ? 2 : most;
+    }
+    template <int R> void call() const { forPanelGroups<R, panelsTogether<R>()>(npanels, *this); }
     template <int R, int P> void tiles(uint32_t first, uint32_t apart) const {
         constexpr AffineInfo kInfo = affineOf(T);
         Products<S, R, P> products;
@@ -188,13 +195,17 @@ template <typename S, WeightFormat T, CodeWidth X> struct AffinePanelCall {
         const char *group = panels + first * panel_bytes;
         const size_t stride = apart * panel_bytes;
         for (uint32_t run = 0; run < runs; run += kInfo.runs(), group += kInfo.groupBytes()) {
+            Q3_UNROLL
+            for (int p = 0; p < P; ++p) {
+                fetchCheckpoint<S, T, R, kFollowed>(group + p * stride, kInfo.headBytes());
+            }
             for (uint32_t i = 0; i < kInfo.runs() && run + i < runs; ++i) {
                 const QuantRows at = x.from(0, run + i);
                 Q3_UNROLL
                 for (int p = 0; p < P; ++p) {
                     const char *panel = group + p * stride;
-                    fetchCheckpoint<S, T, R, S::kParts == 1 && affineOf(T).bits == 8 ? 1 : 0>(
-                        panel + kInfo.headBytes() + i * kInfo.runBytes(), kInfo.runBytes());
+                    fetchCheckpoint<S, T, R, kFollowed>(panel + kInfo.headBytes() + i * kInfo.runBytes(),
+                                                        kInfo.runBytes());
                     addAffinePiece<S, T, X, 0>(panel, i, at, p, products);
                     if constexpr (kInfo.pieces == 2) {
                         addAffinePiece<S, T, X, 1>(panel, i, at, p, products);

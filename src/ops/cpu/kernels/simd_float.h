@@ -176,11 +176,14 @@ inline void fetchAhead(const char *weights, size_t bytes) {
     }
 }
 
+// Rows up to which a format of quantised checkpoints is helped by near requests.
+template <typename S> constexpr int kNearRows = S::kParts == 1 ? 4 : 1;
+
 // The same for the formats of quantised checkpoints.
 template <typename S, WeightFormat T, int R, int Followed>
 inline void fetchCheckpoint(const char *weights, size_t bytes) {
-    constexpr bool kWide = S::kParts == 1;
-    fetchAhead<T, R, Followed, kWide ? 2048 : 256, kWide ? 4 : 1>(weights, bytes);
+    constexpr size_t kNear = S::kParts > 1 ? 256 : (isAffine(T) ? 3584 : 2048);
+    fetchAhead<T, R, Followed, kNear, kNearRows<S>>(weights, bytes);
 }
 
 // Rows of floats up to which the hardware follows (fetchAhead): more where a panel's row is one vector.
