@@ -159,7 +159,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("library", type=Path, nargs="+", help="the first one is compared with")
-    parser.add_argument("--model", default="0.6b", choices=list(SHAPES))
+    parser.add_argument(
+        "--model", default="0.6b", help=f"{', '.join(SHAPES)}, or a checkpoint (--dtype default)"
+    )
     parser.add_argument(
         "--dtype",
         nargs="+",
@@ -182,6 +184,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if min(args.rounds, args.starts) < 1:
         parser.error("--rounds and --starts take numbers from 1 on")
+    if args.model not in SHAPES and not Path(args.model).exists():
+        parser.error(f"--model {args.model} is neither a shape nor a checkpoint")
     for library in args.library:
         if not library.is_file():
             parser.error(f"there is no file {library}")
