@@ -72,6 +72,12 @@ KVCache *Engine::loadCache(const char *path, uint32_t *tokens, uint32_t capacity
     if (count > capacity) {
         fail(QWEN3_STATUS_BAD_PARAM, "the KV cache in %s holds %u tokens, capacity is %u", path, count, capacity);
     }
+    for (uint32_t i = 0; i < count; ++i) {
+        if (stored[i] >= config_.dvoc) {
+            fail(QWEN3_STATUS_IO_ERROR, "the file %s is damaged: its token %u is %u, the vocabulary has %u", path, i,
+                 stored[i], config_.dvoc);
+        }
+    }
     file.requireBlocks(*pool_);
     const std::shared_ptr<KVCache> cache = guarded(std::make_unique<KVCache>(*pool_));
     {

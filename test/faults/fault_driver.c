@@ -31,6 +31,7 @@ int fault_main(int argc, char **argv) {
         {"truncate", truncated, 5},
         {"truncate-each", truncatedEach, 5},
         {"forged", forged, 1},
+        {"forged-each", forgedEach, 1},
         {"sandbox", sandbox, 3},
         {"save", saveFor, 1},
         {"load", loadFrom, 1},

@@ -74,6 +74,7 @@ int32_t doSaveCache(Subject *s);
 int32_t doLoadCache(Subject *s);
 int32_t doSaveWeights(Subject *s);
 int countEntries(const char *folder);
+uint64_t hashOf(const void *data, size_t bytes); /* hashBytes of src/runtime */
 
 /* Commands of hostile.c. */
 void garbage(char **argv);
@@ -98,9 +99,12 @@ void writeForEver(char **argv);
 void afterKill(char **argv);
 void damage(char **argv);
 void limits(char **argv);
-void forged(char **argv);
 void saveFor(char **argv);
 void loadFrom(char **argv);
+
+/* Commands of forgeries.c. */
+void forged(char **argv);
+void forgedEach(char **argv);
 
 /* Commands of cut_files.c. */
 void truncated(char **argv);

@@ -1,4 +1,4 @@
-/* Files that a model writes and reads: killed writers, damage, limits, forgeries, other machines. */
+/* Files that a model writes and reads: killed writers, damage, limits, other machines. */
 #define _GNU_SOURCE
 #include "fault_driver.h"
 
@@ -142,83 +142,6 @@ void limits(char **argv) {
     closeSubject(&s);
 }
 
-/* forged FOLDER: a small file that says to hold a long cache must not make anybody take memory for it. */
-static uint64_t hashWords(const void *data, size_t bytes); /* hashBytes of src/runtime */
-
-void forged(char **argv) {
-    /* A cache of many tokens whose file keeps its tokens but has lost its blocks, all hashes right. */
-    char path[4096];
-    snprintf(path, sizeof path, "%s/file", argv[0]);
-    enum { LONG = 60000 };
-    g_meta.dctx = 1 << 17;
-    g_options.kv_limit_bytes = (uint64_t)1 << 40;
-    Subject s = {NULL, NULL, path};
-    learnExpected();
-    openSubject(&s, &kOperations[2]);
-    CHECK(doSaveCache(&s) == QWEN3_STATUS_SUCCESS, "%s", qwen3LastError());
-    static char file[1 << 20];
-    FILE *in = fopen(path, "rb");
-    const size_t bytes = fread(file, 1, sizeof file, in);
-    fclose(in);
-    /* header: magic 8, version 4, unused 4, identity_bytes, index_offset, index_words, index_hash, file_bytes, hash */
-    uint64_t header[8];
-    memcpy(header, file, sizeof header);
-    const uint64_t identity_bytes = header[2], index_offset = header[3];
-    CHECK(bytes == header[6], "the header is another one");
-    static char identity[4096];
-    memcpy(identity, file + index_offset, identity_bytes);
-    static uint32_t tokens[LONG];
-    const uint64_t end = 4096 + sizeof tokens;
-    const uint64_t index[3] = {4096, sizeof tokens, hashWords(tokens, sizeof tokens)};
-    const uint64_t both[2] = {hashWords(identity, identity_bytes), hashWords(index, sizeof index)};
-    header[3] = end;
-    header[4] = 3;
-    header[5] = hashWords(both, sizeof both);
-    header[6] = end + identity_bytes + sizeof index;
-    header[7] = hashWords(header, 7 * sizeof(uint64_t));
-    FILE *out = fopen(path, "wb");
-    fwrite(header, 1, sizeof header, out);
-    fseek(out, 4096, SEEK_SET);
-    fwrite(tokens, 1, sizeof tokens, out);
-    fwrite(identity, 1, identity_bytes, out);
-    fwrite(index, 1, sizeof index, out);
-    fclose(out);
-    static uint32_t read[LONG];
-    uint32_t length = 0;
-    struct rlimit old, small;
-    getrlimit(RLIMIT_AS, &old);
-    small = old;
-    small.rlim_cur = statusField("/proc/self/status", "VmSize:", 10) * 1024 + (16u << 20);
-    setrlimit(RLIMIT_AS, &small);
-    CHECK(qwen3LoadKVCache(s.model, path, read, LONG, &length) == NULL, "a forged cache was loaded");
-    setrlimit(RLIMIT_AS, &old);
-    CHECK(qwen3LastStatus() == QWEN3_STATUS_IO_ERROR && strstr(qwen3LastError(), "damaged") != NULL, "%s",
-          qwen3LastError());
-    CHECK(statsOf(s.model).ncaches == 1, "a cache is left");
-    closeSubject(&s);
-}
-
-static uint64_t hashWords(const void *data, size_t bytes) {
-    const uint64_t odd = 0x9e3779b97f4a7c15u;
-    uint64_t lanes[8], hash = bytes;
-    for (size_t i = 0; i < 8; ++i) {
-        lanes[i] = odd * (2 * i + 1);
-    }
-    for (size_t at = 0; at < bytes; at += 64) {
-        uint64_t words[8] = {0};
-        memcpy(words, (const char *)data + at, bytes - at < 64 ? bytes - at : 64);
-        for (size_t i = 0; i < 8; ++i) {
-            const uint64_t product = (lanes[i] ^ words[i]) * odd;
-            lanes[i] = product << 29 | product >> 35;
-        }
-    }
-    for (size_t i = 0; i < 8; ++i) {
-        hash = (hash ^ lanes[i]) * odd;
-        hash ^= hash >> 32;
-    }
-    return hash;
-}
-
 /* save PATH and load PATH: for machines with other kernels; prints whether it was loaded, and a hash of the logits. */
 static void exchange(char *path, int load) {
     Subject s = {NULL, NULL, path};
@@ -233,7 +156,7 @@ static void exchange(char *path, int load) {
     CHECK(status == QWEN3_STATUS_SUCCESS || (load && status == QWEN3_STATUS_CACHE_MISMATCH), "%s", qwen3LastError());
     CHECK(status == QWEN3_STATUS_SUCCESS || strstr(qwen3LastError(), "kernels") != NULL, "%s", qwen3LastError());
     printf("%s %016llx\n", status == QWEN3_STATUS_SUCCESS ? "done" : "refused",
-           (unsigned long long)hashWords(g_expected, sizeof g_expected));
+           (unsigned long long)hashOf(g_expected, sizeof g_expected));
     closeSubject(&s);
 }
 void saveFor(char **argv) {

@@ -160,6 +160,11 @@ def test_a_forged_file_takes_no_memory(programs: Path, tmp_path: Path) -> None:
     run(programs, "forged", tmp_path)
 
 
+def test_forged_numbers_are_refused(programs: Path, tmp_path: Path) -> None:
+    """A saved cache with one wrong number and right hashes is damaged or another model's."""
+    run(programs, "forged-each", tmp_path)
+
+
 def test_kernels_that_differ_share_no_caches(programs: Path, tmp_path: Path) -> None:
     """A cache is loaded on a CPU with other vectors if that computes the same bits, or refused."""
     names = ["scalar", "avx2", "avx512", "avx512vnni", "amx", "neon", "neon-dotprod", "neon-i8mm"]
