@@ -129,8 +129,8 @@ void forged(char **argv) {
     closeSubject(&s);
 }
 
-/* forged-each FOLDER: every number of a saved cache's index and header is replaced by others, and its tokens, too. */
-void forgedEach(char **argv) {
+/* Puts other numbers in the place of one of the file's, a word of f, and loads each file. */
+static void refuseOthers(const Subject *s, const Forgery *whole, Forgery *f, uint64_t *word, const char *what) {
     static const uint64_t values[] = {0,
                                       1,
                                       3,
@@ -148,6 +148,25 @@ void forgedEach(char **argv) {
                                       UINT64_MAX - 63,
                                       UINT64_MAX - DATA_AT + 1};
     enum { NVALUES = sizeof values / sizeof *values };
+    for (size_t v = 0; v < 2 * NVALUES; ++v) { /* the value itself, and added to what is there */
+        *f = *whole;
+        const uint64_t before = *word;
+        *word = values[v % NVALUES] + (v < NVALUES ? 0 : before);
+        if (*word == before) {
+            continue;
+        }
+        if (word >= f->index && word < f->index + MOST_WORDS) {
+            fillHeader(f);
+        }
+        writeFile(s->path, f);
+        char which[96];
+        snprintf(which, sizeof which, "%s, value %zu", what, v);
+        refuse(s, which);
+    }
+}
+
+/* forged-each FOLDER: every number of a saved cache's index and header is replaced by others, and its tokens, too. */
+void forgedEach(char **argv) {
     char path[4096], what[64];
     snprintf(path, sizeof path, "%s/file", argv[0]);
     Subject s = {NULL, NULL, path};
@@ -157,27 +176,12 @@ void forgedEach(char **argv) {
     static Forgery whole, f;
     readFile(path, &whole);
     for (size_t i = 0; i < whole.nwords; ++i) {
-        for (size_t v = 0; v < 2 * NVALUES; ++v) { /* the value itself, and added to what is there */
-            f = whole;
-            f.index[i] = values[v % NVALUES] + (v < NVALUES ? 0 : f.index[i]);
-            if (f.index[i] != whole.index[i]) {
-                fillHeader(&f);
-                writeFile(path, &f);
-                snprintf(what, sizeof what, "word %zu of the index, value %zu", i, v);
-                refuse(&s, what);
-            }
-        }
+        snprintf(what, sizeof what, "word %zu of the index", i);
+        refuseOthers(&s, &whole, &f, &f.index[i], what);
     }
     for (size_t i = IDENTITY_BYTES; i < HEADER_HASH; ++i) {
-        for (size_t v = 0; v < 2 * NVALUES; ++v) {
-            f = whole;
-            f.header[i] = values[v % NVALUES] + (v < NVALUES ? 0 : f.header[i]);
-            if (f.header[i] != whole.header[i]) {
-                writeFile(path, &f);
-                snprintf(what, sizeof what, "word %zu of the header, value %zu", i, v);
-                refuse(&s, what);
-            }
-        }
+        snprintf(what, sizeof what, "word %zu of the header", i);
+        refuseOthers(&s, &whole, &f, &f.header[i], what);
     }
     for (size_t nwords = 0; nwords <= whole.nwords + 4; ++nwords) { /* an index that ends early, or goes on */
         f = whole;
