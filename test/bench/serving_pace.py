@@ -1,15 +1,17 @@
-"""Draws what --step-seconds trades: tokens per second against the time between tokens.
+"""Draws what --step-seconds and --prompt-seconds trade: tokens per second against pauses.
 
     python test/bench/random_model.py --model 0.6b DIR
     python test/bench/serving_pace.py --model-path DIR --dtype bf16 int8 --seconds 0.05 0.1 0.2 0.5
+    python test/bench/serving_pace.py --model-path DIR --seconds 0.12 --prompt-seconds 0.12 0.6
 
-Starts scripts/launch_server.py once for every format and value, and measures each as bench_serving
-does, with so many users who ask again as soon as they are answered.
+Starts scripts/launch_server.py once for every format and pair of values, and measures each as
+bench_serving does, with so many users who ask again as soon as they are answered.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -20,10 +22,12 @@ from infinicore_infer.tools import bench_serving
 from soak import launch
 
 
-def measure(args: argparse.Namespace, dtype: str, seconds: float) -> list[dict[str, Any]]:
+def measure(
+    args: argparse.Namespace, dtype: str, seconds: float, prompt: float
+) -> list[dict[str, Any]]:
     """Returns the rows of one server."""
     options = ["--model-path", str(args.model_path), "--dtype", dtype, "--kv-memory", "4G"]
-    options += ["--step-seconds", str(seconds)]
+    options += ["--step-seconds", str(seconds), "--prompt-seconds", str(prompt)]
     with tempfile.TemporaryDirectory() as folder:
         server, url = launch(options, Path(folder) / "log")
     try:
@@ -33,7 +37,8 @@ def measure(args: argparse.Namespace, dtype: str, seconds: float) -> list[dict[s
     finally:
         server.terminate()
         server.wait()
-    return [{"dtype": dtype, "step_seconds": seconds, **row} for row in run["rows"]]
+    values = {"dtype": dtype, "step_seconds": seconds, "prompt_seconds": prompt}
+    return [{**values, **row} for row in run["rows"]]
 
 
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -54,7 +59,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
         )
         for row in mine:
             axis.annotate(
-                f"{row['step_seconds']:g} s",
+                f"{row['step_seconds']:g}, {row['prompt_seconds']:g} s",
                 (row["itl_p90"], row["tok_s"]),
                 fontsize=7,
                 color=line[0].get_color(),
@@ -77,6 +82,7 @@ def main() -> None:
     parser.add_argument("--model-path", type=Path, required=True, metavar="DIR")
     parser.add_argument("--dtype", nargs="+", default=["bf16", "int8"])
     parser.add_argument("--seconds", nargs="+", type=float, default=[0.05, 0.12, 0.25, 0.5])
+    parser.add_argument("--prompt-seconds", nargs="+", type=float, default=[0.6])
     parser.add_argument("--users", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--generate", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--rounds", type=int, default=2, help="requests of each user")
@@ -84,18 +90,17 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    print("| format | step, s | load | tok/s | first text p50, p90 | between p50, p90, p99, ms |")
+    print("| format | steps, s | load | tok/s | first text p50, p90 | between p50, p90, p99, ms |")
     print("|---" * 6 + "|")
-    for dtype in args.dtype:
-        for seconds in args.seconds:
-            for row in measure(args, dtype, seconds):
-                rows.append(row)
-                print(
-                    f"| {dtype} | {seconds:g} | {row['load']} | {row['tok_s']:.1f} "
-                    f"| {row['ttft_p50']:.0f}, {row['ttft_p90']:.0f} "
-                    f"| {row['itl_p50']:.0f}, {row['itl_p90']:.0f}, {row['itl_p99']:.0f} |",
-                    flush=True,
-                )
+    for dtype, seconds, prompt in itertools.product(args.dtype, args.seconds, args.prompt_seconds):
+        for row in measure(args, dtype, seconds, prompt):
+            rows.append(row)
+            print(
+                f"| {dtype} | {seconds:g}, {prompt:g} | {row['load']} | {row['tok_s']:.1f} "
+                f"| {row['ttft_p50']:.0f}, {row['ttft_p90']:.0f} "
+                f"| {row['itl_p50']:.0f}, {row['itl_p90']:.0f}, {row['itl_p99']:.0f} |",
+                flush=True,
+            )
     if args.json:
         args.json.write_text(
             json.dumps({"date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1)

@@ -21,7 +21,6 @@ from infinicore_infer.engine.config import (
 from infinicore_infer.engine.engine import Engine
 from infinicore_infer.engine.jobs import Submission
 from infinicore_infer.engine.llm import LLM
-from infinicore_infer.engine.pace import Pace
 from infinicore_infer.engine.prefix_cache import PrefixCache
 from infinicore_infer.generate.plan import plan_step
 from libinfinicore_infer import Qwen3Error
@@ -79,6 +78,7 @@ def test_little_kv_memory(expected: list[list[int]], prefix: int | None) -> None
 
 def test_prompt_goes_in_between(llm: LLM) -> None:
     """While a long prompt loads in small steps, another answer goes on."""
+    assert llm.engine.config.step_tokens == 512  # the model's own, where the program names none
     llm.engine.config.step_tokens = 32
     order: list[str] = []
     model = llm.model
@@ -227,48 +227,6 @@ def test_siblings_reuse_the_prompt(llm: LLM) -> None:
     assert llm.engine.wait_idle(10)
     reused = [job.sequence.result.reused_tokens for job in others]
     assert all(len(prompt) - 16 <= count < len(prompt) for count in reused)
-
-
-def test_speed_limits_prompt_parts(llm: LLM) -> None:
-    """A step is cut to the time it may take: more without answers."""
-    assert llm.engine.config.step_tokens == 512  # the model's own, where the program names none
-    pace = Pace(EngineConfig(step_tokens=512, step_seconds=0.08))
-    assert pace.budget([]) == 128
-    pace.record(1, 999, 1.0)
-
-    def sequence(tokens: int) -> Any:
-        settings = llm.model.sampling_params()
-        return llm.engine.make_job(Submission([1] * tokens, [settings]), print).sequence
-
-    answer, prompt = sequence(1), sequence(9)
-    assert pace.budget([prompt]) == 500
-    assert [pace.budget([sequence(count)]) for count in (510, 630)] == [510, 500]
-    # The token of an answer costs as much as two of prompts.
-    assert pace.budget([answer] * 4) == 80 - 4
-    assert pace.budget([answer, prompt] * 8) == 80 - 8
-    assert pace.budget([prompt] * 63 + [answer]) == 80 - 1
-    assert pace.budget([answer] * 60) == 60 + 16
-    for _ in range(40):
-        pace.record(1, 99999, 1.0)
-    assert pace.budget([prompt]) == pace.budget([answer]) == 512
-
-
-@pytest.mark.parametrize("fixed", [0.0, 0.01, 0.03])
-@pytest.mark.parametrize("answers", [1, 4, 16, 40])
-def test_steps_take_the_time_between_tokens(llm: LLM, fixed: float, answers: int) -> None:
-    """Whatever a made-up machine's steps cost besides their tokens, their length is learnt."""
-    pace = Pace(EngineConfig(step_tokens=512, step_seconds=0.12))
-    settings = llm.model.sampling_params()
-    active = [
-        llm.engine.make_job(Submission([1] * count, [settings]), print).sequence
-        for count in [1] * answers + [2000]
-    ]
-    seconds = 0.0
-    for _ in range(30):
-        tokens = pace.budget(active)
-        seconds = fixed + (tokens - answers) / 900 + answers * 0.0014
-        pace.record(answers + 1, tokens, seconds)
-    assert seconds == pytest.approx(0.12, rel=0.05)
 
 
 def test_short_prompts_do_not_wait_for_long_ones(llm: LLM) -> None:

@@ -35,7 +35,9 @@ class EngineConfig:
         max_queue: Most requests waiting besides.
         step_tokens: Most tokens of a step; 0: as many as the model computes at a time.
         step_seconds: How long a step may take while answers are in progress, which is the time
-            between their tokens; parts of prompts are cut to fit. Without answers, 0.5 or more.
+            between their tokens; parts of prompts are cut to fit.
+        prompt_seconds: How long a step may take while no answer is in progress, or while two
+            prompts or more are, for one in ten tokens of an answer; no less than step_seconds.
         prefix_cache_bytes: KV memory for remembered prefixes; 0: none; ``None``: half of it.
         prefix_dir: Folder for prefixes that many requests share; ``None``: none is kept on disk.
         prefix_disk_bytes: Most bytes of all files in it.
@@ -47,6 +49,7 @@ class EngineConfig:
     max_queue: int = 256
     step_tokens: int = 0
     step_seconds: float = 0.12
+    prompt_seconds: float = 0.6
     prefix_cache_bytes: int | None = None
     prefix_dir: Path | None = None
     prefix_disk_bytes: int = 4 << 30
@@ -61,8 +64,9 @@ class EngineConfig:
         for name, low in (("max_batch", 1), ("max_queue", 0), ("step_tokens", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if not self.step_seconds > 0:
-            raise ValueError(f"step_seconds must be above 0, got {self.step_seconds}")
+        for name in ("step_seconds", "prompt_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.prefix_cache_bytes is not None and self.prefix_cache_bytes < 0:
             raise ValueError("prefix_cache_bytes must not be negative")
         if self.prefix_dir is not None and self.prefix_cache_bytes == 0:

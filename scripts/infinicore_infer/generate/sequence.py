@@ -34,6 +34,7 @@ class GenerationSequence:
         arrival: A number that grows from sequence to sequence: the youngest has the highest.
         result: The answer so far.
         finished: Whether the answer is complete.
+        limit: Most tokens that the answer may have.
         prompt_logprobs: How many likeliest tokens to report with each of the prompt's; ``None``:
             the prompt is not scored.
         prompt_scores: Log-probabilities of the prompt's tokens but the first, once computed.
@@ -103,7 +104,7 @@ class GenerationSequence:
         self._end_tokens = frozenset((*ends, *stop_tokens))
         # The last token generated need not be fed, so it may lie just outside the context.
         room = dctx - len(prompt) + 1
-        self._limit = min(room, params.max_steps) if params.max_steps is not None else room
+        self.limit = min(room, params.max_steps) if params.max_steps is not None else room
         self._sampler = SamplerState(params, seed, prompt, dvoc)
         self._rules = TokenRules(
             dvoc,
@@ -142,7 +143,7 @@ class GenerationSequence:
     @property
     def draft_room(self) -> int:
         """Most drafts that a step can use: it brings one token more than them."""
-        return self._limit - len(self.result.tokens) - 1
+        return self.limit - len(self.result.tokens) - 1
 
     def start(self, model: NativeModel, cache: KVCache | None = None) -> None:
         """Get a cache, or find what the given one already holds.
@@ -250,7 +251,7 @@ class GenerationSequence:
                 piece.text = self._stops.push(piece.text)
         if ended or self._stops.matched is not None:
             piece.finish_reason = "stop"
-        if piece.finish_reason is None and len(result.tokens) >= self._limit:
+        if piece.finish_reason is None and len(result.tokens) >= self.limit:
             piece.finish_reason = "length"
         if piece.finish_reason is None and repeats:
             piece.finish_reason = "repetition"

@@ -90,6 +90,7 @@ def _engine_config(args: argparse.Namespace) -> EngineConfig:
         max_queue=args.max_queue,
         step_tokens=args.step_tokens,
         step_seconds=args.step_seconds,
+        prompt_seconds=args.prompt_seconds,
         prefix_cache_bytes=args.prefix_cache,
         prefix_dir=Path(args.prefix_dir) if args.prefix_dir else None,
         prefix_disk_bytes=args.prefix_disk,

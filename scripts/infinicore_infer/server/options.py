@@ -86,6 +86,15 @@ def build_parser() -> argparse.ArgumentParser:
         "between two tokens of an answer while prompts are read (default: %(default)g)",
     )
     add(
+        "--prompt-seconds",
+        type=seconds,
+        default=0.6,
+        metavar="S",
+        help="seconds that a step may take while no answer is in progress, or while two or more "
+        "prompts are read: then for at most one in ten tokens of an answer; up to --step-seconds: "
+        "none comes later than that (default: %(default)g)",
+    )
+    add(
         "--request-timeout",
         type=seconds,
         metavar="S",
