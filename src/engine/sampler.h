@@ -8,7 +8,7 @@
 
 namespace q3 {
 
-// Keeps its scratch memory from call to call.
+// Keeps its scratch memory, which grows to what is asked of it, from call to call. One caller at a time.
 class Sampler {
 public:
     explicit Sampler(uint32_t dvoc);
