@@ -1,6 +1,7 @@
 #include "engine/chooser.h"
 
 #include <algorithm>
+#include <exception>
 
 namespace q3 {
 
@@ -50,13 +51,39 @@ void Chooser::choose(const Chunk &chunk, const ReadLogits &read_logits) {
         }
         logits_.resize(std::max(logits_.size(), size_t{count} * dvoc_));
         read_logits(rows, count, logits_.data());
-        for (uint32_t i = 0; i < count; ++i) {
-            chooseAfter(batch[i], chunk, logits_.data() + size_t{i} * dvoc_);
+        chooseAll(batch, count, chunk);
+    }
+}
+
+// Chooses after the rows whose logits have been read. Requests know nothing of each other, and a request's rows, which
+// are neighbours, follow one another.
+void Chooser::chooseAll(const Candidate *candidates, uint32_t count, const Chunk &chunk) {
+    uint32_t first[kLogitRows + 1];  // candidate of each request
+    std::exception_ptr errors[kLogitRows];
+    uint32_t nreq = 0;
+    for (uint32_t i = 0; i < count; ++i) {
+        if (i == 0 || candidates[i].request != candidates[i - 1].request) {
+            first[nreq++] = i;
+        }
+    }
+    first[nreq] = count;
+    for_each_(nreq, [&](uint32_t r, uint32_t thread) {
+        try {
+            for (uint32_t i = first[r]; i < first[r + 1]; ++i) {
+                chooseAfter(candidates[i], chunk, logits_.data() + size_t{i} * dvoc_, samplers_[thread]);
+            }
+        } catch (...) {
+            errors[r] = std::current_exception();
+        }
+    });
+    for (const std::exception_ptr &error : errors) {  // the first request's, whichever thread was first
+        if (error != nullptr) {
+            std::rethrow_exception(error);
         }
     }
 }
 
-void Chooser::chooseAfter(const Candidate &candidate, const Chunk &chunk, float *logits) {
+void Chooser::chooseAfter(const Candidate &candidate, const Chunk &chunk, float *logits, Sampler &sampler) {
     Choice &choice = choices_[candidate.request];
     if (choice.decided) {
         return;
@@ -67,7 +94,7 @@ void Chooser::chooseAfter(const Candidate &candidate, const Chunk &chunk, float 
         params.nhistory += choice.result.naccepted;
         params.ngenerated += choice.result.naccepted;
     }
-    sampler_.sample(logits, params, args_.req_pos[candidate.request] + candidate.index, choice.result);
+    sampler.sample(logits, params, args_.req_pos[candidate.request] + candidate.index, choice.result);
     const bool last = candidate.index + 1 == args_.req_lens[candidate.request];
     choice.decided = last || args_.tokens[chunk.first_token + candidate.row + 1] != choice.result.token;
     if (!choice.decided) {  // the next token is a draft, and right

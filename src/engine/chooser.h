@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "engine/batch.h"
@@ -17,7 +18,11 @@ inline constexpr uint32_t kLogitRows = 64;
 // One for each model, used by one call at a time: begin, choose for every chunk in order, finish.
 class Chooser {
 public:
-    explicit Chooser(uint32_t dvoc) : dvoc_(dvoc), sampler_(dvoc) {}
+    // Calls body(i, thread) once for each i < count, side by side; body does not throw, and thread < nthreads.
+    using ForEach = std::function<void(uint32_t count, const std::function<void(uint32_t i, uint32_t thread)> &body)>;
+
+    Chooser(uint32_t dvoc, uint32_t nthreads, ForEach for_each)
+        : dvoc_(dvoc), for_each_(std::move(for_each)), samplers_(nthreads, Sampler(dvoc)) {}
 
     // Writes logits [nrows, dvoc] of rows of the chunk that ran last; nrows is at most kLogitRows.
     using ReadLogits = std::function<void(const uint32_t *rows, uint32_t nrows, float *logits)>;
@@ -47,10 +52,12 @@ private:
         uint32_t request;
     };
     std::vector<Candidate> candidatesIn(const Chunk &chunk) const;
-    void chooseAfter(const Candidate &candidate, const Chunk &chunk, float *logits);
+    void chooseAll(const Candidate *candidates, uint32_t count, const Chunk &chunk);
+    void chooseAfter(const Candidate &candidate, const Chunk &chunk, float *logits, Sampler &sampler);
 
     uint32_t dvoc_;
-    Sampler sampler_;
+    ForEach for_each_;
+    std::vector<Sampler> samplers_;  // [nthreads]
     BatchArgs args_{};
     const Qwen3SamplingParams *params_ = nullptr;
     std::vector<Choice> choices_;  // [nreq] at least: kept for their memory

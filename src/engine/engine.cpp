@@ -76,7 +76,9 @@ Engine::Engine(const ModelConfig &config, float theta, const ModelTensors &tenso
              ranksPlaces(backend_options, slices_.size()), !needsInfinicore(backend_options)),
       reduce_(group_.barrier(), group_.size()),
       backends_(makeBackends(configsOf(slices_), backend_options, dev_ids, group_, reduce_)), forward_(slices_.size()),
-      chooser_(config.dvoc), seed_(options.has_seed != 0 ? options.seed : randomSeed()) {
+      chooser_(config.dvoc, backends_[0]->threads(),
+               [this](uint32_t count, const auto &body) { backends_[0]->forEach(count, body); }),
+      seed_(options.has_seed != 0 ? options.seed : randomSeed()) {
     std::vector<ModelWeights> packed = packWeights(config, slices_, tensors, options, backends_, group_);
     group_.run([&](uint32_t rank) {
         forward_[rank] =

@@ -1,4 +1,4 @@
-// What a backend that cannot save its weights inherits.
+// What a backend inherits that cannot save its weights, or has no threads of its own.
 #include "ops/backend.h"
 
 #include "runtime/error.h"
@@ -17,6 +17,12 @@ void Backend::save(const PackedLinear &, PackedWriter &) const {
 }
 void Backend::save(const PackedNorm &, PackedWriter &) const {
     failCannotSave();
+}
+
+void Backend::forEach(uint32_t count, const std::function<void(uint32_t i, uint32_t thread)> &body) {
+    for (uint32_t i = 0; i < count; ++i) {
+        body(i, 0);
+    }
 }
 
 }  // namespace q3

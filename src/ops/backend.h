@@ -5,6 +5,7 @@
 // may run beside steps.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -52,6 +53,11 @@ public:
     virtual std::string kvLayout() const { return {}; }
     // A name that backends share which compute the same bits from the same weights; where kvLayout() is not empty.
     virtual std::string numerics() const { return {}; }
+
+    // --- work of the engine's own on the host
+    // Calls body(i, thread) once for each i < count, thread < threads(): side by side on the threads that this backend
+    // has, or (as here) one after the other where it has none. Between steps; body must not throw.
+    virtual void forEach(uint32_t count, const std::function<void(uint32_t i, uint32_t thread)> &body);
 
     // --- information
     virtual size_t scratchBytes() const = 0;

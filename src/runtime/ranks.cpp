@@ -155,7 +155,6 @@ void RankGroup::run(const std::function<void(uint32_t)> &body) {
 }
 
 void RankGroup::workerLoop(uint32_t rank) {
-    prepareToThrow();
     if (rank < cpus_.size() && !cpus_[rank].empty()) {
         pinThread(cpus_[rank]);
     }

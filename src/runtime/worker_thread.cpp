@@ -56,6 +56,7 @@ std::thread startThread(std::function<void()> body) {
     try {
         return std::thread([body = std::move(body)] {
             setDefaultFloats();
+            prepareToThrow();
             body();
         });
     } catch (const std::system_error &error) {

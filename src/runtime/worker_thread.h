@@ -36,9 +36,9 @@ inline void prepareToThrow() noexcept {
     const std::exception_ptr none = std::current_exception();
 }
 
-// Starts a thread that computes in the default floating-point environment and that no signal sent to the process is
-// delivered to: a program that blocks a signal and waits for it must get it. Only faults of the thread itself, such as
-// SIGSEGV, stay deliverable, so that a crash handler still sees them. Throws OUT_OF_MEMORY when the system refuses.
+// Starts a thread that computes in the default floating-point environment, may throw, and gets no signal that is sent
+// to the process: a program that blocks a signal and waits for it must get it. Only faults of the thread itself, such
+// as SIGSEGV, stay deliverable, so that a crash handler still sees them. Throws OUT_OF_MEMORY when the system refuses.
 std::thread startThread(std::function<void()> body);
 
 }  // namespace q3

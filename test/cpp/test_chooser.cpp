@@ -1,18 +1,23 @@
 // How a call is cut into steps, and which tokens it chooses: the same however it is cut, drafts verified one after
-// another, and no logits read that nobody needs.
+// another, no logits read that nobody needs, and the same on however many threads.
 #include <algorithm>
+#include <functional>
+#include <limits>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "check.h"
 #include "engine/chooser.h"
+#include "runtime/error.h"
 
 using namespace q3;
 
 namespace {
 
 constexpr uint32_t kVocabulary = 10;
+constexpr uint32_t kThreads = 3;
 
 // The arguments of a call, without caches.
 struct Call {
@@ -73,9 +78,23 @@ struct Outcome {
     size_t rows = 0;  // of logits that were read
 };
 
+void firstFirst(uint32_t count, const std::function<void(uint32_t, uint32_t)> &body) {
+    for (uint32_t i = 0; i < count; ++i) {
+        body(i, i % kThreads);
+    }
+}
+
+void lastFirst(uint32_t count, const std::function<void(uint32_t, uint32_t)> &body) {
+    while (count-- > 0) {
+        body(count, count % kThreads);
+    }
+}
+
 // Runs a call with a model whose logits after token t are logits_after(t).
-template <typename LogitsAfter> Outcome run(const Call &call, uint32_t limit, const LogitsAfter &logits_after) {
-    Chooser chooser(kVocabulary);
+template <typename LogitsAfter>
+Outcome run(const Call &call, uint32_t limit, const LogitsAfter &logits_after,
+            const Chooser::ForEach &for_each = firstFirst) {
+    Chooser chooser(kVocabulary, kThreads, for_each);
     Outcome outcome;
     chooser.begin(call.args(), call.params.data());
     for (const Chunk &chunk : cutIntoChunks(call.args(), limit)) {
@@ -116,7 +135,7 @@ void testDrafts() {
     const uint32_t accepted[] = {0, 3, 1, 0, 0};
     const uint32_t rejected[] = {0, 0, 2, 2, 0};
     for (uint32_t limit = 1; limit <= 20; ++limit) {
-        const Outcome outcome = run(call, limit, next);
+        const Outcome outcome = run(call, limit, next, limit % 2 == 0 ? firstFirst : lastFirst);
         for (uint32_t r = 0; r < 5; ++r) {
             CHECK(outcome.results[r].token == tokens[r]);
             CHECK(outcome.results[r].naccepted == accepted[r]);
@@ -162,6 +181,75 @@ void testHistory() {
     CHECK(run(call, 3, always).results[0].naccepted == 1);
 }
 
+// On threads, each request gets what a sampler of its own gives it, and the error of the first that fails is thrown.
+void testThreads() {
+    const Chooser::ForEach side_by_side = [](uint32_t count, const auto &body) {
+        std::vector<std::thread> threads;
+        for (uint32_t t = 0; t < kThreads; ++t) {
+            threads.emplace_back([&, t] {
+                for (uint32_t i = t; i < count; i += kThreads) {
+                    body(i, t);
+                }
+            });
+        }
+        for (std::thread &thread : threads) {
+            thread.join();
+        }
+    };
+    std::mt19937 random(7);
+    std::vector<std::vector<float>> logits(kVocabulary, std::vector<float>(kVocabulary));
+    for (std::vector<float> &row : logits) {
+        std::generate(row.begin(), row.end(), [&] { return static_cast<float>(random() % 100) / 25.0F; });
+    }
+    const auto after = [&](uint32_t token) { return logits[token]; };
+    const std::vector<uint32_t> history = {1, 2, 2, 3};
+    const std::vector<uint32_t> bias_tokens = {4};
+    const std::vector<float> bias_values = {2.0F};
+    const uint32_t mask = 0x155;
+    Call call;
+    for (uint32_t r = 0; r < 3 * kLogitRows / 2; ++r) {  // more than one batch of rows
+        call.add({r % kVocabulary});
+        Qwen3SamplingParams &p = call.params.back();
+        p.temperature = r % 3 == 0 ? 0.0F : 1.0F;
+        p.seed = r;
+        p.history = history.data();
+        p.nhistory = history.size();
+        p.ngenerated = 2;
+        p.repetition_penalty = r % 4 == 1 ? 1.5F : 1.0F;
+        p.frequency_penalty = r % 4 == 2 ? 0.5F : 0.0F;
+        p.bias_tokens = bias_tokens.data();
+        p.bias_values = bias_values.data();
+        p.nbias = r % 5 == 0 ? 1 : 0;
+        p.allowed_mask = r % 5 == 1 ? &mask : nullptr;
+    }
+    const Outcome outcome = run(call, 512, after, side_by_side);
+    for (uint32_t r = 0; r < call.params.size(); ++r) {
+        std::vector<float> row = after(call.tokens[r]);
+        Qwen3SampleResult alone{};
+        Sampler(kVocabulary).sample(row.data(), call.params[r], 0, alone);
+        CHECK(outcome.results[r].token == alone.token && outcome.results[r].logprob == alone.logprob);
+    }
+
+    const auto failure = [&](const Chooser::ForEach &for_each) {
+        try {
+            run(call, 512, after, for_each);
+        } catch (const Error &error) {
+            return error.status();
+        }
+        return static_cast<int32_t>(QWEN3_STATUS_SUCCESS);
+    };
+    const uint32_t nothing = 0;
+    call.params[5].allowed_mask = &nothing;
+    logits[7][0] = std::numeric_limits<float>::quiet_NaN();
+    CHECK(failure(side_by_side) == QWEN3_STATUS_BAD_PARAM && failure(lastFirst) == QWEN3_STATUS_BAD_PARAM);
+    call.params[8].allowed_mask = &nothing;
+    call.params[5].allowed_mask = nullptr;
+    CHECK(failure(side_by_side) == QWEN3_STATUS_INTERNAL_ERROR && failure(lastFirst) == QWEN3_STATUS_INTERNAL_ERROR);
+    call.params[8].allowed_mask = nullptr;
+    logits[7][0] = 0.0F;
+    CHECK(failure(side_by_side) == QWEN3_STATUS_SUCCESS);
+}
+
 }  // namespace
 
 int main() {
@@ -169,5 +257,6 @@ int main() {
     testDrafts();
     testRowsRead();
     testHistory();
+    testThreads();
     return q3test::finish("chooser");
 }

@@ -258,6 +258,14 @@ void CpuBackend::attention(Activation out, Activation qkv, uint32_t layer) {
     attention_.attend(out, qkv, layer);
 }
 
+void CpuBackend::forEach(uint32_t count, const std::function<void(uint32_t i, uint32_t thread)> &body) {
+    pool_.parallelFor(count, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        for (uint32_t i = begin; i < end; ++i) {
+            body(i, thread);
+        }
+    });
+}
+
 size_t CpuBackend::scratchBytes() const {
     size_t total = linears_.scratchBytes() + attention_.scratchBytes() + (experts_ ? experts_->scratchBytes() : 0);
     for (const HostBuffer &buffer : activations_) {

@@ -68,6 +68,8 @@ public:
     void readRows(float *out, Activation in, uint32_t nrows) override;
     void allReduceSum(Activation x) override;
 
+    void forEach(uint32_t count, const std::function<void(uint32_t i, uint32_t thread)> &body) override;
+
     size_t scratchBytes() const override;
     uint32_t threads() const override { return pool_.size(); }
     std::string description() const override;
