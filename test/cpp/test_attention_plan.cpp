@@ -92,9 +92,13 @@ void checkComplete(const AttentionPlan &plan, const AttentionPlan::Shape &shape,
 // Keys that the busiest thread reads when units are claimed in order by whoever is free.
 uint64_t busiest(const AttentionPlan &plan, uint32_t threads) {
     std::vector<uint64_t> until(threads);
-    for (const AttentionPlan::Unit &unit : plan.units()) {
-        const uint32_t keys = plan.items()[unit.item].keys();
-        *std::min_element(until.begin(), until.end()) += unit.cut ? std::min(kSplit, keys - unit.first_key) : keys;
+    for (size_t i = 0; i < plan.units().size();) {
+        uint64_t &first_free = *std::min_element(until.begin(), until.end());
+        for (const size_t end = std::min(plan.units().size(), i + plan.unitsTogether()); i < end; ++i) {
+            const AttentionPlan::Unit &unit = plan.units()[i];
+            const uint32_t keys = plan.items()[unit.item].keys();
+            first_free += unit.cut ? std::min(kSplit, keys - unit.first_key) : keys;
+        }
     }
     return *std::max_element(until.begin(), until.end());
 }
@@ -129,6 +133,27 @@ void testDecode() {
     CHECK(!decode(2, 8, {512}, 4.0));
     CHECK(!decode(8, 16, std::vector<uint32_t>(16, 4096), 1.0));
     CHECK(!decode(3, 4, {}, 1.0));
+}
+
+// Short sequences of a batch are claimed several heads at a time, unless threads would wait for each other.
+void testTogether() {
+    const auto together = [](uint32_t threads, const std::vector<Request> &requests) {
+        AttentionPlan plan({8, 2, 48, 40960, threads});
+        const std::vector<Sequence> sequences = sequencesOf(requests);
+        plan.build(sequences);
+        return plan.unitsTogether();
+    };
+    CHECK(together(2, std::vector<Request>(16, {40, 1})) == 8);
+    CHECK(together(8, std::vector<Request>(16, {40, 1})) == 2);
+    CHECK(together(32, std::vector<Request>(16, {40, 1})) == 1);
+    CHECK(together(2, {{40, 1}}) == 1);
+    CHECK(together(2, {{0, 512}}) == 1);
+    std::vector<Request> mixed(16, {40, 1});
+    mixed[15].pos = 400;
+    CHECK(together(2, mixed) == 1);
+    CHECK(!decode(8, 2, std::vector<uint32_t>(15, 40), 1.1));
+    CHECK(!decode(8, 3, std::vector<uint32_t>(32, 40), 1.1));
+    CHECK(!decode(8, 2, {40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 160}, 1.15));
 }
 
 // Prompts, drafts and decode together, more than parts have room for.
@@ -169,6 +194,7 @@ void testMixed() {
 
 int main() {
     testDecode();
+    testTogether();
     testMixed();
     return q3test::finish("attention_plan");
 }

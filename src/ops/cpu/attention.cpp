@@ -152,7 +152,8 @@ void Attention::prepareItem(const AttentionItem &item, Activation qkv, uint32_t 
 void Attention::attend(Activation out, Activation qkv, uint32_t layer) {
     const auto &items = plan_.items();
     const auto &units = plan_.units();
-    pool_.parallelFor(static_cast<uint32_t>(units.size()), 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+    const auto nunits = static_cast<uint32_t>(units.size());
+    pool_.parallelFor(nunits, plan_.unitsTogether(), [&](uint32_t begin, uint32_t end, uint32_t thread) {
         const AttentionScratch s = scratchOf(thread);
         for (uint32_t i = begin; i < end; ++i) {
             const AttentionPlan::Unit &unit = units[i];

@@ -56,6 +56,8 @@ public:
     size_t maxPartRows() const;
     const std::vector<AttentionItem> &items() const { return items_; }
     const std::vector<Unit> &units() const { return units_; }
+    // How many neighbouring units a thread claims at a time.
+    uint32_t unitsTogether() const { return units_together_; }
     const std::vector<Merge> &merges() const { return merges_; }
     // Whether every sequence has one item per KV head, as in decode: no item reads keys that another one writes.
     bool oneItemEach() const { return one_item_each_; }
@@ -66,6 +68,7 @@ private:
 
     Shape shape_;
     bool one_item_each_ = true;
+    uint32_t units_together_ = 1;
     std::vector<AttentionItem> items_;
     std::vector<Unit> units_;
     std::vector<Merge> merges_;
