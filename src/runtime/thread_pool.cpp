@@ -25,7 +25,7 @@ void relaxCpu() {
 #endif
 }
 
-ThreadPool::ThreadPool(uint32_t nthreads) : nthreads_(std::max(1U, nthreads)) {
+ThreadPool::ThreadPool(uint32_t nthreads) : nthreads_(std::max(1U, nthreads)), ranges_(nthreads_) {
     // With more threads than CPUs, polling steals the time of the thread that is waited for.
     spin_limit_ = nthreads_ <= availableCpus() ? kSpinLimit : 0;
     workers_.reserve(nthreads_ - 1);
@@ -56,13 +56,17 @@ void ThreadPool::stop() {
     workers_.clear();
 }
 
-void ThreadPool::run(uint32_t count, uint32_t least, uint32_t most, Invoke invoke, const void *body) {
+void ThreadPool::run(const Fork &fork, Invoke invoke, const void *body) {
     invoke_ = invoke;
     body_ = body;
-    count_ = count;
-    least_ = least;
-    most_ = most;
-    next_.store(0, std::memory_order_relaxed);
+    in_order_ = fork.in_order;
+    if (in_order_) {
+        count_ = fork.count;
+        grain_ = fork.least;
+        next_.store(0, std::memory_order_relaxed);
+    } else {
+        ranges_.divide(fork.count, fork.least, fork.most);
+    }
     active_.store(nthreads_ - 1, std::memory_order_relaxed);
     generation_.fetch_add(1);  // seq_cst: ordered against the sleeper's hint below
     if (sleepers_hint_.load() > 0) {
@@ -80,11 +84,6 @@ void ThreadPool::run(uint32_t count, uint32_t least, uint32_t most, Invoke invok
             std::this_thread::yield();
         }
     }
-}
-
-uint32_t ThreadPool::Fork::chunk(uint32_t left) const {
-    const uint32_t share = left / (2 * nthreads) / least * least;
-    return std::min(left, std::clamp(share, least, most));
 }
 
 std::atomic<void (*)(const ThreadPool::Fork &fork)> ThreadPool::observer_{nullptr};
@@ -107,10 +106,20 @@ void ThreadPool::Watch::end() {
 }
 
 void ThreadPool::work(uint32_t thread) {
-    const Fork fork{nthreads_, count_, least_, most_, 0.0};
+    if (in_order_) {
+        workInOrder(thread);
+        return;
+    }
+    ThreadRanges::Claims claims(ranges_, thread);
+    for (uint32_t begin = 0, end = 0; claims.next(begin, end);) {
+        invoke_(body_, begin, end, thread);
+    }
+}
+
+void ThreadPool::workInOrder(uint32_t thread) {
     uint32_t begin = next_.load(std::memory_order_relaxed);
     while (begin < count_) {
-        const uint32_t size = fork.chunk(count_ - begin);
+        const uint32_t size = std::min(count_ - begin, grain_);
         if (next_.compare_exchange_weak(begin, begin + size, std::memory_order_relaxed)) {
             invoke_(body_, begin, begin + size, thread);
             begin = next_.load(std::memory_order_relaxed);

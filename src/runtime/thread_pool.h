@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/thread_ranges.h"
+
 namespace q3 {
 
 constexpr uint32_t kMaxThreads = 1024;
@@ -29,11 +31,10 @@ public:
     // One parallelFor, for tools that study how work divides.
     struct Fork {
         uint32_t nthreads, count, least, most;
+        bool in_order;  // chunks of `least` are claimed in order; else from ThreadRanges
         double seconds;
         // Whether the caller's thread did everything, because there is one chunk only.
         bool alone() const { return nthreads == 1 || count <= least; }
-        // The size of the chunk that is claimed when `left` are left.
-        uint32_t chunk(uint32_t left) const;
     };
     // The function that is called after every fork of every pool, by the forking thread; null, as at first: none.
     static void observe(void (*observer)(const Fork &fork));
@@ -42,26 +43,13 @@ public:
     // free; returns when all are done. thread < size(). Runs inline when there is one chunk. body must not throw.
     // One caller at a time.
     template <typename Body> void parallelFor(uint32_t count, uint32_t grain, const Body &body) {
-        parallelFor(count, grain, grain, body);
+        fork({nthreads_, count, grain, grain, true, 0.0}, body);
     }
 
-    // Does the same in chunks that begin large, for work that gains from long runs, and end small, so that threads
-    // finish together. A chunk is half of a thread's share of what is left, in multiples of `least` and at most `most`.
+    // Does the same in chunks of `least` to `most`, of which each thread claims neighbours as far as it can
+    // (ThreadRanges), for work that gains from long runs through memory.
     template <typename Body> void parallelFor(uint32_t count, uint32_t least, uint32_t most, const Body &body) {
-        if (count == 0) {
-            return;
-        }
-        const Watch watch({nthreads_, count, least, most, 0.0});
-        if (nthreads_ == 1 || count <= least) {
-            body(0U, count, 0U);
-            return;
-        }
-        run(
-            count, least, most,
-            [](const void *b, uint32_t begin, uint32_t end, uint32_t thread) {
-                (*static_cast<const Body *>(b))(begin, end, thread);
-            },
-            &body);
+        fork({nthreads_, count, least, most, false, 0.0}, body);
     }
 
 private:
@@ -91,8 +79,25 @@ private:
     static std::atomic<void (*)(const Fork &fork)> observer_;
 
     using Invoke = void (*)(const void *body, uint32_t begin, uint32_t end, uint32_t thread);
-    void run(uint32_t count, uint32_t least, uint32_t most, Invoke invoke, const void *body);
+    template <typename Body> void fork(const Fork &fork, const Body &body) {
+        if (fork.count == 0) {
+            return;
+        }
+        const Watch watch(fork);
+        if (fork.alone()) {
+            body(0U, fork.count, 0U);
+            return;
+        }
+        run(
+            fork,
+            [](const void *b, uint32_t begin, uint32_t end, uint32_t thread) {
+                (*static_cast<const Body *>(b))(begin, end, thread);
+            },
+            &body);
+    }
+    void run(const Fork &fork, Invoke invoke, const void *body);
     void work(uint32_t thread);
+    void workInOrder(uint32_t thread);
     void workerLoop(uint32_t thread);
     void stop();
 
@@ -100,11 +105,13 @@ private:
     uint32_t spin_limit_;
     std::vector<std::thread> workers_;
 
-    // The job; written by the caller before generation_ is advanced.
-    Invoke invoke_ = nullptr;
+    // The job; written by the caller before generation_ is advanced. It fits a cache line, with that of ranges_.
+    alignas(64) Invoke invoke_ = nullptr;
     const void *body_ = nullptr;
+    bool in_order_ = true;
     uint32_t count_ = 0;
-    uint32_t least_ = 1, most_ = 1;
+    uint32_t grain_ = 1;
+    ThreadRanges ranges_;
     alignas(64) std::atomic<uint32_t> next_{0};
     alignas(64) std::atomic<uint32_t> generation_{0};
     alignas(64) std::atomic<uint32_t> active_{0};  // workers still in the current job

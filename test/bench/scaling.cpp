@@ -36,24 +36,46 @@ struct Totals {
 
 Totals seen;
 
-// Claims of one fork go to whoever is free first; a claim takes as long as its size says.
-void watch(const q3::ThreadPool::Fork &fork) {
-    std::priority_queue<uint32_t, std::vector<uint32_t>, std::greater<>> busy_until;
+// Counts the claims of a fork and returns when the last one ends, if each takes as long as its size says: threads claim
+// as in a step, whoever is free first.
+uint32_t shareOut(const q3::ThreadPool::Fork &fork) {
+    q3::ThreadRanges ranges(fork.nthreads);
+    ranges.divide(fork.count, fork.least, fork.most);
+    std::vector<q3::ThreadRanges::Claims> claims;
+    using Busy = std::pair<uint32_t, uint32_t>;  // until when, and which thread
+    std::priority_queue<Busy, std::vector<Busy>, std::greater<>> threads;
     for (uint32_t i = 0; i < fork.nthreads; ++i) {
-        busy_until.push(0);
+        claims.emplace_back(ranges, i);
+        threads.push({0, i});
     }
-    uint32_t last = 0;
-    for (uint32_t begin = 0; begin < fork.count;) {
-        const uint32_t size = fork.alone() ? fork.count : fork.chunk(fork.count - begin);
-        const uint32_t until = busy_until.top() + size;
-        busy_until.pop();
-        busy_until.push(until);
-        last = std::max(last, until);
-        begin += size;
+    uint32_t last = 0, begin = 0, end = 0;
+    while (!threads.empty()) {
+        const auto [now, thread] = threads.top();
+        threads.pop();
+        if (fork.in_order) {
+            begin = end;
+            end = std::min(fork.count, begin + fork.least);
+        } else if (!claims[thread].next(begin, end)) {
+            begin = end;
+        }
+        if (begin < end) {
+            seen.claims += 1;
+            last = std::max(last, now + end - begin);
+            threads.push({now + end - begin, thread});
+        }
+    }
+    return last;
+}
+
+void watch(const q3::ThreadPool::Fork &fork) {
+    uint32_t last = fork.count;
+    if (fork.alone()) {
+        seen.alone += 1;
         seen.claims += 1;
+    } else {
+        seen.forks += 1;
+        last = shareOut(fork);
     }
-    seen.forks += fork.alone() ? 0 : 1;
-    seen.alone += fork.alone() ? 1 : 0;
     seen.work += fork.seconds;
     seen.longest += fork.seconds * last * fork.nthreads / fork.count;
 }

@@ -13,7 +13,7 @@ PROGRAMS = sorted(p.stem for p in (ROOT / "test" / "cpp").glob("test_*.c*"))
 # builds leave it out. Programs that start no threads have nothing to show ThreadSanitizer, whose
 # build has no AVX-512 (xmake.lua).
 SANITIZED = {"address": [name for name in PROGRAMS if name != "test_infinicore_ops"]}
-ONE_THREAD = ("test_kernels", "test_machine")
+ONE_THREAD = ("test_kernels", "test_machine", "test_runtime")
 SANITIZED["thread"] = [name for name in SANITIZED["address"] if name not in ONE_THREAD]
 
 

@@ -1,7 +1,5 @@
-// The KV block pool and caches against a plain model of what they should hold, the thread pool, and the sampler against
-// its definition.
+// The KV block pool and caches against a plain model of what they should hold, and the sampler against its definition.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -18,7 +16,6 @@
 #include "ops/cpu/host_buffer.h"
 #include "runtime/error.h"
 #include "runtime/packed_file.h"
-#include "runtime/thread_pool.h"
 
 namespace {
 
@@ -126,42 +123,6 @@ void testFailedPrepareChangesNothing() {
     CHECK(pool.usedBytes() == used);
     CHECK((contents(cache) == std::vector<int>{1, 2, 3, 4, 5}));
     CHECK((contents(*copy) == std::vector<int>{1, 2, 3, 4, 5}));
-}
-
-void testThreadPool(uint32_t nthreads) {
-    q3::ThreadPool pool(nthreads);
-    CHECK(pool.size() == nthreads);
-    for (int round = 0; round < 300; ++round) {
-        const auto count = static_cast<uint32_t>(1 + round * 7 % 90);
-        const auto least = static_cast<uint32_t>(1 + round % 5);
-        const uint32_t most = least * static_cast<uint32_t>(1 + round % 3);  // every third time one size
-        std::vector<std::atomic<int>> visits(count);
-        std::atomic<bool> bad_thread{false};
-        std::atomic<bool> bad_chunk{false};
-        const bool inline_run = nthreads == 1 || count <= least;
-        pool.parallelFor(count, least, most, [&](uint32_t begin, uint32_t end, uint32_t thread) {
-            if (thread >= nthreads || end > count) {
-                bad_thread = true;
-            }
-            const uint32_t size = end - begin;
-            if (!inline_run &&
-                (begin % least != 0 || size > most || (end < count && (size < least || size % least != 0)))) {
-                bad_chunk = true;
-            }
-            for (uint32_t i = begin; i < end; ++i) {
-                visits[i].fetch_add(1);
-            }
-        });
-        for (const auto &visit : visits) {
-            CHECK(visit.load() == 1);
-        }
-        CHECK(!bad_thread.load());
-        CHECK(!bad_chunk.load());
-        if (round % 100 == 99) {  // let the workers fall asleep
-            std::this_thread::sleep_for(std::chrono::milliseconds(5));
-        }
-    }
-    pool.parallelFor(0, 1, [](uint32_t, uint32_t, uint32_t) { CHECK(false); });
 }
 
 bool failsSampling(q3::Sampler &sampler, std::vector<float> logits, const Qwen3SamplingParams &params, int32_t status,
@@ -420,9 +381,6 @@ int main() {
     testHash();
     testRandomSharing();
     testFailedPrepareChangesNothing();
-    for (const uint32_t nthreads : {1U, 2U, 3U, 8U}) {
-        testThreadPool(nthreads);
-    }
     testSamplerSizes();
     testDraws();
     testLikeliest();
