@@ -159,35 +159,43 @@ void testRounded(const KernelTable &kernels, uint32_t pieces, bool tiny) {
                 values[i] = i % (panel_bytes / 2) / 32 * 2 + i % 2 < k ? values[i] : 0.0F;
             }
             kScalarKernels.store[kBf16](weights.data, values.data(), static_cast<uint32_t>(values.size()));
-            for (uint32_t rows = 1; rows <= kernels.rounded_tile_rows; ++rows) {
+            const uint32_t streamed = pieces == 1 ? kernels.bf16_stream_rows : 0;
+            for (uint32_t rows = 1; rows <= std::max(kernels.rounded_tile_rows, streamed); ++rows) {
                 const std::vector<float> x = numbers(size_t{rows} * k);
                 const Rounded input(kernels, x, k, rows, pieces);
                 const size_t width = size_t{npanels} * kPanelRows;
                 std::vector<float> expected(rows * width, 1.0F);
                 std::vector<float> actual(rows * width, 2.0F);
-                kernels.multiplyRounded[pieces - 1][kBf16](weights.data, panel_bytes, npanels, k, input.rows, rows,
-                                                           actual.data(), width, false);
-                for (uint32_t r = 0; r < rows; ++r) {  // some of them, written out
-                    const size_t j = rng() % width;
-                    const char *panel = static_cast<const char *>(weights.data) + j / kPanelRows * panel_bytes;
-                    const auto weight = [&](uint32_t i) { return weightAt<kBf16>(panel, j % kPanelRows, i); };
-                    CHECK(actual[r * width + j] ==
-                          roundedProduct(weight, x.data() + size_t{r} * k, k, pieces, kernels.rounded_by_groups));
+                const auto check = [&](RoundedPanelKernel kernel) {
+                    std::fill(actual.begin(), actual.end(), 2.0F);
+                    kernel(weights.data, panel_bytes, npanels, k, input.rows, rows, actual.data(), width, false);
+                    for (uint32_t r = 0; r < rows; ++r) {  // some of them, written out
+                        const size_t j = rng() % width;
+                        const char *panel = static_cast<const char *>(weights.data) + j / kPanelRows * panel_bytes;
+                        const auto weight = [&](uint32_t i) { return weightAt<kBf16>(panel, j % kPanelRows, i); };
+                        CHECK(actual[r * width + j] ==
+                              roundedProduct(weight, x.data() + size_t{r} * k, k, pieces, kernels.rounded_by_groups));
+                    }
+                    if (kernels.rounded_by_groups) {
+                        expected = actual;
+                    } else {
+                        const Rounded plain(kScalarKernels, x, k, rows, pieces);
+                        kScalarKernels.multiplyRounded[pieces - 1][kBf16](
+                            weights.data, panel_bytes, npanels, k, plain.rows, rows, expected.data(), width, false);
+                    }
+                    CHECK(same(expected, actual));
+                    inTwoCuts(k, [&](uint32_t from, uint32_t count) {
+                        kernel(static_cast<const char *>(weights.data) + panelOffset(kBf16, from), panel_bytes, npanels,
+                               count, input.from(from, pieces, kernels), rows, actual.data(), width, from > 0);
+                    });
+                    CHECK(same(expected, actual));
+                };
+                if (rows <= kernels.rounded_tile_rows) {
+                    check(kernels.multiplyRounded[pieces - 1][kBf16]);
                 }
-                if (kernels.rounded_by_groups) {
-                    expected = actual;
-                } else {
-                    const Rounded plain(kScalarKernels, x, k, rows, pieces);
-                    kScalarKernels.multiplyRounded[pieces - 1][kBf16](weights.data, panel_bytes, npanels, k, plain.rows,
-                                                                      rows, expected.data(), width, false);
+                if (rows <= streamed) {
+                    check(kernels.streamBf16);
                 }
-                CHECK(same(expected, actual));
-                inTwoCuts(k, [&](uint32_t from, uint32_t count) {
-                    kernels.multiplyRounded[pieces - 1][kBf16](
-                        static_cast<const char *>(weights.data) + panelOffset(kBf16, from), panel_bytes, npanels, count,
-                        input.from(from, pieces, kernels), rows, actual.data(), width, from > 0);
-                });
-                CHECK(same(expected, actual));
             }
         }
     }
@@ -268,6 +276,25 @@ void testQuantize(const KernelTable &kernels, WeightFormat type, CodeWidth width
     }
 }
 
+// Most rows of the kernels of q8 and q4.
+uint32_t mostQuantRows(const KernelTable &kernels) {
+    return std::max(kernels.quant_tile_rows, kernels.quant_stream_rows);
+}
+
+// Calls check(kernel) with those that take so many rows: of panels in cache, and of panels from memory.
+template <typename Check>
+void forQuantKernels(const KernelTable &kernels, CodeWidth width, WeightFormat type, uint32_t rows,
+                     const Check &check) {
+    const CodeKernels &mine = kernels.codes[width][type];
+    CHECK((mine.stream != nullptr) == (kernels.quant_stream_rows > 0));
+    if (rows <= kernels.quant_tile_rows) {
+        check(mine.multiply);
+    }
+    if (rows <= kernels.quant_stream_rows) {
+        check(mine.stream);
+    }
+}
+
 // The largest codes of both signs: no sum of products overflows or saturates on its way.
 void testExtremes(const KernelTable &kernels, WeightFormat type, CodeWidth width) {
     constexpr uint32_t kDepth = 2 * kGroup;
@@ -281,7 +308,7 @@ void testExtremes(const KernelTable &kernels, WeightFormat type, CodeWidth width
             (type == kQ8 ? quantizeGroupQ8 : quantizeGroupQ4)(tile, panel.data(), g);
         }
         const std::vector<float> x(kDepth, static_cast<float>(sign));
-        for (uint32_t rows = 1; rows <= kernels.quant_tile_rows; ++rows) {
+        for (uint32_t rows = 1; rows <= mostQuantRows(kernels); ++rows) {
             std::vector<float> all(size_t{rows} * kDepth, static_cast<float>(sign));
             const Codes plain(kScalarKernels, type, width, all, kDepth, rows);
             const Codes input(kernels, type, width, all, kDepth, rows);
@@ -289,9 +316,11 @@ void testExtremes(const KernelTable &kernels, WeightFormat type, CodeWidth width
             std::vector<float> actual(expected.size());
             kScalarKernels.codes[width][type].multiply(panel.data(), panel.size(), 1, 2, plain.rows, rows,
                                                        expected.data(), kPanelRows, false);
-            kernels.codes[width][type].multiply(panel.data(), panel.size(), 1, 2, input.rows, rows, actual.data(),
-                                                kPanelRows, false);
-            CHECK(same(expected, actual));
+            forQuantKernels(kernels, width, type, rows, [&](QuantPanelKernel kernel) {
+                std::fill(actual.begin(), actual.end(), 2.0F);
+                kernel(panel.data(), panel.size(), 1, 2, input.rows, rows, actual.data(), kPanelRows, false);
+                CHECK(same(expected, actual));
+            });
         }
     }
 }
@@ -299,7 +328,6 @@ void testExtremes(const KernelTable &kernels, WeightFormat type, CodeWidth width
 // Quantised panels: quantisation within half a step of the scale, the scalar product close to the exact one of the
 // dequantised weights, and every table's bit-equal to the scalar one.
 void testQuant(const KernelTable &kernels, WeightFormat type, CodeWidth width) {
-    const CodeKernels &mine = kernels.codes[width][type];
     for (const uint32_t k : {1U, 31U, 32U, 64U, 200U}) {
         for (const uint32_t npanels : {1U, 2U, 5U, 11U}) {
             const auto groups = static_cast<uint32_t>(Codes::groupsOf(k));
@@ -341,7 +369,7 @@ void testQuant(const KernelTable &kernels, WeightFormat type, CodeWidth width) {
                     }
                 }
             }
-            for (uint32_t rows = 1; rows <= kernels.quant_tile_rows; ++rows) {
+            for (uint32_t rows = 1; rows <= mostQuantRows(kernels); ++rows) {
                 const std::vector<float> x = randomFloats(size_t{rows} * k);
                 const Codes plain(kScalarKernels, type, width, x, k, rows);
                 const Codes input(kernels, type, width, x, k, rows);
@@ -349,15 +377,18 @@ void testQuant(const KernelTable &kernels, WeightFormat type, CodeWidth width) {
                 std::vector<float> actual(rows * columns, 2.0F);
                 kScalarKernels.codes[width][type].multiply(panels.data(), panel_bytes, npanels, groups, plain.rows,
                                                            rows, expected.data(), columns, false);
-                mine.multiply(panels.data(), panel_bytes, npanels, groups, input.rows, rows, actual.data(), columns,
-                              false);
-                CHECK(same(expected, actual));
-                inTwoCuts(roundUp(groups, 2) * kGroup, [&](uint32_t from, uint32_t count) {
-                    mine.multiply(panels.data() + panelOffset(type, from), panel_bytes, npanels,
-                                  std::min(count / kGroup, groups - from / kGroup), input.rows.from(0, from / kGroup),
-                                  rows, actual.data(), columns, from > 0);
+                forQuantKernels(kernels, width, type, rows, [&](QuantPanelKernel kernel) {
+                    std::fill(actual.begin(), actual.end(), 2.0F);
+                    kernel(panels.data(), panel_bytes, npanels, groups, input.rows, rows, actual.data(), columns,
+                           false);
+                    CHECK(same(expected, actual));
+                    inTwoCuts(roundUp(groups, 2) * kGroup, [&](uint32_t from, uint32_t count) {
+                        kernel(panels.data() + panelOffset(type, from), panel_bytes, npanels,
+                               std::min(count / kGroup, groups - from / kGroup), input.rows.from(0, from / kGroup),
+                               rows, actual.data(), columns, from > 0);
+                    });
+                    CHECK(same(expected, actual));
                 });
-                CHECK(same(expected, actual));
                 for (uint32_t r = 0; r < rows; ++r) {
                     for (size_t j = 0; j < columns; ++j) {
                         double exact = 0.0;

@@ -17,7 +17,7 @@ using namespace q3::cpu;
 
 namespace {
 
-constexpr uint32_t kRows = 14;
+constexpr uint32_t kRows = 30;
 
 struct Shape {
     uint32_t in, out;
@@ -44,7 +44,8 @@ std::vector<float> multiply(Linears &linears, const CpuLinear &layer, const std:
     return out;
 }
 
-// All rows together give the same bits as each row alone and as pairs of rows. They are near the exact products: within
+// All rows together give the same bits as each row alone, and as some of them: as many as one tile and as two tiles of
+// weights from memory take. They are near the exact products: within
 // `tolerance` of the size that a sum of random products is expected to have. fine: the layer meets codes of 16 bits in
 // a model that is multiplied with codes of 8, and gives the bits that it gives in a model of 16.
 void testFormat(Shape shape, q3::DType dt_weight, uint32_t nthreads, double tolerance,
@@ -63,8 +64,8 @@ void testFormat(Shape shape, q3::DType dt_weight, uint32_t nthreads, double tole
     const std::vector<float> x = normals(size_t{kRows} * shape.in, 1.0F);
 
     const std::vector<float> together = multiply(linears, *layer, x, 0, kRows);
-    for (const uint32_t count : {1U, 2U}) {
-        for (uint32_t r = 0; r < kRows; r += count) {
+    for (const uint32_t count : {1U, 2U, 15U, 20U}) {
+        for (uint32_t r = 0; r + count <= kRows; r += count) {
             const std::vector<float> few = multiply(linears, *layer, x, r, count);
             CHECK(std::memcmp(few.data(), &together[size_t{r} * shape.out], few.size() * sizeof(float)) == 0);
         }

@@ -27,6 +27,13 @@ constexpr size_t kBlockBytes = size_t{256} << 10;
 // tile.
 constexpr uint32_t kFewParts = 4;
 
+// Most rows that go through panels as these come from memory, in tiles as tall as registers allow. More rows are cut
+// into tiles of the size that is fastest from L2, which the first one brings panels to.
+constexpr uint32_t kStreamedRows = 28;
+
+// Panels that two such tiles go through at once: a pair, because gate and up take turns.
+constexpr uint32_t kStreamedTogether = 2;
+
 // Floats of Linears::blockScratch.
 constexpr size_t kBlockFloats = kTogether * size_t{kMaxTileRows} * kPanelRows;
 
@@ -164,7 +171,7 @@ size_t Linears::scratchFloats(WeightFormat format) const {
     const size_t expanded =
         format == kBf12 || format == kF8 ? kBlockBytes + kTogether * panelOffset(kBf16, kF8Group) : 0;
     const size_t blocks = size_t{max_rows_} * kTogether * kPanelRows + expanded / sizeof(float);
-    return std::max(blocks, size_t{kMaxTileRows} * kStreamPanels * kPanelRows);
+    return std::max(blocks, size_t{std::max(kMaxTileRows, kStreamedRows)} * kStreamPanels * kPanelRows);
 }
 
 // Room for the products of a tile of rows with kTogether panels of f8, a block of k.
@@ -190,9 +197,22 @@ uint32_t Linears::tileRows(WeightFormat format) const {
     return piecesOf(format) > 0 ? kernels_.rounded_tile_rows : kernels_.tileRows(format);
 }
 
+// Rows of a tile whose panels come from memory.
+uint32_t Linears::streamRows(WeightFormat format) const {
+    const bool codes = takesCodes(format) && !isAffine(format);
+    const uint32_t taller =
+        codes ? kernels_.quant_stream_rows : (format == kBf16 && piecesOf(format) == 1 ? kernels_.bf16_stream_rows : 0);
+    return std::max(taller, tileRows(format));
+}
+
+// Whether rows are multiplied in tiles of streamRows.
+bool Linears::streams(WeightFormat format, uint32_t rows) const {
+    return rows <= std::max(streamRows(format), streamRows(format) > tileRows(format) ? kStreamedRows : 0);
+}
+
 // Parts of nearly equal size that rows are multiplied in.
 uint32_t Linears::partsOf(uint32_t rows, WeightFormat format) const {
-    const uint32_t tile = tileRows(format);
+    const uint32_t tile = streams(format, rows) ? streamRows(format) : tileRows(format);
     return (rows + tile - 1) / tile;
 }
 
@@ -214,14 +234,15 @@ void Linears::multiplyPanels(const Panels &p, const Rows &rows, float *out, size
     if (takesCodes(p.format)) {
         const QuantRows codes =
             codesOf(rows.first, rows.count, static_cast<uint32_t>(rows.ld), kernels_.codes[p.width][p.format]);
-        kernels_.quantPanels(p.format, p.width)(p.data, p.stride, p.count, groupsIn(p.k), codes.from(0, p.k0 / kGroup),
-                                                rows.count, out, ldo, begun);
+        kernels_.quantPanels(p.format, p.width, p.streamed)(p.data, p.stride, p.count, groupsIn(p.k),
+                                                            codes.from(0, p.k0 / kGroup), rows.count, out, ldo, begun);
     } else if (const uint32_t pieces = piecesOf(p.format); pieces > 0) {
         const RoundedRows from{rounded_rows_.data + rows.first * rounded_rows_.row_bytes +
                                    roundedRowBytes(p.k0, pieces, kernels_.pair_bytes),
                                rounded_rows_.row_bytes};
-        kernels_.multiplyRounded[pieces - 1][p.format](p.data, p.stride, p.count, p.k, from, rows.count, out, ldo,
-                                                       begun);
+        const bool taller = p.streamed && p.format == kBf16 && pieces == 1 && kernels_.streamBf16 != nullptr;
+        const auto kernel = taller ? kernels_.streamBf16 : kernels_.multiplyRounded[pieces - 1][p.format];
+        kernel(p.data, p.stride, p.count, p.k, from, rows.count, out, ldo, begun);
     } else {
         kernels_.multiplyPanels[p.format](p.data, p.stride, p.count, p.k, rows.in + rows.first * rows.ld + p.k0,
                                           rows.ld, rows.count, out, ldo, begun);
@@ -236,10 +257,10 @@ void Linears::multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, c
                            const Epilogue &epilogue) {
     prepareRows(in, rows, w);
     const Segment all{0, rows, 0, w.npanels, 0, direct};
-    const bool stream = rows <= tileRows(w.format);
+    const bool stream = rows <= streamRows(w.format);
     const uint32_t least = panelsIn(kClaimBytes, w);
-    const uint32_t most =
-        stream ? std::min(kStreamPanels, panelsIn(kStreamBytes, w)) : std::max(least, panelsTogether(w, rows));
+    const uint32_t most = streams(w.format, rows) ? std::min(kStreamPanels, panelsIn(kStreamBytes, w))
+                                                  : std::max(least, panelsTogether(w, rows));
     pool_.parallelFor(w.npanels, std::min(most, least), most, [&](uint32_t begin, uint32_t end, uint32_t thread) {
         if (stream) {
             streamPanels(in, all, w, begin, end, thread, epilogue);
@@ -259,7 +280,7 @@ void Linears::multiplySlots(const float *in, bool slots, const Routing &routing,
     const uint32_t panels = w.expertPanels();
     // Claims are counted in kTogether panels of one expert, so that kernels get as many.
     const uint32_t units = (panels + kTogether - 1) / kTogether;
-    const uint32_t tile = tileRows(w.format);
+    const uint32_t tile = streamRows(w.format);
     const bool stream =
         std::all_of(shares.begin(), shares.end(), [&](const auto &share) { return share.rows <= tile; });
     const uint32_t least = panelsIn(kClaimBytes, w) / kTogether;
@@ -296,8 +317,15 @@ void Linears::streamPanels(const float *in, const Segment &segment, const CpuLin
     for (uint32_t p = begin; p < end; p += most) {  // a single thread claims all panels at once
         const uint32_t count = std::min(most, end - p);
         const size_t width = size_t{count} * kPanelRows;
-        const Panels panels{
-            panelsOf(w, segment.panel + p, count, thread), w.panel_bytes, count, w.format, 0, w.in, widthOf(w)};
+        const Panels panels{panelsOf(w, segment.panel + p, count, thread),
+                            w.panel_bytes,
+                            count,
+                            w.format,
+                            0,
+                            w.in,
+                            widthOf(w),
+                            false,
+                            true};
         const Rows rows{in, w.in, segment.first, segment.rows};
         multiplyPanels(panels, rows, products, width);
         epilogue(p, count, segment.out, segment.rows, products, width);
@@ -312,6 +340,9 @@ bool Linears::expands(WeightFormat format, uint32_t rows) const {
 
 // Panels that rows go through at once: kTogether, or for few rows as many as fit kBlockBytes.
 uint32_t Linears::panelsTogether(const CpuLinear &w, uint32_t rows) const {
+    if (rows > streamRows(w.format) && streams(w.format, rows)) {
+        return kStreamedTogether;
+    }
     const bool few = partsOf(rows, w.format) <= kFewParts && !expands(w.format, rows);
     return few ? std::min(kStreamPanels, panelsIn(kBlockBytes, w)) : kTogether;
 }
@@ -338,7 +369,8 @@ void Linears::reusePanels(const float *in, const Segment &segment, const CpuLine
         for (uint32_t k0 = 0; k0 < w.in; k0 += depth) {
             const uint32_t k = std::min(depth, w.in - k0);
             const bool last = k0 + k == w.in;
-            Panels panels{data + panelOffset(w.format, k0), w.panel_bytes, count, format, k0, k, widthOf(w)};
+            Panels panels{data + panelOffset(w.format, k0), w.panel_bytes, count, format, k0, k, widthOf(w), false,
+                          streams(w.format, rows)};
             if (expand) {
                 panels = expandPanels(panels, w.format, expanded);
             }
@@ -383,6 +415,7 @@ Linears::Panels Linears::expandPanels(const Panels &panels, WeightFormat from, c
         }
     }
     Panels result = panels;
+    result.streamed = false;
     result.data = expanded;
     result.stride = bytes;
     return result;

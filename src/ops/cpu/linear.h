@@ -24,6 +24,10 @@ constexpr uint32_t groupsIn(uint32_t k) {
 constexpr uint32_t partSize(uint32_t rows, uint32_t parts, uint32_t part) {
     return rows / parts + (part < rows % parts ? 1 : 0);
 }
+// Its first row.
+constexpr uint32_t partBegin(uint32_t rows, uint32_t parts, uint32_t part) {
+    return part * (rows / parts) + (part < rows % parts ? part : rows % parts);
+}
 
 // What layers of experts need of Linears.
 struct SlotLimits {
@@ -82,8 +86,14 @@ private:
         uint32_t count;
         WeightFormat format;
         uint32_t k0, k;
-        CodeWidth width;     // of the codes that the rows are, where the format takes codes
-        bool alone = false;  // sums begin with this k; else with k = 0
+        CodeWidth width;        // of the codes that the rows are, where the format takes codes
+        bool alone = false;     // sums begin with this k; else with k = 0
+        bool streamed = false;  // they come from memory and not from a cache
+    };
+    // Rows [first, first + rows), which are multiplied together, and their k [k0, k0 + k), whole groups.
+    struct CodedPart {
+        uint32_t first, rows;
+        uint32_t k0, k;
     };
     struct Rows {
         const float *in;  // of all rows of the call
@@ -103,11 +113,13 @@ private:
     QuantRows codesOf(uint32_t first, uint32_t count, uint32_t k, const CodeKernels &kernels) const;
     uint32_t piecesOf(WeightFormat format) const;
     uint32_t tileRows(WeightFormat format) const;
+    uint32_t streamRows(WeightFormat format) const;
+    bool streams(WeightFormat format, uint32_t rows) const;
     bool expands(WeightFormat format, uint32_t rows) const;
     uint32_t panelsTogether(const CpuLinear &w, uint32_t rows) const;
     void prepareRows(const float *in, uint32_t rows, const CpuLinear &w);
     void quantizeRows(const float *in, uint32_t rows, const CpuLinear &w);
-    void quantizePart(const float *in, const uint32_t *row_of, uint32_t first, uint32_t rows, const CpuLinear &w,
+    void quantizePart(const float *in, const uint32_t *row_of, const CodedPart &part, const CpuLinear &w,
                       uint32_t expert, uint32_t thread);
     void reserveCodes(size_t groups);
     size_t roundedBytes(uint32_t k, uint32_t pieces) const;

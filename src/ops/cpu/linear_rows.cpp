@@ -1,5 +1,6 @@
 // How rows of activations are brought into the form that a layer's weights are multiplied with: codes, with inputs in
 // the layer's order, or rounded; and those of experts side by side.
+#include <algorithm>
 #include <cstring>
 
 #include "ops/cpu/linear.h"
@@ -66,37 +67,40 @@ void Linears::roundRows(const float *in, const uint32_t *row_of, uint32_t rows, 
 // Writes the rows of `in` in the codes that the layer takes.
 void Linears::quantizeRows(const float *in, uint32_t rows, const CpuLinear &w) {
     const uint32_t parts = partsOf(rows, w.format);
-    pool_.parallelFor(parts, std::max(1U, kQuantGrain * parts / rows),
-                      [&](uint32_t begin, uint32_t end, uint32_t thread) {
-                          uint32_t row = 0;
-                          for (uint32_t part = 0; part < end; ++part) {
-                              const uint32_t size = partSize(rows, parts, part);
-                              if (part >= begin) {
-                                  quantizePart(in, nullptr, row, size, w, 0, thread);
-                              }
-                              row += size;
-                          }
-                      });
+    // The rows of a part share cache lines, so few parts are cut by k.
+    const uint32_t groups = groupsIn(w.in);
+    const uint32_t wanted = parts < 2 * pool_.size() ? rows / (kQuantGrain * parts) : 1;
+    const uint32_t pieces = std::clamp(wanted, 1U, groups);
+    pool_.parallelFor(parts * pieces, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+        for (uint32_t unit = begin; unit < end; ++unit) {
+            const uint32_t part = unit / pieces;
+            const uint32_t piece = unit % pieces;
+            const uint32_t k0 = partBegin(groups, pieces, piece) * kGroup;
+            const uint32_t k = partSize(groups, pieces, piece) * kGroup;
+            quantizePart(in, nullptr,
+                         {partBegin(rows, parts, part), partSize(rows, parts, part), k0, std::min(k, w.in - k0)}, w, 0,
+                         thread);
+        }
+    });
 }
 
-// Writes rows [first, first + rows), which are multiplied together, with panels of `expert` if the layer has several;
-// row_of as in roundRows.
-void Linears::quantizePart(const float *in, const uint32_t *row_of, uint32_t first, uint32_t rows, const CpuLinear &w,
+// Writes a part of the rows, which meets panels of `expert` if the layer has several; row_of as in roundRows.
+void Linears::quantizePart(const float *in, const uint32_t *row_of, const CodedPart &part, const CpuLinear &w,
                            uint32_t expert, uint32_t thread) {
     const ColumnOrder order = w.orderOf(expert);
     const CodeKernels &kernels = kernels_.codes[widthOf(w)][w.format];
-    const QuantRows out = codesOf(first, rows, w.in, kernels);
-    for (uint32_t r = 0; r < rows; ++r) {
-        const uint32_t row = row_of == nullptr ? first + r : row_of[first + r];
+    const QuantRows out = codesOf(part.first, part.rows, w.in, kernels).from(0, part.k0 / kGroup);
+    for (uint32_t r = 0; r < part.rows; ++r) {
+        const uint32_t row = row_of == nullptr ? part.first + r : row_of[part.first + r];
         const float *inputs = in + size_t{row} * w.inputs;
         if (!order.empty()) {
             auto *ordered = ordered_[thread].as<float>();
-            for (uint32_t i = 0; i < w.in; ++i) {
+            for (uint32_t i = part.k0; i < part.k0 + part.k; ++i) {
                 ordered[i] = order[i] == kNoColumn ? 0.0F : inputs[order[i]];
             }
             inputs = ordered;
         }
-        kernels.quantize(inputs, w.in, out, r);
+        kernels.quantize(inputs + part.k0, part.k, out, r);
     }
 }
 
@@ -125,7 +129,7 @@ const float *Linears::prepareSlots(const float *in, bool slots, const Routing &r
                                   uint32_t row = share.first;
                                   for (uint32_t part = 0; part < parts; ++part) {
                                       const uint32_t size = partSize(share.rows, parts, part);
-                                      quantizePart(in, row_of, row, size, w, share.expert, thread);
+                                      quantizePart(in, row_of, {row, size, 0, w.in}, w, share.expert, thread);
                                       row += size;
                                   }
                               }

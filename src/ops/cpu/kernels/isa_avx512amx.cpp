@@ -168,7 +168,7 @@ template <WeightFormat T, CodeWidth X> struct TilesCall {
 
     template <int R> void call() const {
         if constexpr (R < kLeastRows) {
-            few.template call<R>();
+            few.template rows<R, true>();
         } else {
             tiles<R>();
         }
@@ -210,13 +210,17 @@ void multiplyTiles(const void *panels, size_t panel_bytes, uint32_t npanels, uin
                                            accumulate}});
 }
 
+template <WeightFormat T, CodeWidth X> constexpr void setTiles(KernelTable &table) {
+    table.codes[X][T].multiply = table.codes[X][T].stream = multiplyTiles<T, X>;
+}
+
 constexpr KernelTable amxTable() {
     KernelTable table = simdTable<Amx>("amx", kAvx512VnniAffine);
-    table.codes[k8Bits][kQ8].multiply = multiplyTiles<kQ8, k8Bits>;
-    table.codes[k8Bits][kQ4].multiply = multiplyTiles<kQ4, k8Bits>;
-    table.codes[k16Bits][kQ8].multiply = multiplyTiles<kQ8, k16Bits>;
-    table.codes[k16Bits][kQ4].multiply = multiplyTiles<kQ4, k16Bits>;
-    table.quant_tile_rows = kRows;
+    setTiles<kQ8, k8Bits>(table);
+    setTiles<kQ4, k8Bits>(table);
+    setTiles<kQ8, k16Bits>(table);
+    setTiles<kQ4, k16Bits>(table);
+    table.quant_tile_rows = table.quant_stream_rows = kRows;
     addTilesBf16(table);
     return table;
 }

@@ -97,7 +97,8 @@ using PanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t np
 // The same for bf16, bf12 and f8 with rounded activations, rows <= rounded_tile_rows.
 using RoundedPanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k,
                                     const RoundedRows &x, uint32_t rows, float *y, size_t ldy, bool accumulate);
-// The same for formats that take codes, over `groups` groups of 32 k, rows <= quant_tile_rows.
+// The same for formats that take codes, over `groups` groups of 32 k, rows <= quant_tile_rows of
+// q8 and q4, tile_rows of the affine formats.
 using QuantPanelKernel = void (*)(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups,
                                   const QuantRows &x, uint32_t rows, float *y, size_t ldy, bool accumulate);
 // Row r of x [k] as codes.
@@ -108,6 +109,8 @@ struct CodeKernels {
     CodeOrder order;
     QuantizeKernel quantize;
     QuantPanelKernel multiply;
+    // The same for panels that come from memory and not from a cache, rows <= quant_stream_rows; or null.
+    QuantPanelKernel stream = nullptr;
 };
 
 // The first `groups` groups of a bf12 panel as a bf16 panel of that many k.
@@ -155,19 +158,25 @@ using WeighPairsKernel = void (*)(const RoundedRows &weights, uint32_t rows, con
 
 struct KernelTable {
     const char *name;
-    uint32_t tile_rows, quant_tile_rows;  // rows of a register tile, and of one of formats that take codes
+    uint32_t tile_rows, quant_tile_rows;  // rows of a register tile, and of one of q8 and q4
+    uint32_t quant_stream_rows;           // rows of CodeKernels::stream; 0: there is none
+    uint32_t bf16_stream_rows;            // rows of streamBf16; 0: there is none
     uint32_t tileRows(WeightFormat format) const {
         return takesCodes(format) && !isAffine(format) ? quant_tile_rows : tile_rows;
     }
     PerFormat<PanelKernel> multiplyPanels;      // of formats that take floats
     PerFormat<CodeKernels> codes[kCodeWidths];  // of formats that take codes; products of affine ones are apart
     const AffineKernels *affine;
-    QuantPanelKernel quantPanels(WeightFormat format, CodeWidth width) const {
-        return isAffine(format) ? affine->of[width][format] : codes[width][format].multiply;
+    QuantPanelKernel quantPanels(WeightFormat format, CodeWidth width, bool streamed = false) const {
+        const CodeKernels &kernels = codes[width][format];
+        return isAffine(format) ? affine->of[width][format]
+                                : (streamed && kernels.stream != nullptr ? kernels.stream : kernels.multiply);
     }
     // Of bf16, bf12 and f8, by the number of pieces less one; rows of a register tile.
     PerFormat<RoundedPanelKernel> multiplyRounded[kMaxPieces];
     uint32_t rounded_tile_rows;
+    // Of bf16 with one piece: the same for panels that come from memory, rows <= bf16_stream_rows; or null.
+    RoundedPanelKernel streamBf16;
     bool rounded_by_groups;  // in the order of AMX
     size_t pair_bytes;       // of an entry of RoundedRows
     // x [k] as a row of RoundedRows.

@@ -177,19 +177,16 @@ template <typename S, WeightFormat T, CodeWidth X> struct AffinePanelCall {
     size_t ldy;
     bool accumulate;
 
-    static constexpr int kFollowed = S::kParts == 1 && affineOf(T).bits == 8 ? 1 : 0;  // see fetchAhead
-
     // Where a panel's row is one vector, numbers of rows between 6 and the most are two tiles of a panel, which the
     // second finds in cache: that is faster than one tile of 7 to 11 rows, and half as much to compile.
     static constexpr int kHalfTile = 6;
     static constexpr bool inHalves(int rows) { return S::kParts == 1 && rows > kHalfTile && rows < S::kTileRows; }
 
-    // Where a panel's row is one vector, weights that are asked for are read faster in two streams than in four.
-    template <int R> static constexpr int panelsTogether() {
-        const int most = inHalves(R) ? 1 : panelsAtOnce<S, R>(R * S::kParts);
-        return S::kParts == 1 && R > kFollowed && R <= kNearRows<S> && most > 2 ? 2 : most;
+    // Full tiles meet one panel anyway, mostly from cache: requests that are that far ahead cost them a tenth.
+    static constexpr bool kStreams = S::kParts == 1;
+    template <int R> void call() const {
+        forPanelGroups<R, kStreams ? 1 : panelsAtOnce<S, R>(R * S::kParts)>(npanels, *this);
     }
-    template <int R> void call() const { forPanelGroups<R, panelsTogether<R>()>(npanels, *this); }
     template <int R, int P> void tiles(uint32_t first, uint32_t apart) const {
         if constexpr (inHalves(R)) {
             tile<kHalfTile, P>(first, apart);
@@ -202,6 +199,14 @@ template <typename S, WeightFormat T, CodeWidth X> struct AffinePanelCall {
     }
 
 private:
+    template <int R> static void ask(const char *weights, size_t bytes) {
+        if constexpr (kStreams && R < S::kTileRows) {
+            fetch<kOneStreamAhead>(weights, bytes);
+        } else {
+            fetchAhead<R, 0>(weights, bytes);
+        }
+    }
+
     template <int R, int P> void tile(uint32_t first, uint32_t apart) const {
         constexpr AffineInfo kInfo = affineOf(T);
         Products<S, R, P> products;
@@ -214,15 +219,14 @@ private:
         for (uint32_t run = 0; run < runs; run += kInfo.runs(), group += kInfo.groupBytes()) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                fetchCheckpoint<S, T, R, kFollowed>(group + p * stride, kInfo.headBytes());
+                ask<R>(group + p * stride, kInfo.headBytes());
             }
             for (uint32_t i = 0; i < kInfo.runs() && run + i < runs; ++i) {
                 const QuantRows at = x.from(0, run + i);
                 Q3_UNROLL
                 for (int p = 0; p < P; ++p) {
                     const char *panel = group + p * stride;
-                    fetchCheckpoint<S, T, R, kFollowed>(panel + kInfo.headBytes() + i * kInfo.runBytes(),
-                                                        kInfo.runBytes());
+                    ask<R>(panel + kInfo.headBytes() + i * kInfo.runBytes(), kInfo.runBytes());
                     addAffinePiece<S, T, X, 0>(panel, i, at, p, products);
                     if constexpr (kInfo.pieces == 2) {
                         addAffinePiece<S, T, X, 1>(panel, i, at, p, products);

@@ -249,6 +249,8 @@ void multiplyTilesF8(const void *panels, size_t panel_bytes, uint32_t npanels, u
 constexpr void addTilesBf16(KernelTable &table) {
     table.rounded_by_groups = true;
     table.rounded_tile_rows = kTileBytes / 4;
+    table.streamBf16 = nullptr;
+    table.bf16_stream_rows = 0;
     table.round[1] = roundRowInGroups<2>;
     table.multiplyRounded[0][kBf16] = multiplyTilesBf16<kBf16, 1>;
     table.multiplyRounded[1][kBf16] = multiplyTilesBf16<kBf16, 2>;

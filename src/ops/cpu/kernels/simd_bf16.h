@@ -120,6 +120,22 @@ template <typename S, int R> constexpr int pairPanelsAtOnce(int most) {
     return 1;
 }
 
+// Whether panels are read as one stream. Two pieces make chains twice as long, too few of which one panel has; bf12
+// takes more to decode than one stream brings, and is read in two.
+template <typename S, int Pieces> constexpr bool kPairStreams = kOneStream<S> && S::kDotsBf16 && Pieces == 1;
+
+// Rows of a tile of bf16 whose panels come from memory: as many as fit, so that every weight comes once, all along.
+constexpr int kBf16StreamRows = 28;
+
+// How many panels R rows are multiplied with at once. Where panels are streamed, few rows are never a part of many
+// (Linears::partsOf); more than ten take two panels, as loads of x would hold up multiply-adds, while sums fit.
+template <typename S, WeightFormat T, int Pieces, int R, bool Streamed> constexpr int roundedPanelsAtOnce() {
+    if (kPairStreams<S, Pieces> && T == kBf16 && R < (Streamed ? 11 : 7)) {
+        return 1;
+    }
+    return pairPanelsAtOnce<S, R>(kPairStreams<S, Pieces> ? 2 : 4);
+}
+
 template <typename S, WeightFormat T, int Pieces> struct RoundedCall {
     static constexpr size_t kEntry = Pieces * kPairBytes<S>;
 
@@ -131,7 +147,9 @@ template <typename S, WeightFormat T, int Pieces> struct RoundedCall {
     size_t ldy;
     bool accumulate;
 
-    template <int R> void call() const { forPanelGroups<R, pairPanelsAtOnce<S, R>(4)>(npanels, *this); }
+    template <int R, bool Streamed> void rows() const {
+        forPanelGroups<R, roundedPanelsAtOnce<S, T, Pieces, R, Streamed>()>(npanels, *this);
+    }
     template <int R, int P> void tiles(uint32_t first, uint32_t apart) const {
         const char *from = panels + first * panel_bytes;
         float *to = y + first * kPanelRows;
@@ -144,7 +162,7 @@ template <typename S, WeightFormat T, int Pieces> struct RoundedCall {
             for (uint32_t i = 0; i < k; i += 2) {
                 Q3_UNROLL
                 for (int p = 0; p < P; ++p) {
-                    fetchAhead<T, R, kFollowedRounded<S, T>>(from + p * stride + panelOffset(T, i), panelOffset(T, 2));
+                    ask<R, P>(from + p * stride + panelOffset(T, i), panelOffset(T, 2));
                 }
                 addPair<S, Pieces>(
                     [&](int p) Q3_INLINE { return loadPair<S>(from + p * stride + size_t{i} * kPanelRows * 2); },
@@ -156,6 +174,15 @@ template <typename S, WeightFormat T, int Pieces> struct RoundedCall {
             }
         }
         products.store(to, ldy, apart);
+    }
+
+private:
+    template <int R, int P> static void ask(const char *weights, size_t bytes) {
+        if constexpr (kPairStreams<S, Pieces> && (T == kBf12 || P == 1)) {
+            fetch<kOneStreamAhead>(weights, bytes);
+        } else {
+            fetchAhead<R, T == kBf12 ? 0 : kFollowedRounded<S, T>>(weights, bytes);
+        }
     }
 
     // A whole group of bf12.
@@ -174,7 +201,7 @@ template <typename S, WeightFormat T, int Pieces> struct RoundedCall {
         for (uint32_t quad = 0; quad < kGroup / 4; ++quad) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                fetchAhead<kBf12, R, 0>(first + p * stride + quad * kBf12QuadBytes, kBf12QuadBytes);
+                ask<R, P>(first + p * stride + quad * kBf12QuadBytes, kBf12QuadBytes);
             }
             Q3_UNROLL
             for (int second = 0; second < 2; ++second, at += kEntry) {
@@ -188,16 +215,22 @@ template <typename S, WeightFormat T, int Pieces> struct RoundedCall {
     }
 };
 
-template <typename S, WeightFormat T, int Pieces>
+template <typename S, WeightFormat T, int Pieces, bool Streamed = false>
 void multiplyRounded(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t k, const RoundedRows &x,
                      uint32_t rows, float *y, size_t ldy, bool accumulate) {
-    withRows<S::kTileRows>(rows, RoundedCall<S, T, Pieces>{static_cast<const char *>(panels), panel_bytes, npanels, k,
-                                                           x, y, ldy, accumulate});
+    using Call = RoundedCall<S, T, Pieces>;
+    withRows<Streamed ? kBf16StreamRows : S::kTileRows>(
+        rows,
+        RowsCall<Call, Streamed>{{static_cast<const char *>(panels), panel_bytes, npanels, k, x, y, ldy, accumulate}});
 }
 
 template <typename S> constexpr void addRounded(KernelTable &table) {
     table.pair_bytes = kPairBytes<S>;
     table.rounded_tile_rows = S::kTileRows;
+    if constexpr (kPairStreams<S, 1>) {
+        table.streamBf16 = multiplyRounded<S, kBf16, 1, true>;
+        table.bf16_stream_rows = kBf16StreamRows;
+    }
     table.multiplyRounded[0][kBf16] = multiplyRounded<S, kBf16, 1>;
     table.multiplyRounded[1][kBf16] = multiplyRounded<S, kBf16, 2>;
     table.multiplyRounded[0][kBf12] = multiplyRounded<S, kBf12, 1>;

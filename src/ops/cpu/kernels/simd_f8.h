@@ -165,7 +165,7 @@ template <typename S, typename Rows> struct PanelCallF8 {
                 Q3_UNROLL
                 for (int p = 0; p < P; ++p) {
                     const char *at = codes[p] + i / 4 * kF8QuadBytes;
-                    fetchCheckpoint<S, kF8, R, 0>(at, kF8QuadBytes);
+                    fetchAhead<R, 0, S::kParts == 1 ? 2048 : 256, S::kParts == 1 ? 4 : 1>(at, kF8QuadBytes);
                     quads[p] = decoder.quad(at);
                 }
                 x.template add<S, R, P>(quads, size_t{k0} + i, left, block);

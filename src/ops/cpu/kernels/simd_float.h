@@ -8,7 +8,7 @@
 // Loops of one kernel are written out with this macro and not with a helper that takes a lambda: GCC inlines such
 // lambdas later or not at all, which changes the order of loads, moves accumulators to memory, and drops those that do
 // nothing but prefetch, since it takes them for functions without effect.
-#define Q3_UNROLL _Pragma("GCC unroll 16")
+#define Q3_UNROLL _Pragma("GCC unroll 32")
 #define Q3_INLINE __attribute__((always_inline))
 
 namespace q3::cpu {
@@ -161,29 +161,29 @@ private:
     }
 };
 
-// Prefetches the weights that R rows are multiplied with a little later. Up to Followed rows do little but load, four
-// streams at a time, which the hardware follows by itself: requests hinder it. With more, arithmetic keeps the core
-// from running ahead of its loads, and the hardware's prefetchers stop at the end of every 4 KiB. One row of weights
-// that take long to decode is helped by near requests, and hindered by far ones; Few rows of them by Near ones.
-template <WeightFormat T, int R, int Followed, size_t Near = 256, int Few = 1>
-inline void fetchAhead(const char *weights, size_t bytes) {
-    constexpr size_t kDistance = R <= Followed ? 0 : (R > Few ? 4096 : Near);
-    if constexpr (kDistance > 0) {
+// Asks for the weights that lie Distance bytes ahead; 0: for none.
+template <size_t Distance> inline void fetch(const char *weights, size_t bytes) {
+    if constexpr (Distance > 0) {
         Q3_UNROLL
         for (size_t line = 0; line < bytes; line += 64) {
-            __builtin_prefetch(weights + kDistance + line);
+            __builtin_prefetch(weights + Distance + line);
         }
     }
 }
 
-// Rows up to which a format of quantised checkpoints is helped by near requests.
-template <typename S> constexpr int kNearRows = S::kParts == 1 ? 4 : 1;
+// Whether weights from memory are read as one stream, kOneStreamAhead bytes ahead, whatever the number of rows. With
+// AVX-512 that gives the most of memory (docs/cpu-backend.md): two and more streams with requests disturb each other,
+// and without requests the hardware's prefetchers stop at the end of every 4 KiB.
+template <typename S> constexpr bool kOneStream = S::kParts == 1 && S::kByteDots;
+constexpr size_t kOneStreamAhead = 8192;
 
-// The same for the formats of quantised checkpoints.
-template <typename S, WeightFormat T, int R, int Followed>
-inline void fetchCheckpoint(const char *weights, size_t bytes) {
-    constexpr size_t kNear = S::kParts > 1 ? 256 : (isAffine(T) ? 3584 : 2048);
-    fetchAhead<T, R, Followed, kNear, kNearRows<S>>(weights, bytes);
+// Prefetches the weights that R rows are multiplied with a little later, where several streams are read. Up to Followed
+// rows do little but load, four streams at a time, which the hardware follows by itself: requests hinder it. With more,
+// arithmetic keeps the core from running ahead of its loads. One row of weights that take long to decode is helped by
+// near requests, and hindered by far ones; Few rows of them by Near ones.
+template <int R, int Followed, size_t Near = 256, int Few = 1>
+inline void fetchAhead(const char *weights, size_t bytes) {
+    fetch<R <= Followed ? 0 : (R > Few ? 4096 : Near)>(weights, bytes);
 }
 
 // Rows of floats up to which the hardware follows (fetchAhead): more where a panel's row is one vector.
@@ -209,8 +209,8 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
         for (size_t i = 0; i + 1 < k; i += 2) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                fetchAhead<kBf16, R, kFollowedFloats<S, kBf16>>(panels + p * panel_bytes + panelOffset(kBf16, i),
-                                                                panelOffset(kBf16, 2));
+                fetchAhead<R, kFollowedFloats<S, kBf16>>(panels + p * panel_bytes + panelOffset(kBf16, i),
+                                                         panelOffset(kBf16, 2));
             }
             add(i, false);
             add(i, true);
@@ -222,8 +222,7 @@ inline void multiplyFloats(const char *panels, size_t panel_bytes, size_t k, con
         for (size_t i = 0; i < k; ++i) {
             Q3_UNROLL
             for (int p = 0; p < P; ++p) {
-                fetchAhead<T, R, kFollowedFloats<S, T>>(panels + p * panel_bytes + panelOffset(T, i),
-                                                        panelOffset(T, 1));
+                fetchAhead<R, kFollowedFloats<S, T>>(panels + p * panel_bytes + panelOffset(T, i), panelOffset(T, 1));
             }
             products.add([&](int p) { return loadColumn<S, T>(panels + p * panel_bytes, i * kPanelRows); }, x + i, ldx);
         }
@@ -239,6 +238,12 @@ template <int R, typename Body> inline void withRows(uint32_t rows, const Body &
     }
     body.template call<R>();
 }
+
+// The body of withRows that calls tiles.rows<R, Streamed>().
+template <typename Call, bool Streamed> struct RowsCall {
+    const Call tiles;
+    template <int R> void call() const { tiles.template rows<R, Streamed>(); }
+};
 
 // How many panels R rows are multiplied with at once, when `fixed` more registers are in use. One row takes four
 // panels: their chains hide the latency of a multiply-add, and their four streams that of memory. Many rows are chains
@@ -338,7 +343,7 @@ inline void multiplyGroupBf12(const char *const *groups, const float *x, size_t 
     for (uint32_t quad = 0; quad < kGroup / 4; ++quad) {
         Q3_UNROLL
         for (int p = 0; p < P; ++p) {
-            fetchAhead<kBf12, R, 0>(groups[p] + quad * kBf12QuadBytes, kBf12QuadBytes);
+            fetchAhead<R, 0>(groups[p] + quad * kBf12QuadBytes, kBf12QuadBytes);
         }
         add(quad, false);
         add(quad, true);

@@ -187,9 +187,17 @@ private:
 };
 
 // Rows up to which the hardware follows (fetchAhead), where codes of a panel are a whole vector.
-template <typename S, WeightFormat T>
-constexpr int kFollowedCodes =
-    S::kParts > 1 ? 0 : (infoOf(T).code_bits == 8 ? (S::kByteDots ? 4 : 1) : (S::kByteDots ? 2 : 0));
+template <typename S, WeightFormat T> constexpr int kFollowedCodes = S::kParts == 1 && infoOf(T).code_bits == 8 ? 1 : 0;
+
+// Asks for a group's weights, of which R rows meet P panels at a time.
+template <typename S, WeightFormat T, int R, int P> inline void fetchCodes(const char *codes) {
+    constexpr size_t kBytes = codesOffset(T, 1) - codesOffset(T, 0);
+    if constexpr (kOneStream<S> && P == 1) {
+        fetch<kOneStreamAhead>(codes, kBytes);
+    } else {
+        fetchAhead<R, kFollowedCodes<S, T>>(codes, kBytes);
+    }
+}
 
 // Adds group g of P panels, from panel `first` of the sums on, to the sums of R rows. x: their activations in the
 // group.
@@ -200,7 +208,7 @@ inline void multiplyGroup(const char *const *panels, size_t g, const QuantRows &
     Q3_UNROLL
     for (int p = 0; p < P; ++p) {
         codes[p] = panels[first + p] + codesOffset(T, g);
-        fetchAhead<T, R, kFollowedCodes<S, T>>(codes[p], codesOffset(T, 1) - codesOffset(T, 0));
+        fetchCodes<S, T, R, All>(codes[p]);
     }
     GroupDots<S, T, X, R, P> dots;
     dots.compute(x, codes);
@@ -224,8 +232,18 @@ template <typename S> constexpr bool fitTogether(int R, int P) {
     return S::kParts == 1 && 2 * R * P + P + 1 <= S::kRegisters;
 }
 
-// How many panels R rows are multiplied with at once.
-template <typename S, int R> constexpr int quantPanelsAtOnce() {
+// Rows of a tile of formats that take codes, whose panels are in cache. Where sums of two panels fit, six rows are
+// chains enough.
+template <typename S> constexpr int kQuantTileRows = S::kParts == 1 && S::kTileRows > 6 ? 6 : S::kTileRows;
+// Rows of one whose panels come from memory: as many as fit, so that every weight comes once, all along.
+constexpr int kQuantStreamRows = 16;
+
+// How many panels R rows are multiplied with at once. Where one stream is best, so few rows as five are always streamed
+// (Linears::partsOf).
+template <typename S, int R, bool Streamed> constexpr int quantPanelsAtOnce() {
+    if (kOneStream<S> && (Streamed || R < 5)) {
+        return 1;
+    }
     for (int p = 4; p > 1; p /= 2) {
         if (fitTogether<S>(R, p)) {
             return p;
@@ -243,7 +261,9 @@ template <typename S, WeightFormat T, CodeWidth X> struct QuantPanelCall {
     size_t ldy;
     bool accumulate;
 
-    template <int R> void call() const { forPanelGroups<R, quantPanelsAtOnce<S, R>()>(npanels, *this); }
+    template <int R, bool Streamed> void rows() const {
+        forPanelGroups<R, quantPanelsAtOnce<S, R, Streamed>()>(npanels, *this);
+    }
     template <int R, int P> void tiles(uint32_t first, uint32_t apart) const {
         constexpr int kTogether = fitTogether<S>(R, P) ? P : 1;
         Products<S, R, P> products;
@@ -267,14 +287,13 @@ template <typename S, WeightFormat T, CodeWidth X> struct QuantPanelCall {
     }
 };
 
-// Rows of a tile of formats that take codes. Where sums of two panels fit, six rows are chains enough.
-template <typename S> constexpr int kQuantTileRows = S::kParts == 1 && S::kTileRows > 6 ? 6 : S::kTileRows;
-
-template <typename S, WeightFormat T, CodeWidth X>
+template <typename S, WeightFormat T, CodeWidth X, bool Streamed = false>
 void multiplyQuantPanels(const void *panels, size_t panel_bytes, uint32_t npanels, uint32_t groups, const QuantRows &x,
                          uint32_t rows, float *y, size_t ldy, bool accumulate) {
-    withRows<kQuantTileRows<S>>(rows, QuantPanelCall<S, T, X>{static_cast<const char *>(panels), panel_bytes, npanels,
-                                                              groups, x, y, ldy, accumulate});
+    using Call = QuantPanelCall<S, T, X>;
+    withRows<Streamed ? kQuantStreamRows : kQuantTileRows<S>>(
+        rows, RowsCall<Call, Streamed>{
+                  {static_cast<const char *>(panels), panel_bytes, npanels, groups, x, y, ldy, accumulate}});
 }
 
 // The order that the kernels of a format want codes in. Those of affine formats multiply bytes (simd_affine.h).
@@ -345,7 +364,11 @@ void quantize(const float *x, uint32_t k, const QuantRows &out, uint32_t r) {
 }
 
 template <typename S, WeightFormat T, CodeWidth X> constexpr CodeKernels codeKernels() {
-    return {codeOrder<S, T, X>(), quantize<S, T, X>, multiplyQuantPanels<S, T, X>};
+    CodeKernels kernels{codeOrder<S, T, X>(), quantize<S, T, X>, multiplyQuantPanels<S, T, X>};
+    if constexpr (kOneStream<S>) {
+        kernels.stream = multiplyQuantPanels<S, T, X, true>;
+    }
+    return kernels;
 }
 
 }  // namespace

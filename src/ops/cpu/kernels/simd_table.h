@@ -45,6 +45,7 @@ template <typename S> constexpr KernelTable simdTable(const char *name, const Af
     table.affine = &affine;
     table.tile_rows = S::kTileRows;
     table.quant_tile_rows = kQuantTileRows<S>;
+    table.quant_stream_rows = kOneStream<S> ? kQuantStreamRows : 0;
     forEachFormat([&](auto format) {
         constexpr WeightFormat T = decltype(format)::value;
         if constexpr (isAffine(T)) {
