@@ -354,6 +354,15 @@ target("bench_kernels")
     add_deps("q3_core")
 target_end()
 
+-- Kernels of few rows on weights from memory, all threads together.
+target("bench_streams")
+    set_kind("binary")
+    set_group("bench")
+    set_default(false)
+    add_files("test/bench/streams.cpp")
+    add_deps("q3_core")
+target_end()
+
 -- How a step's work divides over threads.
 target("bench_scaling")
     set_kind("binary")

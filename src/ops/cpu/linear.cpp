@@ -27,12 +27,8 @@ constexpr size_t kBlockBytes = size_t{256} << 10;
 // tile.
 constexpr uint32_t kFewParts = 4;
 
-// Most rows that go through panels as these come from memory, in tiles as tall as registers allow. More rows are cut
-// into tiles of the size that is fastest from L2, which the first one brings panels to.
-constexpr uint32_t kStreamedRows = 28;
-
-// Panels that two such tiles go through at once: a pair, because gate and up take turns.
-constexpr uint32_t kStreamedTogether = 2;
+// Most rows of a tile whose panels come from memory.
+constexpr uint32_t kMostStreamRows = 28;
 
 // Floats of Linears::blockScratch.
 constexpr size_t kBlockFloats = kTogether * size_t{kMaxTileRows} * kPanelRows;
@@ -171,7 +167,7 @@ size_t Linears::scratchFloats(WeightFormat format) const {
     const size_t expanded =
         format == kBf12 || format == kF8 ? kBlockBytes + kTogether * panelOffset(kBf16, kF8Group) : 0;
     const size_t blocks = size_t{max_rows_} * kTogether * kPanelRows + expanded / sizeof(float);
-    return std::max(blocks, size_t{std::max(kMaxTileRows, kStreamedRows)} * kStreamPanels * kPanelRows);
+    return std::max(blocks, size_t{std::max(kMaxTileRows, kMostStreamRows)} * kStreamPanels * kPanelRows);
 }
 
 // Room for the products of a tile of rows with kTogether panels of f8, a block of k.
@@ -205,15 +201,24 @@ uint32_t Linears::streamRows(WeightFormat format) const {
     return std::max(taller, tileRows(format));
 }
 
-// Whether rows are multiplied in tiles of streamRows.
-bool Linears::streams(WeightFormat format, uint32_t rows) const {
-    return rows <= std::max(streamRows(format), streamRows(format) > tileRows(format) ? kStreamedRows : 0);
+// Whether such a tile may be taller than one whose panels are in cache.
+bool Linears::hasTaller(WeightFormat format) const {
+    return streamRows(format) > tileRows(format);
 }
 
-// Parts of nearly equal size that rows are multiplied in.
-uint32_t Linears::partsOf(uint32_t rows, WeightFormat format) const {
-    const uint32_t tile = streams(format, rows) ? streamRows(format) : tileRows(format);
-    return (rows + tile - 1) / tile;
+// The first tile meets panels as these come from memory. It is as tall as registers allow, so that it computes while it
+// waits; the others have the size that is fastest from the cache that it brings panels to.
+RowParts Linears::partsOf(uint32_t rows, WeightFormat format) const {
+    const uint32_t tallest = streamRows(format);
+    if (rows <= tallest) {
+        return {rows, 1, rows};
+    }
+    const uint32_t tile = tileRows(format);
+    if (hasTaller(format)) {
+        return {rows, 1 + (rows - tallest + tile - 1) / tile, tallest};
+    }
+    const uint32_t count = (rows + tile - 1) / tile;
+    return {rows, count, partSize(rows, count, 0)};
 }
 
 CodeWidth Linears::widthOf(const CpuLinear &w) const {
@@ -259,8 +264,8 @@ void Linears::multiplyRows(const float *in, uint32_t rows, const CpuLinear &w, c
     const Segment all{0, rows, 0, w.npanels, 0, direct};
     const bool stream = rows <= streamRows(w.format);
     const uint32_t least = panelsIn(kClaimBytes, w);
-    const uint32_t most = streams(w.format, rows) ? std::min(kStreamPanels, panelsIn(kStreamBytes, w))
-                                                  : std::max(least, panelsTogether(w, rows));
+    const uint32_t most =
+        stream ? std::min(kStreamPanels, panelsIn(kStreamBytes, w)) : std::max(least, panelsTogether(w, rows));
     pool_.parallelFor(w.npanels, std::min(most, least), most, [&](uint32_t begin, uint32_t end, uint32_t thread) {
         if (stream) {
             streamPanels(in, all, w, begin, end, thread, epilogue);
@@ -340,10 +345,7 @@ bool Linears::expands(WeightFormat format, uint32_t rows) const {
 
 // Panels that rows go through at once: kTogether, or for few rows as many as fit kBlockBytes.
 uint32_t Linears::panelsTogether(const CpuLinear &w, uint32_t rows) const {
-    if (rows > streamRows(w.format) && streams(w.format, rows)) {
-        return kStreamedTogether;
-    }
-    const bool few = partsOf(rows, w.format) <= kFewParts && !expands(w.format, rows);
+    const bool few = !hasTaller(w.format) && partsOf(rows, w.format).count <= kFewParts && !expands(w.format, rows);
     return few ? std::min(kStreamPanels, panelsIn(kBlockBytes, w)) : kTogether;
 }
 
@@ -352,7 +354,7 @@ template <typename Epilogue>
 void Linears::reusePanels(const float *in, const Segment &segment, const CpuLinear &w, uint32_t begin, uint32_t end,
                           uint32_t thread, const Epilogue &epilogue) {
     const uint32_t rows = segment.rows;
-    const uint32_t parts = partsOf(rows, w.format);
+    const RowParts parts = partsOf(rows, w.format);
     const bool expand = expands(w.format, rows);
     const WeightFormat format = expand ? kBf16 : w.format;
     const uint32_t depth = blockDepth(format, w.in, std::max(kGroup, infoOf(w.format).group));
@@ -369,14 +371,14 @@ void Linears::reusePanels(const float *in, const Segment &segment, const CpuLine
         for (uint32_t k0 = 0; k0 < w.in; k0 += depth) {
             const uint32_t k = std::min(depth, w.in - k0);
             const bool last = k0 + k == w.in;
-            Panels panels{data + panelOffset(w.format, k0), w.panel_bytes, count, format, k0, k, widthOf(w), false,
-                          streams(w.format, rows)};
+            Panels panels{data + panelOffset(w.format, k0), w.panel_bytes, count, format, k0, k, widthOf(w)};
             if (expand) {
                 panels = expandPanels(panels, w.format, expanded);
             }
-            uint32_t row = 0;
-            for (uint32_t part = 0; part < parts; ++part) {
-                const uint32_t size = partSize(rows, parts, part);
+            for (uint32_t part = 0; part < parts.count; ++part) {
+                const uint32_t row = parts.begin(part);
+                const uint32_t size = parts.size(part);
+                panels.streamed = part == 0 && !expand;
                 // With a single block of k, the sums of one part are done with at once and stay in L1.
                 float *product = products + (depth < w.in ? row * width : 0);
                 const Rows some{in, w.in, segment.first + row, size};
@@ -392,7 +394,6 @@ void Linears::reusePanels(const float *in, const Segment &segment, const CpuLine
                 if (last && !at_once) {
                     epilogue(p, count, segment.out + row, size, product, width);
                 }
-                row += size;
             }
         }
     }
@@ -415,7 +416,6 @@ Linears::Panels Linears::expandPanels(const Panels &panels, WeightFormat from, c
         }
     }
     Panels result = panels;
-    result.streamed = false;
     result.data = expanded;
     result.stride = bytes;
     return result;

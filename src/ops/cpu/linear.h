@@ -20,7 +20,7 @@ constexpr uint32_t groupsIn(uint32_t k) {
     return (k + kGroup - 1) / kGroup;
 }
 
-// Rows of one of `parts` nearly equal parts: two tiles of 4 rows beat one of 6 and one of 2, which has too few chains.
+// Rows of one of `parts` nearly equal parts.
 constexpr uint32_t partSize(uint32_t rows, uint32_t parts, uint32_t part) {
     return rows / parts + (part < rows % parts ? 1 : 0);
 }
@@ -28,6 +28,16 @@ constexpr uint32_t partSize(uint32_t rows, uint32_t parts, uint32_t part) {
 constexpr uint32_t partBegin(uint32_t rows, uint32_t parts, uint32_t part) {
     return part * (rows / parts) + (part < rows % parts ? part : rows % parts);
 }
+
+// The tiles that rows are cut into. Those after the first one are nearly equal: two tiles of 4 rows beat one of 6 and
+// one of 2, which has too few chains.
+struct RowParts {
+    uint32_t rows, count;
+    uint32_t first;  // rows of the first one
+
+    uint32_t size(uint32_t part) const { return part == 0 ? first : partSize(rows - first, count - 1, part - 1); }
+    uint32_t begin(uint32_t part) const { return part == 0 ? 0 : first + partBegin(rows - first, count - 1, part - 1); }
+};
 
 // What layers of experts need of Linears.
 struct SlotLimits {
@@ -108,13 +118,13 @@ private:
     void multiplyOne(float *out, size_t ldo, const float *in, uint32_t rows, const CpuLinear &w);
     const char *panelsOf(const CpuLinear &w, uint32_t first, uint32_t count, uint32_t thread);
     size_t scratchFloats(WeightFormat format) const;
-    uint32_t partsOf(uint32_t rows, WeightFormat format) const;
+    RowParts partsOf(uint32_t rows, WeightFormat format) const;
     CodeWidth widthOf(const CpuLinear &w) const;
     QuantRows codesOf(uint32_t first, uint32_t count, uint32_t k, const CodeKernels &kernels) const;
     uint32_t piecesOf(WeightFormat format) const;
     uint32_t tileRows(WeightFormat format) const;
     uint32_t streamRows(WeightFormat format) const;
-    bool streams(WeightFormat format, uint32_t rows) const;
+    bool hasTaller(WeightFormat format) const;
     bool expands(WeightFormat format, uint32_t rows) const;
     uint32_t panelsTogether(const CpuLinear &w, uint32_t rows) const;
     void prepareRows(const float *in, uint32_t rows, const CpuLinear &w);

@@ -66,20 +66,18 @@ void Linears::roundRows(const float *in, const uint32_t *row_of, uint32_t rows, 
 
 // Writes the rows of `in` in the codes that the layer takes.
 void Linears::quantizeRows(const float *in, uint32_t rows, const CpuLinear &w) {
-    const uint32_t parts = partsOf(rows, w.format);
+    const RowParts parts = partsOf(rows, w.format);
     // The rows of a part share cache lines, so few parts are cut by k.
     const uint32_t groups = groupsIn(w.in);
-    const uint32_t wanted = parts < 2 * pool_.size() ? rows / (kQuantGrain * parts) : 1;
+    const uint32_t wanted = parts.count < 2 * pool_.size() ? rows / (kQuantGrain * parts.count) : 1;
     const uint32_t pieces = std::clamp(wanted, 1U, groups);
-    pool_.parallelFor(parts * pieces, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
+    pool_.parallelFor(parts.count * pieces, 1, [&](uint32_t begin, uint32_t end, uint32_t thread) {
         for (uint32_t unit = begin; unit < end; ++unit) {
             const uint32_t part = unit / pieces;
             const uint32_t piece = unit % pieces;
             const uint32_t k0 = partBegin(groups, pieces, piece) * kGroup;
             const uint32_t k = partSize(groups, pieces, piece) * kGroup;
-            quantizePart(in, nullptr,
-                         {partBegin(rows, parts, part), partSize(rows, parts, part), k0, std::min(k, w.in - k0)}, w, 0,
-                         thread);
+            quantizePart(in, nullptr, {parts.begin(part), parts.size(part), k0, std::min(k, w.in - k0)}, w, 0, thread);
         }
     });
 }
@@ -125,12 +123,11 @@ const float *Linears::prepareSlots(const float *in, bool slots, const Routing &r
                           [&](uint32_t begin, uint32_t end, uint32_t thread) {
                               for (uint32_t i = begin; i < end; ++i) {
                                   const Routing::Share &share = routing.shares()[i];
-                                  const uint32_t parts = partsOf(share.rows, w.format);
-                                  uint32_t row = share.first;
-                                  for (uint32_t part = 0; part < parts; ++part) {
-                                      const uint32_t size = partSize(share.rows, parts, part);
-                                      quantizePart(in, row_of, {row, size, 0, w.in}, w, share.expert, thread);
-                                      row += size;
+                                  const RowParts parts = partsOf(share.rows, w.format);
+                                  for (uint32_t part = 0; part < parts.count; ++part) {
+                                      const uint32_t row = share.first + parts.begin(part);
+                                      quantizePart(in, row_of, {row, parts.size(part), 0, w.in}, w, share.expert,
+                                                   thread);
                                   }
                               }
                           });

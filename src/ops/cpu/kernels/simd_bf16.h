@@ -127,13 +127,13 @@ template <typename S, int Pieces> constexpr bool kPairStreams = kOneStream<S> &&
 // Rows of a tile of bf16 whose panels come from memory: as many as fit, so that every weight comes once, all along.
 constexpr int kBf16StreamRows = 28;
 
-// How many panels R rows are multiplied with at once. Where panels are streamed, few rows are never a part of many
-// (Linears::partsOf); more than ten take two panels, as loads of x would hold up multiply-adds, while sums fit.
+// How many panels R rows are multiplied with at once. More than ten rows that are streamed take two, as loads of x
+// would hold up multiply-adds, while sums fit.
 template <typename S, WeightFormat T, int Pieces, int R, bool Streamed> constexpr int roundedPanelsAtOnce() {
-    if (kPairStreams<S, Pieces> && T == kBf16 && R < (Streamed ? 11 : 7)) {
+    if (Streamed && R < 11) {
         return 1;
     }
-    return pairPanelsAtOnce<S, R>(kPairStreams<S, Pieces> ? 2 : 4);
+    return pairPanelsAtOnce<S, R>(Streamed || (T == kBf12 && kPairStreams<S, Pieces>) ? 2 : 4);
 }
 
 template <typename S, WeightFormat T, int Pieces> struct RoundedCall {

@@ -238,8 +238,7 @@ template <typename S> constexpr int kQuantTileRows = S::kParts == 1 && S::kTileR
 // Rows of one whose panels come from memory: as many as fit, so that every weight comes once, all along.
 constexpr int kQuantStreamRows = 16;
 
-// How many panels R rows are multiplied with at once. Where one stream is best, so few rows as five are always streamed
-// (Linears::partsOf).
+// How many panels R rows are multiplied with at once. Fewer than five rows are fast from cache with one panel, too.
 template <typename S, int R, bool Streamed> constexpr int quantPanelsAtOnce() {
     if (kOneStream<S> && (Streamed || R < 5)) {
         return 1;
