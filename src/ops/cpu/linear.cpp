@@ -218,7 +218,8 @@ RowParts Linears::partsOf(uint32_t rows, WeightFormat format) const {
         return {rows, 1 + (rows - tallest + tile - 1) / tile, tallest};
     }
     const uint32_t count = (rows + tile - 1) / tile;
-    return {rows, count, partSize(rows, count, 0)};
+    const bool full = isAffine(format) && kernels_.affine->full_tiles;
+    return {rows, count, full ? tile : partSize(rows, count, 0), full};
 }
 
 CodeWidth Linears::widthOf(const CpuLinear &w) const {

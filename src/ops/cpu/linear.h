@@ -29,14 +29,25 @@ constexpr uint32_t partBegin(uint32_t rows, uint32_t parts, uint32_t part) {
     return part * (rows / parts) + (part < rows % parts ? part : rows % parts);
 }
 
-// The tiles that rows are cut into. Those after the first one are nearly equal: two tiles of 4 rows beat one of 6 and
-// one of 2, which has too few chains.
+// The tiles that rows are cut into. Those after the first one are nearly equal, since two tiles of 4 rows beat one of 6
+// and one of 2, which has too few chains; or all but the last one are full.
 struct RowParts {
     uint32_t rows, count;
     uint32_t first;  // rows of the first one
+    bool full = false;
 
-    uint32_t size(uint32_t part) const { return part == 0 ? first : partSize(rows - first, count - 1, part - 1); }
-    uint32_t begin(uint32_t part) const { return part == 0 ? 0 : first + partBegin(rows - first, count - 1, part - 1); }
+    uint32_t size(uint32_t part) const {
+        if (full) {
+            return part + 1 < count ? first : rows - begin(part);
+        }
+        return part == 0 ? first : partSize(rows - first, count - 1, part - 1);
+    }
+    uint32_t begin(uint32_t part) const {
+        if (full || part == 0) {
+            return part * first;
+        }
+        return first + partBegin(rows - first, count - 1, part - 1);
+    }
 };
 
 // What layers of experts need of Linears.

@@ -147,6 +147,7 @@ using WeighKernel = void (*)(const float *weights, size_t ldw, uint32_t rows, co
 // Products of the affine formats, by the width of the activation codes.
 struct AffineKernels {
     PerFormat<QuantPanelKernel> of[kCodeWidths];
+    bool full_tiles;  // full tiles are so much faster than those with some rows less that rows are cut into full ones
 };
 // score and weigh where attention is in bf16: queries and weights are rounded (RoundedRows, one piece) and tiles have
 // their elements in pairs, keys [dh / 2][16 keys][2] and values [8 pairs of keys][16 * npanels][2], so that sums run

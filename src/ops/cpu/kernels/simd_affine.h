@@ -168,6 +168,10 @@ inline Q3_INLINE void addAffinePiece(const char *group, uint32_t index, const Qu
     }
 }
 
+// Where a panel's row is one vector, numbers of rows between 6 and the most are two tiles of a panel, which the second
+// finds in cache: that is faster than one tile of 7 to 11 rows, and half as much to compile.
+template <typename S> constexpr bool kHalves = S::kParts == 1;
+
 template <typename S, WeightFormat T, CodeWidth X> struct AffinePanelCall {
     const char *panels;
     size_t panel_bytes;
@@ -177,10 +181,8 @@ template <typename S, WeightFormat T, CodeWidth X> struct AffinePanelCall {
     size_t ldy;
     bool accumulate;
 
-    // Where a panel's row is one vector, numbers of rows between 6 and the most are two tiles of a panel, which the
-    // second finds in cache: that is faster than one tile of 7 to 11 rows, and half as much to compile.
     static constexpr int kHalfTile = 6;
-    static constexpr bool inHalves(int rows) { return S::kParts == 1 && rows > kHalfTile && rows < S::kTileRows; }
+    static constexpr bool inHalves(int rows) { return kHalves<S> && rows > kHalfTile && rows < S::kTileRows; }
 
     // Full tiles meet one panel anyway, mostly from cache: requests that are that far ahead cost them a tenth.
     static constexpr bool kStreams = S::kParts == 1;
@@ -247,6 +249,7 @@ void multiplyAffinePanels(const void *panels, size_t panel_bytes, uint32_t npane
 
 template <typename S> constexpr AffineKernels affineKernels() {
     AffineKernels kernels{};
+    kernels.full_tiles = kHalves<S>;
     forEachFormat([&](auto format) {
         constexpr WeightFormat T = decltype(format)::value;
         if constexpr (isAffine(T)) {
