@@ -27,9 +27,6 @@ constexpr size_t kBlockBytes = size_t{256} << 10;
 // tile.
 constexpr uint32_t kFewParts = 4;
 
-// Most rows of a tile whose panels come from memory.
-constexpr uint32_t kMostStreamRows = 28;
-
 // Floats of Linears::blockScratch.
 constexpr size_t kBlockFloats = kTogether * size_t{kMaxTileRows} * kPanelRows;
 
@@ -167,7 +164,7 @@ size_t Linears::scratchFloats(WeightFormat format) const {
     const size_t expanded =
         format == kBf12 || format == kF8 ? kBlockBytes + kTogether * panelOffset(kBf16, kF8Group) : 0;
     const size_t blocks = size_t{max_rows_} * kTogether * kPanelRows + expanded / sizeof(float);
-    return std::max(blocks, size_t{std::max(kMaxTileRows, kMostStreamRows)} * kStreamPanels * kPanelRows);
+    return std::max(blocks, size_t{std::max(kMaxTileRows, kMaxStreamRows)} * kStreamPanels * kPanelRows);
 }
 
 // Room for the products of a tile of rows with kTogether panels of f8, a block of k.

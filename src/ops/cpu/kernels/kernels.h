@@ -29,7 +29,8 @@
 
 namespace q3::cpu {
 
-constexpr uint32_t kMaxTileRows = 16;  // bound of KernelTable::tileRows
+constexpr uint32_t kMaxTileRows = 16;    // bound of KernelTable::tileRows
+constexpr uint32_t kMaxStreamRows = 28;  // bound of KernelTable::quant_stream_rows and bf16_stream_rows
 
 // How a row's 32 activation codes of a group lie in memory, which is the business of the kernels that multiply them.
 enum CodeOrder : uint8_t {

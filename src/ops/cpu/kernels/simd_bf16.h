@@ -125,7 +125,7 @@ template <typename S, int R> constexpr int pairPanelsAtOnce(int most) {
 template <typename S, int Pieces> constexpr bool kPairStreams = kOneStream<S> && S::kDotsBf16 && Pieces == 1;
 
 // Rows of a tile of bf16 whose panels come from memory: as many as fit, so that every weight comes once, all along.
-constexpr int kBf16StreamRows = 28;
+constexpr int kBf16StreamRows = static_cast<int>(kMaxStreamRows);
 
 // How many panels R rows are multiplied with at once. More than ten rows that are streamed take two, as loads of x
 // would hold up multiply-adds, while sums fit.

@@ -235,8 +235,10 @@ template <typename S> constexpr bool fitTogether(int R, int P) {
 // Rows of a tile of formats that take codes, whose panels are in cache. Where sums of two panels fit, six rows are
 // chains enough.
 template <typename S> constexpr int kQuantTileRows = S::kParts == 1 && S::kTileRows > 6 ? 6 : S::kTileRows;
-// Rows of one whose panels come from memory: as many as fit, so that every weight comes once, all along.
+// Rows of one whose panels come from memory: as many as fit but for two registers, so that every weight comes once, all
+// along.
 constexpr int kQuantStreamRows = 16;
+static_assert(kQuantStreamRows <= kMaxStreamRows, "scratch has room for no more");
 
 // How many panels R rows are multiplied with at once. Fewer than five rows are fast from cache with one panel, too.
 template <typename S, int R, bool Streamed> constexpr int quantPanelsAtOnce() {
