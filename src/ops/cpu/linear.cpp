@@ -320,15 +320,9 @@ void Linears::streamPanels(const float *in, const Segment &segment, const CpuLin
     for (uint32_t p = begin; p < end; p += most) {  // a single thread claims all panels at once
         const uint32_t count = std::min(most, end - p);
         const size_t width = size_t{count} * kPanelRows;
-        const Panels panels{panelsOf(w, segment.panel + p, count, thread),
-                            w.panel_bytes,
-                            count,
-                            w.format,
-                            0,
-                            w.in,
-                            widthOf(w),
-                            false,
-                            true};
+        Panels panels{
+            panelsOf(w, segment.panel + p, count, thread), w.panel_bytes, count, w.format, 0, w.in, widthOf(w)};
+        panels.streamed = true;
         const Rows rows{in, w.in, segment.first, segment.rows};
         multiplyPanels(panels, rows, products, width);
         epilogue(p, count, segment.out, segment.rows, products, width);

@@ -145,7 +145,7 @@ void addGroups(const char *panel, const Unpacked &weights, const char *next, Unp
         }
         if (g < count && next != nullptr) {
             const char *ahead = next + codesOffset(T, g);
-            fetchAhead<T, R, 0>(ahead, codesOffset(T, 1) - codesOffset(T, 0));
+            fetchAhead<R, 0>(ahead, codesOffset(T, 1) - codesOffset(T, 0));
             if constexpr (T == kQ4) {
                 unpackGroup(ahead, next_weights[g]);
                 finishStores();

@@ -183,6 +183,7 @@ constexpr size_t kOneStreamAhead = 8192;
 // near requests, and hindered by far ones; Few rows of them by Near ones.
 template <int R, int Followed, size_t Near = 256, int Few = 1>
 inline void fetchAhead(const char *weights, size_t bytes) {
+    static_assert(Near > 0 && Few > 0, "0 asks for nothing by Followed alone");
     fetch<R <= Followed ? 0 : (R > Few ? 4096 : Near)>(weights, bytes);
 }
 
